@@ -1,0 +1,29 @@
+# The two commands of the README. Each sets up all it needs in .venv first.
+.PHONY: demo test lint
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+VIDEO ?= demo:?seconds=10&seed=1
+RESULTS ?= results
+
+demo: $(VENV)/.base
+	$(BIN)/polypstream process '$(VIDEO)' --output $(RESULTS) --masks --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[train,dev]' -c constraints.txt
+	touch $@

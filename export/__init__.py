@@ -1,0 +1,1 @@
+"""From a trained SA-UNet to a self-describing ONNX model, proven equal."""

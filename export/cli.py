@@ -1,0 +1,54 @@
+"""Commands of export/: export and inspect. Importing this is cheap; torch comes in when a command needs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from models.cli import extra
+from stream.errors import DataError
+from stream.segment import Segmenter
+
+
+def export_model(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or the seed's saunet128.pt")],
+    output: Annotated[Path, typer.Option(help="The ONNX file to write")],
+    size: Annotated[int | None, typer.Option(help="Side of the pictures; the size trained at without it")] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="How the weights are stored; fp16 halves the file")
+    ] = "fp32",
+    scores: Annotated[Path | None, typer.Option(help="JSON of `polypstream evaluate`, for the metadata")] = None,
+) -> None:
+    """Write a self-describing ONNX model, after proof that it says the same as torch."""
+    with extra("train"):
+        from export.onnx_file import export
+    difference = export(checkpoint, output, size, precision, _read_scores(scores))
+    typer.echo(f"{output}: at most {difference} of 255 grey levels from torch")
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="ONNX model")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Print what a model says about itself."""
+    card = Segmenter(model, "cpu").card.model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(card, indent=2))
+        return
+    for name, value in card.items():
+        typer.echo(f"{name:18} {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def _read_scores(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        scores = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON") from error
+    if not isinstance(scores, dict):
+        raise DataError(f"{path}: holds no figures by name")
+    return scores

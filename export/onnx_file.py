@@ -1,0 +1,176 @@
+"""Write a trained SA-UNet as a self-describing ONNX file, after proof that both say the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from models.checkpoint import load_checkpoint
+from models.picture_net import PictureNet
+from models.sa_unet import SAUNet, size_multiple
+from stream.errors import ModelError, OutputError, SettingsError
+from stream.model import INPUT, NOTICE, OUTPUT
+from stream.segment import Segmenter
+from stream.sources.demo_colon import DemoColon, DemoSettings
+
+Precision = Literal["fp32", "fp16"]
+# Executed by every ONNX Runtime since 1.17, the oldest one with a plug-in interface in sight.
+OPSET = 20
+PROVEN_BATCHES = (1, 2, 5)
+ALLOWED_GREY_LEVELS = 1
+# Smaller tensors (biases, norms) are not worth a node of their own.
+WORTH_HALVING = 1024
+# Every so many frames of the demo source are used for the proof.
+DEMO_STEP = 25
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    size: int | None,
+    precision: Precision,
+    scores: dict[str, Any],
+) -> int:
+    """Export a checkpoint, prove it, and only then put it in its place.
+
+    Args:
+        checkpoint: of `polypstream train`, or the seed's saunet128.pt.
+        output: the ONNX file to write.
+        size: side in pixels of the pictures it will take; None: the size that it was trained at.
+        precision: fp32, or fp16 to store the weights as half floats, which halves the file. They are widened
+            when the file is loaded, so each provider computes as it does with fp32.
+        scores: measured scores for the metadata.
+
+    Returns:
+        The largest difference found, in grey levels.
+
+    Raises:
+        ModelError: the checkpoint is neither, or the ONNX file does not say the same as torch.
+        SettingsError: the network cannot take pictures of this size.
+        OutputError: the file cannot be written.
+    """
+    network, card = load_checkpoint(checkpoint)
+    size = size or int(card["size"])
+    multiple = size_multiple(network.architecture)
+    if size < 2 * multiple or size % multiple:
+        raise SettingsError(f"--size {size}: must be a multiple of {multiple}, at least {2 * multiple}")
+    model = to_onnx(network, size)
+    if precision == "fp16":
+        halve_weights(model)
+    metadata = describe(card, checkpoint, size, precision, scores)
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    try:
+        handle, name = tempfile.mkstemp(suffix=".unfinished.onnx", dir=output.parent)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        onnx.save(model, unfinished)
+        difference = prove(network, unfinished, size)
+        unfinished.chmod(0o644)
+        unfinished.replace(output)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return difference
+
+
+def to_onnx(network: SAUNet, size: int) -> onnx.ModelProto:
+    """The network behind the picture contract, batch dimension dynamic."""
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch's exporter
+        program = torch.onnx.export(
+            PictureNet(network).eval(),
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def halve_weights(model: onnx.ModelProto) -> None:
+    """Store large float weights as fp16 followed by a Cast, which ONNX Runtime folds away at load."""
+    casts = []
+    for tensor in model.graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or weights.size < WORTH_HALVING:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), f"{name}.half"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def describe(
+    card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
+) -> dict[str, str]:
+    """The file's metadata; see stream.model.ModelCard."""
+    training = card["training"]
+    made_with = ("polypstream", "torch", "onnx", "onnxscript")
+    return {
+        "model_name": "SA-UNet",
+        "model_version": str(training.get("version", "1")),
+        "input_size": str(size),
+        "threshold": str(card["threshold"]),
+        "precision": precision,
+        "trained_on": str(training["data"]),
+        "terms": str(training["terms"]),
+        "scores": json.dumps(scores),
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "exported_with": ", ".join(f"{name} {version(name)}" for name in made_with),
+        "notice": NOTICE,
+    }
+
+
+def prove(network: SAUNet, model: Path, size: int) -> int:
+    """Run torch and ONNX Runtime on pictures of the demo source and on noise, in batches of several sizes.
+
+    Returns:
+        The largest difference, in grey levels of probability.
+
+    Raises:
+        ModelError: it is over one grey level.
+    """
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(3)]
+    colon = DemoColon(DemoSettings(width=size, height=size))
+    shown = [*(colon.render(index)[0] for index in range(0, len(colon), DEMO_STEP)), *noise]
+    reference, segmenter = PictureNet(network).eval(), Segmenter(model, provider="cpu")
+    largest = 0
+    with torch.inference_mode():
+        for batch in PROVEN_BATCHES:
+            for start in range(0, len(shown), batch):
+                stacked = np.stack(shown[start : start + batch])
+                expected = reference(torch.from_numpy(stacked)).numpy().astype(int)
+                found = segmenter.run(stacked)
+                largest = max(largest, int(np.abs(found - expected).max()))
+    if largest > ALLOWED_GREY_LEVELS:
+        raise ModelError(
+            f"{model.name}: differs from torch by {largest} grey levels of probability, more than "
+            f"{ALLOWED_GREY_LEVELS}; nothing was written"
+        )
+    return largest

@@ -1,0 +1,91 @@
+"""Checkpoints: a trained SA-UNet and what is known about it, in one file loadable with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.sa_unet import SEED, SEED_SIZE, SAUNet
+from stream.errors import ModelError
+
+FORMAT = "polypstream-checkpoint-1"
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """torch.save that leaves the old file or the new one, never half of one."""
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(content, unfinished)
+    unfinished.replace(path)
+
+
+def pack(network: SAUNet, size: int, threshold: float, training: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint file.
+
+    Args:
+        network: the trained network.
+        size: side in pixels of the pictures that it was trained on.
+        threshold: probability from which a pixel counts as polyp.
+        training: what it was trained on and how, plain values only.
+    """
+    return {
+        "format": FORMAT,
+        "architecture": network.architecture,
+        "state_dict": network.state_dict(),
+        "size": size,
+        "threshold": threshold,
+        "training": training,
+    }
+
+
+def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
+    """A network in evaluation mode, and its checkpoint without the weights.
+
+    Takes our checkpoints and the seed's bare ``saunet128.pt`` state dict.
+
+    Raises:
+        ModelError: the file is missing, unreadable, or holds neither.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: not a checkpoint that can be loaded with weights_only=True") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds {type(content).__name__}, not a checkpoint of SA-UNet")
+    if content.get("format") != FORMAT:
+        content = _from_seed(content, path)
+    try:
+        network = SAUNet(**content["architecture"])
+        network.load_state_dict(content.pop("state_dict"))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{path}: its weights do not fit the architecture that it names") from error
+    return network.eval(), content
+
+
+def _from_seed(state_dict: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The seed's checkpoint in our shape."""
+    expected = {name: tensor.shape for name, tensor in _seed_on_no_device().state_dict().items()}
+    found = {name: getattr(tensor, "shape", None) for name, tensor in state_dict.items()}
+    if found != expected:
+        raise ModelError(
+            f"{path}: neither a checkpoint of `polypstream train` nor the seed's saunet128.pt "
+            f"({len(expected.keys() - found.keys())} of its {len(expected)} tensors are missing)"
+        )
+    training = {"data": "Kvasir-SEG (the seed's own training)", "terms": "research and education"}
+    return {
+        "format": FORMAT,
+        "architecture": SEED,
+        "state_dict": state_dict,
+        "size": SEED_SIZE,
+        "threshold": 0.5,
+        "training": training,
+    }
+
+
+def _seed_on_no_device() -> SAUNet:
+    with torch.device("meta"):
+        return SAUNet(**SEED)

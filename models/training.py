@@ -1,0 +1,322 @@
+"""Train an SA-UNet by maximising the Bernoulli log-likelihood of the masks, and survive interruption.
+
+A run is a folder: ``run.pt`` is its state after the last whole epoch, ``checkpoint.pt`` the weights that did best
+on the validation slice, ``history.csv`` and ``curves.png`` its course. Started again, a run goes on from run.pt.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import BinaryStatScores
+
+from models.checkpoint import pack, save_atomically
+from models.data import Pair, augment, find_pairs, read_pair, shrink, split_off_validation, view_of
+from models.sa_unet import OURS, SAUNet, size_multiple
+from stream.errors import DataError, SettingsError
+
+# Pictures are kept this much larger than the network's size, so that enlarging them a little stays sharp.
+KEPT_LARGER = 1.25
+AVERAGING_DECAY = 0.995
+WARM_UP_SHARE = 0.05
+GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training pictures.
+        size: side of the square pictures in pixels.
+        batch: pictures per step.
+        learning_rate: the highest, reached after the warm-up.
+        weight_decay: of AdamW.
+        dice: weight of the Dice loss beside the cross-entropy; 0 leaves pure maximum likelihood.
+        validation: share of the pictures held out for choosing the checkpoint.
+        seed: of the split, the initial weights, the order and the augmentation.
+    """
+
+    epochs: int = 80
+    size: int = 256
+    batch: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    dice: float = 1.0
+    validation: float = 0.08
+    seed: int = 0
+
+
+class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
+    """Random views: each a function of the seed, the epoch and the index alone, so that a resumed run agrees."""
+
+    def __init__(self, content: list[tuple[np.ndarray, np.ndarray]], recipe: Recipe, epoch: int) -> None:
+        self.content, self.recipe, self.epoch = content, recipe, epoch
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng((self.recipe.seed, self.epoch, index))
+        picture, mask = augment(*self.content[index], self.recipe.size, random)
+        return torch.from_numpy(picture), torch.from_numpy(mask)
+
+
+def train(data: Path, names: Path | None, out: Path, recipe: Recipe, terms: str, report: Callable[[str], None]) -> Path:
+    """Train, or go on where an interrupted run stopped.
+
+    Args:
+        data: folder with images/ and masks/.
+        names: file with the names to train on; without it, every picture of the folder.
+        out: folder of the run, made if absent.
+        recipe: how to train.
+        terms: terms of use of the data, kept in the checkpoint.
+        report: is given one line for people after each epoch.
+
+    Returns:
+        The path of checkpoint.pt.
+
+    Raises:
+        DataError: the data are not as needed.
+        SettingsError: `out` holds a run with another recipe, or the size does not fit the network.
+    """
+    pairs = find_pairs(data, names)
+    multiple = size_multiple(OURS)
+    if recipe.size % multiple:
+        raise SettingsError(f"--size {recipe.size}: must be a multiple of {multiple}")
+    run = Run(out, recipe, len(pairs))
+    content = [_read_small(pair, recipe.size) for pair in pairs]
+    training, validation = split_off_validation(
+        pairs, [picture for picture, _ in content], recipe.validation, recipe.seed
+    )
+    if len(training) < recipe.batch or not validation:
+        raise DataError(
+            f"{data}: {len(pairs)} pictures are too few for batches of {recipe.batch} and a validation slice"
+        )
+    report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
+    held_out = [
+        (shrink(picture, recipe.size), shrink(mask, recipe.size))
+        for picture, mask in map(content.__getitem__, validation)
+    ]
+    run.description = {
+        "data": f"{data.resolve().name} ({len(training)} pictures)",
+        "terms": terms,
+        "names": names.name if names else "all",
+        "pictures": len(training),
+        "validation_names": [pairs[index].name for index in validation],
+        **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
+    }
+    for epoch in range(run.epoch, recipe.epochs):
+        row = run.train_epoch([content[index] for index in training], epoch)
+        row |= run.validate(held_out)
+        run.finish_epoch(row)
+        report(
+            f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
+            f"validation loss {row['validation_loss']:.4f}  F1 {row['validation_f1']:.4f}  "
+            f"Dice {row['validation_dice']:.4f}  {row['seconds']:.0f} s"
+        )
+    return out / "checkpoint.pt"
+
+
+class Run:
+    """The state of one training run, on disk after every epoch."""
+
+    def __init__(self, out: Path, recipe: Recipe, pictures: int) -> None:
+        self.out, self.recipe = out, recipe
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.description: dict[str, Any] = {}
+        torch.manual_seed(recipe.seed)
+        self.network = SAUNet(**OURS).to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        trained_on = pictures - round(pictures * recipe.validation)
+        self.steps = max(1, recipe.epochs * (trained_on // recipe.batch))
+        self.epoch, self.step, self.best = 0, 0, -1.0
+        self.history: list[dict[str, float]] = []
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "run.pt").exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self.out / "run.pt", map_location=self.device, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            changed = [key for key, value in asdict(self.recipe).items() if state["recipe"].get(key) != value]
+            raise SettingsError(
+                f"{self.out}: holds a run with another {', '.join(changed)}; give the same, or another --out"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.history = state["history"]
+
+    def _parts(self) -> dict[str, Any]:
+        return {"network": self.network, "averaged": self.averaged, "optimizer": self.optimizer}
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine down to nothing."""
+        done = self.step / self.steps
+        if done < WARM_UP_SHARE:
+            return self.recipe.learning_rate * (done / WARM_UP_SHARE + 0.01)
+        phase = min(1.0, (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
+        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
+
+    def train_epoch(self, content: list[tuple[np.ndarray, np.ndarray]], epoch: int) -> dict[str, float]:
+        """One pass over the training pictures; the epoch's row of history.csv so far."""
+        started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
+        loader = DataLoader(
+            AugmentedPictures(content, self.recipe, epoch),
+            self.recipe.batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=1,
+            generator=torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch),
+        )
+        self.network.train()
+        for pictures, masks in loader:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate()
+            logits, target, loss = self._loss(self.network, pictures, masks)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            self.optimizer.step()
+            self.averaged.update_parameters(self.network)
+            self.step += 1
+            losses += loss.item()
+            counts.update(logits.detach() > 0, target.int())
+        accuracy, f1 = _accuracy_and_f1(counts)
+        return {
+            "epoch": epoch + 1,
+            "learning_rate": self.learning_rate(),
+            "seconds": time.monotonic() - started,
+            "train_loss": losses / len(loader),
+            "train_accuracy": accuracy,
+            "train_f1": f1,
+        }
+
+    @torch.no_grad()
+    def validate(self, content: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """The averaged weights on the validation pictures, at the network's size."""
+        self.averaged.eval()
+        losses, dices, counts = 0.0, 0.0, BinaryStatScores().to(self.device)
+        for batch in _batches(content, self.recipe.batch):
+            pictures, masks = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
+            logits, target, loss = self._loss(self.averaged, pictures, masks)
+            found = logits > 0
+            losses += loss.item() * len(batch)
+            both = (found & (target > 0)).sum(dim=(1, 2, 3))
+            dices += (2 * both / (found.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))).clamp(min=1)).sum().item()
+            counts.update(found, target.int())
+        accuracy, f1 = _accuracy_and_f1(counts)
+        return {
+            "validation_loss": losses / len(content),
+            "validation_accuracy": accuracy,
+            "validation_f1": f1,
+            "validation_dice": dices / len(content),
+        }
+
+    def _loss(self, network: nn.Module, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, target and loss; uint8 pictures [N, H, W, 3] and masks [N, H, W] of 0 and 255."""
+        x = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+        target = (masks.to(self.device) > 127).float()[:, None]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device)):
+            logits = network(x)
+        logits = logits.float()
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        if self.recipe.dice:
+            loss = loss + self.recipe.dice * _dice_loss(logits, target)
+        return logits, target, loss
+
+    def finish_epoch(self, row: dict[str, float]) -> None:
+        """Write the run's state, and the checkpoint if it is the best one so far."""
+        self.history.append(row)
+        self.epoch += 1
+        if row["validation_dice"] > self.best:
+            self.best = row["validation_dice"]
+            training = self.description | {"epoch": self.epoch, "validation_dice": self.best}
+            network = cast(SAUNet, self.averaged.module)
+            save_atomically(pack(network, self.recipe.size, 0.5, training), self.out / "checkpoint.pt")
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"recipe": asdict(self.recipe), "epoch": self.epoch, "step": self.step, "best": self.best}
+        save_atomically(state | {"history": self.history}, self.out / "run.pt")
+        self._write_history()
+
+    def _write_history(self) -> None:
+        with (self.out / "history.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.history[0])
+            writer.writeheader()
+            writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
+        draw_curves(self.history, self.out / "curves.png")
+
+
+def draw_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Loss, pixel accuracy and F1 over the epochs, training and validation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, (quantity, title) in zip(
+        figure.subplots(1, 3), (("loss", "Loss"), ("accuracy", "Pixel accuracy"), ("f1", "Pixel F1")), strict=True
+    ):
+        for part in ("train", "validation"):
+            axes.plot(epochs, [row[f"{part}_{quantity}"] for row in history], label=part)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _read_small(pair: Pair, size: int) -> tuple[np.ndarray, np.ndarray]:
+    picture, mask = read_pair(pair)
+    view, kept = view_of(picture), round(size * KEPT_LARGER)
+    return shrink(view.crop(picture), kept), shrink(view.crop(mask), kept)
+
+
+def _batches(content: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+def _dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus the soft Dice of each picture (Milletari et al., V-Net, 2016), smoothed by one pixel."""
+    probability = logits.sigmoid()
+    both = (probability * target).sum(dim=(1, 2, 3))
+    either = probability.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
+    return (1 - (2 * both + 1) / (either + 1)).mean()
+
+
+def _accuracy_and_f1(counts: BinaryStatScores) -> tuple[float, float]:
+    hit, false_alarm, quiet, miss, _ = counts.compute().tolist()
+    return (hit + quiet) / (hit + false_alarm + quiet + miss), 2 * hit / max(1, 2 * hit + false_alarm + miss)
+
+
+@torch.no_grad()
+def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Exponential moving average that forgets the first steps quickly."""
+    decay = min(AVERAGING_DECAY, (1 + int(count)) / (10 + int(count)))
+    for kept, new in zip(averaged, current, strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,1 @@
+"""Video in, annotated video and findings out. Never imports torch."""

@@ -1,0 +1,101 @@
+"""The command `polypstream`: one function per command, no logic of its own."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import export.cli
+import models.cli
+from stream.config import load_settings
+from stream.errors import PolypstreamError
+from stream.model import NOTICE
+from stream.process import check_distinct, make_segmenter, with_model
+from stream.process import process as process_recording
+from stream.progress import FrameProgress
+from stream.sources.demo import checked, parse_size, render_demo
+from stream.sources.demo_colon import DemoSettings
+
+app = typer.Typer(
+    help=f"Find polyps in endoscope video, frame by frame. {NOTICE}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(models.cli.train)
+app.command()(models.cli.evaluate)
+app.command("export")(export.cli.export_model)
+app.command()(export.cli.inspect)
+
+
+@app.command()
+def process(
+    recordings: Annotated[list[str], typer.Argument(metavar="RECORDING...", help="Video files, or demo:?seed=1")],
+    output: Annotated[Path, typer.Option(help="Folder for the results, one folder in it per recording")],
+    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist")] = False,
+) -> None:
+    """Annotate recordings: annotated.mp4, frames.csv, summary.json and, with --masks, masks.mkv for each."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    check_distinct(recordings)
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        complain(note)
+    failed = False
+    for recording in recordings:
+        try:
+            with FrameProgress(recording) as progress:
+                run = process_recording(recording, output, segmenter, settings, masks, overwrite, progress.show)
+        except PolypstreamError as error:
+            complain(error)
+            failed = True
+            continue
+        for note in run.notes:
+            typer.echo(f"{recording}: {note}")
+        typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("demo-video")
+def demo_video(
+    output: Annotated[Path, typer.Argument(metavar="OUT.mp4", help="The MP4 file to write")],
+    seconds: Annotated[float, typer.Option(help="Length")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Which colon, which flight")] = 1,
+    size: Annotated[str, typer.Option(help="Width x height in pixels")] = "1280x720",
+    rate: Annotated[str, typer.Option(help="Frames per second, for instance 25 or 30000/1001")] = "25",
+    truth: Annotated[Path | None, typer.Option(help="FFV1 grey video: the number of the polyp, 0 none")] = None,
+) -> None:
+    """Render a procedural colonoscopy with known polyps."""
+    try:
+        width, height = parse_size(size)
+        settings = DemoSettings(seconds, seed, width, height, Fraction(rate))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(
+            f"cannot read --size {size} or --rate {rate}; write for instance 1280x720 and 25"
+        ) from None
+    checked(settings, "demo-video")
+    with FrameProgress(str(output)) as progress:
+        render_demo(settings, output, truth, progress.show)
+    typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
+
+
+def complain(message: object) -> None:
+    """One line on standard error."""
+    print(f"polypstream: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point: errors meant for the user become one line and exit code 1."""
+    try:
+        app()
+    except PolypstreamError as error:
+        complain(error)
+        sys.exit(1)

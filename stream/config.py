@@ -1,0 +1,169 @@
+"""config.yaml and `--set` overrides -> validated settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stream.errors import SettingsError
+
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+Coordinate = Annotated[int, Field(ge=0)]
+Length = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Immutable settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class View(Section):
+    """Which part of the picture the network sees."""
+
+    field_of_view: Literal["auto", "full"] | tuple[Coordinate, Coordinate, Length, Length] = "auto"
+
+
+class Inference(Section):
+    """The model and where it runs."""
+
+    model: str = "shipped"
+    provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
+    batch_size: int = Field(default=8, ge=1, le=64)
+    threads: int = Field(default=0, ge=0, le=1024)
+    threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1)] = "model"
+
+
+class OverlaySettings(Section):
+    """How findings are drawn."""
+
+    style: Literal["tint", "heatmap"] = "tint"
+    opacity: float = Field(default=0.3, ge=0, le=1)
+    contour: float = Field(default=4, ge=0, le=100)
+
+
+class VideoSettings(Section):
+    """How annotated.mp4 is encoded."""
+
+    codec: Literal["libx264"] = "libx264"
+    preset: Preset = "veryfast"
+    crf: float = Field(default=20, ge=0, le=51)
+
+
+class Output(Section):
+    """What is written."""
+
+    video: VideoSettings = VideoSettings()
+
+
+class Settings(Section):
+    """Every setting of a run; config.yaml explains each."""
+
+    view: View = View()
+    inference: Inference = Inference()
+    overlay: OverlaySettings = OverlaySettings()
+    output: Output = Output()
+
+
+def load_settings(file: Path | None, overrides: Sequence[str]) -> Settings:
+    """Defaults, then a file's values, then `key=value` overrides.
+
+    Raises:
+        SettingsError: naming the key and where it was set, if one is unknown, of the wrong type or out of range.
+    """
+    values: dict[str, Any] = _read(file) if file else {}
+    origins: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"--set {override}: write it as key=value, for instance overlay.opacity=0.5")
+        origins[key] = f"--set {override}"
+        _put(values, key.split("."), _parse(text, f"--set {override}"), override)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origins, file)) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(f"{file}: cannot be read ({reason})") from error
+    content = _parse(text, str(file))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file}: holds no sections such as `overlay:`; see config.yaml")
+    return content
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{origin}: is not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for name in path[:-1]:
+        below = values.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise SettingsError(f"--set {override}: {name} is a value, not a section")
+        values = below
+    values[path[-1]] = value
+
+
+def _explain(error: ValidationError, origins: dict[str, str], file: Path | None) -> str:
+    """The first problem, with its key and where that was set."""
+    problem = error.errors()[0]
+    key = _key(problem["loc"])
+    origin = next(
+        (
+            text
+            for name, text in origins.items()
+            if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
+        ),
+        None,
+    )
+    where = f"{origin}:" if origin else f"{file}: {key}:"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, list(known_keys()), 1, 0.5)
+        return f"{where} no such setting" + (f"; did you mean {close[0]}?" if close else "; see config.yaml")
+    wanted = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors() if _key(each["loc"]) == key))
+    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {problem['input']!r})"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The setting's name; pydantic appends the tried alternative or the place in a list."""
+    parts: list[str] = []
+    fields: Any = Settings
+    for part in location:
+        parts.append(str(part))
+        known = getattr(fields, "model_fields", {}).get(part)
+        if known is None:
+            break
+        fields = known.annotation
+        if not hasattr(fields, "model_fields"):
+            break
+    return ".".join(parts)
+
+
+def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """The full names of all settings."""
+    keys: list[str] = []
+    for name, known in section.model_fields.items():
+        annotation = known.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += known_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys

@@ -1,0 +1,43 @@
+"""Frame: one picture on its way through the rooms, and what each room attaches to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+from av import VideoFrame
+
+if TYPE_CHECKING:
+    from stream.view import Region
+
+
+@dataclass(slots=True)
+class Frame:
+    """One picture.
+
+    Attributes:
+        index: number of the picture in its source, from 0.
+        picture: as decoded, planar YUV.
+        pts: presentation time in units of time_base, exact.
+        time_base: seconds per unit of pts.
+        network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
+        probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
+        region: where the probability reaches the threshold, in picture pixels; by the finder. None: nowhere.
+        outlines: int32 [n, 2] polygons (x, y) in picture pixels, one a finding; by the finder.
+    """
+
+    index: int
+    picture: VideoFrame
+    pts: int
+    time_base: Fraction
+    network_picture: np.ndarray = field(init=False, repr=False)
+    probability: np.ndarray = field(init=False, repr=False)
+    region: Region | None = None
+    outlines: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Presentation time in seconds."""
+        return float(self.pts * self.time_base)

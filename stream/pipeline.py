@@ -1,0 +1,222 @@
+"""Threads and bounded queues between a source, its rooms and its sinks. Knows nothing of video or polyps.
+
+The only module that starts a thread. Each room works in a thread of its own, takes what is waiting (up to its batch),
+and hands it on in the same order; a full queue makes the one before it wait. Sinks each have a queue of their own.
+PyAV, OpenCV, ONNX Runtime and NumPy release the GIL in their heavy calls, so threads are enough.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+QUEUE = 8
+POLL_S = 0.1
+
+
+class Room(Protocol[T]):
+    """Does its one thing to items and hands them on, as many and in the same order."""
+
+    def __call__(self, items: list[T], /) -> list[T]: ...
+
+
+class Sink(Protocol[T_contra]):
+    """Takes items one by one. `close` finishes what was written so far, also after an error."""
+
+    def write(self, item: T_contra, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Closed(Exception):
+    """The other end of a channel is gone."""
+
+
+class Channel(Generic[T]):
+    """A bounded queue with an end: `put` waits while it is full, `take` while it is empty."""
+
+    def __init__(self, size: int) -> None:
+        self._items: deque[T] = deque()
+        self._size = size
+        self._changed = threading.Condition()
+        self._ended = self._abandoned = False
+
+    def put(self, item: T) -> None:
+        """Append an item; waits for space.
+
+        Raises:
+            Closed: nobody will take it any more.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
+            if self._abandoned:
+                raise Closed
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def take(self, most: int) -> list[T]:
+        """What is waiting, at least one and at most so many; an empty list once the end is reached."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended)
+            taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+            self._changed.notify_all()
+            return taken
+
+    def end(self) -> None:
+        """Say that no more will be put."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Say that no more will be taken."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+
+
+@dataclass(slots=True)
+class Work:
+    """What one thread has done.
+
+    Attributes:
+        items: how many passed through.
+        seconds: spent working, waiting excluded.
+    """
+
+    items: int = 0
+    seconds: float = 0.0
+
+
+class Pipeline(Generic[T]):
+    """One source, rooms in a row, then every sink.
+
+    After an error in one place the source stops, what already went past that place still reaches every sink, every
+    sink is closed, and the first error is raised.
+
+    Args:
+        source: yields items.
+        rooms: name, room, and the most items that it takes at once.
+        sinks: name and sink.
+        queue: the most items that wait before each room and each sink.
+
+    Attributes:
+        work: what each thread has done, by name; the source's is called "decode".
+    """
+
+    def __init__(
+        self,
+        source: Iterator[T],
+        rooms: Sequence[tuple[str, Room[T], int]],
+        sinks: Sequence[tuple[str, Sink[T]]],
+        queue: int = QUEUE,
+    ) -> None:
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._error_lock = threading.Lock()
+        self.channels = [Channel[T](queue) for _ in (*rooms, *sinks)]
+        between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
+        outlets = [*([channel] for channel in between), before_sinks]
+        self.work = {"decode": Work()}
+        self._threads = [self._thread("decode", partial(self._pump, source, outlets[0]), None, outlets[0])]
+        for (name, room, most), inlet, outlet in zip(rooms, between, outlets[1:], strict=True):
+            self.work[name] = Work()
+            job = partial(self._work_room, name, room, most, inlet, outlet)
+            self._threads.append(self._thread(name, job, inlet, outlet))
+        for (name, sink), inlet in zip(sinks, before_sinks, strict=True):
+            self.work[name] = Work()
+            self._threads.append(self._thread(name, partial(self._drain, name, sink, inlet), inlet, []))
+
+    def run(self, poll: Callable[[], None] = lambda: None) -> None:
+        """Start every thread and wait for the last one.
+
+        Args:
+            poll: called a few times a second from the calling thread.
+
+        Raises:
+            BaseException: the first error of any thread. KeyboardInterrupt stops the source, lets what is on its
+                way reach the sinks, and is raised then.
+        """
+        for thread in self._threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in self._threads):
+                self._threads[-1].join(POLL_S)
+                poll()
+        except KeyboardInterrupt as interrupt:
+            self._fail(interrupt)
+            for thread in self._threads:
+                thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _pump(self, source: Iterator[T], outlets: list[Channel[T]]) -> None:
+        while not self._stopping.is_set():
+            started = time.perf_counter()
+            items = list(islice(source, 1))
+            self._worked("decode", started, len(items))
+            if not items:
+                return
+            for outlet in outlets:
+                outlet.put(items[0])
+
+    def _work_room(self, name: str, room: Room[T], most: int, inlet: Channel[T], outlets: list[Channel[T]]) -> None:
+        while items := inlet.take(most):
+            started = time.perf_counter()
+            items = room(items)
+            self._worked(name, started, len(items))
+            for item in items:
+                for outlet in outlets:
+                    outlet.put(item)
+
+    def _drain(self, name: str, sink: Sink[T], inlet: Channel[T]) -> None:
+        try:
+            while items := inlet.take(1):
+                started = time.perf_counter()
+                sink.write(items[0])
+                self._worked(name, started, 1)
+        except BaseException as error:
+            self._fail(error)
+            inlet.abandon()
+        finally:
+            started = time.perf_counter()
+            sink.close()
+            self._worked(name, started, 0)
+
+    def _worked(self, name: str, started: float, items: int) -> None:
+        self.work[name].items += items
+        self.work[name].seconds += time.perf_counter() - started
+
+    def _thread(
+        self, name: str, job: Callable[[], None], inlet: Channel[T] | None, outlets: list[Channel[T]]
+    ) -> threading.Thread:
+        """A thread that, however its job ends, lets go of its inlet and ends its outlets."""
+
+        def guarded() -> None:
+            try:
+                job()
+            except Closed:
+                pass  # somebody after us failed and has said so
+            except BaseException as error:
+                self._fail(error)
+            finally:
+                if inlet is not None:
+                    inlet.abandon()
+                for outlet in outlets:
+                    outlet.end()
+
+        return threading.Thread(target=guarded, name=f"polypstream-{name}", daemon=True)
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first error and stop the source."""
+        with self._error_lock:
+            self._error = self._error or error
+        self._stopping.set()

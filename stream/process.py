@@ -1,0 +1,220 @@
+"""`polypstream process`: a recording in, a folder of results out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stream.config import Settings
+from stream.errors import OutputError, SettingsError, SourceError
+from stream.find import Finder
+from stream.frame import Frame
+from stream.model import NOTICE, shipped_weights
+from stream.overlay import Overlay
+from stream.pipeline import Pipeline, Room, Sink
+from stream.segment import Segmenter
+from stream.sinks.tables import FramesTable
+from stream.sinks.video import AnnotatedVideo, MaskVideo
+from stream.sources.base import Source
+from stream.sources.open import open_source, stem_of
+from stream.view import FieldOfView, Viewer, find_field_of_view
+
+Poll = Callable[[int, int | None], None]
+RESULTS = ("annotated.mp4", "frames.csv", "summary.json", "masks.mkv")
+
+
+@dataclass(slots=True)
+class Run:
+    """One recording's results.
+
+    Attributes:
+        folder: where they are.
+        frames: written to annotated.mp4.
+        seconds: wall time.
+        notes: what a user should know, one phrase each.
+    """
+
+    folder: Path
+    frames: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def with_model(settings: Settings, model: Path | None) -> Settings:
+    """The settings with another model file, if one is given."""
+    if model is None:
+        return settings
+    return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
+
+
+def check_distinct(uris: Sequence[str]) -> None:
+    """See that no two recordings of one call would write to the same folder.
+
+    Raises:
+        OutputError: naming them.
+    """
+    by_stem: dict[str, str] = {}
+    for uri in uris:
+        other = by_stem.setdefault(stem_of(uri), uri)
+        if other is not uri:
+            raise OutputError(f"{uri}: its results would overwrite those of {other}; process them one by one")
+
+
+def make_segmenter(settings: Settings) -> Segmenter:
+    """The segmenter that the settings ask for.
+
+    Raises:
+        ModelError, ProviderError: it cannot be had.
+    """
+    inference = settings.inference
+    model = shipped_weights() if inference.model == "shipped" else Path(inference.model)
+    return Segmenter(model, inference.provider, inference.batch_size, inference.threads)
+
+
+def process(
+    uri: str,
+    output: Path,
+    segmenter: Segmenter,
+    settings: Settings,
+    masks: bool = False,
+    overwrite: bool = False,
+    poll: Poll = lambda *_: None,
+) -> Run:
+    """Annotate one recording into `output`/<stem>/.
+
+    Args:
+        uri: path of a recording, or a demo's address.
+        output: folder of all results.
+        segmenter: shared by the recordings of one call.
+        settings: of the run.
+        masks: write masks.mkv too.
+        overwrite: replace results that exist.
+        poll: told the frames done and the frames expected (None: unknown), a few times a second.
+
+    Raises:
+        PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
+    """
+    source = open_source(uri)
+    try:
+        folder = prepare_folder(output / source.stem, source.path, overwrite)
+        return _Job(source, folder, segmenter, settings, masks).run(poll)
+    finally:
+        source.close()
+
+
+def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
+    """Make the results' folder, without touching a file that the user has not given up.
+
+    Raises:
+        OutputError: results exist and may not be replaced, or the folder cannot be written.
+    """
+    existing = [folder / name for name in RESULTS if (folder / name).exists()]
+    if any(path.samefile(recording) for path in existing):
+        raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
+    if existing and not overwrite:
+        raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in existing:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+class _Job:
+    """The pipeline of one recording."""
+
+    def __init__(self, source: Source, folder: Path, segmenter: Segmenter, settings: Settings, masks: bool) -> None:
+        self.source, self.folder, self.segmenter, self.settings = source, folder, segmenter, settings
+        self.view = choose_view(source, settings)
+        threshold = settings.inference.threshold
+        overlay = settings.overlay
+        rooms: list[tuple[str, Room[Frame], int]] = [
+            ("view", Viewer(self.view, segmenter.size), 1),
+            ("segment", segmenter, segmenter.batch_size),
+            ("find", Finder(self.view, segmenter.card.threshold if threshold == "model" else threshold), 1),
+            ("overlay", Overlay(self.view, overlay.style, overlay.opacity, overlay.contour), 1),
+        ]
+        video = settings.output.video
+        self.video = AnnotatedVideo(
+            folder / "annotated.mp4", source.format, source.path, video.codec, video.preset, video.crf
+        )
+        sinks: list[tuple[str, Sink[Frame]]] = [
+            ("encode", self.video),
+            ("table", FramesTable(folder / "frames.csv")),
+        ]
+        if masks:
+            sinks.append(("masks", MaskVideo(folder / "masks.mkv", source.format)))
+        self.pipeline = Pipeline(source.frames(), rooms, sinks)
+
+    def run(self, poll: Poll) -> Run:
+        started = time.monotonic()
+        problem: BaseException | None = None
+        try:
+            self.pipeline.run(lambda: poll(self.video.frames, self.source.expected_frames))
+        except BaseException as error:
+            problem = error
+        run = Run(
+            self.folder, self.video.frames, time.monotonic() - started, [*self.segmenter.notes, *self.video.notes]
+        )
+        self._write_summary(run, problem)
+        if problem is not None:
+            raise problem
+        if self.source.damage:
+            raise SourceError(
+                f"{self.source.name}: damaged: {'; '.join(self.source.damage)}. "
+                f"The {run.frames} frames that could be read are in {self.folder}"
+            )
+        return run
+
+    def _write_summary(self, run: Run, problem: BaseException | None) -> None:
+        card = self.segmenter.card
+        summary: dict[str, Any] = {
+            "input": self.source.name,
+            "complete": problem is None and not self.source.damage,
+            "problem": (str(problem) or type(problem).__name__) if problem else None,
+            "damage": self.source.damage,
+            "notes": run.notes,
+            "model": {"file": str(self.segmenter.model), **card.model_dump(mode="json")},
+            "provider": self.segmenter.provider,
+            "settings": self.settings.model_dump(mode="json"),
+            "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
+            "picture_size": [self.source.format.width, self.source.format.height],
+            "frames_in": self.pipeline.work["decode"].items,
+            "frames_out": run.frames,
+            "wall_seconds": round(run.seconds, 3),
+            "frames_per_second": round(run.frames / run.seconds, 2),
+            "seconds_per_room": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
+            "polypstream": version("polypstream"),
+            "notice": NOTICE,
+        }
+        path = self.folder / "summary.json"
+        try:
+            path.write_text(json.dumps(summary, indent=2) + "\n")
+        except OSError as error:
+            if problem is None:
+                raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def choose_view(source: Source, settings: Settings) -> FieldOfView:
+    """The field of view that the settings name, or the one found in the source's pictures.
+
+    Raises:
+        SettingsError: a box given by hand reaches outside the picture.
+    """
+    width, height = source.format.width, source.format.height
+    wanted = settings.view.field_of_view
+    if wanted == "auto":
+        return find_field_of_view(source.thumbnails(), width, height)
+    if wanted == "full":
+        return FieldOfView(0, 0, width, height)
+    view = FieldOfView(*wanted)
+    if view.x + view.width > width or view.y + view.height > height:
+        raise SettingsError(f"view.field_of_view {list(wanted)}: reaches outside {source.name}, {width}x{height}")
+    return view

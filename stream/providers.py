@@ -1,0 +1,191 @@
+"""ONNX Runtime's execution providers: which are here, and a session on one of them.
+
+This is the one place that makes an ONNX Runtime session. A provider is used or refused, never silently replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from stream.errors import ModelError, ProviderError
+
+Provider = Literal["cuda", "tensorrt", "openvino", "cpu"]
+FASTEST_FIRST: tuple[Provider, ...] = ("tensorrt", "cuda", "openvino", "cpu")
+# ONNX Runtime's own names.
+FULL_NAMES: dict[Provider, str] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+GPU: frozenset[Provider] = frozenset({"tensorrt", "cuda"})
+INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+FATAL_ONLY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Why a provider cannot be used here, and what to do about it.
+
+    Attributes:
+        reason: what is missing.
+        remedy: what to do.
+        surprising: the machine has the hardware, so that its owner would expect the provider to be used.
+    """
+
+    reason: str
+    remedy: str
+    surprising: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}"
+
+
+def probe(provider: Provider) -> Absent | None:
+    """None if the provider can be used on this machine, or why it cannot."""
+    if provider == "cpu":
+        return None
+    if provider == "openvino":
+        return _probe_openvino()
+    return _probe_gpu(provider)
+
+
+def choose(wanted: str) -> tuple[Provider, list[str]]:
+    """The provider to use, and notes for the user on faster ones that their hardware would have allowed.
+
+    Args:
+        wanted: "auto" for the fastest present, or a provider's name.
+
+    Raises:
+        ProviderError: the provider asked for is unknown or cannot be used here.
+    """
+    notes: list[str] = []
+    for provider in FASTEST_FIRST:
+        if wanted not in ("auto", provider):
+            continue
+        absent = probe(provider)
+        if absent is None:
+            return provider, notes
+        if wanted == provider:
+            raise ProviderError(f"inference.provider {provider} is not available: {absent}")
+        if absent.surprising:
+            notes.append(f"{provider} is not used: {absent}")
+    raise ProviderError(f"inference.provider {wanted}: not one of auto, {', '.join(FASTEST_FIRST)}")
+
+
+def open_session(model: Path, provider: Provider, threads: int) -> ort.InferenceSession:
+    """A session of a model file on one provider.
+
+    Args:
+        model: an ONNX file.
+        provider: one whose `probe` is None.
+        threads: CPU threads of the session; 0 leaves the number to the provider.
+
+    Raises:
+        ModelError: the file cannot be loaded.
+        ProviderError: the provider refuses to work after all.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    options.intra_op_num_threads = threads
+    names: list[str] | None = [FULL_NAMES[provider]]
+    if provider == "openvino":
+        names = None
+        settings = {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})} if threads else {}
+        options.add_provider_for_devices(_openvino_devices(), settings)
+    if provider in GPU:
+        # Without this, a GPU provider that cannot be loaded is replaced by the CPU with no more than a log line.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(str(model), options, providers=names)
+    except Exception as error:  # ONNX Runtime raises classes of its own for each status code
+        if provider in GPU:
+            raise ProviderError(f"inference.provider {provider} cannot run {model}: {_first_line(error)}") from error
+        raise ModelError(f"{model}: not a model that ONNX Runtime can load ({_first_line(error)})") from error
+    if session.get_providers()[0] != FULL_NAMES[provider]:
+        raise ProviderError(f"inference.provider {provider}: ONNX Runtime took {session.get_providers()[0]} instead")
+    return session
+
+
+def warm_up(session: ort.InferenceSession, provider: Provider, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Run each input shape once: providers compile kernels, and cuDNN searches, at the first run of a shape.
+
+    Raises:
+        ProviderError: the provider fails at the first run (a missing cuDNN shows only here).
+    """
+    name = session.get_inputs()[0].name
+    try:
+        for shape in shapes:
+            session.run(None, {name: np.zeros(shape, np.uint8)})
+    except Exception as error:  # as above
+        raise ProviderError(f"inference.provider {provider} fails at its first run: {_first_line(error)}") from error
+
+
+def _probe_openvino() -> Absent | None:
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
+        return Absent("its plug-in is not installed", "pip install onnxruntime-ep-openvino")
+    if not _openvino_devices():
+        return Absent("its plug-in finds no CPU that it supports", "choose cpu")
+    return None
+
+
+def _openvino_devices() -> list[ort.OrtEpDevice]:
+    """The plug-in's CPU device. Registering a plug-in twice in one process is an error, so look for it first."""
+    plugin = importlib.import_module("onnxruntime_ep_openvino")
+    name = plugin.get_ep_name()
+    if not any(device.ep_name == name for device in ort.get_ep_devices()):
+        ort.register_execution_provider_library("polypstream-openvino", plugin.get_library_path())
+    cpu = ort.OrtHardwareDeviceType.CPU
+    return [device for device in ort.get_ep_devices() if device.ep_name == name and device.device.type == cpu]
+
+
+def _probe_gpu(provider: Provider) -> Absent | None:
+    gpus = count_nvidia_gpus()
+    if FULL_NAMES[provider] not in ort.get_available_providers():
+        return Absent("this ONNX Runtime is built without it", "pip install onnxruntime-gpu", surprising=gpus > 0)
+    if gpus == 0:
+        return Absent("no NVIDIA GPU with a driver was found", "see `nvidia-smi`, or choose openvino or cpu")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; we say so ourselves
+        ort.preload_dlls(directory="")
+    if not _can_load("libcudnn.so.9", "cudnn64_9.dll"):
+        return Absent("cuDNN 9 was not found", INSTALL_CUDA, surprising=True)
+    if provider == "tensorrt" and not _can_load("libnvinfer.so.10", "nvinfer_10.dll"):
+        return Absent("TensorRT 10 was not found", "pip install 'tensorrt>=10,<11', or choose cuda")
+    return None
+
+
+def count_nvidia_gpus() -> int:
+    """The number of GPUs that NVIDIA's driver reports, by the CUDA driver API's cuDeviceGetCount."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _can_load(linux: str, windows: str) -> bool:
+    try:
+        ctypes.CDLL(windows if sys.platform == "win32" else linux)
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,45 @@
+"""frames.csv: one line a frame."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+
+from stream.errors import OutputError
+from stream.frame import Frame
+
+HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability")
+
+
+class FramesTable:
+    """Writes frames.csv: number, time in seconds, findings, their share of the picture, highest probability.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("w", newline="", buffering=1)
+            self._rows = csv.writer(self._file)
+            self._rows.writerow(HEADER)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame's line."""
+        found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
+        share = found / (frame.picture.width * frame.picture.height)
+        highest = int(frame.probability.max()) / 255
+        row = (frame.index, f"{frame.seconds:.6f}", len(frame.outlines), f"{share:.6f}", f"{highest:.4f}")
+        try:
+            self._rows.writerow(row)
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()

@@ -1,0 +1,273 @@
+"""Video files. This is the one place that opens a container to write."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import cv2
+import numpy as np
+from av.audio.stream import AudioStream
+from av.codec.context import Flags
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from stream.errors import OutputError
+from stream.frame import Frame
+from stream.overlay import planes_of
+from stream.pictures import PictureFormat
+from stream.sources.recording import open_container
+
+# A killed process loses the fragment being written: keep it well under the two seconds that we promise.
+FRAGMENT_US = 500_000
+KEY_FRAME_EVERY_S = 2
+# Without delay_moov a fragmented file gets no edit list, and B-frames shift every pts by the encoder's delay.
+MP4_OPTIONS = {
+    "movflags": "+hybrid_fragmented+delay_moov",
+    "frag_duration": str(FRAGMENT_US),
+    "flush_packets": "1",
+}
+
+
+def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
+    """Create a video file.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    try:
+        return av.open(str(path), "w", container_options=options)
+    except (FFmpegError, OSError) as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError | FFmpegError) -> OutputError:
+    """An error of the file system in words for people."""
+    if error.errno == errno.ENOSPC:
+        return OutputError(f"{path}: the disk is full; what was written so far is kept")
+    return OutputError(f"{path}: cannot be written ({error.strerror})")
+
+
+def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int, height: int) -> None:
+    """Give an encoder the size, times, shape and colour tags of the source's pictures."""
+    context = stream.codec_context
+    context.width, context.height, context.pix_fmt = width, height, pictures.pixel_format
+    context.time_base = stream.time_base = pictures.time_base
+    context.framerate = pictures.rate
+    context.sample_aspect_ratio = pictures.sample_aspect_ratio
+    context.colorspace, context.color_range = pictures.colorspace, pictures.color_range
+    context.color_primaries, context.color_trc = pictures.color_primaries, pictures.color_trc
+    # Without this flag every picture lasts 1/rate, and the last one of a variable-rate recording ends wrongly.
+    context.flags |= Flags.frame_duration
+    if pictures.interlaced:
+        context.flags |= Flags.interlaced_dct
+    if pictures.display_matrix is not None:
+        stream.set_display_matrix(pictures.display_matrix)
+
+
+class AnnotatedVideo:
+    """annotated.mp4: the pictures encoded as H.264, every audio track of the recording copied beside them.
+
+    A hybrid fragmented MP4 is playable up to its last fragment at any moment, and becomes an ordinary MP4 when it
+    is closed (FFmpeg's `movflags=hybrid_fragmented`).
+
+    Args:
+        path: the file to write.
+        pictures: format of the frames to come.
+        audio_from: recording whose audio and metadata are copied.
+        codec, preset, crf: FFmpeg's names for the encoder, its speed and its quality (0..51, less is better).
+
+    Attributes:
+        frames: encoded so far.
+        notes: what could not be copied as it was.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, pictures: PictureFormat, audio_from: Path | None, codec: str, preset: str, crf: float
+    ) -> None:
+        self._path, self.frames, self.notes = path, 0, list[str]()
+        self._padding = _padding(pictures)
+        width, height = pictures.width + self._padding[0], pictures.height + self._padding[1]
+        if any(self._padding):
+            self.notes.append(
+                f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
+            )
+        self._file = open_output(path, MP4_OPTIONS)
+        options = {"preset": preset, "crf": str(crf), "g": str(round(pictures.rate * KEY_FRAME_EVERY_S))}
+        self._stream = cast(VideoStream, self._file.add_stream(codec, options=options))
+        set_picture_format(self._stream, pictures, width, height)
+        self._audio = Audio(audio_from, self._file, self.notes) if audio_from else None
+
+    def write(self, frame: Frame) -> None:
+        """Encode a picture, and mux it with the audio up to its time."""
+        picture = pad(frame.picture, *self._padding) if any(self._padding) else frame.picture
+        picture.pict_type = 0  # the source's own picture types would force the encoder's
+        try:
+            if self._audio:
+                self._audio.mux_until(frame.seconds)
+            self._file.mux(self._stream.encode(picture))
+        except (FFmpegError, OSError) as error:
+            raise cannot_write(self._path, error) from error
+        self.frames += 1
+
+    def close(self) -> None:
+        """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
+        try:
+            if self.frames:
+                self._file.mux(self._stream.encode(None))
+                if self._audio:
+                    self._audio.mux_until(float("inf"))
+            self._file.close()
+        except (FFmpegError, OSError) as error:
+            raise cannot_write(self._path, error) from error
+        finally:
+            if self._audio:
+                self._audio.close()
+
+
+class Audio:
+    """Copies the audio packets of a recording into a video file, in step with its pictures.
+
+    It reads the recording a second time: so memory stays bounded however the file interleaves sound and pictures,
+    and frames stay the only thing that travels through the rooms. What MP4 cannot hold is encoded as AAC.
+    """
+
+    def __init__(self, recording: Path, output: OutputContainer, notes: list[str]) -> None:
+        self._source: InputContainer = open_container(recording)
+        self._notes = notes
+        output.metadata.update(self._source.metadata)
+        self._copies: dict[int, AudioStream] = {}
+        self._encoders: dict[int, AudioStream] = {}
+        for stream in self._source.streams:
+            if stream.type != "audio":
+                stream.discard = stream.discard.all
+            if stream.type in ("subtitle", "data", "attachment"):
+                notes.append(f"stream {stream.index} ({stream.type}) was not copied")
+        for track in self._source.streams.audio:
+            self._add(track, output)
+        self._output = output
+        self._packets = self._read()
+        self._next: av.Packet[AudioStream] | None = next(self._packets, None)
+
+    def _add(self, track: AudioStream, output: OutputContainer) -> None:
+        context = track.codec_context
+        if context is None or not context.sample_rate:
+            self._notes.append(f"audio track {track.index} has an unknown codec and was not copied")
+            return
+        try:
+            copy = output.add_stream_from_template(track)
+            self._copies[track.index] = copy
+        except ValueError:
+            copy = output.add_stream("aac", rate=context.sample_rate, layout=context.layout.name)
+            self._encoders[track.index] = copy
+            self._notes.append(f"audio track {track.index} ({context.name}) was encoded as AAC, MP4 cannot hold it")
+        copy.metadata.update(track.metadata)
+
+    def _read(self) -> Iterator[av.Packet[AudioStream]]:
+        tracks = [self._source.streams[index] for index in (*self._copies, *self._encoders)]
+        if not tracks:
+            return
+        try:
+            yield from cast("Iterator[av.Packet[AudioStream]]", self._source.demux(*tracks))
+        except FFmpegError as error:
+            self._notes.append(f"audio was copied only up to where it is damaged ({error.strerror})")
+
+    def mux_until(self, seconds: float) -> None:
+        """Mux every packet that starts before a time, in seconds."""
+        while self._next is not None and _starts_before(self._next, seconds):
+            packet, index = self._next, self._next.stream_index
+            if index in self._encoders:
+                self._encode(packet, self._encoders[index])
+            elif packet.dts is not None:  # the demuxer ends with an empty packet
+                packet.stream = self._copies[index]
+                self._output.mux(packet)
+            self._next = next(self._packets, None)
+
+    def _encode(self, packet: av.Packet[AudioStream], encoder: AudioStream) -> None:
+        for frame in packet.decode():
+            self._output.mux(encoder.encode(frame))
+        if packet.dts is None:
+            self._output.mux(encoder.encode(None))
+
+    def close(self) -> None:
+        """Close the recording."""
+        self._source.close()
+
+
+class MaskVideo:
+    """masks.mkv: one lossless grey picture a frame, 0 or 255, at the picture's size and pts (FFV1 in Matroska).
+
+    Matroska counts time in milliseconds: a pts is the frame's own, rounded to those.
+    """
+
+    def __init__(self, path: Path, pictures: PictureFormat) -> None:
+        self._path = path
+        self._shape = (pictures.height, pictures.width)
+        self._time_base = pictures.time_base
+        self._file = open_output(path, {})
+        # Version 3 with slices: decoded and encoded in parallel, each slice with a checksum.
+        options = {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}
+        self._stream = self._file.add_stream("ffv1", rate=pictures.rate, options=options)
+        context = self._stream.codec_context
+        context.width, context.height, context.pix_fmt = pictures.width, pictures.height, "gray"
+        context.time_base = pictures.time_base
+        context.sample_aspect_ratio = pictures.sample_aspect_ratio
+        context.color_range = 2
+        if pictures.display_matrix is not None:
+            self._stream.set_display_matrix(pictures.display_matrix)
+        self._nothing = np.zeros(self._shape, np.uint8)
+
+    def write(self, frame: Frame) -> None:
+        """Encode a frame's mask."""
+        mask = self._nothing
+        if frame.region is not None:
+            mask = np.zeros(self._shape, np.uint8)
+            mask[frame.region.slices] = frame.region.mask
+        self.write_grey(mask, frame.pts)
+
+    def write_grey(self, grey: np.ndarray, pts: int) -> None:
+        """Encode one uint8 [height, width] picture."""
+        picture = av.VideoFrame.from_ndarray(grey, "gray")
+        picture.pts, picture.time_base = pts, self._time_base
+        try:
+            self._file.mux(self._stream.encode(picture))
+        except (FFmpegError, OSError) as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Finish the file."""
+        try:
+            self._file.mux(self._stream.encode(None))
+            self._file.close()
+        except (FFmpegError, OSError) as error:
+            raise cannot_write(self._path, error) from error
+
+
+def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
+    """A copy with its last column and line repeated; chroma planes already cover them."""
+    padded = av.VideoFrame(picture.width + right, picture.height + below, picture.format.name)
+    for source, target in zip(planes_of(picture), planes_of(padded), strict=True):
+        rows, columns = target.shape[0] - source.shape[0], target.shape[1] - source.shape[1]
+        target[:] = cv2.copyMakeBorder(source, 0, rows, 0, columns, cv2.BORDER_REPLICATE)
+    padded.pts, padded.time_base, padded.duration = picture.pts, picture.time_base, picture.duration
+    padded.colorspace, padded.color_range = picture.colorspace, picture.color_range
+    return padded
+
+
+def _padding(pictures: PictureFormat) -> tuple[int, int]:
+    """Columns and lines to add: H.264 stores whole chroma samples only."""
+    chroma = av.VideoFormat(pictures.pixel_format, 64, 64)
+    across, down = 64 // chroma.chroma_width(), 64 // chroma.chroma_height()
+    return -pictures.width % across, -pictures.height % down
+
+
+def _starts_before(packet: av.Packet[AudioStream], seconds: float) -> bool:
+    return packet.dts is None or float(packet.dts * (packet.time_base or Fraction(1))) <= seconds

@@ -1,0 +1,766 @@
+"""A colonoscopy that nobody had: a withdrawal through a procedural colon, with the exact place of every polyp.
+
+The colon is a tube along z whose radius is a map over the angle round it (columns) and z (rows). Folds are ridges
+of that map and polyps bumps. Each pixel's ray is marched to the wall and shaded there, so the truth comes from the
+same hit as the colour. Everything is a function of the seed and of the time in seconds.
+
+One unit of length is the tube's mean radius, about 2.5 cm. Angles are radians unless a name says otherwise.
+
+How a polyp comes and goes: the camera looks deeper into the tube while it moves out of it, so a polyp enters large
+at the rim of the view. It sits just beyond a fold that is higher than itself; as the camera leaves along that side
+of the wall, the fold hides it, before it could become a speck in the distance. What is left is settled by one rule:
+a polyp that covers less than `SPECK` of the view is not in the truth of that frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+# Texels of the maps: round the tube (about 163 a unit on the wall), and along it.
+COLUMNS = 1024
+ROWS_PER_UNIT = 128
+# The skin repeats after so many units; folds and polyps do not.
+TILE_UNITS = 8
+# A segment of the maps serves the camera over one hop, and reaches as far beyond as light does.
+HOP, BEHIND, REACH = 4, 1, 8
+# Height in pixels, at most, of the picture that rays are cast for; it is enlarged to the recording's own size.
+RENDER_HEIGHT = 352
+# One ray in so many, each way, is marched from the camera; the others start from where these arrived.
+COARSE = 4
+# The widest angle from the axis of view, at the (cut off) corners of the view's box.
+CORNER_ANGLE = np.radians(76)
+# A smaller share of the view's pixels than this is no polyp yet.
+SPECK = 0.001
+# The camera's path is tabulated at this step, whatever the frame rate.
+PATH_STEP_S = 0.01
+MOST_POLYPS = 255
+# How far ahead of the camera a polyp lies when it is looked at.
+LOOK_AHEAD = 0.72
+# Share of a polyp's height from which its surface counts as polyp rather than as the wall that it rises from.
+RAISED = 0.08
+# Pictures at least so wide for their height have a side panel with text, as an HD processor's have.
+PANEL_ASPECT = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """What to render.
+
+    Attributes:
+        seconds: length of the recording.
+        seed: decides everything: the colon, its polyps and the camera's path. A longer recording of the same seed
+            begins as the shorter one does.
+        width, height: of the pictures, in pixels.
+        rate: frames a second.
+    """
+
+    seconds: float = 10.0
+    seed: int = 1
+    width: int = 1280
+    height: int = 720
+    rate: Fraction = Fraction(25)
+
+
+@dataclass(frozen=True, slots=True)
+class _Polyp:
+    """A bump on the wall.
+
+    Attributes:
+        number: 1..255, its value in the truth.
+        seen_at: seconds; the camera looks at it then.
+        z, angle: its middle on the unrolled wall.
+        radius, height: half its width and its height over the wall, in units.
+        stretch, turn: its length over its width, and the direction of its length.
+        roundness: 1 a flat dome, 3 nearly a ball's steep sides.
+        tint: factors on the wall's red, green and blue.
+        pits: strength of its surface pattern, 0..1.
+        lobes: three phases of its outline.
+    """
+
+    number: int
+    seen_at: float
+    z: float
+    angle: float
+    radius: float
+    height: float
+    stretch: float
+    turn: float
+    roundness: float
+    tint: np.ndarray
+    pits: float
+    lobes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """A ridge round the tube: three lobes, tilted; or, beside a polyp, one lobe at the polyp's angle."""
+
+    z: float
+    height: float
+    width: float
+    angle: float
+    tilt: np.ndarray
+    shields: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Skin:
+    """The wall's surface, periodic in both directions; each [rows, COLUMNS, ...] float32.
+
+    Attributes:
+        colour: [..., 3], 0..255.
+        relief: soft unevenness of the wall, in units.
+        film: [..., 2] slopes of the wet film, round the tube and along it.
+        pits: pattern of a polyp's surface, about -1..1.
+    """
+
+    colour: np.ndarray
+    relief: np.ndarray
+    film: np.ndarray
+    pits: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Maps of a stretch of the tube, [rows, COLUMNS, ...], their row 0 at z = first_row / ROWS_PER_UNIT.
+
+    Attributes:
+        radius: float32.
+        shape: float32 [..., 4]: slopes of the radius round the tube and along it, openness (1 open, less in
+            crevices), height as a share of the polyp's own.
+        colour: uint8 [..., 3], and the same blurred for distant wall.
+        number: uint8, the polyp whose ground this is, or 0.
+    """
+
+    first_row: int
+    radius: np.ndarray
+    shape: np.ndarray
+    colour: np.ndarray
+    distant_colour: np.ndarray
+    number: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Camera:
+    """Where the camera is, float32 [3], and its axes as rows right, down and forward, float32 [3, 3]."""
+
+    position: np.ndarray
+    axes: np.ndarray
+
+
+class DemoColon:
+    """Pictures and truth of a recording, any frame in any order.
+
+    Args:
+        settings: what to render.
+    """
+
+    def __init__(self, settings: DemoSettings) -> None:
+        self._settings = settings
+        self._screen = _Screen(settings.width, settings.height)
+        self._anatomy = _Anatomy(settings.seed, settings.seconds)
+        self._noise = _sensor_noise(settings.seed)
+        self._rays = _rays(self._screen.render_width, self._screen.render_height)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return max(1, round(self._settings.seconds * self._settings.rate))
+
+    def render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and truth of one frame; the same bits whenever and in whatever order it is called.
+
+        The sensor noise is drawn from the frame's time, so frames at the same time are equal at any rate.
+
+        Returns:
+            uint8 RGB [height, width, 3], and uint8 [height, width]: the number of the polyp, 0 where there is none.
+        """
+        seconds = index / self._settings.rate
+        camera = self._anatomy.camera(float(seconds))
+        segment = self._anatomy.segment_at(float(camera.position[2]))
+        colour, glint, numbers = _shade(self._rays, camera, segment, self._anatomy)
+        picture = self._screen.enlarge(colour, glint)
+        noise_random = np.random.default_rng([self._settings.seed, round(seconds * 1_000_000)])
+        picture = self._screen.frame(_with_noise(picture, self._noise, noise_random), float(seconds))
+        return picture, self._screen.truth(numbers)
+
+
+class _Screen:
+    """Where the field of view lies in the picture, and everything that is done at the picture's own size."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self._width, self._height = width, height
+        panel = width >= PANEL_ASPECT * height
+        self._view_height = max(2, round(0.95 * height))
+        self._view_width = max(2, round(min(0.97 * width, 1.18 * self._view_height)))
+        self._left = round(0.6 * width - self._view_width / 2) if panel else (width - self._view_width) // 2
+        self._top = (height - self._view_height) // 2
+        self._panel = panel
+        scale = min(1.0, RENDER_HEIGHT / self._view_height)
+        self.render_width = max(2 * COARSE, round(self._view_width * scale))
+        self.render_height = max(2 * COARSE, round(self._view_height * scale))
+        self._inside = _octagon(self._view_width, self._view_height)
+        self._view_pixels = int(np.count_nonzero(self._inside > 127))
+
+    def enlarge(self, colour: np.ndarray, glint: np.ndarray) -> np.ndarray:
+        """The view at the picture's own size, its highlights sharpened there.
+
+        Args:
+            colour: uint8 [h, w, 3] at the rays' size.
+            glint: float32 [h, w], from 0 on a highlight.
+        """
+        size = (self._view_width, self._view_height)
+        large = cv2.resize(colour, size, interpolation=cv2.INTER_CUBIC)
+        highlight = cv2.resize(glint, size, interpolation=cv2.INTER_CUBIC)
+        highlight = cv2.convertScaleAbs(cv2.max(highlight, 0.0), alpha=255)
+        return cv2.add(large, cv2.merge([highlight] * 3))
+
+    def frame(self, view: np.ndarray, seconds: float) -> np.ndarray:
+        """Put the view into a black picture with its side panel."""
+        picture = np.zeros((self._height, self._width, 3), np.uint8)
+        cv2.multiply(view, cv2.merge([self._inside] * 3), dst=picture[self._view_slices], scale=1 / 255)
+        if self._panel:
+            self._write_panel(picture, seconds)
+        return picture
+
+    def truth(self, numbers: np.ndarray) -> np.ndarray:
+        """Polyp numbers of the rays, uint8 [h, w], at the picture's own size, without specks.
+
+        Each polyp is enlarged as the picture is and cut at half its coverage, so that no number is interpolated.
+        """
+        view = np.zeros((self._view_height, self._view_width), np.uint8)
+        for number in np.flatnonzero(np.bincount(numbers.ravel())[1:]) + 1:
+            covered = cv2.compare(numbers, int(number), cv2.CMP_EQ)
+            covered = cv2.resize(covered, view.shape[::-1], interpolation=cv2.INTER_CUBIC)
+            visible = (covered > 127) & (self._inside > 127)
+            if np.count_nonzero(visible) >= SPECK * self._view_pixels:
+                view[visible] = number
+        picture = np.zeros((self._height, self._width), np.uint8)
+        picture[self._view_slices] = view
+        return picture
+
+    @property
+    def _view_slices(self) -> tuple[slice, slice]:
+        return (
+            slice(self._top, self._top + self._view_height),
+            slice(self._left, self._left + self._view_width),
+        )
+
+    def _write_panel(self, picture: np.ndarray, seconds: float) -> None:
+        minutes, rest = divmod(seconds, 60)
+        lines = (
+            "DEMO",
+            "polypstream",
+            "",
+            "no patient",
+            "",
+            f"{int(minutes):02d}:{int(rest):02d}.{int(rest * 100) % 100:02d}",
+        )
+        scale = self._height / 1440
+        for line, text in enumerate(lines):
+            at = (round(0.02 * self._width), round((0.1 + 0.045 * line) * self._height))
+            cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (205, 205, 205), 1, cv2.LINE_AA)
+
+
+def _octagon(width: int, height: int) -> np.ndarray:
+    """Uint8 [height, width]: 255 inside an octagon with slightly round corners, smooth at its edge."""
+    cut = 0.17 * width
+    right, bottom = width - 1, height - 1
+    corners = [(cut, 0), (right - cut, 0), (right, cut), (right, bottom - cut)]
+    corners += [(right - x, bottom - y) for x, y in corners]
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 255)
+    mask[[0, -1]] = mask[:, [0, -1]] = 0
+    return cv2.GaussianBlur(mask, (0, 0), max(0.5, height / 500), borderType=cv2.BORDER_CONSTANT)
+
+
+def _sensor_noise(seed: int) -> np.ndarray:
+    """A tile of noise, int16 [1024, 1024, 3], in grey levels; frames take it from changing places."""
+    random = np.random.default_rng([seed, 1])
+    grain = random.standard_normal((1024, 1024, 3), np.float32) * 1.6
+    grain += cv2.GaussianBlur(random.standard_normal((1024, 1024, 1), np.float32), (0, 0), 1.2)[..., None] * 4
+    return np.rint(grain).astype(np.int16)
+
+
+def _with_noise(picture: np.ndarray, noise: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    height, width = picture.shape[:2]
+    row, column = random.integers(0, 1024, 2)
+    rows = np.arange(row, row + height) % 1024
+    columns = np.arange(column, column + width) % 1024
+    return cv2.add(picture, noise[rows][:, columns], dtype=cv2.CV_8U)
+
+
+class _Anatomy:
+    """The tube, its folds and polyps, and the camera's path through it."""
+
+    def __init__(self, seed: int, seconds: float) -> None:
+        self._seed = seed
+        random = np.random.default_rng([seed, 2])
+        # Plain floats: NumPy's own would turn the rays' float32 into float64.
+        self._bends: list[float] = random.uniform(0, 2 * np.pi, 4).tolist()
+        self._sway = random.uniform(0, 2 * np.pi, 12)
+        self._skin = _make_skin(np.random.default_rng([seed, 3]))
+        self.film = self._skin.film
+        times = _looks(seed, seconds)
+        self._path_times = np.arange(0, seconds + 1, PATH_STEP_S)
+        speed = 2.0 - 1.72 * self._attention(self._path_times, times).max(axis=0, initial=0)
+        self._path_z = -np.concatenate([[0.0], np.cumsum(speed[:-1]) * PATH_STEP_S])
+        self.polyps = [
+            _make_polyp(seed, number, time, float(np.interp(time, self._path_times, self._path_z)) + LOOK_AHEAD)
+            for number, time in enumerate(times, 1)
+        ]
+        self._folds = _make_folds(seed, self.polyps, float(self._path_z[-1]) - BEHIND)
+        self._segment = lru_cache(maxsize=2)(self._make_segment)
+
+    @staticmethod
+    def _attention(seconds: np.ndarray, looks: Sequence[float]) -> np.ndarray:
+        """How much the camera attends to each polyp, 0..1, [polyps, times]."""
+        since = seconds[None] - np.asarray(looks, float)[:, None]
+        return _smoothstep(-1.0, -0.25, since) * (1 - _smoothstep(0.55, 1.25, since))
+
+    def centre(self, z: np.ndarray) -> np.ndarray:
+        """Middle of the tube at z, [..., 2] float32."""
+        a, b, c, d = self._bends
+        x = 0.75 * np.sin(0.55 * z + a) + 0.25 * np.sin(1.13 * z + b)
+        y = 0.6 * np.sin(0.47 * z + c) + 0.25 * np.sin(1.01 * z + d)
+        return np.stack([x, y], axis=-1).astype(np.float32)
+
+    def camera(self, seconds: float) -> _Camera:
+        """Pose of the camera."""
+        z = float(np.interp(seconds, self._path_times, self._path_z))
+        sway = np.sin(np.array([1.1, 0.7, 1.7, 2.9, 0.9, 1.3, 2.3, 3.7, 0.37, 0.83, 5.1, 4.3]) * seconds + self._sway)
+        offset = 0.05 * sway[:2] + 0.015 * sway[2:4]
+        near = [polyp for polyp in self.polyps if abs(seconds - polyp.seen_at) < 4]
+        attention = self._attention(np.array([seconds]), [polyp.seen_at for polyp in near])[:, 0]
+        for polyp in near:
+            since = seconds - polyp.seen_at
+            # Away from the polyp to see it whole; then along its side of the wall, so that its fold hides it.
+            aside = -0.12 * _bump(since, -1.0, 0.9) + 0.3 * _bump(since, 0.5, 2.6)
+            offset += aside * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
+        position = np.array([*(self.centre(np.array(z)) + offset), z])
+        ahead = np.array([*self.centre(np.array(z + 1.6)), z + 1.6]) - position
+        forward = ahead / np.linalg.norm(ahead)
+        forward[:2] += 0.06 * sway[4:6] + 0.02 * sway[6:8] + 0.004 * sway[10:]
+        for polyp, share in zip(near, attention, strict=True):
+            top = 1 - 0.6 * polyp.height
+            spot = self.centre(np.array(polyp.z)) + top * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
+            to_polyp = np.array([*spot, polyp.z]) - position
+            forward += 0.66 * share * (to_polyp / np.linalg.norm(to_polyp) - forward)
+        forward /= np.linalg.norm(forward)
+        roll = 0.2 * sway[8] + 0.1 * sway[9]
+        right = np.cross([np.sin(roll), np.cos(roll), 0.0], forward)
+        right /= np.linalg.norm(right)
+        axes = np.stack([right, np.cross(forward, right), forward])
+        return _Camera(position.astype(np.float32), axes.astype(np.float32))
+
+    def segment_at(self, z: float) -> _Segment:
+        """Maps for a camera at z."""
+        segment: _Segment = self._segment(int(np.floor(z / HOP)))
+        return segment
+
+    def _make_segment(self, hop: int) -> _Segment:
+        first_row = (hop * HOP - BEHIND) * ROWS_PER_UNIT
+        rows = np.arange(first_row, first_row + (BEHIND + HOP + REACH) * ROWS_PER_UNIT)
+        z = (rows / ROWS_PER_UNIT).astype(np.float32)
+        in_tile = rows % (TILE_UNITS * ROWS_PER_UNIT)
+        radius = 1 + self._skin.relief[in_tile]
+        for fold in self._folds:
+            if z[0] - 1 < fold.z < z[-1] + 1:
+                _raise_fold(radius, z, fold)
+        radius = 0.4 + _soft_positive(radius - 0.4)
+        colour = self._skin.colour[in_tile]
+        level = np.zeros_like(radius)
+        number = np.zeros(radius.shape, np.uint8)
+        for polyp in self.polyps:
+            if z[0] - 1 < polyp.z < z[-1] + 1:
+                _raise_polyp(polyp, z, self._skin.pits[in_tile], radius, colour, level, number)
+        colour8 = np.clip(colour, 0, 255).astype(np.uint8)
+        return _Segment(
+            first_row=first_row,
+            radius=radius,
+            shape=np.dstack([*_slopes(radius), _openness(radius), level]),
+            colour=colour8,
+            distant_colour=_blur(colour8, 4),
+            number=number,
+        )
+
+
+def _looks(seed: int, seconds: float) -> list[float]:
+    """The times at which the camera looks at a polyp."""
+    random = np.random.default_rng([seed, 4])
+    times = [1.45]
+    while len(times) < MOST_POLYPS:
+        pause = random.uniform(3.6, 4.3) if len(times) % 4 or random.random() < 0.5 else random.uniform(6, 9)
+        times.append(times[-1] + pause)
+    return [time for time in times if time < seconds + 1]
+
+
+def _make_polyp(seed: int, number: int, seen_at: float, z: float) -> _Polyp:
+    random = np.random.default_rng([seed, 5, number])
+    # The first is large, for a viewer who gives the demo two seconds.
+    radius = 0.36 if number == 1 else random.uniform(0.2, 0.38)
+    round_one = number % 2 == 1
+    redness = random.uniform(-1, 1)
+    return _Polyp(
+        number=number,
+        seen_at=seen_at,
+        z=z,
+        angle=random.uniform(0, 2 * np.pi),
+        radius=radius,
+        height=radius * (random.uniform(0.8, 1.0) if round_one else random.uniform(0.55, 0.75)),
+        stretch=random.uniform(1.0, 1.2) if round_one else random.uniform(1.1, 1.4),
+        turn=random.uniform(0, np.pi),
+        roundness=random.uniform(2.2, 3.0) if round_one else random.uniform(1.5, 2.2),
+        tint=np.array([1.08 + 0.02 * redness, 1.06 - 0.16 * redness, 1.06 - 0.14 * redness], np.float32),
+        pits=random.uniform(0.2, 1.0),
+        lobes=random.uniform(0, 2 * np.pi, 3),
+    )
+
+
+def _make_folds(seed: int, polyps: Sequence[_Polyp], last_z: float) -> list[_Fold]:
+    """Folds every unit or so, but none on a polyp; and beside each polyp the one that will hide it."""
+    folds = []
+    shields = [_shield(seed, polyp) for polyp in polyps]
+    z, number = float(HOP + REACH), 0
+    while z > last_z:
+        random = np.random.default_rng([seed, 6, number])
+        near = any(s.z - 0.5 < z < p.z + p.radius * p.stretch + 0.35 for p, s in zip(polyps, shields, strict=True))
+        if not near:
+            folds.append(_random_fold(random, z))
+        z -= random.uniform(0.7, 1.2)
+        number += 1
+    return folds + shields
+
+
+def _random_fold(random: np.random.Generator, z: float) -> _Fold:
+    return _Fold(
+        z=z,
+        height=random.uniform(0.2, 0.42),
+        width=random.uniform(0.1, 0.16),
+        angle=random.uniform(0, 2 * np.pi),
+        tilt=random.uniform(-0.14, 0.14, 4),
+        shields=False,
+    )
+
+
+def _shield(seed: int, polyp: _Polyp) -> _Fold:
+    random = np.random.default_rng([seed, 7, polyp.number])
+    return _Fold(
+        z=polyp.z - polyp.radius * polyp.stretch - 0.16,
+        height=polyp.height + 0.14,
+        width=0.13,
+        angle=polyp.angle,
+        tilt=random.uniform(-0.03, 0.03, 4),
+        shields=True,
+    )
+
+
+def _raise_fold(radius: np.ndarray, z: np.ndarray, fold: _Fold) -> None:
+    """Lower the radius along a ridge, in place."""
+    angle = _angles()
+    near = np.abs(z - fold.z) < 0.95
+    round_tube = angle - fold.angle
+    if fold.shields:
+        height = fold.height * (0.12 + 0.88 * np.exp(2.2 * (np.cos(round_tube) - 1)))
+    else:
+        height = fold.height * (0.56 + 0.3 * np.cos(3 * round_tube) + 0.14 * np.cos(round_tube + fold.tilt[3] * 9))
+    wave = fold.tilt[0] * np.cos(angle) + fold.tilt[1] * np.sin(angle) + 0.3 * fold.tilt[2] * np.sin(4 * angle)
+    across = (z[near, None] - (fold.z + wave)[None]) / fold.width
+    radius[near] -= (height / (1 + across * across) ** 1.5).astype(np.float32)
+
+
+def _raise_polyp(
+    polyp: _Polyp,
+    z: np.ndarray,
+    pits: np.ndarray,
+    radius: np.ndarray,
+    colour: np.ndarray,
+    level: np.ndarray,
+    number: np.ndarray,
+) -> None:
+    """Put a polyp into the maps, in place."""
+    near = np.flatnonzero(np.abs(z - polyp.z) < 1.6 * polyp.radius * polyp.stretch)
+    if not len(near):
+        return
+    rows = slice(near[0], near[-1] + 1)
+    round_tube = (_angles() - polyp.angle + np.pi) % (2 * np.pi) - np.pi
+    along, across = np.meshgrid(z[rows] - polyp.z, 0.95 * round_tube, indexing="ij")
+    u = (np.cos(polyp.turn) * along + np.sin(polyp.turn) * across) / polyp.stretch
+    v = np.cos(polyp.turn) * across - np.sin(polyp.turn) * along
+    direction = np.arctan2(v, u)
+    a, b, c = polyp.lobes
+    outline = (
+        1 + 0.05 * np.cos(2 * direction + a) + 0.05 * np.cos(3 * direction + b) + 0.025 * np.cos(5 * direction + c)
+    )
+    distance = np.hypot(u, v) / (polyp.radius * outline)
+    dome = np.maximum(1 - distance**polyp.roundness, 0) ** 0.55
+    dome = cv2.GaussianBlur(dome.astype(np.float32), (0, 0), 2.2)
+    knobs = 1 + 0.1 * np.cos(7 * u / polyp.radius + b) * np.cos(6 * v / polyp.radius + c)
+    lift = polyp.height * dome * (1 + (knobs - 1) * dome) + 0.004 * polyp.pits * pits[rows] * dome
+    radius[rows] -= lift.astype(np.float32)
+    cover = _smoothstep(0.02, 0.35, dome)[..., None].astype(np.float32)
+    flesh = np.array([214, 122, 92], np.float32) * polyp.tint
+    surface = flesh + 0.25 * (colour[rows] - colour[rows].mean(axis=(0, 1))) + 9 * polyp.pits * pits[rows][..., None]
+    colour[rows] += cover * (surface - colour[rows])
+    level[rows] = np.maximum(level[rows], dome)
+    number[rows][distance < 1.5] = polyp.number
+
+
+def _make_skin(random: np.random.Generator) -> _Skin:
+    """Colour and unevenness of healthy mucosa."""
+    patches, broad, mottle, grain = (_noise(random, scale) for scale in (0.5, 1.1, 0.13, 0.022))
+    vessels = _vessels(random) * np.clip(0.75 + 0.5 * patches, 0.15, 1)
+    tone = 1 + 0.05 * patches + 0.035 * mottle + 0.022 * grain
+    colour = np.array([198, 112, 84], np.float32) * tone[..., None]
+    colour += broad[..., None] * np.array([3, 8, 7], np.float32)
+    colour *= 1 - vessels[..., None] * np.array([0.16, 0.36, 0.34], np.float32)
+    fluid = _smoothstep(1.5, 2.3, broad + 0.35 * mottle)[..., None]
+    colour += fluid * 0.55 * (np.array([206, 150, 62], np.float32) - colour)
+    film = 0.9 * _noise(random, 0.035) + 2.4 * _noise(random, 0.11) + 1.1 * _noise(random, 0.018)
+    return _Skin(
+        colour=colour.astype(np.float32),
+        relief=(0.05 * _noise(random, 0.6) + 0.012 * _noise(random, 0.16)).astype(np.float32),
+        film=np.dstack(_slopes(0.01 * film)),
+        pits=_noise(random, 0.03),
+    )
+
+
+def _noise(random: np.random.Generator, scale: float) -> np.ndarray:
+    """Smooth periodic noise over the tile, mean 0 and deviation 1, float32; scale in units."""
+    rows = TILE_UNITS * ROWS_PER_UNIT
+    across = np.fft.rfftfreq(COLUMNS, 2 * np.pi / COLUMNS)
+    along = np.fft.fftfreq(rows, 1 / ROWS_PER_UNIT)
+    power = np.exp(-2 * (np.pi * scale) ** 2 * (along[:, None] ** 2 + across[None] ** 2))
+    power[0, 0] = 0
+    noise = np.fft.irfft2(np.fft.rfft2(random.standard_normal((rows, COLUMNS))) * power, s=(rows, COLUMNS))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def _vessels(random: np.random.Generator) -> np.ndarray:
+    """Branching vessels over the tile, float32 0..1."""
+    rows = TILE_UNITS * ROWS_PER_UNIT
+    canvas = np.zeros((rows, COLUMNS), np.float32)
+    for _ in range(46):
+        layer = np.zeros((rows, COLUMNS), np.uint8)
+        _grow_vessel(layer, random, rows / 2, COLUMNS / 2, random.uniform(0, 2 * np.pi), random.uniform(3.4, 5.2))
+        shift = (int(random.integers(rows)), int(random.integers(COLUMNS)))
+        np.maximum(canvas, np.roll(layer, shift, (0, 1)), out=canvas)
+    return cv2.GaussianBlur(canvas, (0, 0), 0.9) / 255
+
+
+def _grow_vessel(
+    layer: np.ndarray, random: np.random.Generator, row: float, column: float, heading: float, width: float
+) -> None:
+    """Draw a vessel and its branches, each thinner than its trunk."""
+    strength = int(90 + 32 * min(width, 5))
+    while width > 0.9:
+        points = [(column, row)]
+        for _ in range(int(random.integers(4, 9))):
+            heading += random.normal(0, 0.28)
+            row, column = row + 7 * np.sin(heading), column + 7 * np.cos(heading)
+            points.append((column, row))
+        line = np.rint(np.array(points) * 16).astype(np.int32)
+        cv2.polylines(layer, [line], False, strength, max(1, round(width)), cv2.LINE_AA, 4)
+        if random.random() < 0.85:
+            side = random.choice([-1.0, 1.0]) * random.uniform(0.5, 1.0)
+            _grow_vessel(layer, random, row, column, heading + side, width * random.uniform(0.5, 0.75))
+        width *= random.uniform(0.84, 0.95)
+
+
+def _slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives of a map, a radian round the tube and a unit along it, float32."""
+    round_tube = (np.roll(height, -1, 1) - np.roll(height, 1, 1)) * (COLUMNS / (4 * np.pi))
+    return round_tube.astype(np.float32), (np.gradient(height, axis=0) * ROWS_PER_UNIT).astype(np.float32)
+
+
+def _openness(radius: np.ndarray) -> np.ndarray:
+    """How much light reaches a place from around: 1 on open wall, less in crevices."""
+    depth = sum(weight * np.maximum(radius - _blur(radius, texels), 0) for texels, weight in ((10, 3.0), (30, 1.6)))
+    return 1 / (1 + depth).astype(np.float32)
+
+
+def _blur(image: np.ndarray, texels: float) -> np.ndarray:
+    """Gaussian blur of a map that is closed round the tube."""
+    margin = round(4 * texels)
+    wrapped = cv2.copyMakeBorder(image, 0, 0, margin, margin, cv2.BORDER_WRAP)
+    return np.ascontiguousarray(cv2.GaussianBlur(wrapped, (0, 0), texels)[:, margin:-margin])
+
+
+def _angles() -> np.ndarray:
+    return np.arange(COLUMNS) * (2 * np.pi / COLUMNS)
+
+
+def _smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
+    share = np.clip((value - low) / (high - low), 0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def _bump(value: float, start: float, end: float) -> float:
+    """0 outside start..end, rising to 1 in between."""
+    return float(np.sin(np.pi * np.clip((value - start) / (end - start), 0, 1)) ** 2)
+
+
+def _soft_positive(value: np.ndarray) -> np.ndarray:
+    """Nearly the value itself where it is well above zero, and never below."""
+    return 0.5 * (value + np.sqrt(value * value + 0.006))
+
+
+def _rays(width: int, height: int) -> np.ndarray:
+    """Unit directions through the pixels of the view, float32 [height, width, 3], right, down and forward.
+
+    The angle from the axis grows evenly with the distance from the middle, as with an endoscope's wide lens.
+    """
+    x = (np.arange(width) + 0.5 - width / 2)[None] + np.zeros((height, 1))
+    y = (np.arange(height) + 0.5 - height / 2)[:, None] + np.zeros((1, width))
+    distance = np.hypot(x, y)
+    angle = distance / np.hypot(width / 2, height / 2) * CORNER_ANGLE
+    aside = np.sin(angle) / np.maximum(distance, 1e-6)
+    return np.dstack([x * aside, y * aside, np.cos(angle)]).astype(np.float32)
+
+
+def _march(
+    origin: np.ndarray, directions: np.ndarray, start: np.ndarray, anatomy: _Anatomy, segment: _Segment
+) -> np.ndarray:
+    """Distances along rays to the wall, float32 [n]; REACH - 1 where a ray meets none before.
+
+    Args:
+        origin: float32 [3].
+        directions: unit vectors, float32 [n, 3].
+        start: distances that are known to lie inside the tube, float32 [n].
+    """
+    near, far = start.copy(), np.full_like(start, REACH - 1)
+    active, rays, before = np.arange(len(start)), directions, start
+    clear = clear_before = _clearance(origin, rays, before, anatomy, segment)
+    clear_near, clear_far = clear.copy(), np.zeros_like(clear)
+    while len(active):
+        now = before + np.maximum(0.62 * clear_before, 0.006 + 0.006 * before)
+        clear = _clearance(origin, rays, now, anatomy, segment)
+        on = (clear > 0) & (now < REACH - 1)
+        done = ~on
+        ended = active[done]
+        near[ended], far[ended] = before[done], now[done]
+        clear_near[ended], clear_far[ended] = clear_before[done], clear[done]
+        active, rays, before, clear_before = active[on], rays[on], now[on], clear[on]
+    for _ in range(2):
+        middle = _crossing(near, far, clear_near, clear_far)
+        clear = _clearance(origin, directions, middle, anatomy, segment)
+        inside = clear > 0
+        near, clear_near = np.where(inside, middle, near), np.where(inside, clear, clear_near)
+        far, clear_far = np.where(inside, far, middle), np.where(inside, clear_far, clear)
+    return np.minimum(_crossing(near, far, clear_near, clear_far), REACH - 1)
+
+
+def _crossing(near: np.ndarray, far: np.ndarray, clear_near: np.ndarray, clear_far: np.ndarray) -> np.ndarray:
+    """Where the clearance would be zero if it fell evenly from a place in the lumen to one behind the wall."""
+    share = clear_near / np.maximum(clear_near - clear_far, np.float32(1e-6))
+    return near + (far - near) * np.clip(share, np.float32(0.03), np.float32(0.97))
+
+
+def _clearance(
+    origin: np.ndarray, rays: np.ndarray, distance: np.ndarray, anatomy: _Anatomy, segment: _Segment
+) -> np.ndarray:
+    """How far points on the rays are from the wall, towards the tube's middle; negative behind the wall."""
+    column, row, aside, _ = _on_the_wall(origin + rays * distance[:, None], anatomy, segment)
+    return _look_up(segment.radius, column, row) - aside
+
+
+def _on_the_wall(
+    points: np.ndarray, anatomy: _Anatomy, segment: _Segment
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Columns and rows of the maps for points [n, 3], their distance from the tube's middle, and their angle."""
+    off = points[:, :2] - anatomy.centre(points[:, 2])
+    aside, angle = (part.ravel() for part in cv2.cartToPolar(off[:, 0], off[:, 1]))
+    column = angle * np.float32(COLUMNS / (2 * np.pi))
+    row = points[:, 2] * np.float32(ROWS_PER_UNIT) - np.float32(segment.first_row)
+    return column, np.clip(row, 0, len(segment.radius) - 2), aside, angle
+
+
+def _look_up(image: np.ndarray, column: np.ndarray, row: np.ndarray, how: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """Values of a map at n places, [n, ...]; OpenCV wants them as a rectangle."""
+    width = 1024
+    height = -(-len(column) // width)
+    places = np.zeros((2, height * width), np.float32)
+    places[0, : len(column)], places[1, : len(column)] = column, row
+    places = places.reshape(2, height, width)
+    found = cv2.remap(image, places[0], places[1], how, borderMode=cv2.BORDER_WRAP)
+    return found.reshape(height * width, *image.shape[2:])[: len(column)]
+
+
+def _distances(rays: np.ndarray, camera: _Camera, anatomy: _Anatomy, segment: _Segment) -> np.ndarray:
+    """Distance to the wall for every ray of [height, width, 3] world directions, float32 [height, width].
+
+    A few rays are marched all the way; every other ray starts a little before the nearest of those round it.
+    """
+    height, width = rays.shape[:2]
+    coarse_rays = np.ascontiguousarray(rays[COARSE // 2 :: COARSE, COARSE // 2 :: COARSE])
+    zero = np.zeros(coarse_rays[..., 0].size, np.float32)
+    coarse = _march(camera.position, coarse_rays.reshape(-1, 3), zero, anatomy, segment)
+    nearest = cv2.erode(coarse.reshape(coarse_rays.shape[:2]), np.ones((3, 3), np.uint8))
+    start = cv2.resize(nearest, (width, height), interpolation=cv2.INTER_NEAREST) * 0.96 - 0.01
+    start = np.maximum(start, 0).ravel()
+    return _march(camera.position, rays.reshape(-1, 3), start, anatomy, segment).reshape(height, width)
+
+
+def _shade(
+    rays: np.ndarray, camera: _Camera, segment: _Segment, anatomy: _Anatomy
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cast the rays.
+
+    Returns:
+        uint8 RGB [h, w, 3] without highlights; float32 [h, w], above 0 on highlights; uint8 [h, w], polyp numbers.
+    """
+    height, width = rays.shape[:2]
+    world = cv2.transform(rays, camera.axes.T)
+    distance = _distances(world, camera, anatomy, segment)
+    points = camera.position + world.reshape(-1, 3) * distance.reshape(-1, 1)
+    column, row, aside, angle = _on_the_wall(points, anatomy, segment)
+    shape = _look_up(segment.shape, column, row)
+    numbers = _look_up(segment.number, column, row, cv2.INTER_NEAREST)
+    numbers = np.where(shape[:, 3] > RAISED, numbers, 0).astype(np.uint8)
+    tile_row = (row + np.float32(segment.first_row)) % (TILE_UNITS * ROWS_PER_UNIT)
+    film = _look_up(anatomy.film, column, tile_row)
+
+    bend = (anatomy.centre(points[:, 2] + np.float32(0.02)) - anatomy.centre(points[:, 2])) / np.float32(0.02)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    view = -world.reshape(-1, 3)
+    lean = cosine * bend[:, 0] + sine * bend[:, 1]
+    facing = _facing(view, cosine, sine, shape[:, 0] / aside, shape[:, 1] + lean)
+    away = distance.ravel()
+    # A distant or slanting texel is smaller than a pixel: there only what survives blurring is seen.
+    blur = np.clip((away / np.maximum(facing, 0.15) - 1.2) / 5, 0, 1)
+    wet = 1 - blur
+    wet_facing = _facing(
+        view, cosine, sine, (shape[:, 0] + film[:, 0] * wet) / aside, shape[:, 1] + lean + film[:, 1] * wet
+    )
+    colour = _look_up(segment.colour, column, row).astype(np.float32)
+    colour += blur[:, None] * (_look_up(segment.distant_colour, column, row) - colour)
+
+    light = (0.22 + 0.78 * np.maximum(0.75 * facing + 0.25 * wet_facing, 0)) * shape[:, 2]
+    light /= 0.42 + away * away
+    light *= 0.55 + 0.45 * world.reshape(-1, 3) @ camera.axes[2]
+    light *= 0.62 / (0.12 + np.sqrt(light).mean())
+    picture = _develop(colour, light).reshape(height, width, 3)
+    glint = ((wet_facing - 0.955) * 40 * wet / (0.6 + away)).reshape(height, width).astype(np.float32)
+    return cv2.GaussianBlur(picture, (0, 0), 0.6), glint, numbers.reshape(height, width)
+
+
+def _facing(
+    view: np.ndarray, cosine: np.ndarray, sine: np.ndarray, slope_round: np.ndarray, slope_along: np.ndarray
+) -> np.ndarray:
+    """Cosine between the wall's normal, given by the slopes of its radius, and the way back to the camera."""
+    inward = -(view[:, 0] * cosine + view[:, 1] * sine)
+    round_tube = view[:, 1] * cosine - view[:, 0] * sine
+    length = np.sqrt(1 + slope_round * slope_round + slope_along * slope_along)
+    return (inward + slope_round * round_tube + slope_along * view[:, 2]) / length
+
+
+def _develop(colour: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Light on coloured flesh as a processor shows it: redder in the dark, paler in the bright; uint8 [n, 3]."""
+    grey = np.log(np.maximum(light, 1e-5))[:, None]
+    exposed = colour / 255 * np.exp(grey * np.array([0.4, 0.5, 0.56], np.float32))
+    return (255 * (1 - np.exp(-1.75 * exposed * exposed - 0.6 * exposed))).astype(np.uint8)

@@ -1,0 +1,29 @@
+"""From what the user wrote to a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stream.sources.base import Source
+from stream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
+from stream.sources.recording import Recording
+
+
+def open_source(uri: str) -> Source:
+    """Open a recording's path, or a demo such as ``demo:?seconds=10&seed=1``.
+
+    Raises:
+        SourceError: it cannot be opened, or holds no picture that can be decoded.
+    """
+    if uri.startswith(SCHEME):
+        return open_demo(uri)
+    return Recording(Path(uri))
+
+
+def stem_of(uri: str) -> str:
+    """The name of the folder for a source's results.
+
+    Raises:
+        SourceError: a demo's address is wrong.
+    """
+    return demo_stem(parse_demo(uri)) if uri.startswith(SCHEME) else Path(uri).stem

@@ -1,0 +1,223 @@
+"""A recording: a file that FFmpeg can demux and decode. This is the one place that opens a container to read."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
+
+from stream.errors import SourceError
+from stream.frame import Frame
+from stream.pictures import PictureFormat, in_format, nearest_kept
+from stream.view import thumbnail_size
+
+# Only containers of moving pictures: not FFmpeg's picture, text, playlist and device readers, which would take a
+# photograph for a video, or a text file for a list of other files to open.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,mxf,asf,flv,live_flv,"
+    "ogg,dv,nut,gxf,wtv,rm,mjpeg,yuv4mpegpipe,swf,vc1,gif,aac,mp3,wav,flac,w64,aiff,caf"
+)
+THUMBNAILS = 9
+# How much before its announced end a recording may end and still be whole: a stream's own duration is exact but for
+# the last frames' (muxers round), a container's covers audio too, which often outlasts the pictures.
+END_FRAMES = 3
+END_S = 1.0
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a file for reading, and nothing that it may point to.
+
+    Raises:
+        SourceError: there is no such file, or FFmpeg cannot read it as a recording.
+    """
+    if path.is_dir():
+        raise SourceError(f"{path}: is a folder, not a recording")
+    if not path.exists():
+        raise SourceError(f"{path}: no such file")
+    try:
+        if path.stat().st_size == 0:
+            raise SourceError(f"{path}: is empty")
+        return av.open(
+            str(path), options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}, metadata_errors="replace"
+        )
+    except PermissionError as error:
+        raise SourceError(f"{path}: may not be read (permission denied)") from error
+    except (FFmpegError, ValueError, OSError) as error:
+        raise SourceError(
+            f"{path}: not a recording that can be read; it is no video file, or its beginning or index is lost"
+        ) from error
+
+
+class Recording:
+    """Frames of a file, every one, in order.
+
+    Raises:
+        SourceError: the file cannot be read, has no moving picture, or none that can be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.name, self.stem = str(path), path.stem
+        self.damage: list[str] = []
+        self._undecodable = self._concealed = self._retimed = self._resized = 0
+        self._container = open_container(path)
+        try:
+            self._stream = self._picture_stream()
+            self._stream.thread_type = "AUTO"
+            self._decoded = self._decode()
+            first = next(self._decoded, None)
+            if first is None:
+                raise SourceError(f"{path}: none of its pictures can be decoded")
+            self._first = first
+            self.format = self._picture_format(self._first)
+        except BaseException:
+            self._container.close()
+            raise
+        self.expected_frames = self._stream.frames or self._frames_from_duration()
+
+    @property
+    def path(self) -> Path:
+        """The file, from which sinks copy audio and metadata."""
+        return self._path
+
+    def _picture_stream(self) -> av.VideoStream:
+        moving = [
+            stream
+            for stream in self._container.streams.video
+            if not stream.disposition & stream.disposition.attached_pic
+        ]
+        if not moving:
+            raise SourceError(f"{self._path}: has no moving picture (only sound or stills)")
+        best = self._container.streams.best("video")
+        return best if best in moving else moving[0]
+
+    def _picture_format(self, picture: av.VideoFrame) -> PictureFormat:
+        stream, context = self._stream, self._stream.codec_context
+        assert stream.time_base is not None
+        return PictureFormat(
+            width=picture.width,
+            height=picture.height,
+            pixel_format=nearest_kept(picture.format),
+            time_base=stream.time_base,
+            rate=stream.guessed_rate or stream.average_rate or Fraction(25),
+            sample_aspect_ratio=context.sample_aspect_ratio or stream.sample_aspect_ratio or Fraction(0),
+            display_matrix=_display_matrix(picture),
+            colorspace=int(picture.colorspace),
+            color_range=int(picture.color_range),
+            color_primaries=int(picture.color_primaries),
+            color_trc=int(picture.color_trc),
+            interlaced=picture.interlaced_frame,
+        )
+
+    def _frames_from_duration(self) -> int | None:
+        seconds, _ = self._announced_duration()
+        return round(seconds * self.format.rate) if seconds else None
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame once. Damage is noted in `damage` when the last one is out."""
+        width, height, pixel_format = self.format.width, self.format.height, self.format.pixel_format
+        picture: av.VideoFrame | None = self._first
+        last_pts, index, end = None, 0, 0.0
+        step = max(1, round(1 / (self.format.rate * self.format.time_base)))
+        while picture is not None:
+            self._concealed += picture.is_corrupt
+            self._resized += (picture.width, picture.height) != (width, height)
+            fitting = in_format(picture, width, height, pixel_format)
+            pts = picture.pts
+            if pts is None or (last_pts is not None and pts <= last_pts):
+                self._retimed += 1
+                pts = 0 if last_pts is None else last_pts + step
+            fitting.pts = last_pts = pts
+            end = float((pts + (picture.duration or step)) * self.format.time_base)
+            yield Frame(index, fitting, pts, self.format.time_base)
+            index += 1
+            picture = next(self._decoded, None)
+        self._note_damage(float((self._first.pts or 0) * self.format.time_base), end)
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        """Decode on past damage, counting it."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except FFmpegError as error:
+                self.damage.append(f"reading stopped early ({error.strerror})")
+                return
+            if packet is None:
+                return
+            try:
+                yield from packet.decode()
+            except InvalidDataError:
+                self._undecodable += 1
+            except FFmpegError as error:
+                self.damage.append(f"decoding stopped early ({error.strerror})")
+                return
+
+    def _note_damage(self, start: float, end: float) -> None:
+        for count, what in (
+            (self._undecodable, "packets could not be decoded"),
+            (self._concealed, "pictures are damaged"),
+            (self._retimed, "pictures had no usable time and were given one"),
+            (self._resized, "pictures changed their size and were scaled"),
+        ):
+            if count:
+                self.damage.append(f"{count} {what}")
+        announced, tolerance = self._announced_duration()
+        # Matroska counts its duration from zero, other containers from the first picture.
+        if announced and max(end, end - start) < announced - tolerance:
+            self.damage.append(f"it ends at {end - start:.1f} s of {announced:.1f} s")
+
+    def _announced_duration(self) -> tuple[float | None, float]:
+        """Announced duration of the pictures and how far it can be trusted, both in seconds."""
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self.format.time_base), float(END_FRAMES / self.format.rate)
+        container = self._container.duration
+        return (container / av.time_base if container else None), END_S
+
+    def thumbnails(self) -> list[np.ndarray]:
+        """Full-range grey thumbnails from all over the recording, for finding the field of view."""
+        size = thumbnail_size(self.format.width, self.format.height)
+        pictures = [self._first]
+        if self._container.duration:
+            with open_container(self._path) as container:
+                stream = container.streams[self._stream.index]
+                assert isinstance(stream, av.VideoStream)
+                for number in range(THUMBNAILS):
+                    pictures += _picture_near(container, stream, (number + 0.5) / THUMBNAILS)
+        return [_thumbnail(picture, size) for picture in pictures]
+
+    def close(self) -> None:
+        """Close the file; more than once does no harm."""
+        self._container.close()
+
+
+def _picture_near(container: InputContainer, stream: av.VideoStream, share: float) -> list[av.VideoFrame]:
+    """The key frame before a place in a recording, 0..1 of its duration; none where it cannot be had."""
+    try:
+        container.seek((container.start_time or 0) + int((container.duration or 0) * share))
+        for packet in container.demux(stream):
+            pictures = packet.decode()
+            if pictures:
+                return pictures[:1]
+    except FFmpegError:
+        pass  # a damaged or unseekable place: the other thumbnails serve
+    return []
+
+
+def _thumbnail(picture: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    grey = picture.reformat(*size, "gray", interpolation="AREA", dst_color_range="JPEG")
+    return np.ascontiguousarray(grey.to_ndarray())
+
+
+def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
+    try:
+        matrix = picture.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+    except KeyError:
+        return None
+    return struct.unpack("=9i", bytes(matrix))
