@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -26,12 +27,19 @@ from stream.sources.recording import open_container
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.
 FRAGMENT_US = 500_000
 KEY_FRAME_EVERY_S = 2
+# x264's macroblock tree is off: with threads its decisions depend on their timing (two runs of PyAV 18.1's x264 gave
+# different files), and its look-ahead keeps seconds of pictures in the encoder that a killed process would lose.
+X264_OPTIONS = {"mbtree": "0"}
+# Old codecs name no channel layout, and the AAC encoder wants one.
+PLAIN_LAYOUTS = {1: "mono", 2: "stereo"}
 # Without delay_moov a fragmented file gets no edit list, and B-frames shift every pts by the encoder's delay.
 MP4_OPTIONS = {
     "movflags": "+hybrid_fragmented+delay_moov",
     "frag_duration": str(FRAGMENT_US),
     "flush_packets": "1",
 }
+MOST_TIMESCALE = 2**31 - 1
+AUDIO_RATE = 48_000
 
 
 def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
@@ -100,8 +108,10 @@ class AnnotatedVideo:
             self.notes.append(
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
-        self._file = open_output(path, MP4_OPTIONS)
-        options = {"preset": preset, "crf": str(crf), "g": str(round(pictures.rate * KEY_FRAME_EVERY_S))}
+        # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
+        self._file = open_output(path, MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))})
+        key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
+        options = {"preset": preset, "crf": str(crf), "g": str(key_frames), **X264_OPTIONS}
         self._stream = cast(VideoStream, self._file.add_stream(codec, options=options))
         set_picture_format(self._stream, pictures, width, height)
         self._audio = Audio(audio_from, self._file, self.notes) if audio_from else None
@@ -162,14 +172,21 @@ class Audio:
         if context is None or not context.sample_rate:
             self._notes.append(f"audio track {track.index} has an unknown codec and was not copied")
             return
-        try:
+        if self._can_be_copied(track, output):
             copy = output.add_stream_from_template(track)
             self._copies[track.index] = copy
-        except ValueError:
-            copy = output.add_stream("aac", rate=context.sample_rate, layout=context.layout.name)
+        else:
+            layout = PLAIN_LAYOUTS.get(context.layout.nb_channels, context.layout.name)
+            copy = output.add_stream("aac", rate=context.sample_rate, layout=layout)
             self._encoders[track.index] = copy
             self._notes.append(f"audio track {track.index} ({context.name}) was encoded as AAC, MP4 cannot hold it")
         copy.metadata.update(track.metadata)
+
+    @staticmethod
+    def _can_be_copied(track: AudioStream, output: OutputContainer) -> bool:
+        # FFmpeg writes PCM into MP4, but only with a named channel layout, and few players read it.
+        name = track.codec_context.codec.canonical_name
+        return name in output.supported_codecs and not name.startswith("pcm_")
 
     def _read(self) -> Iterator[av.Packet[AudioStream]]:
         tracks = [self._source.streams[index] for index in (*self._copies, *self._encoders)]
@@ -183,7 +200,7 @@ class Audio:
     def mux_until(self, seconds: float) -> None:
         """Mux every packet that starts before a time, in seconds."""
         while self._next is not None and _starts_before(self._next, seconds):
-            packet, index = self._next, self._next.stream_index
+            packet, index = self._next, self._next.stream.index  # an empty last packet has no stream_index
             if index in self._encoders:
                 self._encode(packet, self._encoders[index])
             elif packet.dts is not None:  # the demuxer ends with an empty packet
@@ -267,6 +284,12 @@ def _padding(pictures: PictureFormat) -> tuple[int, int]:
     chroma = av.VideoFormat(pictures.pixel_format, 64, 64)
     across, down = 64 // chroma.chroma_width(), 64 // chroma.chroma_height()
     return -pictures.width % across, -pictures.height % down
+
+
+def _timescale(time_base: Fraction) -> int:
+    """Units per second in which the pictures' times and, where it fits, 48 kHz audio's are whole numbers."""
+    common = math.lcm(time_base.denominator, AUDIO_RATE)
+    return common if common <= MOST_TIMESCALE else time_base.denominator
 
 
 def _starts_before(packet: av.Packet[AudioStream], seconds: float) -> bool:

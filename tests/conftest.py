@@ -1,0 +1,228 @@
+"""Real media, made with PyAV; a real ONNX model whose answer is known; the way to call the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+RED = (200, 30, 30)
+GREY = (90, 90, 90)
+
+
+@dataclass
+class Clip:
+    """What a test recording is made of: a grey view on black in which a red disc wanders.
+
+    Attributes:
+        pts: of each frame, in units of time_base.
+        audio: codec of each audio track.
+    """
+
+    name: str = "clip.mp4"
+    width: int = 320
+    height: int = 240
+    frames: int = 30
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    rate: Fraction = Fraction(25)
+    time_base: Fraction | None = None
+    pts: Sequence[int] | None = None
+    audio: Sequence[str] = ()
+    rotation: int = 0
+    sample_aspect_ratio: Fraction | None = None
+    colours: dict[str, int] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    container_options: dict[str, str] = field(default_factory=dict)
+    interlaced: bool = False
+
+
+def picture(clip: Clip, index: int) -> np.ndarray:
+    """uint8 RGB [height, width, 3]: a grey field with a red disc, none in the last third of the clip."""
+    rgb = np.full((clip.height, clip.width, 3), GREY, np.uint8)
+    if index < clip.frames * 2 / 3:
+        x, y, radius = disc(clip, index)
+        rows, columns = np.ogrid[: clip.height, : clip.width]
+        rgb[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2] = RED
+    return rgb
+
+
+def disc(clip: Clip, index: int) -> tuple[float, float, float]:
+    """Centre and radius of the red disc in a frame, in pixels."""
+    share = index / max(1, clip.frames)
+    return clip.width * (0.3 + 0.4 * share), clip.height * 0.5, min(clip.width, clip.height) * 0.15
+
+
+def make_clip(folder: Path, clip: Clip) -> Path:
+    """Encode a clip with PyAV."""
+    path = folder / clip.name
+    with av.open(str(path), "w", container_options=clip.container_options) as file:
+        video = file.add_stream(clip.codec, rate=clip.rate, options=clip.options)
+        context = video.codec_context
+        context.width, context.height, context.pix_fmt = clip.width, clip.height, clip.pixel_format
+        context.time_base = video.time_base = clip.time_base or 1 / clip.rate
+        if clip.sample_aspect_ratio:
+            context.sample_aspect_ratio = clip.sample_aspect_ratio
+        for tag, value in clip.colours.items():
+            setattr(context, tag, value)
+        if clip.rotation:
+            video.set_display_rotation(clip.rotation)
+        tracks = [file.add_stream(codec, rate=48000) for codec in clip.audio]
+        step = round(1 / (clip.rate * context.time_base))
+        pts = clip.pts or range(0, clip.frames * step, step)
+        for index, when in enumerate(pts):
+            frame = av.VideoFrame.from_ndarray(picture(clip, index), "rgb24").reformat(format=clip.pixel_format)
+            frame.pts, frame.time_base = when, context.time_base
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+        seconds = float(max(pts) * context.time_base)
+        for number, track in enumerate(tracks):
+            _encode_tone(file, track, 330 * (number + 1), seconds)
+    return path
+
+
+def _encode_tone(file: av.container.OutputContainer, track: av.AudioStream, pitch: int, seconds: float) -> None:
+    times = np.arange(int(48000 * seconds)) / 48000
+    tone = (np.sin(2 * np.pi * pitch * times) * 8000).astype(np.int16)
+    for start in range(0, len(tone), 1024):
+        part = np.repeat(tone[start : start + 1024], 2)[None]
+        frame = av.AudioFrame.from_ndarray(part, "s16", "stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+        file.mux(track.encode(frame))
+    file.mux(track.encode(None))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """make(name=..., pixel_format=..., ...) encodes a Clip in the test's folder and returns its path."""
+    return lambda **wanted: make_clip(tmp_path, Clip(**wanted))
+
+
+@pytest.fixture(scope="session")
+def red_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that keeps our contract and whose probability is how much redder than grey a pixel is.
+
+    Its findings in a Clip are known: the red disc.
+    """
+    return make_red_model(tmp_path_factory.mktemp("model") / "red.onnx")
+
+
+def make_red_model(path: Path, size: int = 128, **metadata: str) -> Path:
+    """uint8(max(0, red - green) * 1.5) per pixel: about 255 on the disc, 0 on grey."""
+    from onnx import TensorProto, checker, helper, save
+
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Split", ["float"], ["r", "g", "b"], axis=3, num_outputs=3),
+        helper.make_node("Sub", ["r", "g"], ["redder"]),
+        helper.make_node("Mul", ["redder", "gain"], ["gained"]),
+        helper.make_node("Clip", ["gained", "low", "high"], ["clipped"]),
+        helper.make_node("Squeeze", ["clipped", "axis"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["probability"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "red",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["N", size, size, 3])],
+        [helper.make_tensor_value_info("probability", TensorProto.UINT8, ["N", size, size])],
+        [
+            helper.make_tensor("gain", TensorProto.FLOAT, [], [1.5]),
+            helper.make_tensor("low", TensorProto.FLOAT, [], [0.0]),
+            helper.make_tensor("high", TensorProto.FLOAT, [], [255.0]),
+            helper.make_tensor("axis", TensorProto.INT64, [1], [3]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    card = {
+        "model_name": "red",
+        "model_version": "1",
+        "input_size": str(size),
+        "threshold": "0.5",
+        "precision": "fp32",
+        "trained_on": "nothing",
+        "terms": "none",
+        "scores": "{}",
+        "checkpoint_sha256": "0" * 64,
+        "exported_with": "onnx",
+        "notice": "Research use only, not a medical device.",
+    }
+    helper.set_model_props(model, card | metadata)
+    checker.check_model(model, full_check=True)
+    save(model, str(path))
+    return path
+
+
+def command() -> list[str]:
+    """The command as a user calls it."""
+    return [str(Path(sys.executable).with_name("polypstream"))]
+
+
+def call(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end; with `check`, it must succeed."""
+    done = subprocess.run(
+        [*command(), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=300,
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def pts_of(path: Path) -> list[Fraction]:
+    """The time of every decoded frame, in seconds, exact."""
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        return [frame.pts * stream.time_base for frame in file.decode(stream)]
+
+
+def frames_of(path: Path, pixel_format: str) -> list[np.ndarray]:
+    """Every decoded frame as an array."""
+    with av.open(str(path)) as file:
+        return [frame.to_ndarray(format=pixel_format) for frame in file.decode(file.streams.video[0])]
+
+
+def audio_packets_of(path: Path) -> list[list[tuple[Fraction, bytes]]]:
+    """For every audio track, each packet's time in seconds and content."""
+    with av.open(str(path)) as file:
+        return [
+            [
+                (packet.pts * packet.time_base, bytes(packet))
+                for packet in file.demux(track)
+                if packet.pts is not None
+            ]
+            for track in _each_reopened(file)
+        ]
+
+
+def _each_reopened(file: av.container.InputContainer) -> Iterable[av.AudioStream]:
+    for track in file.streams.audio:
+        file.seek(0)
+        yield track
+
+
+def summary_of(folder: Path) -> dict[str, object]:
+    """summary.json of a run."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; tests that need it are skipped where it is absent."""
+    folder = os.environ.get("POLYPSTREAM_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs the real pictures and clips: set POLYPSTREAM_DATA")
+    return Path(folder).resolve()
