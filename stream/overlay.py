@@ -72,7 +72,7 @@ class Overlay:
         """For each of 256 probabilities: the share of the picture that stays, and what is added to Y, U and V."""
         key = (picture.format.name, picture.colorspace, picture.color_range, picture.height)
         if key not in self._heat_tables:
-            bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_TURBO)[:, 0]
+            bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
             yuv = np.array([to_yuv((int(r), int(g), int(b)), picture) for b, g, r in bgr], np.float32)
             alpha = np.linspace(0, self.opacity, 256, dtype=np.float32)
             alpha[np.arange(256) < HEAT_FROM * 255] = 0

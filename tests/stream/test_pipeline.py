@@ -1,0 +1,166 @@
+"""Order, bounds, errors and shutdown, with nothing but numbers passing through."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stream.pipeline import Channel, Closed, Pipeline
+
+
+class Keep:
+    """A sink that keeps what it is given."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.items: list[int] = []
+        self.closed = 0
+        self.fail_at = fail_at
+
+    def write(self, item: int) -> None:
+        if item == self.fail_at:
+            raise OSError("disk full")
+        self.items.append(item)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def same(items: list[int]) -> list[int]:
+    return items
+
+
+def jitter(items: list[int]) -> list[int]:
+    time.sleep((items[0] * 7 % 5) / 2000)
+    return items
+
+
+def test_every_item_reaches_every_sink_in_order() -> None:
+    sinks = [Keep(), Keep()]
+    rooms = [("a", jitter, 1), ("b", jitter, 4), ("c", same, 2)]
+    pipeline = Pipeline(iter(range(200)), rooms, [("x", sinks[0]), ("y", sinks[1])])
+    pipeline.run()
+    for sink in sinks:
+        assert sink.items == list(range(200))
+        assert sink.closed == 1
+    assert {name: work.items for name, work in pipeline.work.items()} == dict.fromkeys("abcxy", 200) | {"decode": 200}
+
+
+def test_a_slow_sink_holds_the_source_back() -> None:
+    taken = 0
+    behind = []
+
+    def source() -> Iterator[int]:
+        nonlocal taken
+        for taken in range(100):  # noqa: B007
+            yield taken
+
+    class Slow(Keep):
+        def write(self, item: int) -> None:
+            time.sleep(0.001)
+            behind.append(taken - item)
+            super().write(item)
+
+    Pipeline(source(), [("room", same, 1)], [("slow", Slow())], queue=3).run()
+    # Three wait before the room and three before the sink; each of three threads has one in hand.
+    assert max(behind) <= 3 + 3 + 3
+
+
+def test_batches_form_from_what_is_waiting() -> None:
+    sizes = []
+
+    def slow(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        time.sleep(0.005)
+        return items
+
+    Pipeline(iter(range(60)), [("slow", slow, 4)], [("sink", Keep())]).run()
+    assert sum(sizes) == 60
+    assert max(sizes) == 4
+
+
+def failing_source() -> Iterator[int]:
+    yield from range(20)
+    raise ValueError("source")
+
+
+def failing_room(items: list[int]) -> list[int]:
+    if 20 in items:
+        raise ValueError("room")
+    return items
+
+
+@pytest.mark.parametrize(("source", "room"), [(failing_source(), same), (iter(range(1000)), failing_room)])
+def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], room: object) -> None:
+    sink = Keep()
+    with pytest.raises(ValueError, match="source|room"):
+        Pipeline(source, [("room", room, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
+    assert sink.items == list(range(20))
+    assert sink.closed == 1
+
+
+def test_a_failing_sink_stops_the_source_and_spares_the_other() -> None:
+    seen = 0
+
+    def source() -> Iterator[int]:
+        nonlocal seen
+        for seen in range(100_000):  # noqa: B007
+            yield seen
+
+    bad, good = Keep(fail_at=10), Keep()
+    with pytest.raises(OSError, match="disk full"):
+        Pipeline(source(), [("room", same, 1)], [("bad", bad), ("good", good)]).run()
+    assert bad.items == list(range(10))
+    assert bad.closed == good.closed == 1
+    assert good.items == list(range(len(good.items)))
+    assert len(good.items) >= 10
+    assert seen < 1000
+
+
+def test_the_first_error_is_the_one_that_is_raised() -> None:
+    class Broken(Keep):
+        def close(self) -> None:
+            raise RuntimeError("secondary")
+
+    with pytest.raises(OSError, match="disk full"):
+        Pipeline(iter(range(50)), [("room", same, 1)], [("sink", Broken(fail_at=3))]).run()
+
+
+def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
+    sink = Keep()
+
+    def source() -> Iterator[int]:
+        number = 0
+        while True:
+            time.sleep(0.001)
+            yield number
+            number += 1
+
+    def poll() -> None:
+        if len(sink.items) > 20:
+            raise KeyboardInterrupt
+
+    pipeline = Pipeline(source(), [("room", same, 1)], [("sink", sink)])
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(poll)
+    assert sink.closed == 1
+    assert sink.items == list(range(pipeline.work["decode"].items))
+
+
+def test_no_thread_outlives_a_run() -> None:
+    before = threading.active_count()
+    Pipeline(iter(range(10)), [("room", same, 1)], [("sink", Keep())]).run()
+    assert threading.active_count() == before
+
+
+def test_an_abandoned_channel_refuses_and_an_ended_one_drains() -> None:
+    channel = Channel[int](2)
+    channel.put(1)
+    channel.end()
+    assert channel.take(5) == [1]
+    assert channel.take(5) == []
+    channel.abandon()
+    with pytest.raises(Closed):
+        channel.put(2)
