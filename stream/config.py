@@ -103,7 +103,16 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"{file}: holds no sections such as `overlay:`; see config.yaml")
-    return content
+    return _without_empty(content)
+
+
+def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+    """Without the sections in which every line is commented out, which YAML reads as null."""
+    return {
+        key: _without_empty(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if value is not None
+    }
 
 
 def _parse(text: str, origin: str) -> Any:

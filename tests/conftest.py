@@ -199,11 +199,7 @@ def audio_packets_of(path: Path) -> list[list[tuple[Fraction, bytes]]]:
     """For every audio track, each packet's time in seconds and content."""
     with av.open(str(path)) as file:
         return [
-            [
-                (packet.pts * packet.time_base, bytes(packet))
-                for packet in file.demux(track)
-                if packet.pts is not None
-            ]
+            [(packet.pts * packet.time_base, bytes(packet)) for packet in file.demux(track) if packet.pts is not None]
             for track in _each_reopened(file)
         ]
 

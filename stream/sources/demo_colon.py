@@ -8,8 +8,9 @@ One unit of length is the tube's mean radius, about 2.5 cm. Angles are radians u
 
 How a polyp comes and goes: the camera looks deeper into the tube while it moves out of it, so a polyp enters large
 at the rim of the view. It sits just beyond a fold that is higher than itself; as the camera leaves along that side
-of the wall, the fold hides it, before it could become a speck in the distance. What is left is settled by one rule:
-a polyp that covers less than `SPECK` of the view is not in the truth of that frame.
+of the wall, the fold hides it, before it could become a speck in the distance. What is left is settled by two rules:
+a polyp that covers less than `SPECK` of the view, or that lies more than `DARK` ahead of the camera, where its light
+hardly reaches, is not in the truth of that frame.
 """
 
 from __future__ import annotations
@@ -39,9 +40,15 @@ CORNER_ANGLE = np.radians(76)
 SPECK = 0.001
 # The camera's path is tabulated at this step, whatever the frame rate.
 PATH_STEP_S = 0.01
+# A polyp has a say in the camera's path for so long before and after it is looked at.
+NEAR_S = 4.0
 MOST_POLYPS = 255
+# By so many pixels, each way, the noise moves between frames.
+NOISE_MARGIN = 256
 # How far ahead of the camera a polyp lies when it is looked at.
-LOOK_AHEAD = 0.72
+LOOK_AHEAD = 0.66
+# A polyp so far ahead of the camera is in the dark, and not in the truth.
+DARK = 3.0
 # Share of a polyp's height from which its surface counts as polyp rather than as the wall that it rises from.
 RAISED = 0.08
 # Pictures at least so wide for their height have a side panel with text, as an HD processor's have.
@@ -165,7 +172,7 @@ class DemoColon:
         self._settings = settings
         self._screen = _Screen(settings.width, settings.height)
         self._anatomy = _Anatomy(settings.seed, settings.seconds)
-        self._noise = _sensor_noise(settings.seed)
+        self._noise = _SensorNoise(settings.seed, self._screen.view_width, self._screen.view_height)
         self._rays = _rays(self._screen.render_width, self._screen.render_height)
 
     def __len__(self) -> int:
@@ -184,9 +191,9 @@ class DemoColon:
         camera = self._anatomy.camera(float(seconds))
         segment = self._anatomy.segment_at(float(camera.position[2]))
         colour, glint, numbers = _shade(self._rays, camera, segment, self._anatomy)
+        numbers[np.isin(numbers, self._anatomy.in_the_dark(float(camera.position[2])))] = 0
         picture = self._screen.enlarge(colour, glint)
-        noise_random = np.random.default_rng([self._settings.seed, round(seconds * 1_000_000)])
-        picture = self._screen.frame(_with_noise(picture, self._noise, noise_random), float(seconds))
+        picture = self._screen.frame(self._noise.add_to(picture, seconds), seconds)
         return picture, self._screen.truth(numbers)
 
 
@@ -196,15 +203,15 @@ class _Screen:
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
         panel = width >= PANEL_ASPECT * height
-        self._view_height = max(2, round(0.95 * height))
-        self._view_width = max(2, round(min(0.97 * width, 1.18 * self._view_height)))
-        self._left = round(0.6 * width - self._view_width / 2) if panel else (width - self._view_width) // 2
-        self._top = (height - self._view_height) // 2
+        self.view_height = max(2, round(0.95 * height))
+        self.view_width = max(2, round(min(0.97 * width, 1.18 * self.view_height)))
+        self._left = round(0.6 * width - self.view_width / 2) if panel else (width - self.view_width) // 2
+        self._top = (height - self.view_height) // 2
         self._panel = panel
-        scale = min(1.0, RENDER_HEIGHT / self._view_height)
-        self.render_width = max(2 * COARSE, round(self._view_width * scale))
-        self.render_height = max(2 * COARSE, round(self._view_height * scale))
-        self._inside = _octagon(self._view_width, self._view_height)
+        scale = min(1.0, RENDER_HEIGHT / self.view_height)
+        self.render_width = max(2 * COARSE, round(self.view_width * scale))
+        self.render_height = max(2 * COARSE, round(self.view_height * scale))
+        self._inside = _octagon(self.view_width, self.view_height)
         self._view_pixels = int(np.count_nonzero(self._inside > 127))
 
     def enlarge(self, colour: np.ndarray, glint: np.ndarray) -> np.ndarray:
@@ -214,13 +221,13 @@ class _Screen:
             colour: uint8 [h, w, 3] at the rays' size.
             glint: float32 [h, w], from 0 on a highlight.
         """
-        size = (self._view_width, self._view_height)
+        size = (self.view_width, self.view_height)
         large = cv2.resize(colour, size, interpolation=cv2.INTER_CUBIC)
-        highlight = cv2.resize(glint, size, interpolation=cv2.INTER_CUBIC)
+        highlight = cv2.resize(glint, size, interpolation=cv2.INTER_LINEAR)
         highlight = cv2.convertScaleAbs(cv2.max(highlight, 0.0), alpha=255)
         return cv2.add(large, cv2.merge([highlight] * 3))
 
-    def frame(self, view: np.ndarray, seconds: float) -> np.ndarray:
+    def frame(self, view: np.ndarray, seconds: Fraction) -> np.ndarray:
         """Put the view into a black picture with its side panel."""
         picture = np.zeros((self._height, self._width, 3), np.uint8)
         cv2.multiply(view, cv2.merge([self._inside] * 3), dst=picture[self._view_slices], scale=1 / 255)
@@ -233,7 +240,7 @@ class _Screen:
 
         Each polyp is enlarged as the picture is and cut at half its coverage, so that no number is interpolated.
         """
-        view = np.zeros((self._view_height, self._view_width), np.uint8)
+        view = np.zeros((self.view_height, self.view_width), np.uint8)
         for number in np.flatnonzero(np.bincount(numbers.ravel())[1:]) + 1:
             covered = cv2.compare(numbers, int(number), cv2.CMP_EQ)
             covered = cv2.resize(covered, view.shape[::-1], interpolation=cv2.INTER_CUBIC)
@@ -247,20 +254,13 @@ class _Screen:
     @property
     def _view_slices(self) -> tuple[slice, slice]:
         return (
-            slice(self._top, self._top + self._view_height),
-            slice(self._left, self._left + self._view_width),
+            slice(self._top, self._top + self.view_height),
+            slice(self._left, self._left + self.view_width),
         )
 
-    def _write_panel(self, picture: np.ndarray, seconds: float) -> None:
-        minutes, rest = divmod(seconds, 60)
-        lines = (
-            "DEMO",
-            "polypstream",
-            "",
-            "no patient",
-            "",
-            f"{int(minutes):02d}:{int(rest):02d}.{int(rest * 100) % 100:02d}",
-        )
+    def _write_panel(self, picture: np.ndarray, seconds: Fraction) -> None:
+        minutes, hundredths = divmod(int(seconds * 100), 6000)
+        lines = ("DEMO", "polypstream", "", "no patient", "", f"{minutes:02d}:{hundredths / 100:05.2f}")
         scale = self._height / 1440
         for line, text in enumerate(lines):
             at = (round(0.02 * self._width), round((0.1 + 0.045 * line) * self._height))
@@ -279,20 +279,25 @@ def _octagon(width: int, height: int) -> np.ndarray:
     return cv2.GaussianBlur(mask, (0, 0), max(0.5, height / 500), borderType=cv2.BORDER_CONSTANT)
 
 
-def _sensor_noise(seed: int) -> np.ndarray:
-    """A tile of noise, int16 [1024, 1024, 3], in grey levels; frames take it from changing places."""
-    random = np.random.default_rng([seed, 1])
-    grain = random.standard_normal((1024, 1024, 3), np.float32) * 1.6
-    grain += cv2.GaussianBlur(random.standard_normal((1024, 1024, 1), np.float32), (0, 0), 1.2)[..., None] * 4
-    return np.rint(grain).astype(np.int16)
+class _SensorNoise:
+    """Noise that changes from frame to frame: a window into a larger sheet of it, moved at random."""
 
+    def __init__(self, seed: int, width: int, height: int) -> None:
+        self._seed, self._width, self._height = seed, width, height
+        random = np.random.default_rng([seed, 1])
+        shape = (height + NOISE_MARGIN, width + NOISE_MARGIN)
+        grain = random.standard_normal((*shape, 3), np.float32) * 1.3
+        grain += cv2.GaussianBlur(random.standard_normal(shape, np.float32), (0, 0), 1.1)[..., None] * 6
+        # In two halves, because adding and subtracting bytes is several times faster than adding signed numbers.
+        self._brighter = np.rint(np.maximum(grain, 0)).astype(np.uint8)
+        self._darker = np.rint(np.maximum(-grain, 0)).astype(np.uint8)
 
-def _with_noise(picture: np.ndarray, noise: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    height, width = picture.shape[:2]
-    row, column = random.integers(0, 1024, 2)
-    rows = np.arange(row, row + height) % 1024
-    columns = np.arange(column, column + width) % 1024
-    return cv2.add(picture, noise[rows][:, columns], dtype=cv2.CV_8U)
+    def add_to(self, picture: np.ndarray, seconds: Fraction) -> np.ndarray:
+        """The picture, uint8 [height, width, 3], with the noise of its time."""
+        random = np.random.default_rng([self._seed, round(seconds * 1_000_000)])
+        top, left = (int(place) for place in random.integers(0, NOISE_MARGIN, 2))
+        window = (slice(top, top + self._height), slice(left, left + self._width))
+        return cv2.subtract(cv2.add(picture, self._brighter[window]), self._darker[window])
 
 
 class _Anatomy:
@@ -304,24 +309,22 @@ class _Anatomy:
         # Plain floats: NumPy's own would turn the rays' float32 into float64.
         self._bends: list[float] = random.uniform(0, 2 * np.pi, 4).tolist()
         self._sway = random.uniform(0, 2 * np.pi, 12)
-        self._skin = _make_skin(np.random.default_rng([seed, 3]))
+        self._skin = _make_skin(seed)
         self.film = self._skin.film
         times = _looks(seed, seconds)
         self._path_times = np.arange(0, seconds + 1, PATH_STEP_S)
-        speed = 2.0 - 1.72 * self._attention(self._path_times, times).max(axis=0, initial=0)
+        attention = np.zeros_like(self._path_times)
+        for time in times:
+            near = slice(*np.searchsorted(self._path_times, (time - NEAR_S, time + NEAR_S)))
+            np.maximum(attention[near], _attention(self._path_times[near] - time), out=attention[near])
+        speed = 2.0 - 1.72 * attention
         self._path_z = -np.concatenate([[0.0], np.cumsum(speed[:-1]) * PATH_STEP_S])
         self.polyps = [
             _make_polyp(seed, number, time, float(np.interp(time, self._path_times, self._path_z)) + LOOK_AHEAD)
             for number, time in enumerate(times, 1)
         ]
         self._folds = _make_folds(seed, self.polyps, float(self._path_z[-1]) - BEHIND)
-        self._segment = lru_cache(maxsize=2)(self._make_segment)
-
-    @staticmethod
-    def _attention(seconds: np.ndarray, looks: Sequence[float]) -> np.ndarray:
-        """How much the camera attends to each polyp, 0..1, [polyps, times]."""
-        since = seconds[None] - np.asarray(looks, float)[:, None]
-        return _smoothstep(-1.0, -0.25, since) * (1 - _smoothstep(0.55, 1.25, since))
+        self._segments: dict[int, _Segment] = {}
 
     def centre(self, z: np.ndarray) -> np.ndarray:
         """Middle of the tube at z, [..., 2] float32."""
@@ -335,22 +338,22 @@ class _Anatomy:
         z = float(np.interp(seconds, self._path_times, self._path_z))
         sway = np.sin(np.array([1.1, 0.7, 1.7, 2.9, 0.9, 1.3, 2.3, 3.7, 0.37, 0.83, 5.1, 4.3]) * seconds + self._sway)
         offset = 0.05 * sway[:2] + 0.015 * sway[2:4]
-        near = [polyp for polyp in self.polyps if abs(seconds - polyp.seen_at) < 4]
-        attention = self._attention(np.array([seconds]), [polyp.seen_at for polyp in near])[:, 0]
+        near = [polyp for polyp in self.polyps if abs(seconds - polyp.seen_at) < NEAR_S]
         for polyp in near:
             since = seconds - polyp.seen_at
             # Away from the polyp to see it whole; then along its side of the wall, so that its fold hides it.
-            aside = -0.12 * _bump(since, -1.0, 0.9) + 0.3 * _bump(since, 0.5, 2.6)
+            aside = -0.12 * _bump(since, -1.0, 0.9) + 0.33 * _bump(since, 0.5, 2.6)
             offset += aside * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
         position = np.array([*(self.centre(np.array(z)) + offset), z])
         ahead = np.array([*self.centre(np.array(z + 1.6)), z + 1.6]) - position
         forward = ahead / np.linalg.norm(ahead)
         forward[:2] += 0.06 * sway[4:6] + 0.02 * sway[6:8] + 0.004 * sway[10:]
-        for polyp, share in zip(near, attention, strict=True):
+        for polyp in near:
             top = 1 - 0.6 * polyp.height
             spot = self.centre(np.array(polyp.z)) + top * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
             to_polyp = np.array([*spot, polyp.z]) - position
-            forward += 0.66 * share * (to_polyp / np.linalg.norm(to_polyp) - forward)
+            share = 0.66 * float(_attention(np.float64(seconds - polyp.seen_at)))
+            forward += share * (to_polyp / np.linalg.norm(to_polyp) - forward)
         forward /= np.linalg.norm(forward)
         roll = 0.2 * sway[8] + 0.1 * sway[9]
         right = np.cross([np.sin(roll), np.cos(roll), 0.0], forward)
@@ -358,36 +361,52 @@ class _Anatomy:
         axes = np.stack([right, np.cross(forward, right), forward])
         return _Camera(position.astype(np.float32), axes.astype(np.float32))
 
+    def in_the_dark(self, z: float) -> list[int]:
+        """Numbers of the polyps that are too far ahead of a camera at z to be seen."""
+        return [polyp.number for polyp in self.polyps if polyp.z - z > DARK]
+
     def segment_at(self, z: float) -> _Segment:
-        """Maps for a camera at z."""
-        segment: _Segment = self._segment(int(np.floor(z / HOP)))
-        return segment
+        """Maps for a camera at z; the last two are kept, for callers that do not go straight on."""
+        hop = int(np.floor(z / HOP))
+        if hop not in self._segments:
+            self._segments = dict([*self._segments.items()][-1:])
+            self._segments[hop] = self._make_segment(hop)
+        return self._segments[hop]
 
     def _make_segment(self, hop: int) -> _Segment:
         first_row = (hop * HOP - BEHIND) * ROWS_PER_UNIT
         rows = np.arange(first_row, first_row + (BEHIND + HOP + REACH) * ROWS_PER_UNIT)
         z = (rows / ROWS_PER_UNIT).astype(np.float32)
-        in_tile = rows % (TILE_UNITS * ROWS_PER_UNIT)
-        radius = 1 + self._skin.relief[in_tile]
+        radius = 1 + self._skin.relief[rows % (TILE_UNITS * ROWS_PER_UNIT)]
         for fold in self._folds:
             if z[0] - 1 < fold.z < z[-1] + 1:
                 _raise_fold(radius, z, fold)
         radius = 0.4 + _soft_positive(radius - 0.4)
-        colour = self._skin.colour[in_tile]
+        tile_row = _tile_row(rows[:, None].astype(np.float32), radius)
+        columns = np.broadcast_to(np.arange(COLUMNS, dtype=np.float32), radius.shape)
+        colour, pits = (
+            cv2.remap(tile, columns, tile_row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+            for tile in (self._skin.colour, self._skin.pits)
+        )
         level = np.zeros_like(radius)
         number = np.zeros(radius.shape, np.uint8)
         for polyp in self.polyps:
             if z[0] - 1 < polyp.z < z[-1] + 1:
-                _raise_polyp(polyp, z, self._skin.pits[in_tile], radius, colour, level, number)
+                _raise_polyp(polyp, z, pits, radius, colour, level, number)
         colour8 = np.clip(colour, 0, 255).astype(np.uint8)
         return _Segment(
             first_row=first_row,
             radius=radius,
-            shape=np.dstack([*_slopes(radius), _openness(radius), level]),
+            shape=cv2.merge([*_slopes(radius), _openness(radius), level]),
             colour=colour8,
             distant_colour=_blur(colour8, 4),
             number=number,
         )
+
+
+def _attention(since: np.ndarray | np.float64) -> np.ndarray:
+    """How much the camera attends to a polyp, 0..1, so many seconds after it looked straight at it."""
+    return _smoothstep(-1.0, -0.25, since) * (1 - _smoothstep(0.55, 1.25, since))
 
 
 def _looks(seed: int, seconds: float) -> list[float]:
@@ -403,7 +422,7 @@ def _looks(seed: int, seconds: float) -> list[float]:
 def _make_polyp(seed: int, number: int, seen_at: float, z: float) -> _Polyp:
     random = np.random.default_rng([seed, 5, number])
     # The first is large, for a viewer who gives the demo two seconds.
-    radius = 0.36 if number == 1 else random.uniform(0.2, 0.38)
+    radius = 0.44 if number == 1 else random.uniform(0.24, 0.44)
     round_one = number % 2 == 1
     redness = random.uniform(-1, 1)
     return _Polyp(
@@ -416,7 +435,7 @@ def _make_polyp(seed: int, number: int, seen_at: float, z: float) -> _Polyp:
         stretch=random.uniform(1.0, 1.2) if round_one else random.uniform(1.1, 1.4),
         turn=random.uniform(0, np.pi),
         roundness=random.uniform(2.2, 3.0) if round_one else random.uniform(1.5, 2.2),
-        tint=np.array([1.08 + 0.02 * redness, 1.06 - 0.16 * redness, 1.06 - 0.14 * redness], np.float32),
+        tint=np.array([1.05 + 0.01 * redness, 1.0 - 0.13 * redness, 1.02 - 0.1 * redness], np.float32),
         pits=random.uniform(0.2, 1.0),
         lobes=random.uniform(0, 2 * np.pi, 3),
     )
@@ -452,7 +471,7 @@ def _shield(seed: int, polyp: _Polyp) -> _Fold:
     random = np.random.default_rng([seed, 7, polyp.number])
     return _Fold(
         z=polyp.z - polyp.radius * polyp.stretch - 0.16,
-        height=polyp.height + 0.14,
+        height=polyp.height + 0.17,
         width=0.13,
         angle=polyp.angle,
         tilt=random.uniform(-0.03, 0.03, 4),
@@ -466,7 +485,7 @@ def _raise_fold(radius: np.ndarray, z: np.ndarray, fold: _Fold) -> None:
     near = np.abs(z - fold.z) < 0.95
     round_tube = angle - fold.angle
     if fold.shields:
-        height = fold.height * (0.12 + 0.88 * np.exp(2.2 * (np.cos(round_tube) - 1)))
+        height = fold.height * (0.12 + 0.88 * np.exp(0.9 * (np.cos(round_tube) - 1)))
     else:
         height = fold.height * (0.56 + 0.3 * np.cos(3 * round_tube) + 0.14 * np.cos(round_tube + fold.tilt[3] * 9))
     wave = fold.tilt[0] * np.cos(angle) + fold.tilt[1] * np.sin(angle) + 0.3 * fold.tilt[2] * np.sin(4 * angle)
@@ -504,29 +523,36 @@ def _raise_polyp(
     lift = polyp.height * dome * (1 + (knobs - 1) * dome) + 0.004 * polyp.pits * pits[rows] * dome
     radius[rows] -= lift.astype(np.float32)
     cover = _smoothstep(0.02, 0.35, dome)[..., None].astype(np.float32)
-    flesh = np.array([214, 122, 92], np.float32) * polyp.tint
-    surface = flesh + 0.25 * (colour[rows] - colour[rows].mean(axis=(0, 1))) + 9 * polyp.pits * pits[rows][..., None]
+    flesh = np.array([218, 126, 98], np.float32) * polyp.tint
+    pattern = np.maximum(pits[rows], -0.5)[..., None] * np.array([5, 13, 12], np.float32)
+    surface = flesh + 0.3 * (colour[rows] - colour[rows].mean(axis=(0, 1))) - polyp.pits * pattern
     colour[rows] += cover * (surface - colour[rows])
     level[rows] = np.maximum(level[rows], dome)
     number[rows][distance < 1.5] = polyp.number
 
 
-def _make_skin(random: np.random.Generator) -> _Skin:
+@lru_cache(maxsize=2)
+def _make_skin(seed: int) -> _Skin:
     """Colour and unevenness of healthy mucosa."""
-    patches, broad, mottle, grain = (_noise(random, scale) for scale in (0.5, 1.1, 0.13, 0.022))
-    vessels = _vessels(random) * np.clip(0.75 + 0.5 * patches, 0.15, 1)
-    tone = 1 + 0.05 * patches + 0.035 * mottle + 0.022 * grain
-    colour = np.array([198, 112, 84], np.float32) * tone[..., None]
+    random = np.random.default_rng([seed, 3])
+    patches, broad, mottle, grain = (_noise(random, scale) for scale in (0.5, 1.1, 0.13, 0.014))
+    vessels = _vessels(random) * np.clip(0.8 + 0.45 * patches, 0.3, 1)
+    tone = 1 + 0.05 * patches + 0.035 * mottle + 0.03 * grain
+    # No two bowels, and no two processors' white balances, are quite the same.
+    balance = random.uniform(0.95, 1.05, 3).astype(np.float32)
+    colour = np.array([200, 118, 93], np.float32) * balance * tone[..., None]
     colour += broad[..., None] * np.array([3, 8, 7], np.float32)
     colour *= 1 - vessels[..., None] * np.array([0.16, 0.36, 0.34], np.float32)
-    fluid = _smoothstep(1.5, 2.3, broad + 0.35 * mottle)[..., None]
-    colour += fluid * 0.55 * (np.array([206, 150, 62], np.float32) - colour)
-    film = 0.9 * _noise(random, 0.035) + 2.4 * _noise(random, 0.11) + 1.1 * _noise(random, 0.018)
+    fluid = _smoothstep(1.4, 2.6, broad + 0.3 * mottle)[..., None]
+    colour += fluid * 0.4 * (np.array([206, 150, 62], np.float32) - colour)
+    waves = ((0.13, 0.022), (0.055, 0.014), (0.024, 0.005))
+    film = np.clip(0.9 + 0.4 * _noise(random, 0.35), 0.3, 1.6)
+    film *= np.add.reduce([height * _noise(random, scale) for scale, height in waves])
     return _Skin(
         colour=colour.astype(np.float32),
         relief=(0.05 * _noise(random, 0.6) + 0.012 * _noise(random, 0.16)).astype(np.float32),
-        film=np.dstack(_slopes(0.01 * film)),
-        pits=_noise(random, 0.03),
+        film=np.dstack(_slopes(film)),
+        pits=(0.7 * _noise(random, 0.035) + 0.7 * _noise(random, 0.014)).astype(np.float32),
     )
 
 
@@ -536,8 +562,9 @@ def _noise(random: np.random.Generator, scale: float) -> np.ndarray:
     across = np.fft.rfftfreq(COLUMNS, 2 * np.pi / COLUMNS)
     along = np.fft.fftfreq(rows, 1 / ROWS_PER_UNIT)
     power = np.exp(-2 * (np.pi * scale) ** 2 * (along[:, None] ** 2 + across[None] ** 2))
+    power = power.astype(np.float32)
     power[0, 0] = 0
-    noise = np.fft.irfft2(np.fft.rfft2(random.standard_normal((rows, COLUMNS))) * power, s=(rows, COLUMNS))
+    noise = np.fft.irfft2(np.fft.rfft2(random.standard_normal((rows, COLUMNS), np.float32)) * power, s=(rows, COLUMNS))
     return (noise / noise.std()).astype(np.float32)
 
 
@@ -547,21 +574,21 @@ def _vessels(random: np.random.Generator) -> np.ndarray:
     canvas = np.zeros((rows, COLUMNS), np.float32)
     for _ in range(46):
         layer = np.zeros((rows, COLUMNS), np.uint8)
-        _grow_vessel(layer, random, rows / 2, COLUMNS / 2, random.uniform(0, 2 * np.pi), random.uniform(3.4, 5.2))
+        _grow_vessel(layer, random, rows / 2, COLUMNS / 2, random.uniform(0, 2 * np.pi), random.uniform(2.6, 4.4))
         shift = (int(random.integers(rows)), int(random.integers(COLUMNS)))
         np.maximum(canvas, np.roll(layer, shift, (0, 1)), out=canvas)
-    return cv2.GaussianBlur(canvas, (0, 0), 0.9) / 255
+    return cv2.GaussianBlur(canvas, (0, 0), 0.8) / 255
 
 
 def _grow_vessel(
     layer: np.ndarray, random: np.random.Generator, row: float, column: float, heading: float, width: float
 ) -> None:
     """Draw a vessel and its branches, each thinner than its trunk."""
-    strength = int(90 + 32 * min(width, 5))
-    while width > 0.9:
+    strength = int(70 + 38 * min(width, 4.5))
+    while width > 0.7:
         points = [(column, row)]
         for _ in range(int(random.integers(4, 9))):
-            heading += random.normal(0, 0.28)
+            heading += random.normal(0, 0.24)
             row, column = row + 7 * np.sin(heading), column + 7 * np.cos(heading)
             points.append((column, row))
         line = np.rint(np.array(points) * 16).astype(np.int32)
@@ -585,17 +612,25 @@ def _openness(radius: np.ndarray) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, texels: float) -> np.ndarray:
-    """Gaussian blur of a map that is closed round the tube."""
-    margin = round(4 * texels)
-    wrapped = cv2.copyMakeBorder(image, 0, 0, margin, margin, cv2.BORDER_WRAP)
-    return np.ascontiguousarray(cv2.GaussianBlur(wrapped, (0, 0), texels)[:, margin:-margin])
+    """Blur of a map that is closed round the tube; a box twice, which costs the same however wide it is."""
+    side = round(1.22 * texels) * 2 + 1
+    wrapped = cv2.copyMakeBorder(image, 0, 0, side, side, cv2.BORDER_WRAP)
+    return np.ascontiguousarray(cv2.blur(cv2.blur(wrapped, (side, side)), (side, side))[:, side:-side])
+
+
+def _tile_row(row: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Row of the skin's tile for a row of the tube.
+
+    The radius counts as length too, or the skin would be stretched over the side of a fold that the camera sees.
+    """
+    return (row - radius * np.float32(ROWS_PER_UNIT)) % np.float32(TILE_UNITS * ROWS_PER_UNIT)
 
 
 def _angles() -> np.ndarray:
     return np.arange(COLUMNS) * (2 * np.pi / COLUMNS)
 
 
-def _smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
+def _smoothstep(low: float, high: float, value: np.ndarray | np.float64) -> np.ndarray:
     share = np.clip((value - low) / (high - low), 0, 1)
     return share * share * (3 - 2 * share)
 
@@ -637,21 +672,26 @@ def _march(
     active, rays, before = np.arange(len(start)), directions, start
     clear = clear_before = _clearance(origin, rays, before, anatomy, segment)
     clear_near, clear_far = clear.copy(), np.zeros_like(clear)
+    to_wall = np.zeros_like(start)
     while len(active):
-        now = before + np.maximum(0.62 * clear_before, 0.006 + 0.006 * before)
+        step = np.maximum(0.62 * clear_before, 0.01 + 0.01 * before)
+        # Close before the wall, the last step's slope says where it is: go just past it.
+        step = np.maximum(step, np.where(to_wall < 0.1, 1.15 * to_wall + 0.003, 0))
+        now = before + step
         clear = _clearance(origin, rays, now, anatomy, segment)
         on = (clear > 0) & (now < REACH - 1)
-        done = ~on
-        ended = active[done]
-        near[ended], far[ended] = before[done], now[done]
-        clear_near[ended], clear_far[ended] = clear_before[done], clear[done]
-        active, rays, before, clear_before = active[on], rays[on], now[on], clear[on]
-    for _ in range(2):
-        middle = _crossing(near, far, clear_near, clear_far)
-        clear = _clearance(origin, directions, middle, anatomy, segment)
-        inside = clear > 0
-        near, clear_near = np.where(inside, middle, near), np.where(inside, clear, clear_near)
-        far, clear_far = np.where(inside, far, middle), np.where(inside, clear_far, clear)
+        done, go_on = np.flatnonzero(~on), np.flatnonzero(on)
+        ended = active.take(done)
+        near[ended], far[ended] = before.take(done), now.take(done)
+        clear_near[ended], clear_far[ended] = clear_before.take(done), clear.take(done)
+        to_wall = (clear * step / np.maximum(clear_before - clear, np.float32(1e-6))).take(go_on)
+        active, rays = active.take(go_on), rays.take(go_on, axis=0)
+        before, clear_before = now.take(go_on), clear.take(go_on)
+    middle = _crossing(near, far, clear_near, clear_far)
+    clear = _clearance(origin, directions, middle, anatomy, segment)
+    inside = clear > 0
+    near, clear_near = np.where(inside, middle, near), np.where(inside, clear, clear_near)
+    far, clear_far = np.where(inside, far, middle), np.where(inside, clear_far, clear)
     return np.minimum(_crossing(near, far, clear_near, clear_far), REACH - 1)
 
 
@@ -686,8 +726,8 @@ def _look_up(image: np.ndarray, column: np.ndarray, row: np.ndarray, how: int = 
     height = -(-len(column) // width)
     places = np.zeros((2, height * width), np.float32)
     places[0, : len(column)], places[1, : len(column)] = column, row
-    places = places.reshape(2, height, width)
-    found = cv2.remap(image, places[0], places[1], how, borderMode=cv2.BORDER_WRAP)
+    columns, rows = places.reshape(2, height, width)
+    found = cv2.remap(image, columns, rows, how, borderMode=cv2.BORDER_WRAP)
     return found.reshape(height * width, *image.shape[2:])[: len(column)]
 
 
@@ -722,8 +762,7 @@ def _shade(
     shape = _look_up(segment.shape, column, row)
     numbers = _look_up(segment.number, column, row, cv2.INTER_NEAREST)
     numbers = np.where(shape[:, 3] > RAISED, numbers, 0).astype(np.uint8)
-    tile_row = (row + np.float32(segment.first_row)) % (TILE_UNITS * ROWS_PER_UNIT)
-    film = _look_up(anatomy.film, column, tile_row)
+    film = _look_up(anatomy.film, column, _tile_row(row + np.float32(segment.first_row), aside))
 
     bend = (anatomy.centre(points[:, 2] + np.float32(0.02)) - anatomy.centre(points[:, 2])) / np.float32(0.02)
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -740,13 +779,32 @@ def _shade(
     colour = _look_up(segment.colour, column, row).astype(np.float32)
     colour += blur[:, None] * (_look_up(segment.distant_colour, column, row) - colour)
 
-    light = (0.22 + 0.78 * np.maximum(0.75 * facing + 0.25 * wet_facing, 0)) * shape[:, 2]
-    light /= 0.42 + away * away
+    light = (0.34 + 0.66 * np.maximum(0.8 * facing + 0.2 * wet_facing, 0)) * shape[:, 2]
+    light *= np.exp(-np.square(away / 2.8)) / (0.7 + away * away)
     light *= 0.55 + 0.45 * world.reshape(-1, 3) @ camera.axes[2]
-    light *= 0.62 / (0.12 + np.sqrt(light).mean())
+    light *= np.square(0.98 / (0.1 + np.sqrt(light).mean()))
     picture = _develop(colour, light).reshape(height, width, 3)
-    glint = ((wet_facing - 0.955) * 40 * wet / (0.6 + away)).reshape(height, width).astype(np.float32)
-    return cv2.GaussianBlur(picture, (0, 0), 0.6), glint, numbers.reshape(height, width)
+    # So near that a droplet would fill the view, only the most exactly facing film shines.
+    mirror = 0.983 + 0.03 * np.maximum(0.8 - away, 0)
+    # A crest that turns away within a few pixels would shine as a string of beads.
+    facing_here = facing.reshape(height, width)
+    mirror += 0.4 * np.maximum(facing_here - cv2.erode(facing_here, np.ones((5, 5), np.uint8)) - 0.12, 0).ravel()
+    glint = np.clip((wet_facing - mirror) * 100 * wet / (0.6 + away), -0.6, 1.4).reshape(height, width)
+    return _soften(picture, _edges(distance)), glint, numbers.reshape(height, width)
+
+
+def _edges(distance: np.ndarray) -> np.ndarray:
+    """Where near hides far, uint8 [h, w], 1 or 0."""
+    ring = np.ones((3, 3), np.uint8)
+    jump = cv2.dilate(distance, ring) > 1.12 * cv2.erode(distance, ring) + 0.02
+    return jump.astype(np.uint8)
+
+
+def _soften(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """A lens's softness; more of it at edges, where one ray a pixel leaves stairs."""
+    soft = cv2.GaussianBlur(picture, (0, 0), 0.5)
+    cv2.copyTo(cv2.GaussianBlur(picture, (0, 0), 0.95), edges, soft)
+    return soft
 
 
 def _facing(
@@ -762,5 +820,5 @@ def _facing(
 def _develop(colour: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Light on coloured flesh as a processor shows it: redder in the dark, paler in the bright; uint8 [n, 3]."""
     grey = np.log(np.maximum(light, 1e-5))[:, None]
-    exposed = colour / 255 * np.exp(grey * np.array([0.4, 0.5, 0.56], np.float32))
+    exposed = colour / 255 * np.exp(grey * np.array([0.4, 0.48, 0.52], np.float32))
     return (255 * (1 - np.exp(-1.75 * exposed * exposed - 0.6 * exposed))).astype(np.uint8)

@@ -37,9 +37,7 @@ def copies(frame: Frame) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("style", ["tint", "heatmap"])
-def test_a_picture_without_findings_is_the_decoders_own(
-    make: Callable[..., Path], style: str
-) -> None:
+def test_a_picture_without_findings_is_the_decoders_own(make: Callable[..., Path], style: str) -> None:
     """Bit for bit, also after drawing on the pictures between: the decoder's references are never touched."""
     recording = Recording(make(frames=40, options={"g": "40", "bf": "2"}))
     clean = [copies(frame) for frame in Recording(recording.path).frames()]

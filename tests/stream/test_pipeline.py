@@ -49,18 +49,18 @@ def test_every_item_reaches_every_sink_in_order() -> None:
 
 
 def test_a_slow_sink_holds_the_source_back() -> None:
-    taken = 0
+    taken: list[int] = []
     behind = []
 
     def source() -> Iterator[int]:
-        nonlocal taken
-        for taken in range(100):  # noqa: B007
-            yield taken
+        for number in range(100):
+            taken.append(number)
+            yield number
 
     class Slow(Keep):
         def write(self, item: int) -> None:
             time.sleep(0.001)
-            behind.append(taken - item)
+            behind.append(len(taken) - 1 - item)
             super().write(item)
 
     Pipeline(source(), [("room", same, 1)], [("slow", Slow())], queue=3).run()
@@ -95,28 +95,22 @@ def failing_room(items: list[int]) -> list[int]:
 @pytest.mark.parametrize(("source", "room"), [(failing_source(), same), (iter(range(1000)), failing_room)])
 def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], room: object) -> None:
     sink = Keep()
-    with pytest.raises(ValueError, match="source|room"):
+    with pytest.raises(ValueError, match=r"^(source|room)$"):
         Pipeline(source, [("room", room, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
     assert sink.items == list(range(20))
     assert sink.closed == 1
 
 
 def test_a_failing_sink_stops_the_source_and_spares_the_other() -> None:
-    seen = 0
-
-    def source() -> Iterator[int]:
-        nonlocal seen
-        for seen in range(100_000):  # noqa: B007
-            yield seen
-
+    source = iter(range(100_000))
     bad, good = Keep(fail_at=10), Keep()
     with pytest.raises(OSError, match="disk full"):
-        Pipeline(source(), [("room", same, 1)], [("bad", bad), ("good", good)]).run()
+        Pipeline(source, [("room", same, 1)], [("bad", bad), ("good", good)]).run()
     assert bad.items == list(range(10))
     assert bad.closed == good.closed == 1
     assert good.items == list(range(len(good.items)))
     assert len(good.items) >= 10
-    assert seen < 1000
+    assert next(source) < 1000
 
 
 def test_the_first_error_is_the_one_that_is_raised() -> None:

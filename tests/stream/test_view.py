@@ -60,7 +60,9 @@ def test_a_dark_moment_does_not_shrink_the_view() -> None:
     assert find_field_of_view([dark, whole], 640, 480) == find_field_of_view([whole], 640, 480)
 
 
-@pytest.mark.parametrize("view", [FieldOfView(0, 0, 640, 480), FieldOfView(122, 34, 455, 401), FieldOfView(2, 0, 33, 21)])
+@pytest.mark.parametrize(
+    "view", [FieldOfView(0, 0, 640, 480), FieldOfView(122, 34, 455, 401), FieldOfView(2, 0, 33, 21)]
+)
 def test_a_region_is_the_enlarged_map_cut_out(view: FieldOfView) -> None:
     random = np.random.default_rng(3)
     noise = cv2.GaussianBlur(random.random((64, 64), np.float32), (0, 0), 4)

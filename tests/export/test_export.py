@@ -1,0 +1,104 @@
+"""Checkpoint to ONNX: the contract, the metadata, the proof, and nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export import onnx_file
+from models.checkpoint import load_checkpoint, pack
+from models.picture_net import PictureNet
+from models.sa_unet import SEED, Architecture, SAUNet
+from stream.errors import ModelError, OutputError, SettingsError
+from stream.segment import Segmenter
+from tests.conftest import call
+
+SMALL = Architecture(widths=[8, 12, 16], stem_stride=2, shortcut_kernel=1, narrow=True)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    network = SAUNet(**SMALL)
+    network.train()
+    for _ in range(3):  # so that the normalisations have seen something
+        network(torch.rand(4, 3, 64, 64))
+    training = {"data": "tests", "terms": "free", "validation_dice": 0.5}
+    torch.save(pack(network.eval(), 64, 0.45, training), tmp_path / "c.pt")
+    return tmp_path / "c.pt"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    output, scores = tmp_path / "m.onnx", tmp_path / "s.json"
+    scores.write_text(json.dumps({"mean_dice": 0.9, "images": 120}))
+    call("export", checkpoint, "--output", output, "--size", 96, "--precision", precision, "--scores", scores)
+    segmenter = Segmenter(output, "cpu")
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = PictureNet(load_checkpoint(checkpoint)[0]).eval()(torch.from_numpy(pictures)).numpy()
+    assert np.abs(segmenter.run(pictures).astype(int) - expected).max() <= 1
+    card = segmenter.card
+    assert (card.input_size, card.threshold, card.precision) == (96, 0.45, precision)
+    assert (card.trained_on, card.terms, card.scores["mean_dice"]) == ("tests", "free", 0.9)
+    assert card.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert "torch 2" in card.exported_with
+    assert "Research use only" in card.notice
+
+    shown = call("inspect", output).stdout
+    assert "SA-UNet" in shown
+    assert json.loads(call("inspect", output, "--json").stdout) == card.model_dump(mode="json")
+    assert [path.name for path in tmp_path.glob("*.onnx*")] == ["m.onnx"]  # weights inside, nothing left over
+
+
+def test_fp16_stores_every_large_tensor_in_half(checkpoint: Path, tmp_path: Path) -> None:
+    onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, "fp16", {})
+    tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
+    large = [tensor for tensor in tensors if np.prod(tensor.dims) >= onnx_file.WORTH_HALVING]
+    assert len(large) >= 4
+    assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in large)
+
+
+def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(SAUNet(**SEED).state_dict(), tmp_path / "saunet128.pt")
+    onnx_file.export(tmp_path / "saunet128.pt", tmp_path / "seed.onnx", None, "fp16", {})
+    segmenter = Segmenter(tmp_path / "seed.onnx", "cpu")
+    assert segmenter.size == 128
+    assert segmenter.run(np.zeros((1, 128, 128, 3), np.uint8)).shape == (1, 128, 128)
+
+
+def test_a_model_that_disagrees_is_not_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one bias spoilt between torch and the file, as a broken exporter would."""
+    real = onnx_file.to_onnx
+
+    def spoilt(network: SAUNet, size: int) -> onnx.ModelProto:
+        model = real(network, size)
+        bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("last_blocks.1.bias"))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, bias.name))
+        return model
+
+    monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
+    with pytest.raises(ModelError, match="grey levels"):
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, "fp32", {})
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+def test_what_cannot_be_exported_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="multiple of 8"):
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", 100, "fp32", {})
+    with pytest.raises(OutputError, match="cannot be written"):
+        onnx_file.export(checkpoint, tmp_path / "none" / "m.onnx", 64, "fp32", {})
+    (tmp_path / "bad.pt").write_text("nothing")
+    done = call("export", tmp_path / "bad.pt", "--output", tmp_path / "m.onnx", check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("*.onnx*"))

@@ -1,0 +1,96 @@
+"""Data sets on disk: found, split without leaks, augmented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from models.data import augment, find_pairs, read_pair, split_off_validation
+from stream.errors import DataError
+
+
+def make_data(folder: Path, count: int = 6, size: tuple[int, int] = (64, 48)) -> Path:
+    """Grey pictures with a red disc, and its mask; JPEG and PNG as the public sets have them."""
+    width, height = size
+    random = np.random.default_rng(5)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for index in range(count):
+        picture = random.integers(60, 120, (height, width, 1), np.uint8).repeat(3, axis=2)
+        mask = np.zeros((height, width), np.uint8)
+        centre = tuple(int(value) for value in random.integers(12, (width - 12, height - 12)))
+        cv2.circle(mask, centre, 9, 255, -1)
+        picture[mask > 0] = (30, 30, 210)
+        cv2.imwrite(str(folder / "images" / f"p{index}.png"), picture)
+        cv2.imwrite(str(folder / "masks" / f"p{index}.png"), mask)
+    return folder
+
+
+def test_pairs_are_found_by_name_whatever_their_endings(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "d")
+    (data / "images" / "p0.png").rename(data / "images" / "p0.JPG")
+    names = tmp_path / "names.txt"
+    names.write_text("p3\n\np0.png\n")
+    assert [pair.name for pair in find_pairs(data, names)] == ["p3", "p0"]
+    assert len(find_pairs(data)) == 6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: (d / "masks" / "p2.png").unlink(), "masks: no picture is named p2"),
+        (lambda d: [each.unlink() for each in (d / "images").iterdir()], "holds no pictures"),
+        (lambda d: (d / "images").rename(d / "pictures"), "a data set has images/ and masks/"),
+    ],
+)
+def test_a_broken_folder_is_described(tmp_path: Path, spoil: object, message: str) -> None:
+    data = make_data(tmp_path / "d")
+    spoil(data)  # type: ignore[operator]
+    with pytest.raises(DataError, match=message):
+        find_pairs(data)
+
+
+def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "d")
+    (data / "images" / "p1.png").write_bytes(b"nothing")
+    cv2.imwrite(str(data / "masks" / "p2.png"), np.zeros((5, 5), np.uint8))
+    pairs = find_pairs(data)
+    with pytest.raises(DataError, match=r"p1\.png: cannot be read"):
+        read_pair(pairs[1])
+    with pytest.raises(DataError, match=r"p2\.png: its size \(5, 5\)"):
+        read_pair(pairs[2])
+
+
+def test_near_duplicates_stay_on_one_side() -> None:
+    random = np.random.default_rng(0)
+    scenes = [cv2.resize(random.integers(0, 256, (8, 8, 3), np.uint8), (96, 96)) for _ in range(40)]
+    # Every scene twice, the second time a little brighter and noisier.
+    again = [
+        np.clip(scene.astype(int) + 6 + random.integers(-2, 3, scene.shape), 0, 255).astype(np.uint8)
+        for scene in scenes
+    ]
+    pictures = scenes + again
+    training, validation = split_off_validation([None] * 80, pictures, 0.25, seed=1)  # type: ignore[list-item]
+    assert sorted(training + validation) == list(range(80))
+    assert 18 <= len(validation) <= 22
+    assert {index % 40 for index in validation}.isdisjoint(index % 40 for index in training)
+    assert split_off_validation([None] * 80, pictures, 0.25, seed=1)[1] == validation  # type: ignore[list-item]
+    assert split_off_validation([None] * 80, pictures, 0.25, seed=2)[1] != validation  # type: ignore[list-item]
+
+
+def test_augmentation_moves_picture_and_mask_together(tmp_path: Path) -> None:
+    picture, mask = read_pair(find_pairs(make_data(tmp_path / "d"))[0])
+    areas = []
+    for seed in range(60):
+        view, truth = augment(picture, mask, 96, np.random.default_rng(seed))
+        assert view.shape == (96, 96, 3)
+        assert set(np.unique(truth)) <= {0, 255}
+        redness = np.clip(view[..., 0].astype(int) - view[..., 1] + 128, 0, 255).astype(np.uint8)
+        _, redder = cv2.threshold(redness, 0, 255, cv2.THRESH_OTSU)
+        areas.append(truth.mean())
+        if truth.mean() > 5:
+            assert 2 * ((redder > 0) & (truth > 0)).sum() / ((redder > 0).sum() + (truth > 0).sum()) > 0.8
+    assert max(areas) > 2 * np.median(areas) or min(areas) < np.median(areas) / 2  # scale varies

@@ -1,0 +1,131 @@
+"""The network and its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint, pack
+from models.picture_net import PictureNet
+from models.sa_unet import OURS, SEED, Architecture, SAUNet, SpatialAttention, size_multiple
+from stream.errors import ModelError
+
+SMALL = Architecture(widths=[4, 8, 8], stem_stride=2, shortcut_kernel=1, narrow=True)
+
+
+def test_the_seeds_network_has_the_seeds_tensors() -> None:
+    with torch.device("meta"):
+        tensors = SAUNet(**SEED).state_dict()
+    assert len(tensors) == 153
+    assert (
+        round(
+            sum(tensor.numel() for name, tensor in tensors.items() if "running" not in name and "num_" not in name)
+            / 1e6,
+            1,
+        )
+        == 47.1
+    )
+    for name, shape in {
+        "downsample.0.res_conv.weight": [64, 3, 3, 3],
+        "downsample.4.res_block.conv_block_1.norm.running_mean": [1024],
+        "upsample.1.res_block.conv_2.weight": [512, 512, 3, 3],
+        "upsample.1.res_block.conv_block_1.conv.weight": [512, 1536, 3, 3],
+        "last_blocks.0.norm_2.bias": [64],
+        "last_blocks.1.weight": [1, 64, 3, 3],
+        "sa.sa.0.weight": [1, 2, 7, 7],
+        "sa.sa.0.bias": [1],
+        "sa.sa.1.running_var": [1],
+    }.items():
+        assert list(tensors[name].shape) == shape
+    assert not any(name.startswith("upsample.0") for name in tensors)
+
+
+@pytest.mark.parametrize("architecture", [OURS, SMALL])
+def test_logits_have_the_pictures_size(architecture: Architecture) -> None:
+    network = SAUNet(**architecture).eval()
+    side = 2 * size_multiple(architecture)
+    assert network(torch.zeros(2, 3, side, side + size_multiple(architecture))).shape == (
+        2,
+        1,
+        side,
+        side + size_multiple(architecture),
+    )
+
+
+def test_our_network_is_real_time_sized() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        SAUNet(**OURS).eval()(torch.zeros(1, 3, 352, 352))
+    assert counter.get_total_flops() / 2 <= 10e9
+
+
+def test_narrowing_before_enlarging_gives_what_narrowing_after_would() -> None:
+    narrow = torch.nn.Conv2d(8, 4, 1)
+    x = torch.rand(1, 8, 5, 7)
+
+    def enlarge(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+    assert torch.allclose(enlarge(narrow(x)), narrow(enlarge(x)), atol=1e-6)
+
+
+def test_attention_weighs_places_by_maximum_then_mean() -> None:
+    attention = SpatialAttention().eval()
+    torch.nn.init.zeros_(attention.sa[0].weight)
+    torch.nn.init.zeros_(attention.sa[0].bias)
+    attention.sa[0].weight.data[0, 0, 3, 3] = 1.0  # only the maximum at the place itself
+    x = torch.rand(1, 6, 9, 9)
+    weight = torch.sigmoid(x.amax(1, keepdim=True) / (1 + 1e-5) ** 0.5)
+    assert torch.allclose(attention(x), x * weight, atol=1e-5)
+
+
+def test_pictures_in_pictures_out() -> None:
+    net = PictureNet(SAUNet(**SMALL)).eval()
+    maps = net(torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8))
+    assert maps.shape == (3, 32, 32)
+    assert maps.dtype == torch.uint8
+
+
+def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
+    network = SAUNet(**SMALL).eval()
+    torch.save(pack(network, 64, 0.4, {"data": "d", "terms": "t"}), tmp_path / "c.pt")
+    loaded, card = load_checkpoint(tmp_path / "c.pt")
+    assert (card["size"], card["threshold"]) == (64, 0.4)
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(loaded(x), network(x))
+
+
+def test_the_seeds_bare_state_dict_is_recognised(tmp_path: Path) -> None:
+    network = SAUNet(**SEED).eval()
+    torch.save(network.state_dict(), tmp_path / "saunet128.pt")
+    loaded, card = load_checkpoint(tmp_path / "saunet128.pt")
+    assert card["size"] == 128
+    x = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(x), network(x))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a checkpoint"),
+        (b"no checkpoint at all", "not a checkpoint"),
+        ({"a": torch.zeros(1)}, "153 of its 153 tensors are missing"),
+        ([1, 2], "holds list"),
+        (pack(SAUNet(**SMALL), 64, 0.5, {}) | {"architecture": OURS}, "do not fit"),
+        (pack(SAUNet(**SMALL), 64, 0.5, {}) | {"architecture": {"depth": 3}}, "do not fit"),
+    ],
+    ids=["empty", "text", "other-tensors", "list", "other-architecture", "no-architecture"],
+)
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "bad.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,81 @@
+"""Training: it learns, survives interruption, and refuses to mix runs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint
+from models.training import Recipe, train
+from stream.errors import DataError, SettingsError
+from tests.models.test_data import make_data
+
+RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
+
+
+class Interrupted(Exception):
+    """Stands for the power cut."""
+
+
+def stop_after(epochs: int) -> Callable[[str], None]:
+    def report(line: str) -> None:
+        if line.startswith(f"epoch {epochs}/"):
+            raise Interrupted
+
+    return report
+
+
+def history_of(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 15)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    lines: list[str] = []
+    checkpoint = train(data, None, whole, RECIPE, "free", lines.append)
+    with pytest.raises(Interrupted):
+        train(data, None, broken, RECIPE, "free", stop_after(1))
+    assert len(history_of(broken)) == 1
+    train(data, None, broken, RECIPE, "free", lines.append)
+
+    rows = history_of(whole)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    resumed = history_of(broken)
+    for row, other in zip(rows, resumed, strict=True):
+        for key in row.keys() - {"seconds"}:
+            assert float(other[key]) == pytest.approx(float(row[key]), rel=0.05, abs=0.02), key
+    curves = cv2.imread(str(whole / "curves.png"))
+    assert curves is not None
+    assert curves.std() > 10
+
+    _, card = load_checkpoint(checkpoint)
+    assert card["size"] == 64
+    assert card["training"]["terms"] == "free"
+    assert len(card["training"]["validation_names"]) == 3
+    assert torch.load(checkpoint, weights_only=True)["format"].startswith("polypstream")
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 12)
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(data, None, run, RECIPE, "free", stop_after(1))
+    with pytest.raises(SettingsError, match="another learning_rate"):
+        train(data, None, run, replace(RECIPE, learning_rate=1e-3), "free", print)
+
+
+def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 4)
+    with pytest.raises(SettingsError, match="multiple of 32"):
+        train(data, None, tmp_path / "run", replace(RECIPE, size=70), "free", print)
+    with pytest.raises(DataError, match="too few"):
+        train(data, None, tmp_path / "run", RECIPE, "free", print)

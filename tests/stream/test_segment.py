@@ -1,0 +1,103 @@
+"""The segmenter: its contract, its providers, its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream import providers
+from stream.errors import ModelError, ProviderError
+from stream.model import NOTICE, shipped_weights
+from stream.providers import Absent, choose, probe
+from stream.segment import Segmenter
+from stream.sources.demo_colon import DemoColon, DemoSettings
+from tests.conftest import make_red_model
+
+HERE = [name for name in providers.FASTEST_FIRST if probe(name) is None]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    size = Segmenter(shipped_weights(), "cpu").size
+    colon = DemoColon(DemoSettings(width=size, height=size))
+    return [colon.render(index)[0] for index in range(0, 50, 10)]
+
+
+@pytest.mark.parametrize("provider", HERE)
+def test_providers_agree_within_two_grey_levels(provider: str, pictures: list[np.ndarray]) -> None:
+    reference = Segmenter(shipped_weights(), "cpu").segment(pictures)
+    found = Segmenter(shipped_weights(), provider).segment(pictures)
+    assert np.abs(np.stack(found).astype(int) - np.stack(reference)).max() <= 2
+
+
+@pytest.mark.parametrize("provider", [name for name in HERE if name not in providers.GPU])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int, pictures: list[np.ndarray]) -> None:
+    one_by_one = [Segmenter(shipped_weights(), provider).segment([picture])[0] for picture in pictures]
+    together = Segmenter(shipped_weights(), provider, batch_size).segment(pictures)
+    assert np.array_equal(np.stack(together), np.stack(one_by_one))
+
+
+def test_the_shipped_model_says_what_it_is() -> None:
+    card = Segmenter(shipped_weights(), "cpu").card
+    assert card.notice == NOTICE
+    assert "kvasir" in card.trained_on.lower()
+    assert card.scores["images"] == 120
+    assert card.scores["mean_dice"] >= 0.84
+
+
+@pytest.mark.parametrize("provider", [name for name in providers.FASTEST_FIRST if name not in HERE])
+def test_an_absent_provider_is_refused_with_a_remedy(provider: str, red_model: Path) -> None:
+    with pytest.raises(ProviderError, match=f"{provider} is not available: .+; .+"):
+        Segmenter(red_model, provider)
+
+
+def test_auto_takes_the_fastest_present_and_tells_of_unused_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Absent("cuDNN 9 was not found", providers.INSTALL_CUDA, surprising=True)
+    answers = {"tensorrt": Absent("no library", "pip install tensorrt"), "cuda": missing, "openvino": None, "cpu": None}
+    monkeypatch.setattr(providers, "probe", answers.__getitem__)
+    provider, notes = choose("auto")
+    assert provider == "openvino"
+    assert notes == [f"cuda is not used: cuDNN 9 was not found; {providers.INSTALL_CUDA}"]
+    assert choose("cpu") == ("cpu", [])
+    with pytest.raises(ProviderError, match="cuDNN 9 was not found"):
+        choose("cuda")
+
+
+def test_a_session_that_fell_back_is_refused(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """With the probe fooled, ONNX Runtime is asked for CUDA on a machine without it."""
+    if "cuda" in HERE:
+        pytest.skip("this machine has CUDA")
+    monkeypatch.setattr(providers, "probe", lambda _: None)
+    with pytest.raises(ProviderError, match="cuda"):
+        Segmenter(red_model, "cuda")
+
+
+def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """Through the CPU provider posing as CUDA: the batching is ours, the session is real."""
+    from stream import segment
+
+    monkeypatch.setattr(segment, "choose", lambda _: ("cuda", []))
+    monkeypatch.setattr(
+        segment, "open_session", lambda model, _, threads: providers.open_session(model, "cpu", threads)
+    )
+    segmenter = Segmenter(red_model, "auto", batch_size=4)
+    sizes: list[int] = []
+    run = segmenter.run
+    monkeypatch.setattr(segmenter, "run", lambda batch: sizes.append(len(batch)) or run(batch))
+    maps = segmenter.segment([np.full((128, 128, 3), (level, 0, 0), np.uint8) for level in range(0, 100, 10)])
+    assert sizes == [4, 4, 2]
+    assert [int(each[0, 0]) for each in maps] == [int(level * 1.5) for level in range(0, 100, 10)]
+
+
+def test_a_model_without_metadata_is_named(tmp_path: Path) -> None:
+    model = make_red_model(tmp_path / "m.onnx", threshold="often", scores="none")
+    with pytest.raises(ModelError, match=r"m\.onnx: its metadata lack or garble threshold, scores"):
+        Segmenter(model, "cpu")
+
+
+def test_metadata_that_contradict_the_input_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="256 pixels"):
+        Segmenter(make_red_model(tmp_path / "m.onnx", input_size="256"), "cpu")
