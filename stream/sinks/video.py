@@ -203,7 +203,7 @@ class Audio:
             packet, index = self._next, self._next.stream.index  # an empty last packet has no stream_index
             if index in self._encoders:
                 self._encode(packet, self._encoders[index])
-            elif packet.dts is not None:  # the demuxer ends with an empty packet
+            elif packet.size:  # the demuxer ends with an empty packet
                 packet.stream = self._copies[index]
                 self._output.mux(packet)
             self._next = next(self._packets, None)
@@ -211,7 +211,7 @@ class Audio:
     def _encode(self, packet: av.Packet[AudioStream], encoder: AudioStream) -> None:
         for frame in packet.decode():
             self._output.mux(encoder.encode(frame))
-        if packet.dts is None:
+        if not packet.size:
             self._output.mux(encoder.encode(None))
 
     def close(self) -> None:
@@ -293,4 +293,5 @@ def _timescale(time_base: Fraction) -> int:
 
 
 def _starts_before(packet: av.Packet[AudioStream], seconds: float) -> bool:
-    return packet.dts is None or float(packet.dts * (packet.time_base or Fraction(1))) <= seconds
+    when = packet.pts if packet.dts is None else packet.dts
+    return when is None or float(when * packet.time_base) <= seconds
