@@ -14,7 +14,7 @@ from models.data import find_pairs
 from models.evaluation import draw_samples, load_model, summarise
 from models.evaluation import evaluate as measure
 from stream.errors import MissingExtra, OutputError
-from stream.progress import FrameProgress
+from stream.progress import ProgressBar
 
 MOST_SAMPLES = 12
 
@@ -62,7 +62,8 @@ def train(
         validation=validation,
         seed=seed,
     )
-    checkpoint = run_training(data, names, out, recipe, terms, typer.echo)
+    with ProgressBar(str(out), "steps") as progress:
+        checkpoint = run_training(data, names, out, recipe, terms, typer.echo, progress.show)
     typer.echo(f"best weights: {checkpoint}")
 
 
@@ -80,7 +81,7 @@ def evaluate(
     with extra("train"):
         loaded = load_model(model, provider)
     pairs = find_pairs(data, names)
-    with FrameProgress(str(data)) as progress:
+    with ProgressBar(str(data), "pictures") as progress:
         figures = summarise(measure(loaded, pairs, progress.show))
     for name, value in figures.items():
         if isinstance(value, list):

@@ -74,7 +74,15 @@ class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(picture), torch.from_numpy(mask)
 
 
-def train(data: Path, names: Path | None, out: Path, recipe: Recipe, terms: str, report: Callable[[str], None]) -> Path:
+def train(
+    data: Path,
+    names: Path | None,
+    out: Path,
+    recipe: Recipe,
+    terms: str,
+    report: Callable[[str], None],
+    poll: Callable[[int, int], None] = lambda *_: None,
+) -> Path:
     """Train, or go on where an interrupted run stopped.
 
     Args:
@@ -84,6 +92,7 @@ def train(data: Path, names: Path | None, out: Path, recipe: Recipe, terms: str,
         recipe: how to train.
         terms: terms of use of the data, kept in the checkpoint.
         report: is given one line for people after each epoch.
+        poll: told the steps done and all steps.
 
     Returns:
         The path of checkpoint.pt.
@@ -119,7 +128,7 @@ def train(data: Path, names: Path | None, out: Path, recipe: Recipe, terms: str,
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
     for epoch in range(run.epoch, recipe.epochs):
-        row = run.train_epoch([content[index] for index in training], epoch)
+        row = run.train_epoch([content[index] for index in training], epoch, poll)
         row |= run.validate(held_out)
         run.finish_epoch(row)
         report(
@@ -175,7 +184,9 @@ class Run:
         phase = min(1.0, (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
-    def train_epoch(self, content: list[tuple[np.ndarray, np.ndarray]], epoch: int) -> dict[str, float]:
+    def train_epoch(
+        self, content: list[tuple[np.ndarray, np.ndarray]], epoch: int, poll: Callable[[int, int], None]
+    ) -> dict[str, float]:
         """One pass over the training pictures; the epoch's row of history.csv so far."""
         started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
         loader = DataLoader(
@@ -197,6 +208,7 @@ class Run:
             self.optimizer.step()
             self.averaged.update_parameters(self.network)
             self.step += 1
+            poll(self.step, self.steps)
             losses += loss.item()
             counts.update(logits.detach() > 0, target.int())
         accuracy, f1 = _accuracy_and_f1(counts)

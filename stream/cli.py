@@ -16,7 +16,7 @@ from stream.errors import PolypstreamError
 from stream.model import NOTICE
 from stream.process import check_distinct, make_segmenter, with_model
 from stream.process import process as process_recording
-from stream.progress import FrameProgress
+from stream.progress import ProgressBar
 from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
 
@@ -51,7 +51,7 @@ def process(
     failed = False
     for recording in recordings:
         try:
-            with FrameProgress(recording) as progress:
+            with ProgressBar(recording, "frames") as progress:
                 run = process_recording(recording, output, segmenter, settings, masks, overwrite, progress.show)
         except PolypstreamError as error:
             complain(error)
@@ -82,7 +82,7 @@ def demo_video(
             f"cannot read --size {size} or --rate {rate}; write for instance 1280x720 and 25"
         ) from None
     checked(settings, "demo-video")
-    with FrameProgress(str(output)) as progress:
+    with ProgressBar(str(output), "frames") as progress:
         render_demo(settings, output, truth, progress.show)
     typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.config import Settings
-from stream.errors import OutputError, SettingsError, SourceError
+from stream.errors import OutputError, PolypstreamError, SettingsError, SourceError
 from stream.find import Finder
 from stream.frame import Frame
 from stream.model import NOTICE, shipped_weights
@@ -99,7 +99,7 @@ def process(
     Raises:
         PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
     """
-    source = open_source(uri)
+    source = open_source(uri, poll)
     try:
         folder = prepare_folder(output / source.stem, source.path, overwrite)
         return _Job(source, folder, segmenter, settings, masks).run(poll)
@@ -141,17 +141,24 @@ class _Job:
             ("find", Finder(self.view, segmenter.card.threshold if threshold == "model" else threshold), 1),
             ("overlay", Overlay(self.view, overlay.style, overlay.opacity, overlay.contour), 1),
         ]
-        video = settings.output.video
-        self.video = AnnotatedVideo(
-            folder / "annotated.mp4", source.format, source.path, video.codec, video.preset, video.crf
-        )
-        sinks: list[tuple[str, Sink[Frame]]] = [
-            ("encode", self.video),
-            ("table", FramesTable(folder / "frames.csv")),
-        ]
-        if masks:
-            sinks.append(("masks", MaskVideo(folder / "masks.mkv", source.format)))
+        self.video, sinks = self._open_sinks(masks)
         self.pipeline = Pipeline(source.frames(), rooms, sinks)
+
+    def _open_sinks(self, masks: bool) -> tuple[AnnotatedVideo, list[tuple[str, Sink[Frame]]]]:
+        folder, pictures, settings = self.folder, self.source.format, self.settings.output.video
+        video = AnnotatedVideo(
+            folder / "annotated.mp4", pictures, self.source.path, settings.codec, settings.preset, settings.crf
+        )
+        sinks: list[tuple[str, Sink[Frame]]] = [("encode", video)]
+        try:
+            sinks.append(("table", FramesTable(folder / "frames.csv")))
+            if masks:
+                sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
+        except PolypstreamError:
+            for _, sink in sinks:
+                sink.close()
+            raise
+        return video, sinks
 
     def run(self, poll: Poll) -> Run:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A progress bar with frame rate and time left; nothing at all where standard error is no terminal."""
+"""A progress bar with rate and time left; nothing at all where standard error is no terminal."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """Frames per second."""
+    """Units per second."""
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
-        return Text(f"{rate:6.1f} fps" if rate else "", style="progress.data.speed")
+        return Text(f"{rate:6.1f} {task.fields['unit']}/s" if rate else "", style="progress.data.speed")
 
 
-class FrameProgress:
-    """Shows how far a recording is."""
+class ProgressBar:
+    """Shows how far something is. Lines printed meanwhile appear above it.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: what is worked on, for instance a path, of which the last part is shown.
+        unit: what is counted, in the plural.
+    """
+
+    def __init__(self, name: str, unit: str) -> None:
         console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:.0f} frames"),
+            TextColumn("{task.completed:.0f} {task.fields[unit]}"),
             _Rate(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(name.rsplit("/", 1)[-1], total=None)
+        self._task = self._bar.add_task(name.rsplit("/", 1)[-1], total=None, unit=unit)
 
     def show(self, done: int, expected: int | None) -> None:
         """Move the bar."""

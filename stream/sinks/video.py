@@ -132,15 +132,18 @@ class AnnotatedVideo:
         """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
         try:
             if self.frames:
-                self._file.mux(self._stream.encode(None))
-                if self._audio:
-                    self._audio.mux_until(float("inf"))
+                self._flush()
             self._file.close()
         except (FFmpegError, OSError) as error:
             raise cannot_write(self._path, error) from error
         finally:
             if self._audio:
                 self._audio.close()
+
+    def _flush(self) -> None:
+        self._file.mux(self._stream.encode(None))
+        if self._audio:
+            self._audio.mux_until(float("inf"))
 
 
 class Audio:

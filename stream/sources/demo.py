@@ -23,6 +23,7 @@ from stream.sinks.video import AnnotatedVideo, MaskVideo
 from stream.sources.demo_colon import DemoColon, DemoSettings
 from stream.sources.recording import Recording
 
+Poll = Callable[[int, int], None]
 SCHEME = "demo:"
 # Part of the cache's file names: raise it when the rendering changes.
 VERSION = 1
@@ -31,8 +32,12 @@ CRF = 16
 MOST_PIXELS = 7680 * 4320
 
 
-def open_demo(uri: str) -> Recording:
+def open_demo(uri: str, poll: Poll = lambda *_: None) -> Recording:
     """The recording behind a ``demo:`` address, rendered now if it is not in the cache.
+
+    Args:
+        uri: the address.
+        poll: while it is rendered, told the frames done and all frames.
 
     Raises:
         SourceError: the address holds an unknown or impossible value.
@@ -42,7 +47,7 @@ def open_demo(uri: str) -> Recording:
     name = "-".join(str(value).replace("/", "over") for value in asdict(settings).values())
     path = cache_folder() / f"demo-v{VERSION}-{name}.mp4"
     if not path.exists():
-        render_demo(settings, path)
+        render_demo(settings, path, poll=poll)
     recording = Recording(path)
     recording.name, recording.stem = uri, demo_stem(settings)
     return recording
@@ -98,9 +103,7 @@ def checked(settings: DemoSettings, origin: str) -> DemoSettings:
     return settings
 
 
-def render_demo(
-    settings: DemoSettings, path: Path, truth: Path | None = None, poll: Callable[[int, int], None] = lambda *_: None
-) -> None:
+def render_demo(settings: DemoSettings, path: Path, truth: Path | None = None, poll: Poll = lambda *_: None) -> None:
     """Render a demo recording; files appear only when they are whole.
 
     Args:
@@ -129,7 +132,7 @@ def render_demo(
             raise OutputError(f"{truth or path}: cannot be written ({error.strerror})") from error
 
 
-def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Callable[[int, int], None]) -> None:
+def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Poll) -> None:
     colon, pictures = DemoColon(settings), _picture_format(settings)
     video = AnnotatedVideo(path, pictures, None, "libx264", "veryfast", CRF)
     truth_video = MaskVideo(truth, pictures) if truth else None

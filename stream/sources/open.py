@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from stream.sources.base import Source
@@ -9,14 +10,18 @@ from stream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
 from stream.sources.recording import Recording
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: str, poll: Callable[[int, int], None] = lambda *_: None) -> Source:
     """Open a recording's path, or a demo such as ``demo:?seconds=10&seed=1``.
+
+    Args:
+        uri: what to open.
+        poll: while a demo is rendered, told the frames done and all frames.
 
     Raises:
         SourceError: it cannot be opened, or holds no picture that can be decoded.
     """
     if uri.startswith(SCHEME):
-        return open_demo(uri)
+        return open_demo(uri, poll)
     return Recording(Path(uri))
 
 

@@ -54,7 +54,9 @@ def test_frames_carry_index_and_exact_time(make: Make) -> None:
 
 def test_the_format_tells_what_a_sink_must_know(make: Make) -> None:
     tags = {"colorspace": 1, "color_range": 1, "color_primaries": 1, "color_trc": 1}
-    recording = Recording(make(pixel_format="yuv422p10le", colours=tags, rotation=90, sample_aspect_ratio=Fraction(4, 3)))
+    recording = Recording(
+        make(pixel_format="yuv422p10le", colours=tags, rotation=90, sample_aspect_ratio=Fraction(4, 3))
+    )
     pictures = recording.format
     assert (pictures.width, pictures.height, pictures.pixel_format) == (320, 240, "yuv422p10le")
     assert {tag: getattr(pictures, tag) for tag in tags} == tags
