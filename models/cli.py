@@ -44,6 +44,7 @@ def train(
     dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood alone")] = 1.0,
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share held out for validation")] = 0.08,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights, order and augmentation")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint whose weights to start from")] = None,
     terms: Annotated[str, typer.Option(help="Terms of use of the data, kept in the model's metadata")] = "not stated",
 ) -> None:
     """Train an SA-UNet; writes checkpoint.pt, history.csv and curves.png."""
@@ -63,7 +64,7 @@ def train(
         seed=seed,
     )
     with ProgressBar(str(out), "steps") as progress:
-        checkpoint = run_training(data, names, out, recipe, terms, typer.echo, progress.show)
+        checkpoint = run_training(data, names, out, recipe, terms, start, typer.echo, progress.show)
     typer.echo(f"best weights: {checkpoint}")
 
 

@@ -22,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import BinaryStatScores
 
-from models.checkpoint import pack, save_atomically
+from models.checkpoint import load_checkpoint, pack, save_atomically
 from models.data import Pair, augment, find_pairs, read_pair, shrink, split_off_validation, view_of
 from models.sa_unet import OURS, SAUNet, size_multiple
-from stream.errors import DataError, SettingsError
+from stream.errors import DataError, ModelError, SettingsError
 
 # Pictures are kept this much larger than the network's size, so that enlarging them a little stays sharp.
 KEPT_LARGER = 1.25
@@ -80,6 +80,7 @@ def train(
     out: Path,
     recipe: Recipe,
     terms: str,
+    start: Path | None,
     report: Callable[[str], None],
     poll: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
@@ -91,6 +92,7 @@ def train(
         out: folder of the run, made if absent.
         recipe: how to train.
         terms: terms of use of the data, kept in the checkpoint.
+        start: checkpoint whose weights to start from; None: random ones.
         report: is given one line for people after each epoch.
         poll: told the steps done and all steps.
 
@@ -99,13 +101,14 @@ def train(
 
     Raises:
         DataError: the data are not as needed.
+        ModelError: `start` is no checkpoint of this network.
         SettingsError: `out` holds a run with another recipe, or the size does not fit the network.
     """
     pairs = find_pairs(data, names)
     multiple = size_multiple(OURS)
     if recipe.size % multiple:
         raise SettingsError(f"--size {recipe.size}: must be a multiple of {multiple}")
-    run = Run(out, recipe, len(pairs))
+    run = Run(out, recipe, len(pairs), start)
     content = [_read_small(pair, recipe.size) for pair in pairs]
     training, validation = split_off_validation(
         pairs, [picture for picture, _ in content], recipe.validation, recipe.seed
@@ -125,6 +128,7 @@ def train(
         "names": names.name if names else "all",
         "pictures": len(training),
         "validation_names": [pairs[index].name for index in validation],
+        "started_from": str(start) if start else "random weights",
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
     for epoch in range(run.epoch, recipe.epochs):
@@ -142,12 +146,12 @@ def train(
 class Run:
     """The state of one training run, on disk after every epoch."""
 
-    def __init__(self, out: Path, recipe: Recipe, pictures: int) -> None:
+    def __init__(self, out: Path, recipe: Recipe, pictures: int, start: Path | None) -> None:
         self.out, self.recipe = out, recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.description: dict[str, Any] = {}
         torch.manual_seed(recipe.seed)
-        self.network = SAUNet(**OURS).to(self.device)
+        self.network = _network_from(start).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
         self.optimizer = torch.optim.AdamW(
@@ -274,6 +278,16 @@ class Run:
             writer.writeheader()
             writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
         draw_curves(self.history, self.out / "curves.png")
+
+
+def _network_from(start: Path | None) -> SAUNet:
+    network = SAUNet(**OURS)
+    if start is not None:
+        trained, _ = load_checkpoint(start)
+        if trained.architecture != OURS:
+            raise ModelError(f"{start}: is of another architecture than the one that is trained here")
+        network.load_state_dict(trained.state_dict())
+    return network
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ import models.cli
 from stream.config import load_settings
 from stream.errors import PolypstreamError
 from stream.model import NOTICE
-from stream.process import check_distinct, make_segmenter, with_model
+from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar
 from stream.sources.demo import checked, parse_size, render_demo
@@ -44,19 +45,23 @@ def process(
 ) -> None:
     """Annotate recordings: annotated.mp4, frames.csv, summary.json and, with --masks, masks.mkv for each."""
     settings = with_model(load_settings(config, set_ or []), model)
-    check_distinct(recordings)
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         complain(note)
     failed = False
+    taken: dict[str, str] = {}
     for recording in recordings:
         try:
+            claim_folder(recording, taken)
             with ProgressBar(recording, "frames") as progress:
                 run = process_recording(recording, output, segmenter, settings, masks, overwrite, progress.show)
         except PolypstreamError as error:
             complain(error)
             failed = True
             continue
+        except KeyboardInterrupt:
+            complain(f"{recording}: interrupted; what was processed is kept")
+            raise
         for note in run.notes:
             typer.echo(f"{recording}: {note}")
         typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
@@ -92,8 +97,9 @@ def complain(message: object) -> None:
     print(f"polypstream: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def main() -> None:
+def run() -> None:
     """Entry point: errors meant for the user become one line and exit code 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as polite as Ctrl-C
     try:
         app()
     except PolypstreamError as error:

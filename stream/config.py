@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stream.errors import SettingsError
 
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
 ]
-Coordinate = Annotated[int, Field(ge=0)]
-Length = Annotated[int, Field(gt=0)]
+Coordinate = Annotated[int, Field(ge=0, strict=True)]
+Length = Annotated[int, Field(gt=0, strict=True)]
+
+
+CONTOUR = 4.0
+# Characters of a reason or of a wrong value that are shown.
+MOST_SAID = 100
+
+
+def _switch(width: Any) -> Any:
+    """`false` and `true` for no outline and the usual one."""
+    return {False: 0.0, True: CONTOUR}[width] if isinstance(width, bool) else width
 
 
 class Section(BaseModel):
@@ -36,17 +46,17 @@ class Inference(Section):
 
     model: str = "shipped"
     provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
-    batch_size: int = Field(default=8, ge=1, le=64)
-    threads: int = Field(default=0, ge=0, le=1024)
-    threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1)] = "model"
+    batch_size: int = Field(default=8, ge=1, le=64, strict=True)
+    threads: int = Field(default=0, ge=0, le=1024, strict=True)
+    threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1, strict=True)] = "model"
 
 
 class OverlaySettings(Section):
     """How findings are drawn."""
 
     style: Literal["tint", "heatmap"] = "tint"
-    opacity: float = Field(default=0.3, ge=0, le=1)
-    contour: float = Field(default=4, ge=0, le=100)
+    opacity: float = Field(default=0.3, ge=0, le=1, strict=True)
+    contour: Annotated[float, BeforeValidator(_switch)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
 
 
 class VideoSettings(Section):
@@ -54,7 +64,7 @@ class VideoSettings(Section):
 
     codec: Literal["libx264"] = "libx264"
     preset: Preset = "veryfast"
-    crf: float = Field(default=20, ge=0, le=51)
+    crf: float = Field(default=20, ge=0, le=51, strict=True)
 
 
 class Output(Section):
@@ -93,6 +103,8 @@ def load_settings(file: Path | None, overrides: Sequence[str]) -> Settings:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise SettingsError(f"{file}: no such file")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -118,8 +130,9 @@ def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
 def _parse(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{origin}: is not valid YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets impossible dates and numbers through
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{origin}: is not valid YAML ({reason[:MOST_SAID]})") from error
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
@@ -145,10 +158,12 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
     )
     where = f"{origin}:" if origin else f"{file}: {key}:"
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(known_keys()), 1, 0.5)
+        close = difflib.get_close_matches(key.lower(), known_keys(), 1, 0.5)
         return f"{where} no such setting" + (f"; did you mean {close[0]}?" if close else "; see config.yaml")
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{where} is a section, which holds settings such as {key}.{first_setting(key)}"
     wanted = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors() if _key(each["loc"]) == key))
-    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {problem['input']!r})"
+    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MOST_SAID]})"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
@@ -164,6 +179,11 @@ def _key(location: tuple[int | str, ...]) -> str:
         if not hasattr(fields, "model_fields"):
             break
     return ".".join(parts)
+
+
+def first_setting(section: str) -> str:
+    """The first setting in a section, as an example."""
+    return next(key for key in known_keys() if key.startswith(f"{section}.")).removeprefix(f"{section}.")
 
 
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:

@@ -18,6 +18,7 @@ class PictureFormat:
         pixel_format: FFmpeg's name; planar YUV, 8 or 10 bits.
         time_base: seconds per unit of pts.
         rate: nominal pictures per second.
+        start: time of the first picture in seconds.
         sample_aspect_ratio: width of a pixel over its height; 0 if unknown.
         display_matrix: FFmpeg's nine integers that rotate the picture for display, or None.
         colorspace, color_range, color_primaries, color_trc: FFmpeg's numbers of the colour tags (2, or 0 for the
@@ -30,6 +31,7 @@ class PictureFormat:
     pixel_format: str
     time_base: Fraction
     rate: Fraction
+    start: Fraction = Fraction(0)
     sample_aspect_ratio: Fraction = Fraction(0)
     display_matrix: tuple[int, ...] | None = None
     colorspace: int = 2

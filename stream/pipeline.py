@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-QUEUE = 8
+QUEUE = 4
 POLL_S = 0.1
 
 
@@ -106,7 +106,7 @@ class Pipeline(Generic[T]):
         source: yields items.
         rooms: name, room, and the most items that it takes at once.
         sinks: name and sink.
-        queue: the most items that wait before each room and each sink.
+        queue: the most items that wait before each room (a batch of its own if that is more) and each sink.
 
     Attributes:
         work: what each thread has done, by name; the source's is called "decode".
@@ -122,7 +122,7 @@ class Pipeline(Generic[T]):
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
-        self.channels = [Channel[T](queue) for _ in (*rooms, *sinks)]
+        self.channels = [Channel[T](max(queue, most)) for most in (*(room[2] for room in rooms), *(1 for _ in sinks))]
         between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
         outlets = [*([channel] for channel in between), before_sinks]
         self.work = {"decode": Work()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -52,17 +52,19 @@ def with_model(settings: Settings, model: Path | None) -> Settings:
     return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
 
 
-def check_distinct(uris: Sequence[str]) -> None:
-    """See that no two recordings of one call would write to the same folder.
+def claim_folder(uri: str, taken: dict[str, str]) -> None:
+    """See that no two recordings of one call write to the same folder.
+
+    Args:
+        uri: the recording that is next.
+        taken: the recordings before it, by the name of their folders; this one is added.
 
     Raises:
-        OutputError: naming them.
+        OutputError: the folder is taken.
     """
-    by_stem: dict[str, str] = {}
-    for uri in uris:
-        other = by_stem.setdefault(stem_of(uri), uri)
-        if other is not uri:
-            raise OutputError(f"{uri}: its results would overwrite those of {other}; process them one by one")
+    other = taken.setdefault(stem_of(uri), uri)
+    if other is not uri:
+        raise OutputError(f"{uri}: its results would overwrite those of {other}; process it in a call of its own")
 
 
 def make_segmenter(settings: Settings) -> Segmenter:
@@ -101,8 +103,9 @@ def process(
     """
     source = open_source(uri, poll)
     try:
+        view = choose_view(source, settings)
         folder = prepare_folder(output / source.stem, source.path, overwrite)
-        return _Job(source, folder, segmenter, settings, masks).run(poll)
+        return _Job(source, view, folder, segmenter, settings, masks).run(poll)
     finally:
         source.close()
 
@@ -113,12 +116,12 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
     Raises:
         OutputError: results exist and may not be replaced, or the folder cannot be written.
     """
-    existing = [folder / name for name in RESULTS if (folder / name).exists()]
-    if any(path.samefile(recording) for path in existing):
-        raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
-    if existing and not overwrite:
-        raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
     try:
+        existing = [folder / name for name in RESULTS if (folder / name).exists()]
+        if any(path.samefile(recording) for path in existing):
+            raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
+        if existing and not overwrite:
+            raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
         folder.mkdir(parents=True, exist_ok=True)
         for path in existing:
             path.unlink()
@@ -130,9 +133,10 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
 class _Job:
     """The pipeline of one recording."""
 
-    def __init__(self, source: Source, folder: Path, segmenter: Segmenter, settings: Settings, masks: bool) -> None:
-        self.source, self.folder, self.segmenter, self.settings = source, folder, segmenter, settings
-        self.view = choose_view(source, settings)
+    def __init__(
+        self, source: Source, view: FieldOfView, folder: Path, segmenter: Segmenter, settings: Settings, masks: bool
+    ) -> None:
+        self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
         threshold = settings.inference.threshold
         overlay = settings.overlay
         rooms: list[tuple[str, Room[Frame], int]] = [
@@ -167,26 +171,26 @@ class _Job:
             self.pipeline.run(lambda: poll(self.video.frames, self.source.expected_frames))
         except BaseException as error:
             problem = error
-        run = Run(
-            self.folder, self.video.frames, time.monotonic() - started, [*self.segmenter.notes, *self.video.notes]
-        )
-        self._write_summary(run, problem)
+        notes = [*self.segmenter.notes, *self.source.notes, *self.video.notes]
+        run = Run(self.folder, self.video.frames, time.monotonic() - started, notes)
+        damage = [*self.source.damage, *self.video.damage]
+        self._write_summary(run, problem, damage)
         if problem is not None:
             raise problem
-        if self.source.damage:
+        if damage:
             raise SourceError(
-                f"{self.source.name}: damaged: {'; '.join(self.source.damage)}. "
+                f"{self.source.name}: damaged: {'; '.join(damage)}. "
                 f"The {run.frames} frames that could be read are in {self.folder}"
             )
         return run
 
-    def _write_summary(self, run: Run, problem: BaseException | None) -> None:
+    def _write_summary(self, run: Run, problem: BaseException | None, damage: list[str]) -> None:
         card = self.segmenter.card
         summary: dict[str, Any] = {
             "input": self.source.name,
-            "complete": problem is None and not self.source.damage,
+            "complete": problem is None and not damage,
             "problem": (str(problem) or type(problem).__name__) if problem else None,
-            "damage": self.source.damage,
+            "damage": damage,
             "notes": run.notes,
             "model": {"file": str(self.segmenter.model), **card.model_dump(mode="json")},
             "provider": self.segmenter.provider,
@@ -201,10 +205,12 @@ class _Job:
             "polypstream": version("polypstream"),
             "notice": NOTICE,
         }
-        path = self.folder / "summary.json"
+        path, unfinished = self.folder / "summary.json", self.folder / "summary.json.unfinished"
         try:
-            path.write_text(json.dumps(summary, indent=2) + "\n")
+            unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+            unfinished.replace(path)
         except OSError as error:
+            unfinished.unlink(missing_ok=True)
             if problem is None:
                 raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 

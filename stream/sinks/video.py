@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -12,9 +11,8 @@ from typing import cast
 import av
 import cv2
 import numpy as np
-from av.audio.stream import AudioStream
 from av.codec.context import Flags
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
@@ -22,7 +20,8 @@ from stream.errors import OutputError
 from stream.frame import Frame
 from stream.overlay import planes_of
 from stream.pictures import PictureFormat
-from stream.sources.recording import open_container
+from stream.sinks.audio import Audio
+from stream.sources.container import file_url
 
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.
 FRAGMENT_US = 500_000
@@ -30,14 +29,34 @@ KEY_FRAME_EVERY_S = 2
 # x264's macroblock tree is off: with threads its decisions depend on their timing (two runs of PyAV 18.1's x264 gave
 # different files), and its look-ahead keeps seconds of pictures in the encoder that a killed process would lose.
 X264_OPTIONS = {"mbtree": "0"}
+# These presets keep up to 64 pictures in the encoder for the sake of as many as 16 B-frames in a row.
+PATIENT_PRESETS = {"veryslow": {"bf": "3"}, "placebo": {"bf": "3"}}
+# At fewer pictures per second even a handful in the encoder are seconds: it then keeps none.
+FEW_PER_SECOND = 12
+MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
+# x264's macroblock tree is off: with threads its decisions depend on their timing (two runs of PyAV 18.1's x264 gave
+# different files), and its look-ahead keeps seconds of pictures in the encoder that a killed process would lose.
+X264_OPTIONS = {"mbtree": "0"}
+# These presets keep up to 64 pictures in the encoder for the sake of as many as 16 B-frames in a row.
+PATIENT_PRESETS = {"veryslow": {"bf": "3"}, "placebo": {"bf": "3"}}
+# At fewer pictures per second even a handful in the encoder are seconds: it then keeps none.
+FEW_PER_SECOND = 12
+MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
 # Old codecs name no channel layout, and the AAC encoder wants one.
 PLAIN_LAYOUTS = {1: "mono", 2: "stereo"}
-# Without delay_moov a fragmented file gets no edit list, and B-frames shift every pts by the encoder's delay.
 MP4_OPTIONS = {
-    "movflags": "+hybrid_fragmented+delay_moov",
+    # Without signed offsets or an edit list, B-frames shift every pts by the encoder's delay. `delay_moov` would give
+    # the list too, but keeps everything in memory until every audio track has begun.
+    "movflags": "+hybrid_fragmented+negative_cts_offsets",
+    "use_editlist": "1",
     "frag_duration": str(FRAGMENT_US),
+    # A track without packets (sound that ends early) holds the others back for so long; by default ten seconds.
+    "max_interleave_delta": str(FRAGMENT_US),
     "flush_packets": "1",
 }
+# With `empty_moov` a video is playable before its last audio track has begun. But FFmpeg 8.1 crashes there when a track
+# starts later than 31 bits of its time scale, as recordings of a running transport stream do.
+LATE_START_S = 600
 MOST_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
 
@@ -49,7 +68,7 @@ def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
         OutputError: it cannot be created.
     """
     try:
-        return av.open(str(path), "w", container_options=options)
+        return av.open(file_url(path), "w", container_options=options)
     except (FFmpegError, OSError) as error:
         raise cannot_write(path, error) from error
 
@@ -93,6 +112,7 @@ class AnnotatedVideo:
     Attributes:
         frames: encoded so far.
         notes: what could not be copied as it was.
+        damage: what was wrong with the sound; complete once the file is closed.
 
     Raises:
         OutputError: the file cannot be written.
@@ -101,7 +121,9 @@ class AnnotatedVideo:
     def __init__(
         self, path: Path, pictures: PictureFormat, audio_from: Path | None, codec: str, preset: str, crf: float
     ) -> None:
-        self._path, self.frames, self.notes = path, 0, list[str]()
+        self._path, self.frames = path, 0
+        self.notes: list[str] = []
+        self.damage: list[str] = []
         self._padding = _padding(pictures)
         width, height = pictures.width + self._padding[0], pictures.height + self._padding[1]
         if any(self._padding):
@@ -109,12 +131,20 @@ class AnnotatedVideo:
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
         # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
-        self._file = open_output(path, MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))})
+        mp4_options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
+        if abs(pictures.start) < LATE_START_S:
+            mp4_options["movflags"] += "+empty_moov"
+        self._file = open_output(path, mp4_options)
         key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
         options = {"preset": preset, "crf": str(crf), "g": str(key_frames), **X264_OPTIONS}
+        options |= PATIENT_PRESETS.get(preset, {})
+        if pictures.rate < FEW_PER_SECOND:
+            options["tune"] = "zerolatency"
         self._stream = cast(VideoStream, self._file.add_stream(codec, options=options))
         set_picture_format(self._stream, pictures, width, height)
-        self._audio = Audio(audio_from, self._file, self.notes) if audio_from else None
+        self._audio = Audio(audio_from, self._file) if audio_from else None
+        if self._audio:
+            self.notes += self._audio.notes
 
     def write(self, frame: Frame) -> None:
         """Encode a picture, and mux it with the audio up to its time."""
@@ -139,87 +169,12 @@ class AnnotatedVideo:
         finally:
             if self._audio:
                 self._audio.close()
+                self.damage = self._audio.damage
 
     def _flush(self) -> None:
         self._file.mux(self._stream.encode(None))
         if self._audio:
             self._audio.mux_until(float("inf"))
-
-
-class Audio:
-    """Copies the audio packets of a recording into a video file, in step with its pictures.
-
-    It reads the recording a second time: so memory stays bounded however the file interleaves sound and pictures,
-    and frames stay the only thing that travels through the rooms. What MP4 cannot hold is encoded as AAC.
-    """
-
-    def __init__(self, recording: Path, output: OutputContainer, notes: list[str]) -> None:
-        self._source: InputContainer = open_container(recording)
-        self._notes = notes
-        output.metadata.update(self._source.metadata)
-        self._copies: dict[int, AudioStream] = {}
-        self._encoders: dict[int, AudioStream] = {}
-        for stream in self._source.streams:
-            if stream.type != "audio":
-                stream.discard = stream.discard.all
-            if stream.type in ("subtitle", "data", "attachment"):
-                notes.append(f"stream {stream.index} ({stream.type}) was not copied")
-        for track in self._source.streams.audio:
-            self._add(track, output)
-        self._output = output
-        self._packets = self._read()
-        self._next: av.Packet[AudioStream] | None = next(self._packets, None)
-
-    def _add(self, track: AudioStream, output: OutputContainer) -> None:
-        context = track.codec_context
-        if context is None or not context.sample_rate:
-            self._notes.append(f"audio track {track.index} has an unknown codec and was not copied")
-            return
-        if self._can_be_copied(track, output):
-            copy = output.add_stream_from_template(track)
-            self._copies[track.index] = copy
-        else:
-            layout = PLAIN_LAYOUTS.get(context.layout.nb_channels, context.layout.name)
-            copy = output.add_stream("aac", rate=context.sample_rate, layout=layout)
-            self._encoders[track.index] = copy
-            self._notes.append(f"audio track {track.index} ({context.name}) was encoded as AAC, MP4 cannot hold it")
-        copy.metadata.update(track.metadata)
-
-    @staticmethod
-    def _can_be_copied(track: AudioStream, output: OutputContainer) -> bool:
-        # FFmpeg writes PCM into MP4, but only with a named channel layout, and few players read it.
-        name = track.codec_context.codec.canonical_name
-        return name in output.supported_codecs and not name.startswith("pcm_")
-
-    def _read(self) -> Iterator[av.Packet[AudioStream]]:
-        tracks = [self._source.streams[index] for index in (*self._copies, *self._encoders)]
-        if not tracks:
-            return
-        try:
-            yield from cast("Iterator[av.Packet[AudioStream]]", self._source.demux(*tracks))
-        except FFmpegError as error:
-            self._notes.append(f"audio was copied only up to where it is damaged ({error.strerror})")
-
-    def mux_until(self, seconds: float) -> None:
-        """Mux every packet that starts before a time, in seconds."""
-        while self._next is not None and _starts_before(self._next, seconds):
-            packet, index = self._next, self._next.stream.index  # an empty last packet has no stream_index
-            if index in self._encoders:
-                self._encode(packet, self._encoders[index])
-            elif packet.size:  # the demuxer ends with an empty packet
-                packet.stream = self._copies[index]
-                self._output.mux(packet)
-            self._next = next(self._packets, None)
-
-    def _encode(self, packet: av.Packet[AudioStream], encoder: AudioStream) -> None:
-        for frame in packet.decode():
-            self._output.mux(encoder.encode(frame))
-        if not packet.size:
-            self._output.mux(encoder.encode(None))
-
-    def close(self) -> None:
-        """Close the recording."""
-        self._source.close()
 
 
 class MaskVideo:
@@ -232,7 +187,7 @@ class MaskVideo:
         self._path = path
         self._shape = (pictures.height, pictures.width)
         self._time_base = pictures.time_base
-        self._file = open_output(path, {})
+        self._file = open_output(path, MASK_OPTIONS)
         # Version 3 with slices: decoded and encoded in parallel, each slice with a checksum.
         options = {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}
         self._stream = self._file.add_stream("ffv1", rate=pictures.rate, options=options)
@@ -293,8 +248,3 @@ def _timescale(time_base: Fraction) -> int:
     """Units per second in which the pictures' times and, where it fits, 48 kHz audio's are whole numbers."""
     common = math.lcm(time_base.denominator, AUDIO_RATE)
     return common if common <= MOST_TIMESCALE else time_base.denominator
-
-
-def _starts_before(packet: av.Packet[AudioStream], seconds: float) -> bool:
-    when = packet.pts if packet.dts is None else packet.dts
-    return when is None or float(when * packet.time_base) <= seconds

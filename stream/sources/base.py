@@ -21,6 +21,7 @@ class Source(Protocol):
         format: what is the same for every picture.
         expected_frames: how many frames it says it has, or None.
         damage: what was found wrong with it while reading, one phrase each.
+        notes: what else a user should know, likewise.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Source(Protocol):
     format: PictureFormat
     expected_frames: int | None
     damage: list[str]
+    notes: list[str]
 
     @property
     def path(self) -> Path: ...

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stream.sources.base import Source
 from stream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
-from stream.sources.recording import Recording
+from stream.sources.recording import Recording, results_stem
 
 
 def open_source(uri: str, poll: Callable[[int, int], None] = lambda *_: None) -> Source:
@@ -31,4 +31,4 @@ def stem_of(uri: str) -> str:
     Raises:
         SourceError: a demo's address is wrong.
     """
-    return demo_stem(parse_demo(uri)) if uri.startswith(SCHEME) else Path(uri).stem
+    return demo_stem(parse_demo(uri)) if uri.startswith(SCHEME) else results_stem(Path(uri))

@@ -1,11 +1,13 @@
-"""A recording: a file that FFmpeg can demux and decode. This is the one place that opens a container to read."""
+"""A recording: a file that FFmpeg can demux and decode."""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -15,43 +17,22 @@ from av.error import FFmpegError, InvalidDataError
 from stream.errors import SourceError
 from stream.frame import Frame
 from stream.pictures import PictureFormat, in_format, nearest_kept
+from stream.sources.container import open_container, packets_of
 from stream.view import thumbnail_size
 
-# Only containers of moving pictures: not FFmpeg's picture, text, playlist and device readers, which would take a
-# photograph for a video, or a text file for a list of other files to open.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,mxf,asf,flv,live_flv,"
-    "ogg,dv,nut,gxf,wtv,rm,mjpeg,yuv4mpegpipe,swf,vc1,gif,aac,mp3,wav,flac,w64,aiff,caf"
-)
 THUMBNAILS = 9
 # How much before its announced end a recording may end and still be whole: a stream's own duration is exact but for
 # the last frames' (muxers round), a container's covers audio too, which often outlasts the pictures.
 END_FRAMES = 3
-END_S = 1.0
+END_S = 2.0
+MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+# MP4 stores the time between two pictures in 31 bits; FFmpeg aborts the process over that.
+LONGEST_STEP = 2**31 - 1
 
 
-def open_container(path: Path) -> InputContainer:
-    """Open a file for reading, and nothing that it may point to.
-
-    Raises:
-        SourceError: there is no such file, or FFmpeg cannot read it as a recording.
-    """
-    if path.is_dir():
-        raise SourceError(f"{path}: is a folder, not a recording")
-    if not path.exists():
-        raise SourceError(f"{path}: no such file")
-    try:
-        if path.stat().st_size == 0:
-            raise SourceError(f"{path}: is empty")
-        return av.open(
-            str(path), options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}, metadata_errors="replace"
-        )
-    except PermissionError as error:
-        raise SourceError(f"{path}: may not be read (permission denied)") from error
-    except (FFmpegError, ValueError, OSError) as error:
-        raise SourceError(
-            f"{path}: not a recording that can be read; it is no video file, or its beginning or index is lost"
-        ) from error
+def results_stem(path: Path) -> str:
+    """The name of the folder for a recording's results: its own without the ending, and never `..` or hidden."""
+    return path.stem.strip(".") or "recording"
 
 
 class Recording:
@@ -63,9 +44,10 @@ class Recording:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.name, self.stem = str(path), path.stem
+        self.name, self.stem = str(path), results_stem(path)
         self.damage: list[str] = []
-        self._undecodable = self._concealed = self._retimed = self._resized = 0
+        self.notes: list[str] = []
+        self._undecodable = self._concealed = self._untimed = self._mistimed = self._resized = 0
         self._container = open_container(path)
         try:
             self._stream = self._picture_stream()
@@ -106,6 +88,7 @@ class Recording:
             pixel_format=nearest_kept(picture.format),
             time_base=stream.time_base,
             rate=stream.guessed_rate or stream.average_rate or Fraction(25),
+            start=(picture.pts or 0) * stream.time_base,
             sample_aspect_ratio=context.sample_aspect_ratio or stream.sample_aspect_ratio or Fraction(0),
             display_matrix=_display_matrix(picture),
             colorspace=int(picture.colorspace),
@@ -123,47 +106,52 @@ class Recording:
         """Every frame once. Damage is noted in `damage` when the last one is out."""
         width, height, pixel_format = self.format.width, self.format.height, self.format.pixel_format
         picture: av.VideoFrame | None = self._first
-        last_pts, index, end = None, 0, 0.0
+        last_pts: int | None = None
+        index, end = 0, 0.0
         step = max(1, round(1 / (self.format.rate * self.format.time_base)))
         while picture is not None:
             self._concealed += picture.is_corrupt
             self._resized += (picture.width, picture.height) != (width, height)
             fitting = in_format(picture, width, height, pixel_format)
-            pts = picture.pts
-            if pts is None or (last_pts is not None and pts <= last_pts):
-                self._retimed += 1
-                pts = 0 if last_pts is None else last_pts + step
-            fitting.pts = last_pts = pts
+            fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
             end = float((pts + (picture.duration or step)) * self.format.time_base)
             yield Frame(index, fitting, pts, self.format.time_base)
             index += 1
             picture = next(self._decoded, None)
-        self._note_damage(float((self._first.pts or 0) * self.format.time_base), end)
+        self._note_damage(index, float((self._first.pts or 0) * self.format.time_base), end)
+
+    def _usable_pts(self, picture: av.VideoFrame, last: int | None, step: int) -> int:
+        """The picture's own pts if time advances with it, and not by more than MP4 can count; else a likely one."""
+        pts = picture.pts
+        if pts is None:
+            self._untimed += 1
+        elif last is None or 0 < pts - last <= LONGEST_STEP:
+            return pts
+        else:
+            self._mistimed += 1
+        return 0 if last is None else last + step
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Decode on past damage, counting it."""
-        packets = self._container.demux(self._stream)
-        while True:
+        for packet in packets_of(self._container, [self._stream], self.damage):
             try:
-                packet = next(packets, None)
-            except FFmpegError as error:
-                self.damage.append(f"reading stopped early ({error.strerror})")
-                return
-            if packet is None:
-                return
-            try:
-                yield from packet.decode()
+                yield from cast("list[av.VideoFrame]", packet.decode())
             except InvalidDataError:
                 self._undecodable += 1
             except FFmpegError as error:
                 self.damage.append(f"decoding stopped early ({error.strerror})")
                 return
 
-    def _note_damage(self, start: float, end: float) -> None:
+    def _note_damage(self, frames: int, start: float, end: float) -> None:
+        if self._untimed == frames:
+            self.notes.append(
+                f"its pictures carry no times; they were spaced at {float(self.format.rate):g} per second"
+            )
+            self._untimed = 0
         for count, what in (
             (self._undecodable, "packets could not be decoded"),
             (self._concealed, "pictures are damaged"),
-            (self._retimed, "pictures had no usable time and were given one"),
+            (self._untimed + self._mistimed, "pictures had no usable time and were given one"),
             (self._resized, "pictures changed their size and were scaled"),
         ):
             if count:
@@ -175,8 +163,13 @@ class Recording:
 
     def _announced_duration(self) -> tuple[float | None, float]:
         """Announced duration of the pictures and how far it can be trusted, both in seconds."""
+        exact = float(END_FRAMES / self.format.rate)
         if self._stream.duration is not None:
-            return float(self._stream.duration * self.format.time_base), float(END_FRAMES / self.format.rate)
+            return float(self._stream.duration * self.format.time_base), exact
+        tagged = MATROSKA_DURATION.fullmatch(self._stream.metadata.get("DURATION", ""))
+        if tagged:
+            hours, minutes, seconds = tagged.groups()
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds), exact
         container = self._container.duration
         return (container / av.time_base if container else None), END_S
 
@@ -201,8 +194,8 @@ def _picture_near(container: InputContainer, stream: av.VideoStream, share: floa
     """The key frame before a place in a recording, 0..1 of its duration; none where it cannot be had."""
     try:
         container.seek((container.start_time or 0) + int((container.duration or 0) * share))
-        for packet in container.demux(stream):
-            pictures = packet.decode()
+        for packet in packets_of(container, [stream], []):
+            pictures = cast("list[av.VideoFrame]", packet.decode())
             if pictures:
                 return pictures[:1]
     except FFmpegError:

@@ -11,9 +11,10 @@ import cv2
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, pack
+from models.sa_unet import SAUNet
 from models.training import Recipe, train
-from stream.errors import DataError, SettingsError
+from stream.errors import DataError, ModelError, SettingsError
 from tests.models.test_data import make_data
 
 RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
@@ -40,11 +41,11 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     data = make_data(tmp_path / "data", 15)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     lines: list[str] = []
-    checkpoint = train(data, None, whole, RECIPE, "free", lines.append)
+    checkpoint = train(data, None, whole, RECIPE, "free", None, lines.append)
     with pytest.raises(Interrupted):
-        train(data, None, broken, RECIPE, "free", stop_after(1))
+        train(data, None, broken, RECIPE, "free", None, stop_after(1))
     assert len(history_of(broken)) == 1
-    train(data, None, broken, RECIPE, "free", lines.append)
+    train(data, None, broken, RECIPE, "free", None, lines.append)
 
     rows = history_of(whole)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -64,18 +65,32 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     assert torch.load(checkpoint, weights_only=True)["format"].startswith("polypstream")
 
 
+def test_it_starts_from_given_weights(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 12)
+    first = train(data, None, tmp_path / "first", replace(RECIPE, epochs=2), "free", None, print)
+    slow = replace(RECIPE, epochs=1, learning_rate=1e-9)
+    second = train(data, None, tmp_path / "second", slow, "free", first, print)
+    (before, _), (after, card) = load_checkpoint(first), load_checkpoint(second)
+    for name, weights in before.named_parameters():
+        assert torch.allclose(after.get_parameter(name), weights, atol=1e-6)
+    assert card["training"]["started_from"] == str(first)
+    torch.save(pack(SAUNet([4, 8], 2, 1, True), 64, 0.5, {}), tmp_path / "other.pt")
+    with pytest.raises(ModelError, match="another architecture"):
+        train(data, None, tmp_path / "third", slow, "free", tmp_path / "other.pt", print)
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(data, None, run, RECIPE, "free", stop_after(1))
+        train(data, None, run, RECIPE, "free", None, stop_after(1))
     with pytest.raises(SettingsError, match="another learning_rate"):
-        train(data, None, run, replace(RECIPE, learning_rate=1e-3), "free", print)
+        train(data, None, run, replace(RECIPE, learning_rate=1e-3), "free", None, print)
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 4)
     with pytest.raises(SettingsError, match="multiple of 32"):
-        train(data, None, tmp_path / "run", replace(RECIPE, size=70), "free", print)
+        train(data, None, tmp_path / "run", replace(RECIPE, size=70), "free", None, print)
     with pytest.raises(DataError, match="too few"):
-        train(data, None, tmp_path / "run", RECIPE, "free", print)
+        train(data, None, tmp_path / "run", RECIPE, "free", None, print)
