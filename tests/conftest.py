@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.codec.context import Flags
 
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
@@ -74,6 +75,8 @@ def make_clip(folder: Path, clip: Clip) -> Path:
             context.sample_aspect_ratio = clip.sample_aspect_ratio
         for tag, value in clip.colours.items():
             setattr(context, tag, value)
+        if clip.interlaced:
+            context.flags |= Flags.interlaced_dct
         if clip.rotation:
             video.set_display_rotation(clip.rotation)
         tracks = [file.add_stream(codec, rate=48000) for codec in clip.audio]
@@ -198,16 +201,11 @@ def frames_of(path: Path, pixel_format: str) -> list[np.ndarray]:
 def audio_packets_of(path: Path) -> list[list[tuple[Fraction, bytes]]]:
     """For every audio track, each packet's time in seconds and content."""
     with av.open(str(path)) as file:
-        return [
-            [(packet.pts * packet.time_base, bytes(packet)) for packet in file.demux(track) if packet.pts is not None]
-            for track in _each_reopened(file)
-        ]
-
-
-def _each_reopened(file: av.container.InputContainer) -> Iterable[av.AudioStream]:
-    for track in file.streams.audio:
-        file.seek(0)
-        yield track
+        tracks: dict[int, list[tuple[Fraction, bytes]]] = {track.index: [] for track in file.streams.audio}
+        for packet in file.demux(*file.streams.audio):
+            if packet.pts is not None:
+                tracks[packet.stream.index].append((packet.pts * packet.time_base, bytes(packet)))
+        return list(tracks.values())
 
 
 def summary_of(folder: Path) -> dict[str, object]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
+import av
 from av import BitStreamFilterContext
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
@@ -20,8 +22,8 @@ from stream.sources.container import open_container, packets_of
 # What MP4 holds and players play. FFmpeg also writes PCM, Vorbis or TrueHD there, but under conditions, and few
 # players read it.
 COPIED = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
-# Old codecs name no channel layout, and the AAC encoder wants one.
-PLAIN_LAYOUTS = {1: "mono", 2: "stereo"}
+# Layouts that the AAC encoder takes. Others, and the unnamed ones of old codecs, become mono or stereo.
+AAC_LAYOUTS = frozenset({"mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1"})
 # A packet that starts so much later than the one before it, and also later than the one after, has a damaged time.
 JUMP_S = 1.0
 # MP4 stores the time between two packets in 31 bits of samples; FFmpeg aborts the process over that.
@@ -123,28 +125,27 @@ class _Track:
         if _is_raw_aac(source):
             self._filter = BitStreamFilterContext("aac_adtstoasc", source)
             header = _aac_header(source, ahead)
-        self._encodes = name not in COPIED or (self._filter is not None and header is None)
+        self._encodes = name not in COPIED or not _fits_mp4(source, header)
         if self._encodes:
             layout = source.codec_context.layout
-            layout_name = PLAIN_LAYOUTS.get(layout.nb_channels, layout.name)
-            self._target = output.add_stream("aac", rate=self._rate, layout=layout_name)
+            plain = "mono" if layout.nb_channels == 1 else "stereo"
+            wanted = layout.name if layout.name in AAC_LAYOUTS else plain
+            self._target = output.add_stream("aac", rate=self._rate, layout=wanted)
             self.note = f"audio track {self.index} ({name}) was encoded as AAC, which every MP4 player reads"
         else:
-            self._target = output.add_stream_from_template(source)
-        if header is not None:
-            self._target.codec_context.extradata = header
+            self._target = _add_copy(source, header, output)
         self._target.metadata.update(source.metadata)
 
     def take(self, packet: Packet[AudioStream]) -> list[Packet[AudioStream]]:
         """The output packets that can be muxed now that this packet, or the empty last one, is known."""
         if not packet.size:
-            ready = self._release()
-            return ready + self._target.encode(None) if self._encodes else ready
+            return self._release() + self._flush()
         when = _seconds(packet)
         if when is None:
             self.unusable += 1
             return []
-        if self._pending and when <= self._pending[0]:
+        # Equal times are fine: Matroska rounds to milliseconds, and some codecs have packets shorter than that.
+        if self._pending and when < self._pending[0]:
             # One of the two has a wrong time. It is the earlier one if that jumped ahead.
             self.unusable += 1
             if self._last_s is None or self._pending[0] - self._last_s <= JUMP_S:
@@ -159,7 +160,7 @@ class _Track:
         if self._pending is None:
             return []
         (when, packet), self._pending = self._pending, None
-        if self._last_s is not None and not 0 < when - self._last_s < LONGEST_STEP / self._rate:
+        if self._last_s is not None and not 0 <= when - self._last_s < LONGEST_STEP / self._rate:
             self.unusable += 1
             return []
         self._last_s = when
@@ -167,6 +168,13 @@ class _Track:
             return self._encode(packet) if self._encodes else self._copy(packet)
         except FFmpegError:
             self.unusable += 1
+            return []
+
+    def _flush(self) -> list[Packet[AudioStream]]:
+        """What the encoder still holds; nothing if it was never given anything that it could use."""
+        try:
+            return self._target.encode(None) if self._encodes else []
+        except FFmpegError:
             return []
 
     def _copy(self, packet: Packet[AudioStream]) -> list[Packet[AudioStream]]:
@@ -183,6 +191,24 @@ def _is_raw_aac(track: AudioStream) -> bool:
     """AAC as MPEG-TS has it: a header in every packet instead of one for the track, which MP4 wants."""
     context = track.codec_context
     return context.codec.canonical_name == "aac" and not context.extradata
+
+
+def _add_copy(source: AudioStream, header: bytes | None, output: OutputContainer) -> AudioStream:
+    copy = output.add_stream_from_template(source)
+    if header is not None:
+        copy.codec_context.extradata = header
+    return copy
+
+
+def _fits_mp4(source: AudioStream, header: bytes | None) -> bool:
+    """Whether FFmpeg writes an MP4 header for this track; damaged files have tracks for which it does not."""
+    try:
+        with av.open(io.BytesIO(), "w", "mp4") as trial:
+            _add_copy(source, header, trial)
+            trial.start_encoding()
+    except (FFmpegError, ValueError):
+        return False
+    return True
 
 
 def _aac_header(track: AudioStream, ahead: deque[Packet[AudioStream]]) -> bytes | None:

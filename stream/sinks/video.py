@@ -26,28 +26,19 @@ from stream.sources.container import file_url
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.
 FRAGMENT_US = 500_000
 KEY_FRAME_EVERY_S = 2
-# x264's macroblock tree is off: with threads its decisions depend on their timing (two runs of PyAV 18.1's x264 gave
-# different files), and its look-ahead keeps seconds of pictures in the encoder that a killed process would lose.
-X264_OPTIONS = {"mbtree": "0"}
-# These presets keep up to 64 pictures in the encoder for the sake of as many as 16 B-frames in a row.
-PATIENT_PRESETS = {"veryslow": {"bf": "3"}, "placebo": {"bf": "3"}}
+X264_OPTIONS = {
+    # With threads, the macroblock tree's decisions depend on their timing: two runs of PyAV 18.1 gave different files.
+    "mbtree": "0",
+    # B-frames saved 5 to 12 % of the size at veryfast for a third more CPU time. They keep pictures in the encoder that
+    # a killed process loses, and FFmpeg's MP4 writer cuts off the last picture when a fragment ends among them.
+    "bf": "0",
+}
 # At fewer pictures per second even a handful in the encoder are seconds: it then keeps none.
 FEW_PER_SECOND = 12
 MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
-# x264's macroblock tree is off: with threads its decisions depend on their timing (two runs of PyAV 18.1's x264 gave
-# different files), and its look-ahead keeps seconds of pictures in the encoder that a killed process would lose.
-X264_OPTIONS = {"mbtree": "0"}
-# These presets keep up to 64 pictures in the encoder for the sake of as many as 16 B-frames in a row.
-PATIENT_PRESETS = {"veryslow": {"bf": "3"}, "placebo": {"bf": "3"}}
-# At fewer pictures per second even a handful in the encoder are seconds: it then keeps none.
-FEW_PER_SECOND = 12
-MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
-# Old codecs name no channel layout, and the AAC encoder wants one.
-PLAIN_LAYOUTS = {1: "mono", 2: "stereo"}
 MP4_OPTIONS = {
-    # Without signed offsets or an edit list, B-frames shift every pts by the encoder's delay. `delay_moov` would give
-    # the list too, but keeps everything in memory until every audio track has begun.
-    "movflags": "+hybrid_fragmented+negative_cts_offsets",
+    # A fragmented file has edit lists, which say when a track starts, only if told so.
+    "movflags": "+hybrid_fragmented",
     "use_editlist": "1",
     "frag_duration": str(FRAGMENT_US),
     # A track without packets (sound that ends early) holds the others back for so long; by default ten seconds.
@@ -130,16 +121,8 @@ class AnnotatedVideo:
             self.notes.append(
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
-        # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
-        mp4_options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
-        if abs(pictures.start) < LATE_START_S:
-            mp4_options["movflags"] += "+empty_moov"
-        self._file = open_output(path, mp4_options)
-        key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
-        options = {"preset": preset, "crf": str(crf), "g": str(key_frames), **X264_OPTIONS}
-        options |= PATIENT_PRESETS.get(preset, {})
-        if pictures.rate < FEW_PER_SECOND:
-            options["tune"] = "zerolatency"
+        self._file = open_output(path, _mp4_options(pictures))
+        options = _encoder_options(pictures, preset, crf)
         self._stream = cast(VideoStream, self._file.add_stream(codec, options=options))
         set_picture_format(self._stream, pictures, width, height)
         self._audio = Audio(audio_from, self._file) if audio_from else None
@@ -242,6 +225,22 @@ def _padding(pictures: PictureFormat) -> tuple[int, int]:
     chroma = av.VideoFormat(pictures.pixel_format, 64, 64)
     across, down = 64 // chroma.chroma_width(), 64 // chroma.chroma_height()
     return -pictures.width % across, -pictures.height % down
+
+
+def _mp4_options(pictures: PictureFormat) -> dict[str, str]:
+    # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
+    options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
+    if abs(pictures.start) < LATE_START_S:
+        options["movflags"] += "+empty_moov"
+    return options
+
+
+def _encoder_options(pictures: PictureFormat, preset: str, crf: float) -> dict[str, str]:
+    key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
+    options = {"preset": preset, "crf": str(crf), "g": str(key_frames), **X264_OPTIONS}
+    if pictures.rate < FEW_PER_SECOND:
+        options["tune"] = "zerolatency"
+    return options
 
 
 def _timescale(time_base: Fraction) -> int:

@@ -12,6 +12,7 @@ from typing import cast
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import EOFError as DecoderFlushedError
 from av.error import FFmpegError, InvalidDataError
 
 from stream.errors import SourceError
@@ -114,7 +115,9 @@ class Recording:
             self._resized += (picture.width, picture.height) != (width, height)
             fitting = in_format(picture, width, height, pixel_format)
             fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
-            end = float((pts + (picture.duration or step)) * self.format.time_base)
+            # Without a duration the last picture would lie behind the end of an MP4, and players drop it.
+            fitting.duration = picture.duration or step
+            end = float((pts + fitting.duration) * self.format.time_base)
             yield Frame(index, fitting, pts, self.format.time_base)
             index += 1
             picture = next(self._decoded, None)
@@ -138,6 +141,8 @@ class Recording:
                 yield from cast("list[av.VideoFrame]", packet.decode())
             except InvalidDataError:
                 self._undecodable += 1
+            except DecoderFlushedError:
+                return  # a second empty packet, after reading had to be taken up again
             except FFmpegError as error:
                 self.damage.append(f"decoding stopped early ({error.strerror})")
                 return

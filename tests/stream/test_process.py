@@ -166,6 +166,14 @@ def test_rotation_and_pixel_shape_survive(make: Make, red_model: Path, rotation:
             assert stream.sample_aspect_ratio == Fraction(12, 11)
 
 
+def test_interlaced_pictures_stay_interlaced(make: Make, red_model: Path) -> None:
+    recording = make(interlaced=True, frames=10)
+    folder = run(recording, red_model)
+    for path in (recording, folder / "annotated.mp4"):
+        with av.open(str(path)) as file:
+            assert all(frame.interlaced_frame for frame in file.decode(file.streams.video[0]))
+
+
 def test_the_result_does_not_depend_on_batch_size_or_timing(make: Make, red_model: Path) -> None:
     recording = make(frames=40)
     results = []
@@ -184,6 +192,15 @@ def test_the_heat_map_marks_the_disc(make: Make, red_model: Path) -> None:
     x, y, _ = disc(Clip(), 5)
     assert np.abs(after[int(y), int(x)].astype(int) - RED).max() > 30
     assert np.abs(after[20, 20].astype(int) - before[20, 20]).max() < 16
+
+
+def test_raw_aac_of_a_transport_stream_gets_the_header_that_mp4_wants(make: Make, red_model: Path) -> None:
+    recording = make(name="c.ts", audio=["aac"], frames=60)
+    folder = run(recording, red_model)
+    (before,), (after,) = audio_packets_of(recording), audio_packets_of(folder / "annotated.mp4")
+    assert [content[7:] for _, content in before] == [content for _, content in after]  # without the ADTS header
+    with av.open(str(folder / "annotated.mp4")) as file:
+        assert sum(frame.samples for frame in file.decode(file.streams.audio[0])) > 2 * 48000
 
 
 def test_several_recordings_share_one_call_and_results_are_not_overwritten(make: Make, red_model: Path) -> None:
