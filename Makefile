@@ -1,13 +1,15 @@
 # The two commands of the README. Each sets up all it needs in .venv first.
 .PHONY: demo test lint
+.DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-VIDEO ?= demo:?seconds=10&seed=1
-RESULTS ?= results
+export VIDEO ?= demo:?seconds=10&seed=1
+export RESULTS ?= results
 
 demo: $(VENV)/.base
-	$(BIN)/polypstream process '$(VIDEO)' --output $(RESULTS) --masks --overwrite
+	@echo "The demo recording is rendered once, which takes about half a minute; then it is processed."
+	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from models.cli import extra
+from models.cli import train_extra
 from stream.errors import DataError
 from stream.segment import Segmenter
 
@@ -23,7 +23,7 @@ def export_model(
     scores: Annotated[Path | None, typer.Option(help="JSON of `polypstream evaluate`, for the metadata")] = None,
 ) -> None:
     """Write a self-describing ONNX model, after proof that it says the same as torch."""
-    with extra("train"):
+    with train_extra():
         from export.onnx_file import export
     difference = export(checkpoint, output, size, precision, _read_scores(scores))
     typer.echo(f"{output}: at most {difference} of 255 grey levels from torch")
@@ -46,7 +46,7 @@ def _read_scores(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        scores = json.loads(path.read_text())
+        scores = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON") from error
     if not isinstance(scores, dict):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.sa_unet import SEED, SEED_SIZE, SAUNet
-from stream.errors import ModelError
+from stream.errors import ModelError, OutputError
 
 FORMAT = "polypstream-checkpoint-1"
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save that leaves the old file or the new one, never half of one."""
+    """torch.save that leaves the old file or the new one, never half of one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     unfinished = path.with_suffix(".unfinished")
-    torch.save(content, unfinished)
-    unfinished.replace(path)
+    try:
+        torch.save(content, unfinished)
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
 def pack(network: SAUNet, size: int, threshold: float, training: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
         raise ModelError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch's unpickler raises whatever garbage leads it to
         raise ModelError(f"{path}: not a checkpoint that can be loaded with weights_only=True") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds {type(content).__name__}, not a checkpoint of SA-UNet")
@@ -61,8 +68,11 @@ def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
     try:
         network = SAUNet(**content["architecture"])
         network.load_state_dict(content.pop("state_dict"))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
         raise ModelError(f"{path}: its weights do not fit the architecture that it names") from error
+    missing = [key for key in ("size", "threshold", "training") if key not in content]
+    if missing:
+        raise ModelError(f"{path}: lacks {', '.join(missing)}")
     return network.eval(), content
 
 
@@ -73,7 +83,7 @@ def _from_seed(state_dict: dict[str, Any], path: Path) -> dict[str, Any]:
     if found != expected:
         raise ModelError(
             f"{path}: neither a checkpoint of `polypstream train` nor the seed's saunet128.pt "
-            f"({len(expected.keys() - found.keys())} of its {len(expected)} tensors are missing)"
+            f"({len(expected.items() - found.items())} of its {len(expected)} tensors are missing or of another shape)"
         )
     training = {"data": "Kvasir-SEG (the seed's own training)", "terms": "research and education"}
     return {

@@ -11,23 +11,23 @@ from typing import Annotated
 import typer
 
 from models.data import find_pairs
-from models.evaluation import draw_samples, load_model, summarise
+from models.evaluation import draw_samples, load_model, summarise, write_output
 from models.evaluation import evaluate as measure
-from stream.errors import MissingExtra, OutputError
+from stream.errors import MissingExtra
 from stream.progress import ProgressBar
 
 MOST_SAMPLES = 12
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
+def train_extra() -> Iterator[None]:
     """Answer a missing optional package with the pip line that brings it."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"this command needs {error.name}, which is not installed: pip install 'polypstream[{name}]' "
-            "(or, in a checkout, pip install -e '.[train]' -c constraints.txt)"
+            f"this command needs {error.name}, which is not installed; in the checkout of polypstream: "
+            "pip install -e '.[train]' -c constraints.txt"
         ) from error
 
 
@@ -35,7 +35,7 @@ def train(
     data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on")],
     names: Annotated[
-        Path | None, typer.Option(help="File with the names to train on; DATA/train.txt if there is one")
+        Path | None, typer.Option(help="File with the names to train on; else DATA/train.txt if there, else all")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures")] = 75,
     size: Annotated[int, typer.Option(min=32, help="Side of the square pictures in pixels")] = 256,
@@ -48,7 +48,7 @@ def train(
     terms: Annotated[str, typer.Option(help="Terms of use of the data, kept in the model's metadata")] = "not stated",
 ) -> None:
     """Train an SA-UNet; writes checkpoint.pt, history.csv and curves.png."""
-    with extra("train"):
+    with train_extra():
         from models.training import Recipe
         from models.training import train as run_training
     if names is None and (data / "train.txt").is_file():
@@ -79,7 +79,7 @@ def evaluate(
     provider: Annotated[str, typer.Option(help="Execution provider of an ONNX model")] = "auto",
 ) -> None:
     """Measure Dice, IoU and pixel figures at each picture's own size."""
-    with extra("train"):
+    with train_extra():
         loaded = load_model(model, provider)
     pairs = find_pairs(data, names)
     with ProgressBar(str(data), "pictures") as progress:
@@ -90,9 +90,6 @@ def evaluate(
         else:
             typer.echo(f"{name:16} {value}" if isinstance(value, int) else f"{name:16} {value:.4f}")
     if json_file:
-        try:
-            json_file.write_text(json.dumps(figures, indent=2) + "\n")
-        except OSError as error:
-            raise OutputError(f"{json_file}: cannot be written ({error.strerror})") from error
+        write_output(json_file, (json.dumps(figures, indent=2) + "\n").encode())
     if samples:
         draw_samples(loaded, pairs[:: max(1, len(pairs) // MOST_SAMPLES)][:MOST_SAMPLES], samples)

@@ -44,9 +44,11 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
     if names_file is None:
         names: Sequence[str] = sorted(images)
     else:
-        if not names_file.is_file():
-            raise DataError(f"{names_file}: no such file with names")
-        lines = (line.strip() for line in names_file.read_text().splitlines())
+        try:
+            text = names_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{names_file}: cannot be read as a list of names") from error
+        lines = (line.strip() for line in text.splitlines())
         names = [Path(line).stem if Path(line).suffix.lower() in PICTURE_ENDINGS else line for line in lines if line]
     for name in names:
         for part, files in (("images", images), ("masks", masks)):
@@ -60,7 +62,11 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; a data set has images/ and masks/")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURE_ENDINGS and files.setdefault(path.stem, path) != path:
+            raise DataError(f"{path}: {files[path.stem].name} has the same name; keep one")
+    return files
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -92,26 +98,23 @@ def shrink(picture: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
-def split_off_validation(
-    pairs: Sequence[Pair], thumbnails: Sequence[np.ndarray], share: float, seed: int
-) -> tuple[list[int], list[int]]:
+def split_off_validation(pictures: Sequence[np.ndarray], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and for validation; near-duplicates stay on one side.
 
     Args:
-        pairs: the pictures, in any order; only their number counts.
-        thumbnails: the pictures' uint8 RGB contents, any size.
+        pictures: uint8 RGB [H, W, 3], any size.
         share: about this share of the pictures, 0..1, goes to validation.
         seed: decides which.
     """
-    groups = _group_near_duplicates([_difference_hash(picture) for picture in thumbnails])
+    groups = _group_near_duplicates([_difference_hash(picture) for picture in pictures])
     order = np.random.default_rng(seed).permutation(len(groups))
     validation: list[int] = []
     for index in order:
-        if len(validation) >= round(share * len(pairs)):
+        if len(validation) >= round(share * len(pictures)):
             break
         validation += groups[index]
     held_out = set(validation)
-    return [index for index in range(len(pairs)) if index not in held_out], sorted(validation)
+    return [index for index in range(len(pictures)) if index not in held_out], sorted(validation)
 
 
 def _difference_hash(picture: np.ndarray) -> np.ndarray:
@@ -186,6 +189,6 @@ def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarr
         picture = np.clip(picture + noise, 0, 255).astype(np.uint8)
     if random.random() < 0.1:
         quality = int(random.integers(25, 70))
-        _, packed = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        picture = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))
+        _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        picture = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB))
     return picture

@@ -56,7 +56,7 @@ class Counts:
 
 
 def load_model(path: Path, provider: str = "auto") -> Model:
-    """A checkpoint, by its ending .pt or .pth, or an ONNX model.
+    """A checkpoint, whose name ends in .pt or .pth, or an ONNX model.
 
     Raises:
         ModelError: it is neither.
@@ -160,9 +160,21 @@ def draw_samples(model: Model, pairs: Sequence[Pair], path: Path) -> None:
         heat = cv2.addWeighted(bgr, 0.5, cv2.applyColorMap(full, cv2.COLORMAP_TURBO), 0.5, 0)
         grey = [cv2.cvtColor(each, cv2.COLOR_GRAY2BGR) for each in (full, mask, truth)]
         rows.append(np.hstack([shrink(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.vstack(rows)):
-        raise OutputError(f"{path}: cannot be written")
+    _, packed = cv2.imencode(".png", np.vstack(rows))
+    write_output(path, packed.tobytes())
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a result, making its folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _title(text: str) -> np.ndarray:

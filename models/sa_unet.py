@@ -43,8 +43,8 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a linear shortcut: [N, in, H, W] -> [N, out, H/stride, W/stride].
 
-    The seed ends its blocks with a dropout of 0.1, which has no weights and does nothing at inference; we train
-    without (see docs/model-card.md for what it cost).
+    The seed ends its blocks with a dropout of 0.1, which has no weights and does nothing at inference. We train
+    without: dropping whole channels so slowed learning (validation Dice 0.539 after 9 epochs against 0.583).
     """
 
     def __init__(self, in_channels: int, out_channels: int, shortcut_kernel: int, stride: int = 1) -> None:

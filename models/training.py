@@ -25,7 +25,7 @@ from torchmetrics.classification import BinaryStatScores
 from models.checkpoint import load_checkpoint, pack, save_atomically
 from models.data import Pair, augment, find_pairs, read_pair, shrink, split_off_validation, view_of
 from models.sa_unet import OURS, SAUNet, size_multiple
-from stream.errors import DataError, ModelError, SettingsError
+from stream.errors import DataError, ModelError, OutputError, SettingsError
 
 # Pictures are kept this much larger than the network's size, so that enlarging them a little stays sharp.
 KEPT_LARGER = 1.25
@@ -49,7 +49,7 @@ class Recipe:
         seed: of the split, the initial weights, the order and the augmentation.
     """
 
-    epochs: int = 80
+    epochs: int = 75
     size: int = 256
     batch: int = 16
     learning_rate: float = 2e-3
@@ -108,29 +108,23 @@ def train(
     multiple = size_multiple(OURS)
     if recipe.size % multiple:
         raise SettingsError(f"--size {recipe.size}: must be a multiple of {multiple}")
-    run = Run(out, recipe, len(pairs), start)
     content = [_read_small(pair, recipe.size) for pair in pairs]
-    training, validation = split_off_validation(
-        pairs, [picture for picture, _ in content], recipe.validation, recipe.seed
-    )
+    training, validation = split_off_validation([picture for picture, _ in content], recipe.validation, recipe.seed)
     if len(training) < recipe.batch or not validation:
         raise DataError(
             f"{data}: {len(pairs)} pictures are too few for batches of {recipe.batch} and a validation slice"
         )
-    report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
-    held_out = [
-        (shrink(picture, recipe.size), shrink(mask, recipe.size))
-        for picture, mask in map(content.__getitem__, validation)
-    ]
-    run.description = {
+    description = {
         "data": f"{data.resolve().name} ({len(training)} pictures)",
         "terms": terms,
         "names": names.name if names else "all",
-        "pictures": len(training),
-        "validation_names": [pairs[index].name for index in validation],
         "started_from": str(start) if start else "random weights",
+        "validation_names": [pairs[index].name for index in validation],
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
+    run = Run(out, recipe, description, len(training), start)
+    report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
+    held_out = [(shrink(content[i][0], recipe.size), shrink(content[i][1], recipe.size)) for i in validation]
     for epoch in range(run.epoch, recipe.epochs):
         row = run.train_epoch([content[index] for index in training], epoch, poll)
         row |= run.validate(held_out)
@@ -146,10 +140,11 @@ def train(
 class Run:
     """The state of one training run, on disk after every epoch."""
 
-    def __init__(self, out: Path, recipe: Recipe, pictures: int, start: Path | None) -> None:
-        self.out, self.recipe = out, recipe
+    def __init__(
+        self, out: Path, recipe: Recipe, description: dict[str, Any], pictures: int, start: Path | None
+    ) -> None:
+        self.out, self.recipe, self.description = out, recipe, description
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.description: dict[str, Any] = {}
         torch.manual_seed(recipe.seed)
         self.network = _network_from(start).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -157,18 +152,25 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        trained_on = pictures - round(pictures * recipe.validation)
-        self.steps = max(1, recipe.epochs * (trained_on // recipe.batch))
+        self.steps = recipe.epochs * (pictures // recipe.batch)
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.history: list[dict[str, float]] = []
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
         if (out / "run.pt").exists():
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.out / "run.pt", map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            changed = [key for key, value in asdict(self.recipe).items() if state["recipe"].get(key) != value]
+        path = self.out / "run.pt"
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            before = state["description"]
+        except Exception as error:  # torch's unpickler raises whatever garbage leads it to
+            raise ModelError(f"{path}: cannot be resumed from; delete it or give another --out") from error
+        changed = [key.removeprefix("recipe_") for key, value in self.description.items() if before.get(key) != value]
+        if changed:
             raise SettingsError(
                 f"{self.out}: holds a run with another {', '.join(changed)}; give the same, or another --out"
             )
@@ -184,7 +186,7 @@ class Run:
         """Linear warm-up, then a cosine down to nothing."""
         done = self.step / self.steps
         if done < WARM_UP_SHARE:
-            return self.recipe.learning_rate * (done / WARM_UP_SHARE + 0.01)
+            return self.recipe.learning_rate * max(0.01, done / WARM_UP_SHARE)
         phase = min(1.0, (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
@@ -235,8 +237,9 @@ class Run:
             logits, target, loss = self._loss(self.averaged, pictures, masks)
             found = logits > 0
             losses += loss.item() * len(batch)
-            both = (found & (target > 0)).sum(dim=(1, 2, 3))
-            dices += (2 * both / (found.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))).clamp(min=1)).sum().item()
+            both, either = (found & (target > 0)).sum(dim=(1, 2, 3)), (found + target).sum(dim=(1, 2, 3))
+            # As in evaluation: a picture without polyps in which none is found is a success.
+            dices += torch.where(either > 0, 2 * both / either.clamp(min=1), 1.0).sum().item()
             counts.update(found, target.int())
         accuracy, f1 = _accuracy_and_f1(counts)
         return {
@@ -268,13 +271,13 @@ class Run:
             network = cast(SAUNet, self.averaged.module)
             save_atomically(pack(network, self.recipe.size, 0.5, training), self.out / "checkpoint.pt")
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"recipe": asdict(self.recipe), "epoch": self.epoch, "step": self.step, "best": self.best}
+        state |= {"description": self.description, "epoch": self.epoch, "step": self.step, "best": self.best}
         save_atomically(state | {"history": self.history}, self.out / "run.pt")
         self._write_history()
 
     def _write_history(self) -> None:
         with (self.out / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.history[0])
+            writer = csv.DictWriter(file, self.history[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
         draw_curves(self.history, self.out / "curves.png")

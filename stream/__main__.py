@@ -15,11 +15,12 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    finally:
-        if any(thread.name.startswith("polypstream-") for thread in threading.enumerate()):
-            # A second Ctrl-C while files are being finished: threads inside FFmpeg cannot be unwound.
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED and any(each.name.startswith("polypstream-") for each in threading.enumerate()):
+            # A second Ctrl-C while files were being finished: threads inside FFmpeg cannot be unwound.
             sys.stderr.flush()
             os._exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import typer
 import export.cli
 import models.cli
 from stream.config import load_settings
-from stream.errors import PolypstreamError
+from stream.errors import OutputError, PolypstreamError
 from stream.model import NOTICE
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
@@ -77,6 +77,7 @@ def demo_video(
     size: Annotated[str, typer.Option(help="Width x height in pixels")] = "1280x720",
     rate: Annotated[str, typer.Option(help="Frames per second, for instance 25 or 30000/1001")] = "25",
     truth: Annotated[Path | None, typer.Option(help="FFV1 grey video: the number of the polyp, 0 none")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist")] = False,
 ) -> None:
     """Render a procedural colonoscopy with known polyps."""
     try:
@@ -87,6 +88,11 @@ def demo_video(
             f"cannot read --size {size} or --rate {rate}; write for instance 1280x720 and 25"
         ) from None
     checked(settings, "demo-video")
+    if truth == output:
+        raise typer.BadParameter("--truth must be another file than OUT.mp4")
+    for path in (output, truth):
+        if path is not None and path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already; give --overwrite to replace it")
     with ProgressBar(str(output), "frames") as progress:
         render_demo(settings, output, truth, progress.show)
     typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
@@ -94,11 +100,12 @@ def demo_video(
 
 def complain(message: object) -> None:
     """One line on standard error."""
-    print(f"polypstream: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"polypstream: {' '.join(str(message).splitlines())}", file=sys.stderr)
 
 
 def run() -> None:
     """Entry point: errors meant for the user become one line and exit code 1."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may be any bytes
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as polite as Ctrl-C
     try:
         app()

@@ -19,6 +19,7 @@ Coordinate = Annotated[int, Field(ge=0, strict=True)]
 Length = Annotated[int, Field(gt=0, strict=True)]
 
 
+# Width of the outline where it is only switched on.
 CONTOUR = 4.0
 # Characters of a reason or of a wrong value that are shown.
 MOST_SAID = 100
@@ -115,16 +116,20 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"{file}: holds no sections such as `overlay:`; see config.yaml")
-    return _without_empty(content)
+    return _without_empty(content, Settings)
 
 
-def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+def _without_empty(content: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
     """Without the sections in which every line is commented out, which YAML reads as null."""
-    return {
-        key: _without_empty(value) if isinstance(value, dict) else value
-        for key, value in content.items()
-        if value is not None
-    }
+    kept = {}
+    for key, value in content.items():
+        below = section.model_fields[key].annotation if key in section.model_fields else None
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            if value is not None:
+                kept[key] = _without_empty(value, below) if isinstance(value, dict) else value
+        else:
+            kept[key] = value
+    return kept
 
 
 def _parse(text: str, origin: str) -> Any:

@@ -12,8 +12,9 @@ import av
 import cv2
 import numpy as np
 
-from stream.colour import bits_of, to_yuv
+from stream.colour import to_yuv
 from stream.frame import Frame
+from stream.pictures import planes_of
 from stream.view import FieldOfView, Region, region_above
 
 Style = Literal["tint", "heatmap"]
@@ -87,16 +88,6 @@ class Overlay:
             across, down = _subsampling(plane, picture)
             scaled = outlines if (across, down) == (1, 1) else [outline // (across, down) for outline in outlines]
             cv2.polylines(plane, scaled, True, round(value), max(1, round(thickness / across)))
-
-
-def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
-    """The planes as arrays [height, width] on the picture's own memory, uint8 or, over 8 bits, uint16."""
-    kind = np.uint8 if bits_of(picture) == 8 else np.uint16
-    planes = []
-    for plane in picture.planes:
-        lines = np.frombuffer(memoryview(plane), kind).reshape(plane.height, plane.line_size // np.dtype(kind).itemsize)
-        planes.append(lines[:, : plane.width])
-    return planes
 
 
 def _subsampling(plane: np.ndarray, picture: av.VideoFrame) -> tuple[int, int]:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+import numpy as np
 from av.video.format import VideoFormat
+from av.video.reformatter import ColorRange, Colorspace
+
+from stream.colour import HD_LINES, bits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class PictureFormat:
     interlaced: bool = False
 
 
+# MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.
+MP4_LONGEST_STEP = 2**31 - 1
+# FFmpeg doubles an MP4's units per second until they are at least so many.
+MP4_LEAST_TIMESCALE = 10_000
 # Planar YUV that we draw on and that H.264 encoders take as it is.
 KEPT = frozenset(
     f"{prefix}{sampling}p{depth}"
@@ -64,10 +72,39 @@ def nearest_kept(pixel_format: VideoFormat) -> str:
     return f"yuv{sampling}p{depth}"
 
 
-def in_format(picture: av.VideoFrame, width: int, height: int, pixel_format: str) -> av.VideoFrame:
-    """The picture itself if it already fits, else a converted one with the same pts."""
-    if (picture.width, picture.height, picture.format.name) == (width, height, pixel_format):
+def in_format(picture: av.VideoFrame, pictures: PictureFormat) -> av.VideoFrame:
+    """The picture itself if it already fits, else a converted one with the same pts and tags."""
+    if (picture.width, picture.height, picture.format.name) == (pictures.width, pictures.height, pictures.pixel_format):
         return picture
-    converted = picture.reformat(width, height, pixel_format)
+    tags: dict[str, int] = {}
+    if picture.format.is_rgb:
+        tags = {"dst_colorspace": pictures.colorspace, "dst_color_range": pictures.color_range}
+    converted = picture.reformat(pictures.width, pictures.height, pictures.pixel_format, **tags)
+    converted.colorspace, converted.color_range = pictures.colorspace, pictures.color_range
     converted.pts, converted.time_base, converted.duration = picture.pts, picture.time_base, picture.duration
     return converted
+
+
+def longest_step(time_base: Fraction) -> int:
+    """The longest time between two pictures that MP4 can store, in units of the time base."""
+    timescale = time_base.denominator
+    while timescale < MP4_LEAST_TIMESCALE:
+        timescale *= 2
+    return MP4_LONGEST_STEP * time_base.denominator // (timescale * time_base.numerator)
+
+
+def yuv_tags(picture: av.VideoFrame) -> tuple[int, int]:
+    """Matrix and range of a picture's YUV: its own tags, or for RGB those that it is going to be converted with."""
+    if picture.format.is_rgb:
+        return int(Colorspace.ITU709 if picture.height >= HD_LINES else Colorspace.SMPTE170M), int(ColorRange.MPEG)
+    return int(picture.colorspace), int(picture.color_range)
+
+
+def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
+    """The planes as arrays [height, width] on the picture's own memory, uint8 or, over 8 bits, uint16."""
+    kind = np.uint8 if bits_of(picture) == 8 else np.uint16
+    planes = []
+    for plane in picture.planes:
+        lines = np.frombuffer(memoryview(plane), kind).reshape(plane.height, plane.line_size // np.dtype(kind).itemsize)
+        planes.append(lines[:, : plane.width])
+    return planes

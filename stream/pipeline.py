@@ -142,17 +142,17 @@ class Pipeline(Generic[T]):
             poll: called a few times a second from the calling thread.
 
         Raises:
-            BaseException: the first error of any thread. KeyboardInterrupt stops the source, lets what is on its
-                way reach the sinks, and is raised then.
+            BaseException: the first error of any thread, or of `poll`. KeyboardInterrupt too stops the source, lets
+                what is on its way reach the sinks, and is raised then.
         """
         for thread in self._threads:
             thread.start()
         try:
-            while any(thread.is_alive() for thread in self._threads):
-                self._threads[-1].join(POLL_S)
+            while alive := [thread for thread in self._threads if thread.is_alive()]:
+                alive[0].join(POLL_S)
                 poll()
-        except KeyboardInterrupt as interrupt:
-            self._fail(interrupt)
+        except BaseException as error:
+            self._fail(error)
             for thread in self._threads:
                 thread.join()
         if self._error is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.config import Settings
-from stream.errors import OutputError, PolypstreamError, SettingsError, SourceError
+from stream.errors import OutputError, SettingsError, SourceError
 from stream.find import Finder
 from stream.frame import Frame
 from stream.model import NOTICE, shipped_weights
@@ -62,9 +62,10 @@ def claim_folder(uri: str, taken: dict[str, str]) -> None:
     Raises:
         OutputError: the folder is taken.
     """
-    other = taken.setdefault(stem_of(uri), uri)
-    if other is not uri:
-        raise OutputError(f"{uri}: its results would overwrite those of {other}; process it in a call of its own")
+    folder = stem_of(uri).casefold()  # some file systems do not tell A from a
+    if folder in taken:
+        raise OutputError(f"{uri}: its results would overwrite those of {taken[folder]}; give it a call of its own")
+    taken[folder] = uri
 
 
 def make_segmenter(settings: Settings) -> Segmenter:
@@ -158,7 +159,7 @@ class _Job:
             sinks.append(("table", FramesTable(folder / "frames.csv")))
             if masks:
                 sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
-        except PolypstreamError:
+        except BaseException:
             for _, sink in sinks:
                 sink.close()
             raise
@@ -171,7 +172,7 @@ class _Job:
             self.pipeline.run(lambda: poll(self.video.frames, self.source.expected_frames))
         except BaseException as error:
             problem = error
-        notes = [*self.segmenter.notes, *self.source.notes, *self.video.notes]
+        notes = [*self.source.notes, *self.video.notes]
         run = Run(self.folder, self.video.frames, time.monotonic() - started, notes)
         damage = [*self.source.damage, *self.video.damage]
         self._write_summary(run, problem, damage)
@@ -191,7 +192,7 @@ class _Job:
             "complete": problem is None and not damage,
             "problem": (str(problem) or type(problem).__name__) if problem else None,
             "damage": damage,
-            "notes": run.notes,
+            "notes": [*self.segmenter.notes, *run.notes],
             "model": {"file": str(self.segmenter.model), **card.model_dump(mode="json")},
             "provider": self.segmenter.provider,
             "settings": self.settings.model_dump(mode="json"),
@@ -227,7 +228,7 @@ def choose_view(source: Source, settings: Settings) -> FieldOfView:
         return find_field_of_view(source.thumbnails(), width, height)
     if wanted == "full":
         return FieldOfView(0, 0, width, height)
-    view = FieldOfView(*wanted)
-    if view.x + view.width > width or view.y + view.height > height:
+    left, top, right, bottom = wanted[0], wanted[1], wanted[0] + wanted[2], wanted[1] + wanted[3]
+    if right > width or bottom > height:
         raise SettingsError(f"view.field_of_view {list(wanted)}: reaches outside {source.name}, {width}x{height}")
-    return view
+    return FieldOfView.around(left, top, right, bottom)

@@ -32,6 +32,8 @@ FULL_NAMES: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
 }
 GPU: frozenset[Provider] = frozenset({"tensorrt", "cuda"})
+# ONNX Runtime 1.27 and later are built with CUDA 13.
+OLDEST_DRIVER = 13_000
 INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 FATAL_ONLY = 4
 
@@ -63,27 +65,30 @@ def probe(provider: Provider) -> Absent | None:
     return _probe_gpu(provider)
 
 
-def choose(wanted: str) -> tuple[Provider, list[str]]:
-    """The provider to use, and notes for the user on faster ones that their hardware would have allowed.
+def choose(wanted: str) -> tuple[list[Provider], list[str]]:
+    """The providers to try, and notes for the user on faster ones that their hardware would have allowed.
 
     Args:
-        wanted: "auto" for the fastest present, or a provider's name.
+        wanted: "auto" for all that are present, fastest first, or a provider's name for that one alone.
 
     Raises:
         ProviderError: the provider asked for is unknown or cannot be used here.
     """
+    if wanted not in ("auto", *FASTEST_FIRST):
+        raise ProviderError(f"inference.provider {wanted}: not one of auto, {', '.join(FASTEST_FIRST)}")
+    present: list[Provider] = []
     notes: list[str] = []
     for provider in FASTEST_FIRST:
         if wanted not in ("auto", provider):
             continue
         absent = probe(provider)
         if absent is None:
-            return provider, notes
-        if wanted == provider:
+            present.append(provider)
+        elif wanted == provider:
             raise ProviderError(f"inference.provider {provider} is not available: {absent}")
-        if absent.surprising:
+        elif absent.surprising and not present:
             notes.append(f"{provider} is not used: {absent}")
-    raise ProviderError(f"inference.provider {wanted}: not one of auto, {', '.join(FASTEST_FIRST)}")
+    return present, notes
 
 
 def open_session(model: Path, provider: Provider, threads: int) -> ort.InferenceSession:
@@ -106,18 +111,27 @@ def open_session(model: Path, provider: Provider, threads: int) -> ort.Inference
         names = None
         settings = {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})} if threads else {}
         options.add_provider_for_devices(_openvino_devices(), settings)
-    if provider in GPU:
-        # Without this, a GPU provider that cannot be loaded is replaced by the CPU with no more than a log line.
+    if provider != "cpu":
+        # Without this, a provider that cannot run a model is replaced by the CPU with no more than a log line.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(str(model), options, providers=names)
     except Exception as error:  # ONNX Runtime raises classes of its own for each status code
-        if provider in GPU:
+        if provider != "cpu" and _loads_on_cpu(model):
             raise ProviderError(f"inference.provider {provider} cannot run {model}: {_first_line(error)}") from error
         raise ModelError(f"{model}: not a model that ONNX Runtime can load ({_first_line(error)})") from error
     if session.get_providers()[0] != FULL_NAMES[provider]:
         raise ProviderError(f"inference.provider {provider}: ONNX Runtime took {session.get_providers()[0]} instead")
     return session
+
+
+def _loads_on_cpu(model: Path) -> bool:
+    """Whether the model itself is sound."""
+    try:
+        open_session(model, "cpu", 0)
+    except ModelError:
+        return False
+    return True
 
 
 def warm_up(session: ort.InferenceSession, provider: Provider, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -155,9 +169,15 @@ def _openvino_devices() -> list[ort.OrtEpDevice]:
 def _probe_gpu(provider: Provider) -> Absent | None:
     gpus = count_nvidia_gpus()
     if FULL_NAMES[provider] not in ort.get_available_providers():
-        return Absent("this ONNX Runtime is built without it", "pip install onnxruntime-gpu", surprising=gpus > 0)
+        return Absent(
+            "this ONNX Runtime is built without it",
+            "pip install onnxruntime-gpu (Linux and Windows, x86-64)",
+            surprising=gpus > 0,
+        )
     if gpus == 0:
         return Absent("no NVIDIA GPU with a driver was found", "see `nvidia-smi`, or choose openvino or cpu")
+    if _cuda_driver_version() < OLDEST_DRIVER:
+        return Absent("the NVIDIA driver is too old for CUDA 13", "install driver 580 or later", surprising=True)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; we say so ourselves
         ort.preload_dlls(directory="")
     if not _can_load("libcudnn.so.9", "cudnn64_9.dll"):
@@ -170,13 +190,24 @@ def _probe_gpu(provider: Provider) -> Absent | None:
 def count_nvidia_gpus() -> int:
     """The number of GPUs that NVIDIA's driver reports, by the CUDA driver API's cuDeviceGetCount."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = _cuda_driver()
     except OSError:
         return 0
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def _cuda_driver_version() -> int:
+    """The newest CUDA that the driver supports, 13000 meaning 13.0, by the driver API's cuDriverGetVersion."""
+    version = ctypes.c_int(0)
+    _cuda_driver().cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
+def _cuda_driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _can_load(linux: str, windows: str) -> bool:

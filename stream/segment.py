@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from pydantic import ValidationError
 
-from stream.errors import ModelError
+from stream.errors import ModelError, ProviderError
 from stream.frame import Frame
 from stream.model import INPUT, OUTPUT, ModelCard
 from stream.providers import GPU, choose, open_session, warm_up
@@ -39,10 +39,20 @@ class Segmenter:
         if not model.is_file():
             raise ModelError(f"{model}: no such model file")
         self.model = model
-        self.provider, self.notes = choose(provider)
+        present, self.notes = choose(provider)
+        for number, self.provider in enumerate(present, 1):
+            try:
+                self._open(batch_size, threads)
+                break
+            except ProviderError as error:
+                if number == len(present):
+                    raise
+                self.notes.append(f"{error}; the next best is used")
+
+    def _open(self, batch_size: int, threads: int) -> None:
         self.batch_size = batch_size if self.provider in GPU else 1
-        self._session = open_session(model, self.provider, threads)
-        self.card = read_card(self._session, model)
+        self._session = open_session(self.model, self.provider, threads)
+        self.card = read_card(self._session, self.model)
         self.size = self.card.input_size
         shapes = [(count, self.size, self.size, 3) for count in range(1, self.batch_size + 1)]
         warm_up(self._session, self.provider, shapes)

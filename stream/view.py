@@ -30,12 +30,18 @@ SMALLEST_LINE = 0.12
 
 @dataclass(frozen=True, slots=True)
 class FieldOfView:
-    """A box in picture pixels: left, top, width, height."""
+    """A box in picture pixels: left, top, width, height. Left and top are even: they fall on whole chroma samples."""
 
     x: int
     y: int
     width: int
     height: int
+
+    @classmethod
+    def around(cls, left: int, top: int, right: int, bottom: int) -> FieldOfView:
+        """The smallest such box around all of a box; right and bottom are exclusive."""
+        x, y = left & ~1, top & ~1
+        return cls(x, y, right - x, bottom - y)
 
     def crop(self, picture: np.ndarray) -> np.ndarray:
         """The part of a [height, width, ...] picture inside the box, as a view without a copy."""
@@ -79,8 +85,7 @@ def find_field_of_view(thumbnails: Iterable[np.ndarray], width: int, height: int
         width, height: of the pictures themselves, in pixels.
 
     Returns:
-        The box, its left and top even so that it falls on whole chroma samples; the whole picture where nothing
-        credible is found.
+        The box; the whole picture where nothing credible is found.
     """
     brightest = np.maximum.reduce(list(thumbnails))
     box = _largest_lit_box(brightest)
@@ -88,8 +93,9 @@ def find_field_of_view(thumbnails: Iterable[np.ndarray], width: int, height: int
         return FieldOfView(0, 0, width, height)
     left, top, right, bottom = box
     rows, columns = brightest.shape
-    x, y = left * width // columns & ~1, top * height // rows & ~1
-    return FieldOfView(x, y, -(-right * width // columns) - x, -(-bottom * height // rows) - y)
+    return FieldOfView.around(
+        left * width // columns, top * height // rows, -(-right * width // columns), -(-bottom * height // rows)
+    )
 
 
 def _largest_lit_box(thumbnail: np.ndarray) -> tuple[int, int, int, int] | None:

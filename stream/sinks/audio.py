@@ -17,6 +17,7 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
+from stream.pictures import MP4_LONGEST_STEP
 from stream.sources.container import open_container, packets_of
 
 # What MP4 holds and players play. FFmpeg also writes PCM, Vorbis or TrueHD there, but under conditions, and few
@@ -26,8 +27,6 @@ COPIED = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
 AAC_LAYOUTS = frozenset({"mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1"})
 # A packet that starts so much later than the one before it, and also later than the one after, has a damaged time.
 JUMP_S = 1.0
-# MP4 stores the time between two packets in 31 bits of samples; FFmpeg aborts the process over that.
-LONGEST_STEP = 2**31 - 1
 # Packets read ahead, at most, in search of the first one of a track.
 READ_AHEAD = 1000
 
@@ -160,7 +159,7 @@ class _Track:
         if self._pending is None:
             return []
         (when, packet), self._pending = self._pending, None
-        if self._last_s is not None and not 0 <= when - self._last_s < LONGEST_STEP / self._rate:
+        if self._last_s is not None and not 0 <= when - self._last_s < MP4_LONGEST_STEP / self._rate:
             self.unusable += 1
             return []
         self._last_s = when

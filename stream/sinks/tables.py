@@ -24,7 +24,7 @@ class FramesTable:
         self._path = path
         try:
             self._file = path.open("w", newline="", buffering=1)
-            self._rows = csv.writer(self._file)
+            self._rows = csv.writer(self._file, lineterminator="\n")
             self._rows.writerow(HEADER)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
@@ -42,4 +42,7 @@ class FramesTable:
 
     def close(self) -> None:
         """Finish the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error

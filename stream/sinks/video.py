@@ -18,8 +18,7 @@ from av.video.stream import VideoStream
 
 from stream.errors import OutputError
 from stream.frame import Frame
-from stream.overlay import planes_of
-from stream.pictures import PictureFormat
+from stream.pictures import PictureFormat, planes_of
 from stream.sinks.audio import Audio
 from stream.sources.container import file_url
 
@@ -144,9 +143,11 @@ class AnnotatedVideo:
     def close(self) -> None:
         """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
         try:
-            if self.frames:
-                self._flush()
-            self._file.close()
+            try:
+                if self.frames:
+                    self._flush()
+            finally:
+                self._file.close()
         except (FFmpegError, OSError) as error:
             raise cannot_write(self._path, error) from error
         finally:
@@ -203,8 +204,10 @@ class MaskVideo:
     def close(self) -> None:
         """Finish the file."""
         try:
-            self._file.mux(self._stream.encode(None))
-            self._file.close()
+            try:
+                self._file.mux(self._stream.encode(None))
+            finally:
+                self._file.close()
         except (FFmpegError, OSError) as error:
             raise cannot_write(self._path, error) from error
 

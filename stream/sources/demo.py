@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -115,28 +116,32 @@ def render_demo(settings: DemoSettings, path: Path, truth: Path | None = None, p
     Raises:
         OutputError: a file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".rendering-")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-    with folder:
-        unfinished, unfinished_truth = Path(folder.name) / "demo.mp4", Path(folder.name) / "truth.mkv"
-        _render(settings, unfinished, unfinished_truth if truth else None, poll)
+    targets = [path] if truth is None else [path, truth]
+    with ExitStack() as stack:
         try:
-            unfinished.replace(path)
-            if truth:
-                truth.parent.mkdir(parents=True, exist_ok=True)
-                unfinished_truth.replace(truth)
+            parts = [_unfinished(target, stack) for target in targets]
         except OSError as error:
-            raise OutputError(f"{truth or path}: cannot be written ({error.strerror})") from error
+            raise OutputError(f"{error.filename}: cannot be written ({error.strerror})") from error
+        _render(settings, parts[0], parts[1] if truth else None, poll)
+        for part, target in zip(parts, targets, strict=True):
+            try:
+                part.replace(target)
+            except OSError as error:
+                raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def _unfinished(target: Path, stack: ExitStack) -> Path:
+    """Where to write a file until it is whole: in a temporary folder beside it, on the same file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=".rendering-"))
+    return Path(folder) / f"unfinished{target.suffix}"
 
 
 def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Poll) -> None:
     colon, pictures = DemoColon(settings), _picture_format(settings)
-    video = AnnotatedVideo(path, pictures, None, "libx264", "veryfast", CRF)
-    truth_video = MaskVideo(truth, pictures) if truth else None
-    try:
+    with ExitStack() as stack:
+        video = stack.enter_context(closing(AnnotatedVideo(path, pictures, None, "libx264", "veryfast", CRF)))
+        truth_video = stack.enter_context(closing(MaskVideo(truth, pictures))) if truth else None
         for index in range(len(colon)):
             rgb, numbers = colon.render(index)
             picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
@@ -147,10 +152,6 @@ def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Poll) 
             if truth_video:
                 truth_video.write_grey(numbers, index)
             poll(index + 1, len(colon))
-    finally:
-        video.close()
-        if truth_video:
-            truth_video.close()
 
 
 def _picture_format(settings: DemoSettings) -> PictureFormat:

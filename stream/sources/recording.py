@@ -17,7 +17,7 @@ from av.error import FFmpegError, InvalidDataError
 
 from stream.errors import SourceError
 from stream.frame import Frame
-from stream.pictures import PictureFormat, in_format, nearest_kept
+from stream.pictures import PictureFormat, in_format, longest_step, nearest_kept, yuv_tags
 from stream.sources.container import open_container, packets_of
 from stream.view import thumbnail_size
 
@@ -27,8 +27,6 @@ THUMBNAILS = 9
 END_FRAMES = 3
 END_S = 2.0
 MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-# MP4 stores the time between two pictures in 31 bits; FFmpeg aborts the process over that.
-LONGEST_STEP = 2**31 - 1
 
 
 def results_stem(path: Path) -> str:
@@ -44,7 +42,7 @@ class Recording:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self.name, self.stem = str(path), results_stem(path)
         self.damage: list[str] = []
         self.notes: list[str] = []
@@ -64,11 +62,6 @@ class Recording:
             raise
         self.expected_frames = self._stream.frames or self._frames_from_duration()
 
-    @property
-    def path(self) -> Path:
-        """The file, from which sinks copy audio and metadata."""
-        return self._path
-
     def _picture_stream(self) -> av.VideoStream:
         moving = [
             stream
@@ -76,13 +69,14 @@ class Recording:
             if not stream.disposition & stream.disposition.attached_pic
         ]
         if not moving:
-            raise SourceError(f"{self._path}: has no moving picture (only sound or stills)")
+            raise SourceError(f"{self.path}: has no moving picture (only sound or stills)")
         best = self._container.streams.best("video")
         return best if best in moving else moving[0]
 
     def _picture_format(self, picture: av.VideoFrame) -> PictureFormat:
         stream, context = self._stream, self._stream.codec_context
         assert stream.time_base is not None
+        colorspace, color_range = yuv_tags(picture)
         return PictureFormat(
             width=picture.width,
             height=picture.height,
@@ -92,8 +86,8 @@ class Recording:
             start=(picture.pts or 0) * stream.time_base,
             sample_aspect_ratio=context.sample_aspect_ratio or stream.sample_aspect_ratio or Fraction(0),
             display_matrix=_display_matrix(picture),
-            colorspace=int(picture.colorspace),
-            color_range=int(picture.color_range),
+            colorspace=colorspace,
+            color_range=color_range,
             color_primaries=int(picture.color_primaries),
             color_trc=int(picture.color_trc),
             interlaced=picture.interlaced_frame,
@@ -105,15 +99,14 @@ class Recording:
 
     def frames(self) -> Iterator[Frame]:
         """Every frame once. Damage is noted in `damage` when the last one is out."""
-        width, height, pixel_format = self.format.width, self.format.height, self.format.pixel_format
         picture: av.VideoFrame | None = self._first
         last_pts: int | None = None
         index, end = 0, 0.0
         step = max(1, round(1 / (self.format.rate * self.format.time_base)))
         while picture is not None:
             self._concealed += picture.is_corrupt
-            self._resized += (picture.width, picture.height) != (width, height)
-            fitting = in_format(picture, width, height, pixel_format)
+            self._resized += (picture.width, picture.height) != (self.format.width, self.format.height)
+            fitting = in_format(picture, self.format)
             fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
             # Without a duration the last picture would lie behind the end of an MP4, and players drop it.
             fitting.duration = picture.duration or step
@@ -128,7 +121,7 @@ class Recording:
         pts = picture.pts
         if pts is None:
             self._untimed += 1
-        elif last is None or 0 < pts - last <= LONGEST_STEP:
+        elif last is None or 0 < pts - last <= longest_step(self.format.time_base):
             return pts
         else:
             self._mistimed += 1
@@ -183,7 +176,7 @@ class Recording:
         size = thumbnail_size(self.format.width, self.format.height)
         pictures = [self._first]
         if self._container.duration:
-            with open_container(self._path) as container:
+            with open_container(self.path) as container:
                 stream = container.streams[self._stream.index]
                 assert isinstance(stream, av.VideoStream)
                 for number in range(THUMBNAILS):

@@ -93,10 +93,11 @@ def test_a_model_that_disagrees_is_not_written(
 
 
 def test_what_cannot_be_exported_is_said(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="multiple of 8"):
-        onnx_file.export(checkpoint, tmp_path / "m.onnx", 100, "fp32", {})
+    for size in (100, 0, -8):
+        with pytest.raises(SettingsError, match="multiple of 8"):
+            onnx_file.export(checkpoint, tmp_path / "m.onnx", size, "fp32", {})
     with pytest.raises(OutputError, match="cannot be written"):
-        onnx_file.export(checkpoint, tmp_path / "none" / "m.onnx", 64, "fp32", {})
+        onnx_file.export(checkpoint, checkpoint / "m.onnx", 64, "fp32", {})
     (tmp_path / "bad.pt").write_text("nothing")
     done = call("export", tmp_path / "bad.pt", "--output", tmp_path / "m.onnx", check=False)
     assert done.returncode == 1

@@ -43,6 +43,7 @@ def test_pairs_are_found_by_name_whatever_their_endings(tmp_path: Path) -> None:
     [
         (lambda d: (d / "masks" / "p2.png").unlink(), "masks: no picture is named p2"),
         (lambda d: [each.unlink() for each in (d / "images").iterdir()], "holds no pictures"),
+        (lambda d: (d / "images" / "p1.jpg").write_bytes(b""), r"p1.png: p1.jpg has the same name"),
         (lambda d: (d / "images").rename(d / "pictures"), "a data set has images/ and masks/"),
     ],
 )
@@ -73,12 +74,12 @@ def test_near_duplicates_stay_on_one_side() -> None:
         for scene in scenes
     ]
     pictures = scenes + again
-    training, validation = split_off_validation([None] * 80, pictures, 0.25, seed=1)  # type: ignore[list-item]
+    training, validation = split_off_validation(pictures, 0.25, seed=1)
     assert sorted(training + validation) == list(range(80))
     assert 18 <= len(validation) <= 22
     assert {index % 40 for index in validation}.isdisjoint(index % 40 for index in training)
-    assert split_off_validation([None] * 80, pictures, 0.25, seed=1)[1] == validation  # type: ignore[list-item]
-    assert split_off_validation([None] * 80, pictures, 0.25, seed=2)[1] != validation  # type: ignore[list-item]
+    assert split_off_validation(pictures, 0.25, seed=1)[1] == validation
+    assert split_off_validation(pictures, 0.25, seed=2)[1] != validation
 
 
 def test_augmentation_moves_picture_and_mask_together(tmp_path: Path) -> None:

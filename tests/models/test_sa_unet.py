@@ -108,17 +108,23 @@ def test_the_seeds_bare_state_dict_is_recognised(tmp_path: Path) -> None:
         assert torch.equal(loaded(x), network(x))
 
 
+def without(content: dict[str, object], *keys: str) -> dict[str, object]:
+    return {key: value for key, value in content.items() if key not in keys}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "not a checkpoint"),
         (b"no checkpoint at all", "not a checkpoint"),
-        ({"a": torch.zeros(1)}, "153 of its 153 tensors are missing"),
+        ({"a": torch.zeros(1)}, "153 of its 153 tensors"),
         ([1, 2], "holds list"),
         (pack(SAUNet(**SMALL), 64, 0.5, {}) | {"architecture": OURS}, "do not fit"),
         (pack(SAUNet(**SMALL), 64, 0.5, {}) | {"architecture": {"depth": 3}}, "do not fit"),
+        (pack(SAUNet(**SMALL), 64, 0.5, {}) | {"architecture": SMALL | {"widths": []}}, "do not fit"),
+        (without(pack(SAUNet(**SMALL), 64, 0.5, {}), "size", "training"), "lacks size, training"),
     ],
-    ids=["empty", "text", "other-tensors", "list", "other-architecture", "no-architecture"],
+    ids=["empty", "text", "other-tensors", "list", "other-architecture", "no-architecture", "no-widths", "incomplete"],
 )
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "bad.pt"

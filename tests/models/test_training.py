@@ -14,7 +14,7 @@ import torch
 from models.checkpoint import load_checkpoint, pack
 from models.sa_unet import SAUNet
 from models.training import Recipe, train
-from stream.errors import DataError, ModelError, SettingsError
+from stream.errors import DataError, ModelError, OutputError, SettingsError
 from tests.models.test_data import make_data
 
 RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
@@ -86,6 +86,20 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         train(data, None, run, RECIPE, "free", None, stop_after(1))
     with pytest.raises(SettingsError, match="another learning_rate"):
         train(data, None, run, replace(RECIPE, learning_rate=1e-3), "free", None, print)
+
+
+def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: Path) -> None:
+    data, run = make_data(tmp_path / "data", 12), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(data, None, run, RECIPE, "free", None, stop_after(1))
+    with pytest.raises(SettingsError, match="another data"):
+        train(make_data(tmp_path / "other", 12), None, run, RECIPE, "free", None, print)
+    (run / "run.pt").write_bytes(b"broken")
+    with pytest.raises(ModelError, match="cannot be resumed"):
+        train(data, None, run, RECIPE, "free", None, print)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        train(data, None, tmp_path / "file" / "run", RECIPE, "free", None, print)
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:

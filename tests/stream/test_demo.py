@@ -86,6 +86,10 @@ def test_demo_video_writes_both_files_or_says_why(tmp_path: Path) -> None:
     call("demo-video", tmp_path / "v" / "demo.mp4", *arguments)
     assert len(pts_of(tmp_path / "v" / "demo.mp4")) == len(pts_of(tmp_path / "t" / "truth.mkv")) == 10
     assert [path.name for path in (tmp_path / "v").iterdir()] == ["demo.mp4"]
+    again = call("demo-video", tmp_path / "v" / "demo.mp4", *arguments, check=False)
+    assert again.returncode == 1
+    assert "--overwrite" in again.stderr
+    call("demo-video", tmp_path / "v" / "demo.mp4", *arguments, "--overwrite")
     for wrong, code in ((["--size", "big"], 2), (["--size", "9x9"], 1), (["--seconds", "-1"], 1)):
         done = call("demo-video", tmp_path / "w.mp4", *wrong, check=False)
         assert done.returncode == code

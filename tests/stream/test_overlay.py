@@ -12,7 +12,8 @@ import pytest
 
 from stream.find import Finder
 from stream.frame import Frame
-from stream.overlay import MARKER_RGB, Overlay, planes_of
+from stream.overlay import MARKER_RGB, Overlay
+from stream.pictures import planes_of
 from stream.sources.recording import Recording
 from stream.view import FieldOfView
 

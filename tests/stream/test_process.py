@@ -100,6 +100,25 @@ def test_the_disc_is_found_where_it_is(make: Make, red_model: Path) -> None:
             assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.95
 
 
+@pytest.mark.parametrize("style", ["tint", "heatmap"])
+def test_a_view_by_hand_may_be_anywhere(make: Make, red_model: Path, style: str) -> None:
+    folder = run(make(frames=5), red_model, "view.field_of_view=[21, 11, 251, 201]", f"overlay.style={style}")
+    assert all(row["polyp_count"] == "1" for row in table_of(folder)[:3])
+    assert summary_of(folder)["field_of_view"] == [20, 10, 252, 202]
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (1280, 720)])
+def test_rgb_recordings_keep_their_colours(make: Make, red_model: Path, width: int, height: int) -> None:
+    recording = make(name="c.mkv", codec="ffv1", pixel_format="bgr0", width=width, height=height, frames=2)
+    folder = run(recording, red_model, "overlay.opacity=0", "overlay.contour=0", "output.video.crf=1")
+    x, y, _ = disc(Clip(width=width, height=height, frames=2), 0)
+    with av.open(str(folder / "annotated.mp4")) as file:
+        picture = next(file.decode(file.streams.video[0]))
+    assert picture.colorspace in ((1,) if height >= 720 else (5, 6))  # both numbers mean BT.601
+    found = picture.to_ndarray(format="rgb24", src_colorspace="ITU709" if height >= 720 else "ITU601")
+    assert np.abs(found[int(y), int(x)].astype(int) - RED).max() <= 6
+
+
 def test_the_picture_is_marked_on_the_disc_and_nowhere_else(make: Make, red_model: Path) -> None:
     recording = make(options={"crf": "10"})
     folder = run(recording, red_model, "output.video.crf=5", "overlay.opacity=0.5", "overlay.contour=10")

@@ -58,10 +58,10 @@ def test_auto_takes_the_fastest_present_and_tells_of_unused_hardware(monkeypatch
     missing = Absent("cuDNN 9 was not found", providers.INSTALL_CUDA, surprising=True)
     answers = {"tensorrt": Absent("no library", "pip install tensorrt"), "cuda": missing, "openvino": None, "cpu": None}
     monkeypatch.setattr(providers, "probe", answers.__getitem__)
-    provider, notes = choose("auto")
-    assert provider == "openvino"
+    present, notes = choose("auto")
+    assert present == ["openvino", "cpu"]
     assert notes == [f"cuda is not used: cuDNN 9 was not found; {providers.INSTALL_CUDA}"]
-    assert choose("cpu") == ("cpu", [])
+    assert choose("cpu") == (["cpu"], [])
     with pytest.raises(ProviderError, match="cuDNN 9 was not found"):
         choose("cuda")
 
@@ -75,11 +75,21 @@ def test_a_session_that_fell_back_is_refused(monkeypatch: pytest.MonkeyPatch, re
         Segmenter(red_model, "cuda")
 
 
+def test_auto_goes_on_when_a_provider_fails_after_all(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    if "cuda" in HERE:
+        pytest.skip("this machine has CUDA")
+    monkeypatch.setattr(providers, "probe", lambda name: None if name in ("cuda", "cpu") else Absent("no", "never"))
+    segmenter = Segmenter(red_model, "auto")
+    assert segmenter.provider == "cpu"
+    assert "cuda" in segmenter.notes[0]
+    assert "next best" in segmenter.notes[0]
+
+
 def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
     """Through the CPU provider posing as CUDA: the batching is ours, the session is real."""
     from stream import segment
 
-    monkeypatch.setattr(segment, "choose", lambda _: ("cuda", []))
+    monkeypatch.setattr(segment, "choose", lambda _: (["cuda"], []))
     monkeypatch.setattr(
         segment, "open_session", lambda model, _, threads: providers.open_session(model, "cpu", threads)
     )
