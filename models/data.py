@@ -110,7 +110,7 @@ def split_off_validation(pictures: Sequence[np.ndarray], share: float, seed: int
     order = np.random.default_rng(seed).permutation(len(groups))
     validation: list[int] = []
     for index in order:
-        if len(validation) >= round(share * len(pictures)):
+        if len(validation) >= max(1, round(share * len(pictures))):
             break
         validation += groups[index]
     held_out = set(validation)

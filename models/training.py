@@ -10,7 +10,7 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,10 +110,11 @@ def train(
         raise SettingsError(f"--size {recipe.size}: must be a multiple of {multiple}")
     content = [_read_small(pair, recipe.size) for pair in pairs]
     training, validation = split_off_validation([picture for picture, _ in content], recipe.validation, recipe.seed)
-    if len(training) < recipe.batch or not validation:
-        raise DataError(
-            f"{data}: {len(pairs)} pictures are too few for batches of {recipe.batch} and a validation slice"
-        )
+    if len(training) < 2 or not validation:
+        raise DataError(f"{data}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
+    if len(training) < recipe.batch:
+        recipe = replace(recipe, batch=len(training))
+        report(f"batches of {recipe.batch}, there are no more pictures")
     description = {
         "data": f"{data.resolve().name} ({len(training)} pictures)",
         "terms": terms,

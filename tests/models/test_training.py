@@ -11,13 +11,22 @@ import cv2
 import pytest
 import torch
 
+from models import training
 from models.checkpoint import load_checkpoint, pack
-from models.sa_unet import SAUNet
+from models.sa_unet import Architecture, SAUNet
 from models.training import Recipe, train
 from stream.errors import DataError, ModelError, OutputError, SettingsError
 from tests.models.test_data import make_data
 
 RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
+
+
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is real but the network's width, so that two cores need seconds."""
+    monkeypatch.setattr(
+        training, "OURS", Architecture(widths=[8, 16, 24], stem_stride=2, shortcut_kernel=1, narrow=True)
+    )
 
 
 class Interrupted(Exception):
@@ -103,8 +112,22 @@ def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: 
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data", 4)
-    with pytest.raises(SettingsError, match="multiple of 32"):
+    data = make_data(tmp_path / "data", 2)
+    with pytest.raises(SettingsError, match="multiple of 8"):
         train(data, None, tmp_path / "run", replace(RECIPE, size=70), "free", None, print)
     with pytest.raises(DataError, match="too few"):
         train(data, None, tmp_path / "run", RECIPE, "free", None, print)
+
+
+def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(
+        make_data(tmp_path / "data", 4),
+        None,
+        tmp_path / "run",
+        replace(RECIPE, epochs=1, batch=16),
+        "free",
+        None,
+        lines.append,
+    )
+    assert any("batches of 3" in line for line in lines)
