@@ -34,12 +34,12 @@ def main() -> None:
 
 
 def render(path: Path) -> Path:
-    """A minute of demo: fifteen seconds four times over, since rendering is slow and its speed is not the question."""
+    """Half a minute of demo: ten seconds three times over, since the rendering itself is slow."""
     part = path.with_name("part.mp4")
     subprocess.run(
-        [POLYPSTREAM, "demo-video", part, "--seconds", "15", "--size", "1920x1080", "--rate", "30"], check=True
+        [POLYPSTREAM, "demo-video", part, "--seconds", "10", "--size", "1920x1080", "--rate", "30"], check=True
     )
-    looped = ["ffmpeg", "-v", "error", "-stream_loop", "3", "-i", part, "-c", "copy", path]
+    looped = ["ffmpeg", "-v", "error", "-stream_loop", "2", "-i", part, "-c", "copy", path]
     subprocess.run(looped, check=True)
     return path
 
