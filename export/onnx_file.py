@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -114,7 +115,16 @@ def to_onnx(network: SAUNet, size: int) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    return without_traces(program.model_proto)
+
+
+def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the exporter's notes on where in which source file each part came from, full paths included."""
+    parts = (model.graph.node, model.graph.initializer, model.graph.value_info, model.graph.input, model.graph.output)
+    for part in (model.graph, *itertools.chain.from_iterable(parts)):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    return model
 
 
 def halve_weights(model: onnx.ModelProto) -> None:

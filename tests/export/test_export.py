@@ -55,6 +55,7 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
     assert "SA-UNet" in shown
     assert json.loads(call("inspect", output, "--json").stdout) == card.model_dump(mode="json")
     assert [path.name for path in tmp_path.glob("*.onnx*")] == ["m.onnx"]  # weights inside, nothing left over
+    assert str(Path(onnx_file.__file__).parents[1]).encode() not in output.read_bytes()  # no path of the machine
 
 
 def test_fp16_stores_every_large_tensor_in_half(checkpoint: Path, tmp_path: Path) -> None:
