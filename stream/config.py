@@ -123,12 +123,11 @@ def _without_empty(content: dict[str, Any], section: type[BaseModel]) -> dict[st
     """Without the sections in which every line is commented out, which YAML reads as null."""
     kept = {}
     for key, value in content.items():
-        below = section.model_fields[key].annotation if key in section.model_fields else None
-        if isinstance(below, type) and issubclass(below, BaseModel):
-            if value is not None:
-                kept[key] = _without_empty(value, below) if isinstance(value, dict) else value
-        else:
+        below = _section_in(section, key)
+        if below is None:
             kept[key] = value
+        elif value is not None:
+            kept[key] = _without_empty(value, below) if isinstance(value, dict) else value
     return kept
 
 
@@ -174,15 +173,13 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
 def _key(location: tuple[int | str, ...]) -> str:
     """The setting's name; pydantic appends the tried alternative or the place in a list."""
     parts: list[str] = []
-    fields: Any = Settings
+    section: type[BaseModel] = Settings
     for part in location:
         parts.append(str(part))
-        known = getattr(fields, "model_fields", {}).get(part)
-        if known is None:
+        below = _section_in(section, part)
+        if below is None:
             break
-        fields = known.annotation
-        if not hasattr(fields, "model_fields"):
-            break
+        section = below
     return ".".join(parts)
 
 
@@ -194,10 +191,14 @@ def first_setting(section: str) -> str:
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     """The full names of all settings."""
     keys: list[str] = []
-    for name, known in section.model_fields.items():
-        annotation = known.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += known_keys(annotation, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
+    for name in section.model_fields:
+        below = _section_in(section, name)
+        keys += [f"{prefix}{name}"] if below is None else known_keys(below, f"{prefix}{name}.")
     return keys
+
+
+def _section_in(section: type[BaseModel], name: int | str) -> type[BaseModel] | None:
+    """The section of this name inside another, or None: it is a setting, or unknown."""
+    known = section.model_fields.get(str(name))
+    below = known.annotation if known else None
+    return below if isinstance(below, type) and issubclass(below, BaseModel) else None

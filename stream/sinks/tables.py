@@ -7,8 +7,8 @@ from pathlib import Path
 
 import cv2
 
-from stream.errors import OutputError
 from stream.frame import Frame
+from stream.sinks.files import writing
 
 HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability")
 
@@ -22,12 +22,10 @@ class FramesTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with writing(path):
             self._file = path.open("w", newline="", buffering=1)
             self._rows = csv.writer(self._file, lineterminator="\n")
             self._rows.writerow(HEADER)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
     def write(self, frame: Frame) -> None:
         """Append a frame's line."""
@@ -35,14 +33,10 @@ class FramesTable:
         share = found / (frame.picture.width * frame.picture.height)
         highest = int(frame.probability.max()) / 255
         row = (frame.index, f"{frame.seconds:.6f}", len(frame.outlines), f"{share:.6f}", f"{highest:.4f}")
-        try:
+        with writing(self._path):
             self._rows.writerow(row)
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         """Finish the file."""
-        try:
+        with writing(self._path):
             self._file.close()
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -13,13 +13,12 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
-from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from stream.errors import OutputError
 from stream.frame import Frame
 from stream.pictures import PictureFormat, planes_of
 from stream.sinks.audio import Audio
+from stream.sinks.files import writing
 from stream.sources.container import file_url
 
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.
@@ -57,17 +56,8 @@ def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
     Raises:
         OutputError: it cannot be created.
     """
-    try:
+    with writing(path):
         return av.open(file_url(path), "w", container_options=options)
-    except (FFmpegError, OSError) as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError | FFmpegError) -> OutputError:
-    """An error of the file system in words for people."""
-    if error.errno == errno.ENOSPC:
-        return OutputError(f"{path}: the disk is full; what was written so far is kept")
-    return OutputError(f"{path}: cannot be written ({error.strerror})")
 
 
 def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int, height: int) -> None:
@@ -132,24 +122,18 @@ class AnnotatedVideo:
         """Encode a picture, and mux it with the audio up to its time."""
         picture = pad(frame.picture, *self._padding) if any(self._padding) else frame.picture
         picture.pict_type = 0  # the source's own picture types would force the encoder's
-        try:
+        with writing(self._path):
             if self._audio:
                 self._audio.mux_until(frame.seconds)
             self._file.mux(self._stream.encode(picture))
-        except (FFmpegError, OSError) as error:
-            raise cannot_write(self._path, error) from error
         self.frames += 1
 
     def close(self) -> None:
         """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
         try:
-            try:
+            with writing(self._path), closing(self._file):
                 if self.frames:
                     self._flush()
-            finally:
-                self._file.close()
-        except (FFmpegError, OSError) as error:
-            raise cannot_write(self._path, error) from error
         finally:
             if self._audio:
                 self._audio.close()
@@ -196,20 +180,13 @@ class MaskVideo:
         """Encode one uint8 [height, width] picture."""
         picture = av.VideoFrame.from_ndarray(grey, "gray")
         picture.pts, picture.time_base = pts, self._time_base
-        try:
+        with writing(self._path):
             self._file.mux(self._stream.encode(picture))
-        except (FFmpegError, OSError) as error:
-            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
         """Finish the file."""
-        try:
-            try:
-                self._file.mux(self._stream.encode(None))
-            finally:
-                self._file.close()
-        except (FFmpegError, OSError) as error:
-            raise cannot_write(self._path, error) from error
+        with writing(self._path), closing(self._file):
+            self._file.mux(self._stream.encode(None))
 
 
 def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:

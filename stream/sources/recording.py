@@ -114,7 +114,7 @@ class Recording:
             yield Frame(index, fitting, pts, self.format.time_base)
             index += 1
             picture = next(self._decoded, None)
-        self._note_damage(index, float((self._first.pts or 0) * self.format.time_base), end)
+        self._note_damage(index, end)
 
     def _usable_pts(self, picture: av.VideoFrame, last: int | None, step: int) -> int:
         """The picture's own pts if time advances with it, and not by more than MP4 can count; else a likely one."""
@@ -140,7 +140,7 @@ class Recording:
                 self.damage.append(f"decoding stopped early ({error.strerror})")
                 return
 
-    def _note_damage(self, frames: int, start: float, end: float) -> None:
+    def _note_damage(self, frames: int, end: float) -> None:
         if self._untimed == frames:
             self.notes.append(
                 f"its pictures carry no times; they were spaced at {float(self.format.rate):g} per second"
@@ -155,6 +155,7 @@ class Recording:
             if count:
                 self.damage.append(f"{count} {what}")
         announced, tolerance = self._announced_duration()
+        start = float(self.format.start)
         # Matroska counts its duration from zero, other containers from the first picture.
         if announced and max(end, end - start) < announced - tolerance:
             self.damage.append(f"it ends at {end - start:.1f} s of {announced:.1f} s")
