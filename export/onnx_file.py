@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from models.checkpoint import load_checkpoint
-from models.picture_net import PictureNet
+from models.picture_net import PictureNet, gmac_of
 from models.sa_unet import SAUNet, size_multiple
 from stream.errors import ModelError, OutputError, SettingsError
 from stream.model import INPUT, NOTICE, OUTPUT
@@ -80,7 +80,7 @@ def export(
         model = to_onnx(network, size)
         if precision == "fp16":
             halve_weights(model)
-        helper.set_model_props(model, describe(card, checkpoint, size, precision, scores))
+        helper.set_model_props(model, describe(network, card, checkpoint, size, precision, scores))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, unfinished)
         difference = prove(network, unfinished, size)
@@ -143,7 +143,7 @@ def halve_weights(model: onnx.ModelProto) -> None:
 
 
 def describe(
-    card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
+    network: SAUNet, card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
 ) -> dict[str, str]:
     """The file's metadata; see stream.model.ModelCard."""
     training = card["training"]
@@ -153,6 +153,8 @@ def describe(
         "model_version": VERSION,
         "input_size": str(size),
         "threshold": str(card["threshold"]),
+        "peak": str(card["peak"]),
+        "gmac": str(round(gmac_of(network, size), 3)),
         "precision": precision,
         "trained_on": str(training["data"]),
         "terms": str(training["terms"]),

@@ -11,6 +11,8 @@ from models.sa_unet import SEED, SEED_SIZE, SAUNet
 from stream.errors import ModelError, OutputError
 
 FORMAT = "polypstream-checkpoint-1"
+# Where a checkpoint's training says which pictures were held out.
+VALIDATION_NAMES = "validation_names"
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -28,13 +30,14 @@ def save_atomically(content: Any, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
-def pack(network: SAUNet, size: int, threshold: float, training: dict[str, Any]) -> dict[str, Any]:
+def pack(network: SAUNet, size: int, threshold: float, peak: float, training: dict[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint file.
 
     Args:
         network: the trained network.
         size: side in pixels of the pictures that it was trained on.
         threshold: probability from which a pixel counts as polyp.
+        peak: probability that a finding must reach somewhere.
         training: what it was trained on and how, plain values only.
     """
     return {
@@ -43,8 +46,18 @@ def pack(network: SAUNet, size: int, threshold: float, training: dict[str, Any])
         "state_dict": network.state_dict(),
         "size": size,
         "threshold": threshold,
+        "peak": peak,
         "training": training,
     }
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Is this a file of `polypstream train`, and not some other network's weights?"""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch's unpickler raises whatever garbage leads it to
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
@@ -70,7 +83,7 @@ def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
         network.load_state_dict(content.pop("state_dict"))
     except (KeyError, TypeError, IndexError, RuntimeError) as error:
         raise ModelError(f"{path}: its weights do not fit the architecture that it names") from error
-    missing = [key for key in ("size", "threshold", "training") if key not in content]
+    missing = [key for key in ("size", "threshold", "peak", "training") if key not in content]
     if missing:
         raise ModelError(f"{path}: lacks {', '.join(missing)}")
     return network.eval(), content
@@ -92,6 +105,7 @@ def _from_seed(state_dict: dict[str, Any], path: Path) -> dict[str, Any]:
         "state_dict": state_dict,
         "size": SEED_SIZE,
         "threshold": 0.5,
+        "peak": 0.5,
         "training": training,
     }
 

@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from models.data import find_pairs
-from models.evaluation import draw_samples, load_model, summarise, write_output
+from models.evaluation import all_levels, load_model, look_at_healthy_crops, summarise, summarise_healthy, write_output
 from models.evaluation import evaluate as measure
-from stream.errors import MissingExtra
+from models.figures import draw_reliability, draw_samples
+from stream.config import load_settings
+from stream.errors import MissingExtra, SettingsError
+from stream.find import choose_rules
 from stream.progress import ProgressBar
 
 MOST_SAMPLES = 12
@@ -32,10 +35,12 @@ def train_extra() -> Iterator[None]:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/")],
+    data: Annotated[
+        list[Path], typer.Argument(help="Folders with images/ and masks/; the names in a folder's train.txt, or all")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on")],
     names: Annotated[
-        Path | None, typer.Option(help="File with the names to train on; else DATA/train.txt if there, else all")
+        Path | None, typer.Option(help="File with the names to train on, for one folder; in place of its train.txt")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures")] = 75,
     size: Annotated[int, typer.Option(min=32, help="Side of the square pictures in pixels")] = 256,
@@ -44,16 +49,18 @@ def train(
     dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood alone")] = 1.0,
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share held out for validation")] = 0.08,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights, order and augmentation")] = 0,
-    start: Annotated[Path | None, typer.Option(help="Checkpoint whose weights to start from")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to start from, or EfficientNet-Lite1's ImageNet weights for the encoder"),
+    ] = None,
     terms: Annotated[str, typer.Option(help="Terms of use of the data, kept in the model's metadata")] = "not stated",
 ) -> None:
     """Train an SA-UNet; writes checkpoint.pt, history.csv and curves.png."""
     with train_extra():
         from models.training import Recipe
         from models.training import train as run_training
-    if names is None and (data / "train.txt").is_file():
-        names = data / "train.txt"
-        typer.echo(f"training on the names in {names}")
+    if names is not None and len(data) > 1:
+        raise SettingsError("--names: says which names of one folder; give each of several folders a train.txt")
     recipe = Recipe(
         epochs=epochs,
         size=size,
@@ -68,6 +75,23 @@ def train(
     typer.echo(f"best weights: {checkpoint}")
 
 
+def tune(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run; it is rewritten")],
+    data: Annotated[list[Path], typer.Argument(help="The folders that it was trained on")],
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the pictures it will run on; the size trained at without it")
+    ] = None,
+) -> None:
+    """Choose how sure the model must be of a finding, on the pictures held out in training."""
+    with train_extra():
+        from models.operating_point import choose_operating_point
+    with ProgressBar(str(checkpoint), "pictures") as progress:
+        point = choose_operating_point(
+            checkpoint, data, size, load_settings(None, []).findings.smallest, typer.echo, progress.show
+        )
+    typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} somewhere")
+
+
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint (.pt) or ONNX model")],
     data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/")],
@@ -76,20 +100,51 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(help="PNG with input, heat map, probability, mask and truth of some pictures")
     ] = None,
+    reliability: Annotated[
+        Path | None, typer.Option(help="PNG of how often the model is right where it says a probability")
+    ] = None,
+    healthy_crops: Annotated[
+        bool, typer.Option("--healthy-crops", help="Also count findings in polyp-free crops of the pictures")
+    ] = False,
     provider: Annotated[str, typer.Option(help="Execution provider of an ONNX model")] = "auto",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of config.yaml, of `findings`")
+    ] = None,
 ) -> None:
-    """Measure Dice, IoU and pixel figures at each picture's own size."""
+    """Measure accuracy at each picture's own size, false alarms, calibration and speed, under the run-time rules."""
     with train_extra():
         loaded = load_model(model, provider)
+    rules = choose_rules(load_settings(None, settings or []).findings, loaded.threshold, loaded.peak)
     pairs = find_pairs(data, names)
     with ProgressBar(str(data), "pictures") as progress:
-        figures = summarise(measure(loaded, pairs, progress.show))
-    for name, value in figures.items():
-        if isinstance(value, list):
-            typer.echo(f"  95 % interval  {value[0]:.4f} to {value[1]:.4f}")
-        else:
-            typer.echo(f"{name:16} {value}" if isinstance(value, int) else f"{name:16} {value:.4f}")
+        results = measure(loaded, rules, pairs, progress.show)
+    figures = {"runs_on": loaded.runs_on, "gmac": loaded.gmac, **summarise(results)}
+    if healthy_crops:
+        with ProgressBar("polyp-free crops", "pictures") as progress:
+            found = look_at_healthy_crops(loaded, rules, pairs, progress.show)
+        figures["healthy_crops"] = {f"{share:g}": summarise_healthy(found[share]) for share in sorted(found)}
+        figures["all_healthy_crops"] = summarise_healthy([count for counts in found.values() for count in counts])
+    for line in _as_lines(figures):
+        typer.echo(line)
     if json_file:
         write_output(json_file, (json.dumps(figures, indent=2) + "\n").encode())
     if samples:
-        draw_samples(loaded, pairs[:: max(1, len(pairs) // MOST_SAMPLES)][:MOST_SAMPLES], samples)
+        draw_samples(loaded, rules, pairs[:: max(1, len(pairs) // MOST_SAMPLES)][:MOST_SAMPLES], samples)
+    if reliability:
+        draw_reliability(all_levels(results), reliability)
+
+
+def _as_lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Figures for people, one a line; intervals under what they belong to."""
+    for name, value in figures.items():
+        label = indent + name.replace("_", " ")
+        if name.endswith("_95"):
+            yield f"{indent}  95 % interval".ljust(28) + f"{value[0]:.4f} to {value[1]:.4f}"
+        elif name == "reliability":
+            pairs = ", ".join(f"{each['probability']:.2f}: {each['polyp']:.2f}" for each in value)
+            yield f"{label} (probability: share that is polyp)  {pairs}"
+        elif isinstance(value, dict):
+            yield label
+            yield from _as_lines(value, indent + "  ")
+        else:
+            yield label.ljust(28) + (f"{value:.4f}" if isinstance(value, float) else str(value))

@@ -14,11 +14,19 @@ import cv2
 import numpy as np
 
 from stream.errors import DataError
-from stream.view import FieldOfView, find_field_of_view, thumbnail_size
+from stream.view import LIT, FieldOfView, find_field_of_view, thumbnail_size
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 # Two pictures are near-duplicates when their 256-bit difference hashes differ in at most so many bits.
 NEAR_DUPLICATE_BITS = 12
+# Sides of healthy crops, as shares of the field of view's short side.
+CROP_SHARES = (0.2, 0.3, 0.45, 0.65, 0.9)
+# A crop must show something: this share of its pixels is lit. So many places are tried.
+MOSTLY, CROP_TRIES = 0.9, 20
+# Share of random views that are close-ups.
+CLOSE_UPS = 0.3
+# Close-ups look for their place on a grid of so many cells a side.
+CELLS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,12 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
     if not names:
         raise DataError(f"{names_file or folder / 'images'}: holds no pictures")
     return [Pair(name, images[name], masks[name]) for name in names]
+
+
+def names_file_of(folder: Path) -> Path | None:
+    """A data set's own list of the names to train on: train.txt, if it is there."""
+    names = folder / "train.txt"
+    return names if names.is_file() else None
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
@@ -98,6 +112,33 @@ def shrink(picture: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
+def healthy_crops(picture: np.ndarray, mask: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """Square parts of a picture that show no polyp, one of each size that fits.
+
+    Args:
+        picture: uint8 RGB [H, W, 3].
+        mask: uint8 [H, W] of 0 and 255.
+
+    Returns:
+        Each part's side as a share of the field of view's short side, and the part; always the same ones.
+    """
+    view, random = view_of(picture), np.random.default_rng(0)
+    picture, mask = view.crop(picture), view.crop(mask)
+    # Pixels to the nearest polyp or edge, diagonals counting as one: half the side of the largest square around each.
+    free = cv2.copyMakeBorder(cv2.compare(mask, 0, cv2.CMP_EQ), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    room = cv2.distanceTransform(free, cv2.DIST_C, 3)[1:-1, 1:-1]
+    crops = []
+    for share in CROP_SHARES:
+        side = round(share * min(picture.shape[:2]))
+        places = np.argwhere(room > side / 2 + 1)
+        for row, column in random.permutation(places)[:CROP_TRIES]:
+            crop = picture[row - side // 2 :, column - side // 2 :][:side, :side]
+            if (crop.max(axis=2) > LIT).mean() > MOSTLY:
+                crops.append((share, crop))
+                break
+    return crops
+
+
 def split_off_validation(pictures: Sequence[np.ndarray], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and for validation; near-duplicates stay on one side.
 
@@ -136,39 +177,76 @@ def _group_near_duplicates(hashes: Sequence[np.ndarray]) -> list[list[int]]:
     return list(members.values())
 
 
-def augment(
-    picture: np.ndarray, mask: np.ndarray, size: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of a picture and its mask, both resampled once.
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A square picture and its mask, uint8 [S, S, 3] and [S, S], at two sizes."""
+
+    large: tuple[np.ndarray, np.ndarray]
+    small: tuple[np.ndarray, np.ndarray]
+
+
+def levels_of(picture: np.ndarray, mask: np.ndarray, size: int) -> Levels:
+    """A picture and its mask at sides of 2 * size and size, so that a random view needs one cheap resampling.
 
     Args:
         picture: uint8 RGB [H, W, 3].
-        mask: uint8 [H, W], 0 or 255.
-        size: side of the result in pixels.
+        mask: uint8 [H, W] of 0 and 255.
+        size: side of the views that will be taken.
+    """
+    large = shrink(picture, 2 * size), shrink(mask, 2 * size)
+    return Levels(large, (shrink(large[0], size), shrink(large[1], size)))
+
+
+def augment(levels: Levels, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random view of a picture and its mask, each resampled once.
+
+    Most views show the whole picture, more or less. Of the rest half are close-ups of a polyp and half close-ups of
+    wall without any: a picture of nothing but healthy wall must be nothing new, and closeness must not tell which.
 
     Returns:
         uint8 [size, size, 3] and uint8 [size, size] of 0 and 255.
     """
-    transform = _random_affine(picture.shape[:2], size, random)
+    zoom, centre = random.uniform(0.5, 1.5), 0.5 + random.uniform(-0.125, 0.125, 2)
+    if random.random() < CLOSE_UPS:
+        zoom = np.exp(random.uniform(np.log(1.5), np.log(4)))
+        centre = _close_up_centre(levels.small[1], zoom, random.random() < 0.5, random)
+    picture, mask = levels.large if zoom > 1 else levels.small
+    transform = _random_affine(picture.shape[0], size, zoom, centre, random)
     picture = cv2.warpAffine(picture, transform, (size, size), flags=cv2.INTER_LINEAR)
     mask = cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR)
-    return _random_colour(picture, random), cv2.compare(mask, 127, cv2.CMP_GT)
+    picture = _random_colour(picture, random)
+    for spoil, share in ((_specular_spots, 0.15), (_burnt_in_text, 0.1), (_cut_outs, 0.1)):
+        if random.random() < share:
+            spoil(picture, random)
+    return picture, cv2.compare(mask, 127, cv2.CMP_GT)
 
 
-def _random_affine(shape: tuple[int, int], size: int, random: np.random.Generator) -> np.ndarray:
-    """Any rotation and flip, scale 0.7 to 1.5, aspect and shear up to a seventh, shift up to an eighth."""
-    height, width = shape
+def _close_up_centre(mask: np.ndarray, zoom: float, healthy: bool, random: np.random.Generator) -> np.ndarray:
+    """Where to look, as shares of width and height: at a polyp, or where a window shows none.
+
+    What the picture does not have (a polyp, enough healthy wall) is replaced by any place.
+    """
+    cells = cv2.resize(mask, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    if healthy:
+        # The nearest polyp cell must be outside the window's corners, whatever its rotation and shear.
+        away = cv2.distanceTransform(cv2.compare(cells, 0, cv2.CMP_EQ), cv2.DIST_L2, cv2.DIST_MASK_5)
+        candidates = np.argwhere(away > CELLS * 0.8 / zoom)
+    else:
+        candidates = np.argwhere(cells > 127)
+    row, column = random.choice(candidates) if len(candidates) else random.integers(0, CELLS, 2)
+    # Not too close to the edge, so that there is something to see.
+    return np.clip((np.array([column, row]) + random.random(2)) / CELLS, 0.4 / zoom, 1 - 0.4 / zoom)
+
+
+def _random_affine(side: int, size: int, zoom: float, centre: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Any rotation and flip, aspect and shear up to a seventh, about a place of a square picture."""
     angle = random.uniform(0, 2 * np.pi)
-    scale = np.exp(random.uniform(np.log(0.7), np.log(1.5)))
     stretch = np.exp(random.uniform(-0.15, 0.15))
     flip = random.choice([-1.0, 1.0])
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = np.array([[1, random.uniform(-0.15, 0.15)], [0, 1]])
-    linear = rotation @ shear @ np.diag([flip * scale * stretch, scale / stretch])
-    linear = linear @ np.diag([size / width, size / height])
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    target = (size - 1) / 2 + size * random.uniform(-0.125, 0.125, 2)
-    return np.column_stack([linear, target - linear @ centre])
+    linear = rotation @ shear @ np.diag([flip * stretch, 1 / stretch]) * (zoom * size / side)
+    return np.column_stack([linear, (size - 1) / 2 - linear @ (centre * side - 0.5)])
 
 
 def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -192,3 +270,33 @@ def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarr
         _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         picture = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB))
     return picture
+
+
+def _specular_spots(picture: np.ndarray, random: np.random.Generator) -> None:
+    """Reflections of the lamp: small white ellipses with soft edges."""
+    size = picture.shape[0]
+    for _ in range(random.integers(2, 15)):
+        axes = tuple(int(axis) for axis in random.integers(1, max(2, size // 24), 2))
+        centre = tuple(int(place) for place in random.integers(0, size, 2))
+        cv2.ellipse(picture, centre, axes, random.uniform(0, 180), 0, 360, (255, 255, 255), -1, cv2.LINE_AA)
+
+
+def _burnt_in_text(picture: np.ndarray, random: np.random.Generator) -> None:
+    """A few lines of figures, as devices write them over the picture."""
+    size = picture.shape[0]
+    scale = size / 256 * random.uniform(0.25, 0.6)
+    x, y = random.integers(0, size // 2), random.integers(size // 16, size)
+    colour = tuple(int(part) for part in random.choice([(255, 255, 255), (255, 255, 0), (0, 255, 0)]))
+    for line in range(random.integers(1, 5)):
+        text = "".join(random.choice(list("0123456789:/- ABCDEFNRT"), random.integers(4, 14)))
+        place = int(x), int(y + line * 30 * scale)
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+
+
+def _cut_outs(picture: np.ndarray, random: np.random.Generator) -> None:
+    """Black rectangles, as masked corners and picture-in-picture windows: DeVries and Taylor, "Cutout", 2017."""
+    size = picture.shape[0]
+    for _ in range(random.integers(1, 4)):
+        width, height = random.integers(size // 16, size // 4, 2)
+        x, y = random.integers(-width // 2, size - width // 2), random.integers(-height // 2, size - height // 2)
+        cv2.rectangle(picture, (int(x), int(y)), (int(x + width), int(y + height)), (0, 0, 0), -1)

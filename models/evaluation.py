@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from models.data import Pair, read_pair, shrink, view_of
+from models.data import Pair, healthy_crops, read_pair, shrink, view_of
 from stream.errors import OutputError
+from stream.find import Rules, find_region
 from stream.segment import Segmenter
-from stream.view import FieldOfView, region_above
+from stream.view import FieldOfView
 
 BOOTSTRAP_SAMPLES = 2000
-SAMPLE_SIDE = 224
+# A picture's polyps are small below the first share of the field of view, large from the second on.
+SIZES = (0.05, 0.2)
+RELIABILITY_BINS = 15
+
+Poll = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +32,17 @@ class Model:
     Attributes:
         size: side in pixels of the pictures it takes.
         threshold: probability from which a pixel counts as polyp.
+        peak: probability that a finding must reach somewhere.
+        gmac: billions of multiplications and additions a picture.
+        runs_on: what computes it.
         segment: uint8 RGB [size, size, 3] pictures -> uint8 [size, size] maps, 255 meaning 1.
     """
 
     size: int
     threshold: float
+    peak: float
+    gmac: float
+    runs_on: str
     segment: Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
@@ -55,6 +68,27 @@ class Counts:
         return self.hit / total if total else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One picture's comparison with the truth.
+
+    Attributes:
+        counts: pixels, at the picture's own size.
+        polyp_share: share of the field of view that is polyp in truth.
+        findings: blobs found.
+        false_findings: those that touch no polyp.
+        levels: int [2, 256], pixels of the network's map by truth (0: no polyp) and by grey level of probability.
+        seconds: that the model took.
+    """
+
+    counts: Counts
+    polyp_share: float
+    findings: int
+    false_findings: int
+    levels: np.ndarray
+    seconds: float
+
+
 def load_model(path: Path, provider: str = "auto") -> Model:
     """A checkpoint, whose name ends in .pt or .pth, or an ONNX model.
 
@@ -63,49 +97,81 @@ def load_model(path: Path, provider: str = "auto") -> Model:
     """
     if path.suffix not in (".pt", ".pth"):
         segmenter = Segmenter(path, provider)
-        return Model(segmenter.size, segmenter.card.threshold, segmenter.segment)
+        card = segmenter.card
+        return Model(segmenter.size, card.threshold, card.peak, card.gmac, segmenter.provider, segmenter.segment)
     import torch
 
     from models.checkpoint import load_checkpoint
-    from models.picture_net import PictureNet
+    from models.picture_net import PictureNet, gmac_of
 
-    network, card = load_checkpoint(path)
+    network, content = load_checkpoint(path)
     net = PictureNet(network).eval()
 
     def segment(pictures: list[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
             return list(net(torch.from_numpy(np.stack(pictures))).numpy())
 
-    return Model(card["size"], card["threshold"], segment)
+    size = content["size"]
+    return Model(size, content["threshold"], content["peak"], gmac_of(network, size), "torch", segment)
 
 
-def predict(model: Model, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, FieldOfView]:
+def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, FieldOfView]:
     """What the running program would find in one picture.
 
     Args:
         model: the model.
+        rules: what counts as a finding.
         picture: uint8 RGB [H, W, 3].
 
     Returns:
         The mask, uint8 [H, W] of 0 and 255; the probability map at the network's size; the field of view.
     """
+    probability, view = look(model, picture)
+    return mask_of(probability, view, rules, picture.shape[:2]), probability, view
+
+
+def look(model: Model, picture: np.ndarray) -> tuple[np.ndarray, FieldOfView]:
+    """The probability map of a picture's field of view, at the network's size."""
     view = view_of(picture)
-    probability = model.segment([shrink(view.crop(picture), model.size)])[0]
-    mask = np.zeros(picture.shape[:2], np.uint8)
-    region = region_above(probability, view, model.threshold)
+    return model.segment([shrink(view.crop(picture), model.size)])[0], view
+
+
+def mask_of(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
+    """The findings as a mask of the picture, uint8 [H, W] of 0 and 255."""
+    mask = np.zeros(shape, np.uint8)
+    region = find_region(probability, view, rules)
     if region is not None:
         mask[region.slices] = region.mask
-    return mask, probability, view
+    return mask
 
 
-def evaluate(model: Model, pairs: Sequence[Pair], poll: Callable[[int, int], None] = lambda *_: None) -> list[Counts]:
+def evaluate(model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lambda *_: None) -> list[Result]:
     """Compare the model's masks with the true ones at each picture's own size."""
-    counts = []
+    results = []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
-        counts.append(compare(predict(model, picture)[0], truth))
+        started = time.perf_counter()
+        mask, probability, view = predict(model, rules, picture)
+        seconds = time.perf_counter() - started
+        small_truth = shrink(view.crop(truth), model.size) > 127
+        levels = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
+        share = cv2.countNonZero(truth) / (view.width * view.height)
+        results.append(Result(compare(mask, truth), share, *count_findings(mask, truth), levels, seconds))
         poll(done, len(pairs))
-    return counts
+    return results
+
+
+def look_at_healthy_crops(
+    model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lambda *_: None
+) -> dict[float, list[int]]:
+    """Findings in polyp-free parts of pictures, one list for each share of the picture's short side."""
+    found: dict[float, list[int]] = {}
+    for done, pair in enumerate(pairs, 1):
+        for share, crop in healthy_crops(*read_pair(pair)):
+            mask, _, _ = predict(model, rules, crop)
+            found.setdefault(share, []).append(count_findings(mask, np.zeros_like(mask))[0])
+        poll(done, len(pairs))
+    return found
 
 
 def compare(mask: np.ndarray, truth: np.ndarray) -> Counts:
@@ -115,16 +181,25 @@ def compare(mask: np.ndarray, truth: np.ndarray) -> Counts:
     return Counts(hit, found - hit, real - hit, mask.size - found - real + hit)
 
 
-def summarise(counts: Sequence[Counts]) -> dict[str, float | int | list[float]]:
-    """Mean per-image Dice and IoU with bootstrap 95 % intervals, and pooled pixel figures.
+def count_findings(mask: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+    """8-connected blobs of a mask, and those among them that touch no polyp."""
+    count, labels = cv2.connectedComponents(mask)
+    return count - 1, count - 1 - len(np.unique(labels[(truth > 0) & (mask > 0)]))
 
-    The intervals are percentiles over 2000 resamples of the pictures (Efron and Tibshirani, 1993), seeded.
+
+def summarise(results: Sequence[Result]) -> dict[str, Any]:
+    """Mean per-image Dice and IoU with bootstrap 95 % intervals, pooled pixel figures, false alarms, calibration.
+
+    The intervals are percentiles over 2000 resamples of the pictures (Efron and Tibshirani, 1993), seeded. The
+    expected calibration error is that of the polyp's probability, per pixel of the network's map, in bins of equal
+    width (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
+    counts = [result.counts for result in results]
     hit, false_alarm, miss, quiet = (
         sum(getattr(each, kind) for each in counts) for kind in ("hit", "false_alarm", "miss", "quiet")
     )
     dice, iou = np.array([each.dice for each in counts]), np.array([each.iou for each in counts])
-    return {
+    figures: dict[str, Any] = {
         "images": len(counts),
         "mean_dice": float(dice.mean()),
         "mean_dice_95": _interval(dice),
@@ -134,34 +209,74 @@ def summarise(counts: Sequence[Counts]) -> dict[str, float | int | list[float]]:
         "pixel_precision": hit / max(1, hit + false_alarm),
         "pixel_recall": hit / max(1, hit + miss),
         "pixel_f1": 2 * hit / max(1, 2 * hit + false_alarm + miss),
+        "false_findings_per_image": float(np.mean([result.false_findings for result in results])),
     }
+    shares = np.array([result.polyp_share for result in results])
+    edges = (0.0, *SIZES, np.inf)
+    for name, low, high in zip(("small", "medium", "large"), edges[:-1], edges[1:], strict=True):
+        of_this_size = (shares > 0) & (shares >= low) & (shares < high)
+        if of_this_size.any():
+            mean = float(dice[of_this_size].mean())
+            figures[f"{name}_polyps"] = {"images": int(of_this_size.sum()), "mean_dice": mean}
+    healthy = [result.findings for result in results if result.polyp_share == 0]
+    if healthy:
+        figures["healthy_images"] = summarise_healthy(healthy)
+    bins = reliability(all_levels(results))
+    figures["calibration_error"] = calibration_error(bins)
+    figures["reliability"] = bins
+    figures["milliseconds_per_image"] = 1000 * float(np.median([result.seconds for result in results]))
+    return figures
+
+
+def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:
+    """The share of healthy pictures with any finding, and findings per picture."""
+    alarms = np.array(findings) > 0
+    return {
+        "images": len(findings),
+        "with_finding": float(alarms.mean()),
+        "with_finding_95": _interval(alarms),
+        "findings_per_image": float(np.mean(findings)),
+    }
+
+
+def all_levels(results: Sequence[Result]) -> np.ndarray:
+    """The sum of all results' levels."""
+    total: np.ndarray = np.sum([result.levels for result in results], axis=0)
+    return total
+
+
+def reliability(levels: np.ndarray) -> list[dict[str, float]]:
+    """Bins of equal width of probability, without the empty ones: mean probability, share of polyp, pixels.
+
+    Args:
+        levels: int [2, 256], see Result.
+    """
+    grey = np.arange(256)
+    number = np.minimum(grey * RELIABILITY_BINS // 255, RELIABILITY_BINS - 1)
+    bins = []
+    for index in range(RELIABILITY_BINS):
+        pixels = levels[:, number == index].sum(axis=0)
+        if pixels.sum():
+            bins.append(
+                {
+                    "probability": float((pixels * grey[number == index]).sum() / pixels.sum() / 255),
+                    "polyp": float(levels[1, number == index].sum() / pixels.sum()),
+                    "pixels": int(pixels.sum()),
+                }
+            )
+    return bins
+
+
+def calibration_error(bins: Sequence[dict[str, float]]) -> float:
+    """Mean distance between probability and truth, weighed by pixels."""
+    pixels = sum(each["pixels"] for each in bins)
+    return sum(each["pixels"] * abs(each["probability"] - each["polyp"]) for each in bins) / pixels
 
 
 def _interval(values: np.ndarray) -> list[float]:
     random = np.random.default_rng(0)
     means = values[random.integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))].mean(axis=1)
     return [float(edge) for edge in np.percentile(means, [2.5, 97.5])]
-
-
-def draw_samples(model: Model, pairs: Sequence[Pair], path: Path) -> None:
-    """A PNG with a row per picture: input, heat map, probability, predicted mask, ground truth.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    titles = ("input", "heat map", "probability", "predicted mask", "ground truth")
-    rows = [np.hstack([_title(text) for text in titles])]
-    for pair in pairs:
-        picture, truth = read_pair(pair)
-        mask, probability, view = predict(model, picture)
-        full = np.zeros(truth.shape, np.uint8)
-        view.crop(full)[:] = cv2.resize(probability, (view.width, view.height), interpolation=cv2.INTER_LINEAR)
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        heat = cv2.addWeighted(bgr, 0.5, cv2.applyColorMap(full, cv2.COLORMAP_TURBO), 0.5, 0)
-        grey = [cv2.cvtColor(each, cv2.COLOR_GRAY2BGR) for each in (full, mask, truth)]
-        rows.append(np.hstack([shrink(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
-    _, packed = cv2.imencode(".png", np.vstack(rows))
-    write_output(path, packed.tobytes())
 
 
 def write_output(path: Path, content: bytes) -> None:
@@ -175,9 +290,3 @@ def write_output(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _title(text: str) -> np.ndarray:
-    strip = np.full((28, SAMPLE_SIDE, 3), 32, np.uint8)
-    cv2.putText(strip, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-    return strip

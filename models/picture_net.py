@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.sa_unet import SAUNet
 
@@ -21,3 +23,10 @@ class PictureNet(nn.Module):
         x = frames.permute(0, 3, 1, 2).float() / 255
         probability = self.network(x).squeeze(1).sigmoid()
         return (probability * 255).round().byte()
+
+
+def gmac_of(network: SAUNet, size: int) -> float:
+    """Billions of multiplications and additions for one picture of this side in pixels."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros((1, 3, size, size), device=next(network.parameters()).device))
+    return counter.get_total_flops() / 2e9

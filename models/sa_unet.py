@@ -1,7 +1,8 @@
 """The Spatial-Attention U-Net (SA-UNet).
 
-A residual U-Net with one spatial attention on the deepest feature map. It estimates for each pixel the probability
-that it belongs to a polyp: its output is the parameter of a Bernoulli distribution per pixel, as a logit.
+A U-Net with one spatial attention on the deepest feature map. It estimates for each pixel the probability that it
+belongs to a polyp: its output is the parameter of a Bernoulli distribution per pixel, as a logit. Its encoder is made
+of residual blocks, as the seed's, or is EfficientNet-Lite1, as ours.
 
 Sources: Ronneberger et al., "U-Net", MICCAI 2015; He et al., "Deep Residual Learning", CVPR 2016; Woo et al.,
 "CBAM", ECCV 2018 (the spatial attention); Guo et al., "SA-UNet", ICPR 2020 (its place at the bottleneck).
@@ -10,11 +11,13 @@ Sources: Ronneberger et al., "U-Net", MICCAI 2015; He et al., "Deep Residual Lea
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.efficientnet_lite import WIDTHS, encoder_stages
 
 NEGATIVE_SLOPE = 0.2
 
@@ -22,18 +25,19 @@ NEGATIVE_SLOPE = 0.2
 class Architecture(TypedDict):
     """The arguments of SAUNet, as they stand in a checkpoint."""
 
+    encoder: Literal["residual", "efficientnet-lite1"]
     widths: list[int]
-    stem_stride: int
+    decoder: list[int]
     shortcut_kernel: int
     narrow: bool
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, batch normalisation, LeakyReLU: [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+    """3x3 convolution, batch normalisation, LeakyReLU: [N, in, H, W] -> [N, out, H, W]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,17 +45,16 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a linear shortcut: [N, in, H, W] -> [N, out, H/stride, W/stride].
+    """Two 3x3 convolutions beside a linear shortcut: [N, in, H, W] -> [N, out, H, W].
 
     The seed ends its blocks with a dropout of 0.1, which has no weights and does nothing at inference. We train
     without: dropping whole channels so slowed learning (validation Dice 0.539 after 9 epochs against 0.583).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, shortcut_kernel: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, shortcut_kernel: int) -> None:
         super().__init__()
-        padding = shortcut_kernel // 2
-        self.res_conv = nn.Conv2d(in_channels, out_channels, shortcut_kernel, stride, padding=padding)
-        self.conv_block_1 = ConvBlock(in_channels, out_channels, stride)
+        self.res_conv = nn.Conv2d(in_channels, out_channels, shortcut_kernel, padding=shortcut_kernel // 2)
+        self.conv_block_1 = ConvBlock(in_channels, out_channels)
         self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.norm_2 = nn.BatchNorm2d(out_channels)
 
@@ -113,40 +116,47 @@ class SpatialAttention(nn.Module):
 class SAUNet(nn.Module):
     """Spatial-Attention U-Net: pictures [N, 3, H, W] in 0..1 (RGB) -> logits [N, 1, H, W].
 
-    H and W must be multiples of ``stem_stride * 2 ** (len(widths) - 1)``. The sigmoid of a logit is the
-    probability that the pixel belongs to a polyp.
+    H and W must be multiples of ``size_multiple(architecture)``. The sigmoid of a logit is the probability that the
+    pixel belongs to a polyp.
 
     Args:
-        widths: channels of each level, from the finest map to the deepest.
-        stem_stride: 1 keeps the finest map at the picture's size; 2 halves it for a quarter of the work, and the
-            logits are enlarged bilinearly at the end.
+        encoder: "residual" keeps the finest map at the picture's size; "efficientnet-lite1" starts at a quarter of
+            it, and the logits are enlarged bilinearly at the end.
+        widths: channels of the encoder's maps, from the finest to the deepest, each half as large as the one before.
+        decoder: channels of the decoder's maps, from the finest on, one fewer.
         shortcut_kernel: kernel of the residual shortcuts, 3 as in the seed or 1.
-        narrow: bring a map down to its skip's channels before it is enlarged.
+        narrow: bring a map down to the next one's channels before it is enlarged.
     """
 
-    def __init__(self, widths: list[int], stem_stride: int, shortcut_kernel: int, narrow: bool) -> None:
+    def __init__(
+        self,
+        encoder: Literal["residual", "efficientnet-lite1"],
+        widths: list[int],
+        decoder: list[int],
+        shortcut_kernel: int,
+        narrow: bool,
+    ) -> None:
         super().__init__()
         self.architecture = Architecture(
-            widths=widths, stem_stride=stem_stride, shortcut_kernel=shortcut_kernel, narrow=narrow
+            encoder=encoder, widths=widths, decoder=decoder, shortcut_kernel=shortcut_kernel, narrow=narrow
         )
-        self.stem_stride = stem_stride
-        self.downsample = nn.ModuleList([ResidualBlock(3, widths[0], shortcut_kernel, stem_stride)])
-        for shallow, deep in pairwise(widths):
-            self.downsample.append(Down(shallow, deep, shortcut_kernel))
+        self.downsample = (
+            encoder_stages() if encoder == "efficientnet-lite1" else _residual_stages(widths, shortcut_kernel)
+        )
         self.sa = SpatialAttention()
 
         self.upsample = nn.ModuleList()
-        incoming = 0
-        for skip, deep in reversed(list(pairwise(widths))):
-            res_block = ResidualBlock(incoming, deep, shortcut_kernel) if incoming else None
-            self.upsample.append(Up(res_block, nn.Conv2d(deep, skip, 1) if narrow else None))
-            incoming = skip + (skip if narrow else deep)
+        incoming, outgoing = widths[-1], widths[-1]
+        for skip, width in zip(reversed(widths[:-1]), reversed(decoder), strict=True):
+            res_block = ResidualBlock(incoming, outgoing, shortcut_kernel) if len(self.upsample) else None
+            self.upsample.append(Up(res_block, nn.Conv2d(outgoing, width, 1) if narrow else None))
+            incoming, outgoing = skip + (width if narrow else outgoing), width
         self.last_blocks = nn.Sequential(
-            ResidualBlock(incoming, widths[0], shortcut_kernel), nn.Conv2d(widths[0], 1, 3, padding=1)
+            ResidualBlock(incoming, outgoing, shortcut_kernel), nn.Conv2d(outgoing, 1, 3, padding=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = []
+        size, skips = x.shape[2:], []
         for block in self.downsample:
             x = block(x)
             skips.append(x)
@@ -154,18 +164,38 @@ class SAUNet(nn.Module):
         for up in self.upsample:
             x = up(x, skips.pop())
         logits: Tensor = self.last_blocks(x)
-        if self.stem_stride > 1:
-            logits = F.interpolate(logits, scale_factor=float(self.stem_stride), mode="bilinear", align_corners=False)
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits
+
+
+def _residual_stages(widths: list[int], shortcut_kernel: int) -> nn.ModuleList:
+    stages = nn.ModuleList([ResidualBlock(3, widths[0], shortcut_kernel)])
+    for shallow, deep in pairwise(widths):
+        stages.append(Down(shallow, deep, shortcut_kernel))
+    return stages
 
 
 def size_multiple(architecture: Architecture) -> int:
     """Sides of a network's pictures must be multiples of this many pixels."""
-    return int(architecture["stem_stride"] * 2 ** (len(architecture["widths"]) - 1))
+    finest = 4 if architecture["encoder"] == "efficientnet-lite1" else 1
+    return int(finest * 2 ** (len(architecture["widths"]) - 1))
 
 
-# The network we train and ship: sized for about 10 ms per 352x352 picture on two AMX-class CPU cores.
-OURS: Architecture = {"widths": [32, 64, 128, 256, 512], "stem_stride": 2, "shortcut_kernel": 1, "narrow": True}
+# The network we train and ship.
+OURS: Architecture = {
+    "encoder": "efficientnet-lite1",
+    "widths": WIDTHS,
+    "decoder": [32, 64, 128],
+    "shortcut_kernel": 1,
+    "narrow": True,
+}
 # The seed's `saunet128.pt`: 47.1 M parameters, input 128x128.
-SEED: Architecture = {"widths": [64, 128, 256, 512, 1024], "stem_stride": 1, "shortcut_kernel": 3, "narrow": False}
+SEED: Architecture = {
+    "encoder": "residual",
+    "widths": [64, 128, 256, 512, 1024],
+    "decoder": [64, 128, 256, 512],
+    "shortcut_kernel": 3,
+    "narrow": False,
+}
 SEED_SIZE = 128

@@ -22,13 +22,27 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import BinaryStatScores
 
-from models.checkpoint import load_checkpoint, pack, save_atomically
-from models.data import Pair, augment, find_pairs, read_pair, shrink, split_off_validation, view_of
+from models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
+from models.data import (
+    Levels,
+    Pair,
+    augment,
+    find_pairs,
+    levels_of,
+    names_file_of,
+    read_pair,
+    split_off_validation,
+    view_of,
+)
+from models.efficientnet_lite import load_imagenet
+from models.figures import draw_curves
 from models.sa_unet import OURS, SAUNet, size_multiple
 from stream.errors import DataError, ModelError, OutputError, SettingsError
 
-# Pictures are kept this much larger than the network's size, so that enlarging them a little stays sharp.
-KEPT_LARGER = 1.25
+# What already knows something learns this much more slowly than what starts from nothing.
+PRETRAINED_RATE = 0.3
+# Probability from which a pixel is taken for polyp; the losses make it the natural one.
+THRESHOLD = 0.5
 AVERAGING_DECAY = 0.995
 WARM_UP_SHARE = 0.05
 GRADIENT_NORM = 5.0
@@ -62,7 +76,7 @@ class Recipe:
 class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
     """Random views: each a function of the seed, the epoch and the index alone, so that a resumed run agrees."""
 
-    def __init__(self, content: list[tuple[np.ndarray, np.ndarray]], recipe: Recipe, epoch: int) -> None:
+    def __init__(self, content: list[Levels], recipe: Recipe, epoch: int) -> None:
         self.content, self.recipe, self.epoch = content, recipe, epoch
 
     def __len__(self) -> int:
@@ -70,12 +84,12 @@ class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng((self.recipe.seed, self.epoch, index))
-        picture, mask = augment(*self.content[index], self.recipe.size, random)
+        picture, mask = augment(self.content[index], self.recipe.size, random)
         return torch.from_numpy(picture), torch.from_numpy(mask)
 
 
 def train(
-    data: Path,
+    data: Sequence[Path],
     names: Path | None,
     out: Path,
     recipe: Recipe,
@@ -87,12 +101,12 @@ def train(
     """Train, or go on where an interrupted run stopped.
 
     Args:
-        data: folder with images/ and masks/.
-        names: file with the names to train on; without it, every picture of the folder.
+        data: folders with images/ and masks/.
+        names: file with the names to train on, if there is one folder; without it those in its train.txt, or all.
         out: folder of the run, made if absent.
         recipe: how to train.
         terms: terms of use of the data, kept in the checkpoint.
-        start: checkpoint whose weights to start from; None: random ones.
+        start: checkpoint whose weights to start from, or ImageNet weights for the encoder; None: random ones.
         report: is given one line for people after each epoch.
         poll: told the steps done and all steps.
 
@@ -104,28 +118,29 @@ def train(
         ModelError: `start` is no checkpoint of this network.
         SettingsError: `out` holds a run with another recipe, or the size does not fit the network.
     """
-    pairs = find_pairs(data, names)
+    pairs = [pair for folder in data for pair in find_pairs(folder, names or names_file_of(folder))]
     multiple = size_multiple(OURS)
     if recipe.size % multiple:
         raise SettingsError(f"--size {recipe.size}: must be a multiple of {multiple}")
     content = [_read_small(pair, recipe.size) for pair in pairs]
-    training, validation = split_off_validation([picture for picture, _ in content], recipe.validation, recipe.seed)
+    training, validation = split_off_validation([each.small[0] for each in content], recipe.validation, recipe.seed)
     if len(training) < 2 or not validation:
-        raise DataError(f"{data}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
+        folders = ", ".join(str(folder) for folder in data)
+        raise DataError(f"{folders}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
     if len(training) < recipe.batch:
         recipe = replace(recipe, batch=len(training))
         report(f"batches of {recipe.batch}, there are no more pictures")
     description = {
-        "data": f"{data.resolve().name} ({len(training)} pictures)",
+        "data": f"{' and '.join(folder.resolve().name for folder in data)} ({len(training)} pictures)",
         "terms": terms,
         "names": names.name if names else "all",
-        "started_from": str(start) if start else "random weights",
-        "validation_names": [pairs[index].name for index in validation],
+        "started_from": start.name if start else "random weights",
+        VALIDATION_NAMES: [pairs[index].name for index in validation],
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
     run = Run(out, recipe, description, len(training), start)
     report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
-    held_out = [(shrink(content[i][0], recipe.size), shrink(content[i][1], recipe.size)) for i in validation]
+    held_out = [content[index].small for index in validation]
     for epoch in range(run.epoch, recipe.epochs):
         row = run.train_epoch([content[index] for index in training], epoch, poll)
         row |= run.validate(held_out)
@@ -147,12 +162,14 @@ class Run:
         self.out, self.recipe, self.description = out, recipe, description
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
-        self.network = _network_from(start).to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = SAUNet(**OURS)
+        pretrained = _start_from(start, self.network) if start else nn.ModuleList()
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        known = {id(weights) for weights in pretrained.parameters()}
+        new = [weights for weights in self.network.parameters() if id(weights) not in known]
+        groups = [{"params": new, "share": 1.0}, {"params": list(pretrained.parameters()), "share": PRETRAINED_RATE}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.steps = recipe.epochs * (pictures // recipe.batch)
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.history: list[dict[str, float]] = []
@@ -191,9 +208,7 @@ class Run:
         phase = min(1.0, (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
-    def train_epoch(
-        self, content: list[tuple[np.ndarray, np.ndarray]], epoch: int, poll: Callable[[int, int], None]
-    ) -> dict[str, float]:
+    def train_epoch(self, content: list[Levels], epoch: int, poll: Callable[[int, int], None]) -> dict[str, float]:
         """One pass over the training pictures; the epoch's row of history.csv so far."""
         started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
         loader = DataLoader(
@@ -207,7 +222,7 @@ class Run:
         self.network.train()
         for pictures, masks in loader:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate()
+                group["lr"] = self.learning_rate() * group["share"]
             logits, target, loss = self._loss(self.network, pictures, masks)
             self.optimizer.zero_grad()
             loss.backward()
@@ -270,7 +285,7 @@ class Run:
             self.best = row["validation_dice"]
             training = self.description | {"epoch": self.epoch, "validation_dice": self.best}
             network = cast(SAUNet, self.averaged.module)
-            save_atomically(pack(network, self.recipe.size, 0.5, training), self.out / "checkpoint.pt")
+            save_atomically(pack(network, self.recipe.size, THRESHOLD, THRESHOLD, training), self.out / "checkpoint.pt")
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"description": self.description, "epoch": self.epoch, "step": self.step, "best": self.best}
         save_atomically(state | {"history": self.history}, self.out / "run.pt")
@@ -284,37 +299,24 @@ class Run:
         draw_curves(self.history, self.out / "curves.png")
 
 
-def _network_from(start: Path | None) -> SAUNet:
-    network = SAUNet(**OURS)
-    if start is not None:
-        trained, _ = load_checkpoint(start)
-        if trained.architecture != OURS:
-            raise ModelError(f"{start}: is of another architecture than the one that is trained here")
-        network.load_state_dict(trained.state_dict())
-    return network
+def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:
+    """Load weights from a checkpoint, or ImageNet's into the encoder; returns what is to learn more slowly."""
+    if not start.is_file():
+        raise ModelError(f"{start}: no such checkpoint")
+    if not is_checkpoint(start):
+        load_imagenet(network.downsample, start)
+        return network.downsample
+    trained, _ = load_checkpoint(start)
+    if trained.architecture != OURS:
+        raise ModelError(f"{start}: is of another architecture than the one that is trained here")
+    network.load_state_dict(trained.state_dict())
+    return nn.ModuleList()
 
 
-def draw_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Loss, pixel accuracy and F1 over the epochs, training and validation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    epochs = [row["epoch"] for row in history]
-    for axes, (quantity, title) in zip(
-        figure.subplots(1, 3), (("loss", "Loss"), ("accuracy", "Pixel accuracy"), ("f1", "Pixel F1")), strict=True
-    ):
-        for part in ("train", "validation"):
-            axes.plot(epochs, [row[f"{part}_{quantity}"] for row in history], label=part)
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=110)
-
-
-def _read_small(pair: Pair, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_small(pair: Pair, size: int) -> Levels:
     picture, mask = read_pair(pair)
-    view, kept = view_of(picture), round(size * KEPT_LARGER)
-    return shrink(view.crop(picture), kept), shrink(view.crop(mask), kept)
+    view = view_of(picture)
+    return levels_of(view.crop(picture), view.crop(mask), size)
 
 
 def _batches(content: list[Any], size: int) -> Iterator[list[Any]]:

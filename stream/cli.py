@@ -46,6 +46,7 @@ def options(
 
 
 app.command()(models.cli.train)
+app.command()(models.cli.tune)
 app.command()(models.cli.evaluate)
 app.command("export")(export.cli.export_model)
 app.command()(export.cli.inspect)

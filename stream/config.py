@@ -17,6 +17,7 @@ Preset = Literal[
 ]
 Coordinate = Annotated[int, Field(ge=0, strict=True)]
 Length = Annotated[int, Field(gt=0, strict=True)]
+Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
 
 
 # Width of the outline where it is only switched on.
@@ -49,7 +50,14 @@ class Inference(Section):
     provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
     batch_size: int = Field(default=8, ge=1, le=64, strict=True)
     threads: int = Field(default=0, ge=0, le=1024, strict=True)
-    threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1, strict=True)] = "model"
+
+
+class Findings(Section):
+    """What counts as a finding."""
+
+    threshold: Literal["model"] | Probability = "model"
+    peak: Literal["model"] | Probability = "model"
+    smallest: float = Field(default=0.001, ge=0, lt=1, strict=True)
 
 
 class OverlaySettings(Section):
@@ -79,6 +87,7 @@ class Settings(Section):
 
     view: View = View()
     inference: Inference = Inference()
+    findings: Findings = Findings()
     overlay: OverlaySettings = OverlaySettings()
     output: Output = Output()
 

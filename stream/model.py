@@ -27,7 +27,9 @@ class ModelCard(BaseModel):
     model_version: str
     input_size: int = Field(gt=0)
     threshold: float = Field(gt=0, lt=1)
+    peak: float = Field(gt=0, lt=1)
     precision: str
+    gmac: float = Field(gt=0)
     trained_on: str
     terms: str
     scores: Json[dict[str, Any]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from stream.config import Settings
 from stream.errors import OutputError, SettingsError, SourceError
-from stream.find import Finder
+from stream.find import Finder, choose_rules
 from stream.frame import Frame
 from stream.model import NOTICE, shipped_weights
 from stream.overlay import Overlay
@@ -138,12 +138,11 @@ class _Job:
         self, source: Source, view: FieldOfView, folder: Path, segmenter: Segmenter, settings: Settings, masks: bool
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
-        threshold = settings.inference.threshold
-        overlay = settings.overlay
+        card, overlay = segmenter.card, settings.overlay
         rooms: list[tuple[str, Room[Frame], int]] = [
             ("view", Viewer(self.view, segmenter.size), 1),
             ("segment", segmenter, segmenter.batch_size),
-            ("find", Finder(self.view, segmenter.card.threshold if threshold == "model" else threshold), 1),
+            ("find", Finder(self.view, choose_rules(settings.findings, card.threshold, card.peak)), 1),
             ("overlay", Overlay(self.view, overlay.style, overlay.opacity, overlay.contour), 1),
         ]
         self.video, sinks = self._open_sinks(masks)

@@ -150,6 +150,8 @@ def make_red_model(path: Path, size: int = 128, **metadata: str) -> Path:
         "model_version": "1",
         "input_size": str(size),
         "threshold": "0.5",
+        "peak": "0.5",
+        "gmac": "0.001",
         "precision": "fp32",
         "trained_on": "nothing",
         "terms": "none",

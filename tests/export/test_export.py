@@ -19,7 +19,7 @@ from stream.errors import ModelError, OutputError, SettingsError
 from stream.segment import Segmenter
 from tests.conftest import call
 
-SMALL = Architecture(widths=[8, 12, 16], stem_stride=2, shortcut_kernel=1, narrow=True)
+SMALL = Architecture(encoder="residual", widths=[8, 12, 16], decoder=[8, 12], shortcut_kernel=1, narrow=True)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def checkpoint(tmp_path: Path) -> Path:
     for _ in range(3):  # so that the normalisations have seen something
         network(torch.rand(4, 3, 64, 64))
     training = {"data": "tests", "terms": "free", "validation_dice": 0.5}
-    torch.save(pack(network.eval(), 64, 0.45, training), tmp_path / "c.pt")
+    torch.save(pack(network.eval(), 64, 0.45, 0.7, training), tmp_path / "c.pt")
     return tmp_path / "c.pt"
 
 
@@ -45,7 +45,7 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
         expected = PictureNet(load_checkpoint(checkpoint)[0]).eval()(torch.from_numpy(pictures)).numpy()
     assert np.abs(segmenter.run(pictures).astype(int) - expected).max() <= 1
     card = segmenter.card
-    assert (card.input_size, card.threshold, card.precision) == (96, 0.45, precision)
+    assert (card.input_size, card.threshold, card.peak, card.precision) == (96, 0.45, 0.7, precision)
     assert (card.trained_on, card.terms, card.scores["mean_dice"]) == ("tests", "free", 0.9)
     assert card.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert "torch 2" in card.exported_with
@@ -94,8 +94,8 @@ def test_a_model_that_disagrees_is_not_written(
 
 
 def test_what_cannot_be_exported_is_said(checkpoint: Path, tmp_path: Path) -> None:
-    for size in (100, 0, -8):
-        with pytest.raises(SettingsError, match="multiple of 8"):
+    for size in (98, 0, -8):
+        with pytest.raises(SettingsError, match="multiple of 4"):
             onnx_file.export(checkpoint, tmp_path / "m.onnx", size, "fp32", {})
     with pytest.raises(OutputError, match="cannot be written"):
         onnx_file.export(checkpoint, checkpoint / "m.onnx", 64, "fp32", {})

@@ -13,20 +13,21 @@ import torch
 
 from models import training
 from models.checkpoint import load_checkpoint, pack
-from models.sa_unet import Architecture, SAUNet
+from models.sa_unet import OURS, Architecture, SAUNet
 from models.training import Recipe, train
 from stream.errors import DataError, ModelError, OutputError, SettingsError
+from tests.conftest import call
 from tests.models.test_data import make_data
+from tests.models.test_efficientnet_lite import published
 
+SMALL = Architecture(encoder="residual", widths=[8, 16, 24], decoder=[8, 16], shortcut_kernel=1, narrow=True)
 RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
 
 
 @pytest.fixture(autouse=True)
 def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is real but the network's width, so that two cores need seconds."""
-    monkeypatch.setattr(
-        training, "OURS", Architecture(widths=[8, 16, 24], stem_stride=2, shortcut_kernel=1, narrow=True)
-    )
+    monkeypatch.setattr(training, "OURS", SMALL)
 
 
 class Interrupted(Exception):
@@ -50,11 +51,11 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     data = make_data(tmp_path / "data", 15)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     lines: list[str] = []
-    checkpoint = train(data, None, whole, RECIPE, "free", None, lines.append)
+    checkpoint = train([data], None, whole, RECIPE, "free", None, lines.append)
     with pytest.raises(Interrupted):
-        train(data, None, broken, RECIPE, "free", None, stop_after(1))
+        train([data], None, broken, RECIPE, "free", None, stop_after(1))
     assert len(history_of(broken)) == 1
-    train(data, None, broken, RECIPE, "free", None, lines.append)
+    train([data], None, broken, RECIPE, "free", None, lines.append)
 
     rows = history_of(whole)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -76,53 +77,84 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
 
 def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
-    first = train(data, None, tmp_path / "first", replace(RECIPE, epochs=2), "free", None, print)
+    first = train([data], None, tmp_path / "first", replace(RECIPE, epochs=2), "free", None, print)
     slow = replace(RECIPE, epochs=1, learning_rate=1e-9)
-    second = train(data, None, tmp_path / "second", slow, "free", first, print)
+    second = train([data], None, tmp_path / "second", slow, "free", first, print)
     (before, _), (after, card) = load_checkpoint(first), load_checkpoint(second)
     for name, weights in before.named_parameters():
         assert torch.allclose(after.get_parameter(name), weights, atol=1e-6)
-    assert card["training"]["started_from"] == str(first)
-    torch.save(pack(SAUNet([4, 8], 2, 1, True), 64, 0.5, {}), tmp_path / "other.pt")
+    assert card["training"]["started_from"] == first.name
+    torch.save(pack(SAUNet(**SMALL | {"widths": [4, 8], "decoder": [4]}), 64, 0.5, 0.5, {}), tmp_path / "other.pt")
     with pytest.raises(ModelError, match="another architecture"):
-        train(data, None, tmp_path / "third", slow, "free", tmp_path / "other.pt", print)
+        train([data], None, tmp_path / "third", slow, "free", tmp_path / "other.pt", print)
+
+
+def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "OURS", OURS)
+    theirs = published(tmp_path / "imagenet.pth")
+    data = make_data(tmp_path / "data", 6)
+    still = replace(RECIPE, epochs=1, learning_rate=1e-9)
+    checkpoint = train([data], None, tmp_path / "run", still, "free", tmp_path / "imagenet.pth", print)
+    network, card = load_checkpoint(checkpoint)
+    kernel = network.state_dict()["downsample.1.0.depthwise.0.weight"]
+    assert torch.allclose(kernel, theirs["_blocks.4._depthwise_conv.weight"], atol=1e-6)
+    assert card["training"]["started_from"] == "imagenet.pth"
+    groups = torch.load(tmp_path / "run" / "run.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert groups[0]["lr"] > groups[1]["lr"] > 0
+    with pytest.raises(ModelError, match=r"nothing\.pth: no such checkpoint"):
+        train([data], None, tmp_path / "other", still, "free", tmp_path / "nothing.pth", print)
+
+
+def test_several_folders_are_one_data_set_and_a_folders_own_names_count(tmp_path: Path) -> None:
+    one, two = make_data(tmp_path / "one", 8), make_data(tmp_path / "two", 8)
+    (one / "train.txt").write_text("p0\np1\np2\np3\np4\n")
+    lines: list[str] = []
+    checkpoint = train([one, two], None, tmp_path / "run", replace(RECIPE, epochs=1), "free", None, lines.append)
+    training_pictures, held_out = (int(part.split()[0]) for part in lines[0].split(", ")[:2])
+    assert training_pictures + held_out == 13
+    assert load_checkpoint(checkpoint)[1]["training"]["data"].startswith("one and two")
+    done = call("train", one, two, "--out", tmp_path / "other", "--names", one / "train.txt", check=False)
+    assert done.returncode == 1
+    assert "--names" in done.stderr
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(data, None, run, RECIPE, "free", None, stop_after(1))
+        train([data], None, run, RECIPE, "free", None, stop_after(1))
     with pytest.raises(SettingsError, match="another learning_rate"):
-        train(data, None, run, replace(RECIPE, learning_rate=1e-3), "free", None, print)
+        train([data], None, run, replace(RECIPE, learning_rate=1e-3), "free", None, print)
 
 
 def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: Path) -> None:
     data, run = make_data(tmp_path / "data", 12), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(data, None, run, RECIPE, "free", None, stop_after(1))
+        train([data], None, run, RECIPE, "free", None, stop_after(1))
     with pytest.raises(SettingsError, match="another data"):
-        train(make_data(tmp_path / "other", 12), None, run, RECIPE, "free", None, print)
+        train([make_data(tmp_path / "other", 12)], None, run, RECIPE, "free", None, print)
     (run / "run.pt").write_bytes(b"broken")
     with pytest.raises(ModelError, match="cannot be resumed"):
-        train(data, None, run, RECIPE, "free", None, print)
+        train([data], None, run, RECIPE, "free", None, print)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):
-        train(data, None, tmp_path / "file" / "run", RECIPE, "free", None, print)
+        train([data], None, tmp_path / "file" / "run", RECIPE, "free", None, print)
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 2)
-    with pytest.raises(SettingsError, match="multiple of 8"):
-        train(data, None, tmp_path / "run", replace(RECIPE, size=70), "free", None, print)
+    with pytest.raises(SettingsError, match="multiple of 4"):
+        train([data], None, tmp_path / "run", replace(RECIPE, size=70), "free", None, print)
     with pytest.raises(DataError, match="too few"):
-        train(data, None, tmp_path / "run", RECIPE, "free", None, print)
+        train([data], None, tmp_path / "run", RECIPE, "free", None, print)
 
 
 def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> None:
     lines: list[str] = []
     train(
-        make_data(tmp_path / "data", 4),
+        [make_data(tmp_path / "data", 4)],
         None,
         tmp_path / "run",
         replace(RECIPE, epochs=1, batch=16),

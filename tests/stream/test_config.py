@@ -47,7 +47,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("output.video.preset=quick", "'veryfast'"),
         ("inference.batch_size=0", "greater than or equal to 1"),
         ("inference.provider=npu", "'openvino'"),
-        ("inference.threshold=2", "less than 1"),
+        ("findings.threshold=2", "less than 1"),
         ("view.field_of_view=[1, 2, 3]", "--set view.field_of_view=[1, 2, 3]: "),
         ("overlay=5", "overlay"),
         ("overlay", "key=value"),

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from stream.find import Finder
+from stream.find import Finder, Rules
 from stream.frame import Frame
 from stream.overlay import MARKER_RGB, Overlay
 from stream.pictures import planes_of
@@ -30,7 +30,7 @@ def with_square(frame: Frame, view: FieldOfView, level: int = 255) -> Frame:
     """A finding on the middle quarter of the view."""
     frame.probability = np.zeros((64, 64), np.uint8)
     frame.probability[16:48, 16:48] = level
-    return Finder(view, 0.5)([frame])[0]
+    return Finder(view, Rules(0.5))([frame])[0]
 
 
 def copies(frame: Frame) -> list[np.ndarray]:
@@ -51,7 +51,7 @@ def test_a_picture_without_findings_is_the_decoders_own(make: Callable[..., Path
             assert not np.array_equal(planes_of(frame.picture)[0], expected[0])
         else:
             frame.probability = np.zeros((64, 64), np.uint8)
-            overlay(Finder(view, 0.5)([frame]))
+            overlay(Finder(view, Rules(0.5))([frame]))
             assert frame.picture.planes[0].buffer_ptr == address
             for plane, original in zip(planes_of(frame.picture), expected, strict=True):
                 assert np.array_equal(plane, original)
@@ -106,6 +106,6 @@ def test_touching_blobs_are_one_finding_and_separate_ones_two() -> None:
     frame = grey_frame("yuv420p")
     frame.probability = np.zeros((64, 64), np.uint8)
     frame.probability[5:15, 5:15] = frame.probability[40:50, 40:60] = 255
-    assert len(Finder(view, 0.5)([frame])[0].outlines) == 2
+    assert len(Finder(view, Rules(0.5))([frame])[0].outlines) == 2
     frame.probability[10:45, 10:45] = 255
-    assert len(Finder(view, 0.5)([frame])[0].outlines) == 1
+    assert len(Finder(view, Rules(0.5))([frame])[0].outlines) == 1

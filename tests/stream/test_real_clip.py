@@ -9,6 +9,7 @@ import numpy as np
 from models.data import find_pairs, read_pair
 from models.evaluation import compare, evaluate, load_model
 from stream.config import Settings
+from stream.find import choose_rules
 from stream.model import shipped_weights
 from stream.process import make_segmenter, process
 from tests.conftest import frames_of, pts_of
@@ -21,6 +22,8 @@ def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data:
     pairs = find_pairs(real_data / "cvc-clinicdb")
     masks = frames_of(folder / "masks.mkv", "gray")
     frames = [compare(mask, read_pair(pair)[1]).dice for mask, pair in zip(masks, pairs, strict=True)]
-    pictures = [counts.dice for counts in evaluate(load_model(shipped_weights()), pairs)]
+    model = load_model(shipped_weights())
+    rules = choose_rules(Settings().findings, model.threshold, model.peak)
+    pictures = [result.counts.dice for result in evaluate(model, rules, pairs)]
     assert np.mean(frames) > 0.7
     assert abs(np.mean(frames) - np.mean(pictures)) <= 0.02

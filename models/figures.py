@@ -1,0 +1,85 @@
+"""The figures of training and evaluation: curves, samples, reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from models.data import Pair, read_pair, shrink
+from models.evaluation import Model, predict, reliability, write_output
+from stream.find import Rules
+
+SAMPLE_SIDE = 224
+
+
+def draw_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Loss, pixel accuracy and F1 over the epochs, training and validation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, (quantity, title) in zip(
+        figure.subplots(1, 3), (("loss", "Loss"), ("accuracy", "Pixel accuracy"), ("f1", "Pixel F1")), strict=True
+    ):
+        for part in ("train", "validation"):
+            axes.plot(epochs, [row[f"{part}_{quantity}"] for row in history], label=part)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_reliability(levels: np.ndarray, path: Path) -> None:
+    """How often a pixel is polyp where the model says so with probability p (Guo et al., ICML 2017).
+
+    Args:
+        levels: int [2, 256], pixels by truth and by grey level of probability; see Result.
+        path: of the PNG.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    bins = reliability(levels)
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    axes.plot([each["probability"] for each in bins], [each["polyp"] for each in bins], marker="o", label="model")
+    axes.set(xlabel="probability", ylabel="share of pixels that are polyp", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    packed = BytesIO()
+    figure.savefig(packed, format="png", dpi=110)
+    write_output(path, packed.getvalue())
+
+
+def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) -> None:
+    """A PNG with a row per picture: input, heat map, probability, predicted mask, ground truth.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    titles = ("input", "heat map", "probability", "predicted mask", "ground truth")
+    rows = [np.hstack([_title(text) for text in titles])]
+    for pair in pairs:
+        picture, truth = read_pair(pair)
+        mask, probability, view = predict(model, rules, picture)
+        full = np.zeros(truth.shape, np.uint8)
+        view.crop(full)[:] = cv2.resize(probability, (view.width, view.height), interpolation=cv2.INTER_LINEAR)
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        heat = cv2.addWeighted(bgr, 0.5, cv2.applyColorMap(full, cv2.COLORMAP_TURBO), 0.5, 0)
+        grey = [cv2.cvtColor(each, cv2.COLOR_GRAY2BGR) for each in (full, mask, truth)]
+        rows.append(np.hstack([shrink(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
+    _, packed = cv2.imencode(".png", np.vstack(rows))
+    write_output(path, packed.tobytes())
+
+
+def _title(text: str) -> np.ndarray:
+    strip = np.full((28, SAMPLE_SIDE, 3), 32, np.uint8)
+    cv2.putText(strip, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return strip

@@ -1,0 +1,52 @@
+"""The peak that findings must reach is chosen on the pictures held out, and only there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint, pack
+from models.operating_point import PEAKS, Point, choose
+from models.sa_unet import Architecture, SAUNet
+from tests.conftest import call
+from tests.models.test_data import make_data
+
+SMALL = Architecture(encoder="residual", widths=[4, 8, 8], decoder=[4, 8], shortcut_kernel=1, narrow=True)
+
+
+def test_the_lowest_quiet_peak_is_taken_unless_it_costs_too_much() -> None:
+    points = [Point(0.5, 0.90, 0.20), Point(0.7, 0.899, 0.03), Point(0.9, 0.895, 0.01)]
+    assert choose(points).peak == 0.7
+    loud = [Point(0.5, 0.90, 0.20), Point(0.7, 0.895, 0.10), Point(0.9, 0.80, 0.0)]
+    assert choose(loud).peak == 0.7
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    training = {"data": "tests", "terms": "free", "validation_names": ["p1", "p4"]}
+    torch.save(pack(SAUNet(**SMALL).eval(), 64, 0.5, 0.5, training), tmp_path / "c.pt")
+    return tmp_path / "c.pt"
+
+
+def test_the_checkpoint_keeps_the_size_and_the_peak(tmp_path: Path, checkpoint: Path) -> None:
+    data = make_data(tmp_path / "d", size=(128, 96))
+    weights = load_checkpoint(checkpoint)[0].state_dict()
+    done = call("tune", checkpoint, data, "--size", 96)
+    network, card = load_checkpoint(checkpoint)
+    assert card["size"] == 96
+    assert card["peak"] in PEAKS
+    assert f"must reach {card['peak']:g}" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("peak ")]) == len(PEAKS)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+def test_what_cannot_be_tuned_is_said(tmp_path: Path, checkpoint: Path) -> None:
+    data = make_data(tmp_path / "d", count=3)  # p4 is not among them
+    done = call("tune", checkpoint, data, check=False)
+    assert done.returncode == 1
+    assert "p4" in done.stderr
+    data = make_data(tmp_path / "e")
+    assert "multiple of 4" in call("tune", checkpoint, data, "--size", 50, check=False).stderr

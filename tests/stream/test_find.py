@@ -1,0 +1,65 @@
+"""What counts as a finding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stream.config import Findings
+from stream.find import Rules, choose_rules, find_region
+from stream.view import FieldOfView
+
+VIEW = FieldOfView(40, 20, 300, 200)
+
+
+def two_blobs(faint: int, strong: int) -> np.ndarray:
+    """A map of 100x100 with a faint blob of 10x10 and a strong one of 30x30, each with a rim at probability 0.6."""
+    probability = np.zeros((100, 100), np.uint8)
+    probability[8:22, 8:22] = 153
+    probability[10:20, 10:20] = faint
+    probability[48:82, 48:82] = 153
+    probability[50:80, 50:80] = strong
+    return probability
+
+
+def share_of(probability: np.ndarray, rules: Rules) -> tuple[float, float]:
+    """The shares of the faint and of the strong blob's quarter that are found."""
+    found = np.zeros((240, 360), np.uint8)
+    region = find_region(probability, VIEW, rules)
+    if region is not None:
+        found[region.slices] = region.mask
+    view = VIEW.crop(found) > 0
+    return float(view[:80, :120].mean()), float(view[80:, 120:].mean())
+
+
+def test_a_blob_must_reach_the_peak_somewhere_and_keeps_its_rim() -> None:
+    probability = two_blobs(faint=180, strong=250)
+    before = probability.copy()
+    faint, strong = share_of(probability, Rules(0.5))
+    assert faint > 0
+    faint, strong_alone = share_of(probability, Rules(0.5, peak=0.9))
+    assert faint == 0
+    assert strong_alone == strong
+    assert share_of(probability, Rules(0.5, peak=0.99)) == (0, 0)
+    assert np.array_equal(probability, before)  # the map itself is others' too
+
+
+def test_a_blob_must_be_large_enough() -> None:
+    probability = two_blobs(faint=250, strong=250)
+    assert share_of(probability, Rules(0.5, smallest=0.015))[0] > 0
+    faint, strong = share_of(probability, Rules(0.5, smallest=0.025))
+    assert faint == 0
+    assert strong > 0
+    assert share_of(probability, Rules(0.5, smallest=0.2)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rules"),
+    [
+        (Findings(), Rules(0.4, 0.8, 0.001)),
+        (Findings(threshold=0.6, smallest=0.0), Rules(0.6, 0.8, 0.0)),
+        (Findings(peak=0.5), Rules(0.4, 0.5, 0.001)),
+    ],
+)
+def test_settings_go_before_the_models_own_choice(settings: Findings, rules: Rules) -> None:
+    assert choose_rules(settings, threshold=0.4, peak=0.8) == rules
