@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,21 +19,27 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from export.int8 import quantise
 from models.checkpoint import load_checkpoint
+from models.data import find_pairs, names_file_of, read_pair, shrink, spread, view_of
 from models.picture_net import PictureNet, gmac_of
-from models.sa_unet import SAUNet, size_multiple
+from models.sa_unet import SAUNet, check_size
 from stream.errors import ModelError, OutputError, SettingsError
 from stream.model import INPUT, NOTICE, OUTPUT
 from stream.segment import Segmenter
 from stream.sources.demo_colon import DemoColon, DemoSettings
+from stream.view import grey_level
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 # Of the model's interface and architecture, in its metadata.
 VERSION = "1"
 # Executed by every ONNX Runtime that we allow, and by those of some years before.
 OPSET = 20
 PROVEN_BATCHES = (1, 2, 5)
+# Floating point may differ from torch by so many grey levels anywhere; integers must find the same pixels.
 ALLOWED_GREY_LEVELS = 1
+LEAST_AGREEMENT = 0.95
+CALIBRATION_PICTURES = 64
 # Smaller tensors (biases, norms) are not worth a node of their own.
 WORTH_HALVING = 1024
 # Every so many frames of the demo source are used for the proof.
@@ -45,7 +52,8 @@ def export(
     size: int | None,
     precision: Precision,
     scores: dict[str, Any],
-) -> int:
+    calibration: Path | None = None,
+) -> str:
     """Export a checkpoint, prove it, and only then put it in its place.
 
     Args:
@@ -53,22 +61,25 @@ def export(
         output: the ONNX file to write.
         size: side in pixels of the pictures it will take; None: the size that it was trained at.
         precision: fp32, or fp16 to store the weights as half floats, which halves the file. They are widened
-            when the file is loaded, so each provider computes as it does with fp32.
+            when the file is loaded, so each provider computes as it does with fp32. int8 computes in 8-bit
+            integers, which is faster on CPUs and a little less exact.
         scores: measured scores for the metadata.
+        calibration: for int8, folder with images/ and masks/ on which the ranges are measured; those in its
+            train.txt, or all.
 
     Returns:
-        The largest difference found, in grey levels.
+        What the proof found, for people.
 
     Raises:
         ModelError: the checkpoint is neither, or the ONNX file does not say the same as torch.
-        SettingsError: the network cannot take pictures of this size.
+        SettingsError: the network cannot take pictures of this size, or int8 lacks pictures.
+        DataError: the pictures cannot be read.
         OutputError: the file cannot be written.
     """
     network, card = load_checkpoint(checkpoint)
     size = int(card["size"]) if size is None else size
-    multiple = size_multiple(network.architecture)
-    if size < 2 * multiple or size % multiple:
-        raise SettingsError(f"--size {size}: must be a multiple of {multiple}, at least {2 * multiple}")
+    check_size(network.architecture, size)
+    shown = _calibration_pictures(precision, calibration, size)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(suffix=".unfinished.onnx", dir=output.parent)
@@ -80,22 +91,26 @@ def export(
         model = to_onnx(network, size)
         if precision == "fp16":
             halve_weights(model)
+        if precision == "int8":
+            model = quantise(model, shown)
         helper.set_model_props(model, describe(network, card, checkpoint, size, precision, scores))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, unfinished)
-        difference = prove(network, unfinished, size)
-        if difference > ALLOWED_GREY_LEVELS:
-            raise ModelError(
-                f"{output}: would differ from torch by {difference} grey levels of probability, more than "
-                f"{ALLOWED_GREY_LEVELS}; nothing was written"
-            )
+        if precision == "int8":
+            agreement = agree(network, unfinished, shown, grey_level(card["threshold"]))
+            proof, too_far = f"its masks and torch's have a Dice of {agreement:.4f}", agreement < LEAST_AGREEMENT
+        else:
+            largest = prove(network, unfinished, size)
+            proof, too_far = f"at most {largest} of 255 grey levels from torch", largest > ALLOWED_GREY_LEVELS
+        if too_far:
+            raise ModelError(f"{output}: {proof}, which is too far; nothing was written")
         unfinished.chmod(0o644)
         unfinished.replace(output)
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return difference
+    return proof
 
 
 def to_onnx(network: SAUNet, size: int) -> onnx.ModelProto:
@@ -185,3 +200,31 @@ def prove(network: SAUNet, model: Path, size: int) -> int:
                 found = segmenter.run(stacked)
                 largest = max(largest, int(np.abs(found - expected).max()))
     return largest
+
+
+def agree(network: SAUNet, model: Path, pictures: Sequence[np.ndarray], level: int) -> float:
+    """The Dice of the pixels that torch and ONNX Runtime find, those of all pictures pooled.
+
+    Args:
+        network: in torch.
+        model: the ONNX file.
+        pictures: uint8 [size, size, 3].
+        level: grey level of probability, 1..255, from which a pixel is found.
+    """
+    reference, segmenter = PictureNet(network).eval(), Segmenter(model, provider="cpu")
+    both = either = 0
+    with torch.inference_mode():
+        for picture in pictures:
+            expected = reference(torch.from_numpy(picture[None])).numpy() >= level
+            found = segmenter.run(picture[None]) >= level
+            both, either = both + 2 * int((expected & found).sum()), either + int(expected.sum() + found.sum())
+    return both / either if either else 1.0
+
+
+def _calibration_pictures(precision: Precision, folder: Path | None, size: int) -> list[np.ndarray]:
+    if (precision == "int8") != (folder is not None):
+        raise SettingsError("--calibration FOLDER: int8 needs it to measure ranges on, the other precisions do not")
+    if folder is None:
+        return []
+    pictures = [read_pair(pair)[0] for pair in spread(find_pairs(folder, names_file_of(folder)), CALIBRATION_PICTURES)]
+    return [shrink(view_of(picture).crop(picture), size) for picture in pictures]

@@ -35,7 +35,7 @@ def pack(network: SAUNet, size: int, threshold: float, peak: float, training: di
 
     Args:
         network: the trained network.
-        size: side in pixels of the pictures that it was trained on.
+        size: side in pixels of the pictures that it is meant for: those it was trained on, until `tune` says more.
         threshold: probability from which a pixel counts as polyp.
         peak: probability that a finding must reach somewhere.
         training: what it was trained on and how, plain values only.
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
     try:
         network = SAUNet(**content["architecture"])
         network.load_state_dict(content.pop("state_dict"))
-    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ModelError(f"{path}: its weights do not fit the architecture that it names") from error
     missing = [key for key in ("size", "threshold", "peak", "training") if key not in content]
     if missing:

@@ -1,4 +1,4 @@
-"""Commands of models/: train and evaluate. Importing this is cheap; torch comes in when a command needs it."""
+"""Commands of models/: train, tune and evaluate. Importing this is cheap; torch comes in when a command needs it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from models.data import find_pairs
-from models.evaluation import all_levels, load_model, look_at_healthy_crops, summarise, summarise_healthy, write_output
+from models.data import find_pairs, spread
 from models.evaluation import evaluate as measure
-from models.figures import draw_reliability, draw_samples
+from models.evaluation import (
+    load_model,
+    look_at_healthy_crops,
+    pooled_histogram,
+    summarise,
+    summarise_healthy,
+    write_output,
+)
 from stream.config import load_settings
 from stream.errors import MissingExtra, SettingsError
 from stream.find import choose_rules
@@ -59,8 +65,6 @@ def train(
     with train_extra():
         from models.training import Recipe
         from models.training import train as run_training
-    if names is not None and len(data) > 1:
-        raise SettingsError("--names: says which names of one folder; give each of several folders a train.txt")
     recipe = Recipe(
         epochs=epochs,
         size=size,
@@ -79,7 +83,7 @@ def tune(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run; it is rewritten")],
     data: Annotated[list[Path], typer.Argument(help="The folders that it was trained on")],
     size: Annotated[
-        int | None, typer.Option(min=32, help="Side of the pictures it will run on; the size trained at without it")
+        int | None, typer.Option(min=32, help="Side of the pictures it will run on; as the checkpoint says without it")
     ] = None,
 ) -> None:
     """Choose how sure the model must be of a finding, on the pictures held out in training."""
@@ -114,6 +118,11 @@ def evaluate(
     """Measure accuracy at each picture's own size, false alarms, calibration and speed, under the run-time rules."""
     with train_extra():
         loaded = load_model(model, provider)
+        if samples or reliability:
+            from models.figures import draw_reliability, draw_samples
+    for setting in settings or []:
+        if not setting.startswith("findings."):
+            raise SettingsError(f"--set {setting}: only the settings of `findings` have a say here")
     rules = choose_rules(load_settings(None, settings or []).findings, loaded.threshold, loaded.peak)
     pairs = find_pairs(data, names)
     with ProgressBar(str(data), "pictures") as progress:
@@ -122,16 +131,19 @@ def evaluate(
     if healthy_crops:
         with ProgressBar("polyp-free crops", "pictures") as progress:
             found = look_at_healthy_crops(loaded, rules, pairs, progress.show)
-        figures["healthy_crops"] = {f"{share:g}": summarise_healthy(found[share]) for share in sorted(found)}
-        figures["all_healthy_crops"] = summarise_healthy([count for counts in found.values() for count in counts])
+        if not found:
+            typer.echo("no polyp-free crop fits into these pictures")
+        else:
+            figures["healthy_crops"] = {f"{share:g}": summarise_healthy(found[share]) for share in sorted(found)}
+            figures["all_healthy_crops"] = summarise_healthy([count for counts in found.values() for count in counts])
     for line in _as_lines(figures):
         typer.echo(line)
     if json_file:
         write_output(json_file, (json.dumps(figures, indent=2) + "\n").encode())
     if samples:
-        draw_samples(loaded, rules, pairs[:: max(1, len(pairs) // MOST_SAMPLES)][:MOST_SAMPLES], samples)
+        draw_samples(loaded, rules, spread(pairs, MOST_SAMPLES), samples)
     if reliability:
-        draw_reliability(all_levels(results), reliability)
+        draw_reliability(pooled_histogram(results), reliability)
 
 
 def _as_lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:

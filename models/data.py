@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stream.errors import DataError
+from stream.errors import DataError, SettingsError
 from stream.view import LIT, FieldOfView, find_field_of_view, thumbnail_size
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -25,6 +25,8 @@ CROP_SHARES = (0.2, 0.3, 0.45, 0.65, 0.9)
 MOSTLY, CROP_TRIES = 0.9, 20
 # Share of random views that are close-ups.
 CLOSE_UPS = 0.3
+# Close-ups enlarge the picture by a factor between these.
+NEAREST = (1.5, 4.0)
 # Close-ups look for their place on a grid of so many cells a side.
 CELLS = 64
 
@@ -67,17 +69,50 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
     return [Pair(name, images[name], masks[name]) for name in names]
 
 
+def named_pairs(folders: Sequence[Path], names_file: Path | None = None) -> list[tuple[str, Pair]]:
+    """The pictures of several data sets, each with the name `folder/picture`.
+
+    Args:
+        folders: each holds images/ and masks/, and train.txt if not all of them are meant.
+        names_file: takes the place of train.txt where there is one folder.
+
+    Raises:
+        DataError: as of find_pairs, or two folders are called the same.
+        SettingsError: there are several folders and a file of names.
+    """
+    if names_file is not None and len(folders) > 1:
+        raise SettingsError("--names: says which names of one folder; give each of several folders a train.txt")
+    titles = [folder.resolve().name for folder in folders]
+    if len(set(titles)) < len(titles):
+        raise DataError(f"{', '.join(map(str, folders))}: two folders are called the same; rename one")
+    return [
+        (f"{title}/{pair.name}", pair)
+        for title, folder in zip(titles, folders, strict=True)
+        for pair in find_pairs(folder, names_file or names_file_of(folder))
+    ]
+
+
 def names_file_of(folder: Path) -> Path | None:
     """A data set's own list of the names to train on: train.txt, if it is there."""
     names = folder / "train.txt"
     return names if names.is_file() else None
 
 
+def spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """At most so many of them, evenly from the first to the last."""
+    indices = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
+    return [pairs[index] for index in indices]
+
+
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; a data set has images/ and masks/")
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         if path.suffix.lower() in PICTURE_ENDINGS and files.setdefault(path.stem, path) != path:
             raise DataError(f"{path}: {files[path.stem].name} has the same name; keep one")
     return files
@@ -130,8 +165,9 @@ def healthy_crops(picture: np.ndarray, mask: np.ndarray) -> list[tuple[float, np
     crops = []
     for share in CROP_SHARES:
         side = round(share * min(picture.shape[:2]))
-        places = np.argwhere(room > side / 2 + 1)
-        for row, column in random.permutation(places)[:CROP_TRIES]:
+        places = np.flatnonzero(room > side / 2 + 1)
+        for place in random.choice(places, CROP_TRIES) if len(places) else ():
+            row, column = divmod(place, room.shape[1])
             crop = picture[row - side // 2 :, column - side // 2 :][:side, :side]
             if (crop.max(axis=2) > LIT).mean() > MOSTLY:
                 crops.append((share, crop))
@@ -208,8 +244,7 @@ def augment(levels: Levels, size: int, random: np.random.Generator) -> tuple[np.
     """
     zoom, centre = random.uniform(0.5, 1.5), 0.5 + random.uniform(-0.125, 0.125, 2)
     if random.random() < CLOSE_UPS:
-        zoom = np.exp(random.uniform(np.log(1.5), np.log(4)))
-        centre = _close_up_centre(levels.small[1], zoom, random.random() < 0.5, random)
+        zoom, centre = _close_up(levels.small[1], random.random() < 0.5, random)
     picture, mask = levels.large if zoom > 1 else levels.small
     transform = _random_affine(picture.shape[0], size, zoom, centre, random)
     picture = cv2.warpAffine(picture, transform, (size, size), flags=cv2.INTER_LINEAR)
@@ -221,21 +256,26 @@ def augment(levels: Levels, size: int, random: np.random.Generator) -> tuple[np.
     return picture, cv2.compare(mask, 127, cv2.CMP_GT)
 
 
-def _close_up_centre(mask: np.ndarray, zoom: float, healthy: bool, random: np.random.Generator) -> np.ndarray:
-    """Where to look, as shares of width and height: at a polyp, or where a window shows none.
+def _close_up(mask: np.ndarray, healthy: bool, random: np.random.Generator) -> tuple[float, np.ndarray]:
+    """How near and where to look (shares of width and height): at a polyp, or where the window shows none.
 
     What the picture does not have (a polyp, enough healthy wall) is replaced by any place.
     """
     cells = cv2.resize(mask, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    line = np.minimum(np.arange(CELLS), np.arange(CELLS)[::-1]) + 0.5
+    # So near that little of the window lies outside the picture.
+    least = np.maximum(NEAREST[0], 0.4 * CELLS / np.minimum(line[:, None], line))
     if healthy:
-        # The nearest polyp cell must be outside the window's corners, whatever its rotation and shear.
+        # The nearest polyp must be farther than a corner of the window, whatever its rotation, stretch and shear.
         away = cv2.distanceTransform(cv2.compare(cells, 0, cv2.CMP_EQ), cv2.DIST_L2, cv2.DIST_MASK_5)
-        candidates = np.argwhere(away > CELLS * 0.8 / zoom)
+        wanted = np.maximum(least, 0.9 * CELLS / np.maximum(away - 1.5, 0.1))
     else:
-        candidates = np.argwhere(cells > 127)
-    row, column = random.choice(candidates) if len(candidates) else random.integers(0, CELLS, 2)
-    # Not too close to the edge, so that there is something to see.
-    return np.clip((np.array([column, row]) + random.random(2)) / CELLS, 0.4 / zoom, 1 - 0.4 / zoom)
+        wanted = np.where(cells > 127, least, np.inf)
+    if wanted.min() >= NEAREST[1]:
+        wanted = least
+    row, column = random.choice(np.argwhere(wanted < NEAREST[1]))
+    zoom = np.exp(random.uniform(np.log(wanted[row, column]), np.log(NEAREST[1])))
+    return zoom, (np.array([column, row]) + random.random(2)) / CELLS
 
 
 def _random_affine(side: int, size: int, zoom: float, centre: np.ndarray, random: np.random.Generator) -> np.ndarray:

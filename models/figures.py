@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.figure import Figure
 
 from models.data import Pair, read_pair, shrink
 from models.evaluation import Model, predict, reliability, write_output
@@ -17,9 +18,11 @@ SAMPLE_SIDE = 224
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Loss, pixel accuracy and F1 over the epochs, training and validation."""
-    from matplotlib.figure import Figure
+    """Loss, pixel accuracy and F1 over the epochs, training and validation.
 
+    Raises:
+        OutputError: it cannot be written.
+    """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, (quantity, title) in zip(
@@ -30,22 +33,20 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
-def draw_reliability(levels: np.ndarray, path: Path) -> None:
+def draw_reliability(histogram: np.ndarray, path: Path) -> None:
     """How often a pixel is polyp where the model says so with probability p (Guo et al., ICML 2017).
 
     Args:
-        levels: int [2, 256], pixels by truth and by grey level of probability; see Result.
+        histogram: int [2, 256], pixels by truth and by grey level of probability; see Result.
         path: of the PNG.
 
     Raises:
         OutputError: it cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    bins = reliability(levels)
+    bins = reliability(histogram)
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
@@ -53,9 +54,7 @@ def draw_reliability(levels: np.ndarray, path: Path) -> None:
     axes.set(xlabel="probability", ylabel="share of pixels that are polyp", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    packed = BytesIO()
-    figure.savefig(packed, format="png", dpi=110)
-    write_output(path, packed.getvalue())
+    _write(figure, path)
 
 
 def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) -> None:
@@ -77,6 +76,12 @@ def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) 
         rows.append(np.hstack([shrink(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
     _, packed = cv2.imencode(".png", np.vstack(rows))
     write_output(path, packed.tobytes())
+
+
+def _write(figure: Figure, path: Path) -> None:
+    packed = BytesIO()
+    figure.savefig(packed, format="png", dpi=110)
+    write_output(path, packed.getvalue())
 
 
 def _title(text: str) -> np.ndarray:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
-from models.data import Pair, find_pairs, healthy_crops, read_pair
-from models.evaluation import Poll, compare, load_model, look, mask_of
-from models.sa_unet import size_multiple
-from stream.errors import DataError, SettingsError
+from models.data import Pair, healthy_crops, named_pairs, read_pair
+from models.evaluation import Poll, compare, look, mask_of, model_of
+from models.sa_unet import check_size
+from stream.errors import DataError
 from stream.find import Rules, find_region
 from stream.view import FieldOfView
 
@@ -43,7 +43,7 @@ def choose_operating_point(
     Args:
         checkpoint: of `polypstream train`; it is rewritten with the size and the peak.
         data: folders that it was trained on.
-        size: side in pixels at which the model will run; None: at which it was trained.
+        size: side in pixels at which the model will run; None: as the checkpoint says.
         smallest: share of the field of view that a finding must cover.
         report: is given one line for people for each peak.
         poll: told the pictures done and all pictures.
@@ -54,12 +54,10 @@ def choose_operating_point(
         ModelError: the checkpoint is none.
     """
     network, card = load_checkpoint(checkpoint)
-    pairs = _held_out(data, card["training"].get(VALIDATION_NAMES, []))
-    multiple = size_multiple(network.architecture)
     size = int(size or card["size"])
-    if size % multiple:
-        raise SettingsError(f"--size {size}: must be a multiple of {multiple}")
-    model = replace(load_model(checkpoint), size=size)
+    check_size(network.architecture, size)
+    pairs = _held_out(data, card["training"].get(VALIDATION_NAMES, []))
+    model = model_of(network, size, card["threshold"], card["peak"])
     pictures, healthy = [], []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
@@ -96,9 +94,9 @@ def _measure(
 
 
 def _held_out(data: Sequence[Path], names: Sequence[str]) -> list[Pair]:
-    by_name = {pair.name: pair for folder in data for pair in find_pairs(folder)}
+    by_name = dict(named_pairs(data))
     missing = [name for name in names if name not in by_name]
     if missing or not names:
-        which = f"picture {missing[0]}, which was held out in training" if missing else "no picture was held out"
-        raise DataError(f"{', '.join(map(str, data))}: {'no ' if missing else ''}{which}")
+        problem = f"lacks {missing[0]}, which was held out in training" if missing else "none was held out in training"
+        raise DataError(f"{', '.join(map(str, data))}: {problem}")
     return [by_name[name] for name in names]

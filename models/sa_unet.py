@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.efficientnet_lite import WIDTHS, encoder_stages
+from stream.errors import SettingsError
 
 NEGATIVE_SLOPE = 0.2
 
@@ -126,6 +127,9 @@ class SAUNet(nn.Module):
         decoder: channels of the decoder's maps, from the finest on, one fewer.
         shortcut_kernel: kernel of the residual shortcuts, 3 as in the seed or 1.
         narrow: bring a map down to the next one's channels before it is enlarged.
+
+    Raises:
+        ValueError: there is no such network.
     """
 
     def __init__(
@@ -140,9 +144,7 @@ class SAUNet(nn.Module):
         self.architecture = Architecture(
             encoder=encoder, widths=widths, decoder=decoder, shortcut_kernel=shortcut_kernel, narrow=narrow
         )
-        self.downsample = (
-            encoder_stages() if encoder == "efficientnet-lite1" else _residual_stages(widths, shortcut_kernel)
-        )
+        self.downsample = _encoder(encoder, widths, shortcut_kernel)
         self.sa = SpatialAttention()
 
         self.upsample = nn.ModuleList()
@@ -169,7 +171,11 @@ class SAUNet(nn.Module):
         return logits
 
 
-def _residual_stages(widths: list[int], shortcut_kernel: int) -> nn.ModuleList:
+def _encoder(name: str, widths: list[int], shortcut_kernel: int) -> nn.ModuleList:
+    if name == "efficientnet-lite1" and widths == WIDTHS:
+        return encoder_stages()
+    if name != "residual":
+        raise ValueError(f"no encoder {name} of widths {widths}")
     stages = nn.ModuleList([ResidualBlock(3, widths[0], shortcut_kernel)])
     for shallow, deep in pairwise(widths):
         stages.append(Down(shallow, deep, shortcut_kernel))
@@ -180,6 +186,17 @@ def size_multiple(architecture: Architecture) -> int:
     """Sides of a network's pictures must be multiples of this many pixels."""
     finest = 4 if architecture["encoder"] == "efficientnet-lite1" else 1
     return int(finest * 2 ** (len(architecture["widths"]) - 1))
+
+
+def check_size(architecture: Architecture, size: int) -> None:
+    """See that a network takes square pictures of this side, in pixels.
+
+    Raises:
+        SettingsError: it does not; the deepest map must have more than one place, too.
+    """
+    multiple = size_multiple(architecture)
+    if size < 2 * multiple or size % multiple:
+        raise SettingsError(f"--size {size}: must be a multiple of {multiple}, at least {2 * multiple}")
 
 
 # The network we train and ship.

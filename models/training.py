@@ -7,7 +7,9 @@ on the validation slice, ``history.csv`` and ``curves.png`` its course. Started 
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,16 +29,16 @@ from models.data import (
     Levels,
     Pair,
     augment,
-    find_pairs,
     levels_of,
-    names_file_of,
+    named_pairs,
     read_pair,
     split_off_validation,
     view_of,
 )
 from models.efficientnet_lite import load_imagenet
+from models.evaluation import write_output
 from models.figures import draw_curves
-from models.sa_unet import OURS, SAUNet, size_multiple
+from models.sa_unet import OURS, SAUNet, check_size
 from stream.errors import DataError, ModelError, OutputError, SettingsError
 
 # What already knows something learns this much more slowly than what starts from nothing.
@@ -45,6 +47,8 @@ PRETRAINED_RATE = 0.3
 THRESHOLD = 0.5
 AVERAGING_DECAY = 0.995
 WARM_UP_SHARE = 0.05
+# Processes that make random views, about 3 ms each; training on a CPU leaves them one core of two at most.
+WORKERS = max(1, min(16, (os.cpu_count() or 1) - 1))
 GRADIENT_NORM = 5.0
 
 
@@ -118,11 +122,11 @@ def train(
         ModelError: `start` is no checkpoint of this network.
         SettingsError: `out` holds a run with another recipe, or the size does not fit the network.
     """
-    pairs = [pair for folder in data for pair in find_pairs(folder, names or names_file_of(folder))]
-    multiple = size_multiple(OURS)
-    if recipe.size % multiple:
-        raise SettingsError(f"--size {recipe.size}: must be a multiple of {multiple}")
-    content = [_read_small(pair, recipe.size) for pair in pairs]
+    check_size(OURS, recipe.size)
+    if start is not None and not start.is_file():
+        raise ModelError(f"{start}: no such checkpoint")
+    pairs = named_pairs(data, names)
+    content = [_read_small(pair, recipe.size) for _, pair in pairs]
     training, validation = split_off_validation([each.small[0] for each in content], recipe.validation, recipe.seed)
     if len(training) < 2 or not validation:
         folders = ", ".join(str(folder) for folder in data)
@@ -133,9 +137,9 @@ def train(
     description = {
         "data": f"{' and '.join(folder.resolve().name for folder in data)} ({len(training)} pictures)",
         "terms": terms,
-        "names": names.name if names else "all",
-        "started_from": start.name if start else "random weights",
-        VALIDATION_NAMES: [pairs[index].name for index in validation],
+        "architecture": dict(OURS),
+        "started_from": "/".join(start.parts[-2:]) if start else "random weights",
+        VALIDATION_NAMES: [pairs[index][0] for index in validation],
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
     run = Run(out, recipe, description, len(training), start)
@@ -184,7 +188,7 @@ class Run:
         path = self.out / "run.pt"
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            before = state["description"]
+            before = dict(state["description"])
         except Exception as error:  # torch's unpickler raises whatever garbage leads it to
             raise ModelError(f"{path}: cannot be resumed from; delete it or give another --out") from error
         changed = [key.removeprefix("recipe_") for key, value in self.description.items() if before.get(key) != value]
@@ -192,10 +196,13 @@ class Run:
             raise SettingsError(
                 f"{self.out}: holds a run with another {', '.join(changed)}; give the same, or another --out"
             )
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.history = state["history"]
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+            self.history = state["history"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{path}: cannot be resumed from; delete it or give another --out") from error
 
     def _parts(self) -> dict[str, Any]:
         return {"network": self.network, "averaged": self.averaged, "optimizer": self.optimizer}
@@ -216,7 +223,7 @@ class Run:
             self.recipe.batch,
             shuffle=True,
             drop_last=True,
-            num_workers=1,
+            num_workers=WORKERS,
             generator=torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch),
         )
         self.network.train()
@@ -292,17 +299,16 @@ class Run:
         self._write_history()
 
     def _write_history(self) -> None:
-        with (self.out / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.history[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
+        write_output(self.out / "history.csv", table.getvalue().encode())
         draw_curves(self.history, self.out / "curves.png")
 
 
 def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:
     """Load weights from a checkpoint, or ImageNet's into the encoder; returns what is to learn more slowly."""
-    if not start.is_file():
-        raise ModelError(f"{start}: no such checkpoint")
     if not is_checkpoint(start):
         load_imagenet(network.downsample, start)
         return network.downsample

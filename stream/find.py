@@ -1,4 +1,4 @@
-"""From a probability map to findings: where in the picture it reaches the threshold, and the outline of each blob."""
+"""From a probability map to findings: the blobs that are sure and large enough, and the outline of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rules:
 
 
 def choose_rules(wanted: Findings, threshold: float, peak: float) -> Rules:
-    """The rules that the settings ask for; `threshold` and `peak` are those chosen when the model was trained."""
+    """The rules that the settings ask for; `threshold` and `peak` are the model's own."""
     return Rules(
         threshold if wanted.threshold == "model" else wanted.threshold,
         peak if wanted.peak == "model" else wanted.peak,

@@ -24,7 +24,7 @@ class Frame:
         time_base: seconds per unit of pts.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
-        region: where the probability reaches the threshold, in picture pixels; by the finder. None: nowhere.
+        region: the findings, in picture pixels; by the finder. None: there are none.
         outlines: int32 [n, 2] polygons (x, y) in picture pixels, one a finding; by the finder.
     """
 

@@ -38,6 +38,10 @@ class ModelCard(BaseModel):
     notice: str
 
 
-def shipped_weights() -> Path:
-    """The model that comes with the program."""
-    return Path(str(files("models") / "weights" / "sa_unet.onnx"))
+# The models that come with the program, by the name that settings give them.
+SHIPPED = {"shipped": "sa_unet.onnx", "shipped-int8": "sa_unet_int8.onnx"}
+
+
+def shipped_weights(name: str = "shipped") -> Path:
+    """A model that comes with the program; `name` is a key of SHIPPED."""
+    return Path(str(files("models") / "weights" / SHIPPED[name]))

@@ -14,7 +14,7 @@ from stream.config import Settings
 from stream.errors import OutputError, SettingsError, SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
-from stream.model import NOTICE, shipped_weights
+from stream.model import NOTICE, SHIPPED, shipped_weights
 from stream.overlay import Overlay
 from stream.pipeline import Pipeline, Room, Sink
 from stream.segment import Segmenter
@@ -75,7 +75,7 @@ def make_segmenter(settings: Settings) -> Segmenter:
         ModelError, ProviderError: it cannot be had.
     """
     inference = settings.inference
-    model = shipped_weights() if inference.model == "shipped" else Path(inference.model)
+    model = shipped_weights(inference.model) if inference.model in SHIPPED else Path(inference.model)
     return Segmenter(model, inference.provider, inference.batch_size, inference.threads)
 
 

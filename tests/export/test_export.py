@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -13,11 +14,13 @@ import torch
 
 from export import onnx_file
 from models.checkpoint import load_checkpoint, pack
+from models.data import find_pairs, read_pair
 from models.picture_net import PictureNet
 from models.sa_unet import SEED, Architecture, SAUNet
 from stream.errors import ModelError, OutputError, SettingsError
 from stream.segment import Segmenter
 from tests.conftest import call
+from tests.models.test_data import make_data
 
 SMALL = Architecture(encoder="residual", widths=[8, 12, 16], decoder=[8, 12], shortcut_kernel=1, narrow=True)
 
@@ -66,6 +69,26 @@ def test_fp16_stores_every_large_tensor_in_half(checkpoint: Path, tmp_path: Path
     assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in large)
 
 
+def test_int8_finds_what_torch_finds(checkpoint: Path, tmp_path: Path) -> None:
+    data, output = make_data(tmp_path / "d", count=12, size=(96, 96)), tmp_path / "m.onnx"
+    call("export", checkpoint, "--output", output, "--precision", "int8", "--calibration", data)
+    kinds = {node.op_type for node in onnx.load(str(output)).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    assert Segmenter(output, "cpu").card.precision == "int8"
+    pictures = [cv2.resize(read_pair(pair)[0], (64, 64)) for pair in find_pairs(data)]
+    network = load_checkpoint(checkpoint)[0]
+    assert onnx_file.agree(network, output, pictures, 115) >= onnx_file.LEAST_AGREEMENT
+    for tensor in network.parameters():
+        tensor.data += 0.05  # another network finds other pixels
+    assert onnx_file.agree(network, output, pictures, 115) < onnx_file.LEAST_AGREEMENT
+
+
+def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--calibration"):
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, "int8", {})
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
 def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(SAUNet(**SEED).state_dict(), tmp_path / "saunet128.pt")
@@ -75,8 +98,9 @@ def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> N
     assert segmenter.run(np.zeros((1, 128, 128, 3), np.uint8)).shape == (1, 128, 128)
 
 
+@pytest.mark.parametrize(("precision", "shift"), [("fp32", 0.1), ("int8", -5.0)])
 def test_a_model_that_disagrees_is_not_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: onnx_file.Precision, shift: float
 ) -> None:
     """With one bias spoilt between torch and the file, as a broken exporter would."""
     real = onnx_file.to_onnx
@@ -84,12 +108,13 @@ def test_a_model_that_disagrees_is_not_written(
     def spoilt(network: SAUNet, size: int) -> onnx.ModelProto:
         model = real(network, size)
         bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("last_blocks.1.bias"))
-        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, bias.name))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + shift, bias.name))
         return model
 
     monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
-    with pytest.raises(ModelError, match="grey levels"):
-        onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, "fp32", {})
+    pictures = make_data(tmp_path / "d", count=4) if precision == "int8" else None
+    with pytest.raises(ModelError, match="too far"):
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, precision, {}, pictures)
     assert not list(tmp_path.glob("*.onnx*"))
 
 

@@ -8,8 +8,19 @@ import cv2
 import numpy as np
 import pytest
 
-from models.data import augment, find_pairs, healthy_crops, levels_of, read_pair, split_off_validation
-from stream.errors import DataError
+from models.data import (
+    _close_up,
+    _random_affine,
+    augment,
+    find_pairs,
+    healthy_crops,
+    levels_of,
+    named_pairs,
+    read_pair,
+    split_off_validation,
+    spread,
+)
+from stream.errors import DataError, SettingsError
 
 
 def make_data(folder: Path, count: int = 6, size: tuple[int, int] = (64, 48)) -> Path:
@@ -126,6 +137,47 @@ def test_healthy_crops_show_no_polyp_and_are_always_the_same() -> None:
 
 def test_healthy_crops_leave_out_the_dark() -> None:
     picture = np.full((200, 200, 3), 120, np.uint8)
-    picture[:, 110:] = 0  # a lumen, wider than any crop may show
-    for _, crop in healthy_crops(picture, np.zeros((200, 200), np.uint8)):
+    cv2.circle(picture, (135, 100), 45, (0, 0, 0), -1)  # a lumen inside the view
+    crops = healthy_crops(picture, np.zeros((200, 200), np.uint8))
+    assert crops
+    for _, crop in crops:
         assert (crop > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("radius", [10, 25, 45])
+def test_healthy_close_ups_show_no_polyp(radius: int) -> None:
+    mask = np.zeros((200, 200), np.uint8)
+    cv2.circle(mask, (110, 90), radius, 255, -1)
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        zoom, centre = _close_up(mask, True, random)
+        assert 1.5 <= zoom <= 4
+        assert not cv2.warpAffine(mask, _random_affine(200, 64, zoom, centre, random), (64, 64)).any()
+
+
+def test_close_ups_of_polyps_show_one() -> None:
+    mask = np.zeros((200, 200), np.uint8)
+    cv2.circle(mask, (120, 90), 20, 255, -1)
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        transform = _random_affine(200, 64, *_close_up(mask, False, random), random)
+        assert cv2.warpAffine(mask, transform, (64, 64))[26:38, 26:38].any()
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_close_up_of_what_the_picture_does_not_have_is_one_of_any_place(level: int) -> None:
+    zoom, centre = _close_up(np.full((64, 64), level, np.uint8), level > 0, np.random.default_rng(1))
+    assert 1.5 <= zoom <= 4
+    assert (centre > 0).all()
+    assert (centre < 1).all()
+
+
+def test_pictures_of_several_folders_are_told_apart(tmp_path: Path) -> None:
+    one, two = make_data(tmp_path / "one", 2), make_data(tmp_path / "two", 2)
+    (two / "train.txt").write_text("p1\n")
+    assert [name for name, _ in named_pairs([one, two])] == ["one/p0", "one/p1", "two/p1"]
+    with pytest.raises(DataError, match="called the same"):
+        named_pairs([one, tmp_path / "two" / ".." / "one"])
+    with pytest.raises(SettingsError, match="--names"):
+        named_pairs([one, two], two / "train.txt")
+    assert [pair.name for pair in spread(find_pairs(make_data(tmp_path / "many", 7)), 3)] == ["p0", "p3", "p6"]

@@ -151,6 +151,8 @@ def test_healthy_pictures_crops_and_calibration_are_reported(tmp_path: Path, red
     assert figures["milliseconds_per_image"] > 0
     assert "healthy images" in done.stdout
     assert cv2.imread(str(curve)).std() > 10
+    done = call("evaluate", red_model, data, "--set", "inference.threads=1", check=False)
+    assert "only the settings of `findings`" in done.stderr
     # Under a rule that nothing can meet there are no findings, and every polyp is missed.
     call("evaluate", red_model, data, "--json", report, "--set", "findings.smallest=0.9")
     assert json.loads(report.read_text())["mean_dice"] == pytest.approx(1 / 7)
