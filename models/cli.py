@@ -55,6 +55,10 @@ def train(
     dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood alone")] = 1.0,
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share held out for validation")] = 0.08,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights, order and augmentation")] = 0,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out scale, close-ups, colour, spoiling or averaging"),
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(help="Checkpoint to start from, or EfficientNet-Lite1's ImageNet weights for the encoder"),
@@ -73,6 +77,7 @@ def train(
         dice=dice,
         validation=validation,
         seed=seed,
+        without=tuple(sorted(without or [])),
     )
     with ProgressBar(str(out), "steps") as progress:
         checkpoint = run_training(data, names, out, recipe, terms, start, typer.echo, progress.show)

@@ -6,7 +6,7 @@ endings. Masks are thresholded at 127 of 255.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ NEAR_DUPLICATE_BITS = 12
 CROP_SHARES = (0.2, 0.3, 0.45, 0.65, 0.9)
 # A crop must show something: this share of its pixels is lit. So many places are tried.
 MOSTLY, CROP_TRIES = 0.9, 20
+# The parts of a random view that can be left out; place, rotation, flip and shear always vary.
+AUGMENTATIONS = ("scale", "close-ups", "colour", "spoiling")
 # Share of random views that are close-ups.
 CLOSE_UPS = 0.3
 # Close-ups enlarge the picture by a factor between these.
@@ -233,26 +235,36 @@ def levels_of(picture: np.ndarray, mask: np.ndarray, size: int) -> Levels:
     return Levels(large, (shrink(large[0], size), shrink(large[1], size)))
 
 
-def augment(levels: Levels, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    levels: Levels, size: int, random: np.random.Generator, without: Collection[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """A random view of a picture and its mask, each resampled once.
 
     Most views show the whole picture, more or less. Of the rest half are close-ups of a polyp and half close-ups of
     wall without any: a picture of nothing but healthy wall must be nothing new, and closeness must not tell which.
 
+    Args:
+        levels: the picture and its mask.
+        size: side of the view in pixels.
+        random: decides.
+        without: parts of AUGMENTATIONS to leave out, to measure what they are worth.
+
     Returns:
         uint8 [size, size, 3] and uint8 [size, size] of 0 and 255.
     """
     zoom, centre = random.uniform(0.5, 1.5), 0.5 + random.uniform(-0.125, 0.125, 2)
-    if random.random() < CLOSE_UPS:
+    if "scale" in without:
+        zoom = 1.0
+    if random.random() < CLOSE_UPS and "close-ups" not in without:
         zoom, centre = _close_up(levels.small[1], random.random() < 0.5, random)
     picture, mask = levels.large if zoom > 1 else levels.small
     transform = _random_affine(picture.shape[0], size, zoom, centre, random)
     picture = cv2.warpAffine(picture, transform, (size, size), flags=cv2.INTER_LINEAR)
     mask = cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR)
-    picture = _random_colour(picture, random)
-    for spoil, share in ((_specular_spots, 0.15), (_burnt_in_text, 0.1), (_cut_outs, 0.1)):
-        if random.random() < share:
-            spoil(picture, random)
+    if "colour" not in without:
+        picture = _random_colour(picture, random)
+    if "spoiling" not in without:
+        picture = _spoil(picture, random)
     return picture, cv2.compare(mask, 127, cv2.CMP_GT)
 
 
@@ -290,7 +302,7 @@ def _random_affine(side: int, size: int, zoom: float, centre: np.ndarray, random
 
 
 def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """White balance, brightness, contrast, gamma and saturation; sometimes blur, sensor noise or JPEG blocks."""
+    """White balance, brightness, contrast, gamma and saturation."""
     levels = np.linspace(0, 1, 256, dtype=np.float32)
     curve = levels ** np.exp(random.uniform(-0.35, 0.35)) * np.exp(random.uniform(-0.3, 0.3))
     curve = (curve - 0.5) * np.exp(random.uniform(-0.2, 0.2)) + 0.5
@@ -299,7 +311,11 @@ def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarr
     picture = cv2.LUT(picture, table[None])
     saturation = np.exp(random.uniform(-0.4, 0.3))
     grey = np.full((3, 3), 1 / 3, np.float32)
-    picture = cv2.transform(picture, grey + (np.eye(3, dtype=np.float32) - grey) * np.float32(saturation))
+    return cv2.transform(picture, grey + (np.eye(3, dtype=np.float32) - grey) * np.float32(saturation))
+
+
+def _spoil(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Sometimes blur, sensor noise, JPEG blocks, reflections, burnt-in text or cut-outs."""
     if random.random() < 0.15:
         picture = cv2.GaussianBlur(picture, (0, 0), random.uniform(0.5, 1.8))
     if random.random() < 0.1:
@@ -309,6 +325,9 @@ def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarr
         quality = int(random.integers(25, 70))
         _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         picture = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB))
+    for draw, share in ((_specular_spots, 0.15), (_burnt_in_text, 0.1), (_cut_outs, 0.1)):
+        if random.random() < share:
+            draw(picture, random)
     return picture
 
 

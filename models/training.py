@@ -26,6 +26,7 @@ from torchmetrics.classification import BinaryStatScores
 
 from models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
 from models.data import (
+    AUGMENTATIONS,
     Levels,
     Pair,
     augment,
@@ -46,6 +47,7 @@ PRETRAINED_RATE = 0.3
 # Probability from which a pixel is taken for polyp; the losses make it the natural one.
 THRESHOLD = 0.5
 AVERAGING_DECAY = 0.995
+PARTS = (*AUGMENTATIONS, "averaging")
 WARM_UP_SHARE = 0.05
 # Processes that make random views, about 3 ms each; training on a CPU leaves them one core of two at most.
 WORKERS = max(1, min(16, (os.cpu_count() or 1) - 1))
@@ -65,6 +67,7 @@ class Recipe:
         dice: weight of the Dice loss beside the cross-entropy; 0 leaves pure maximum likelihood.
         validation: share of the pictures held out for choosing the checkpoint.
         seed: of the split, the initial weights, the order and the augmentation.
+        without: parts to leave out, of PARTS, to measure what they are worth.
     """
 
     epochs: int = 75
@@ -75,6 +78,7 @@ class Recipe:
     dice: float = 1.0
     validation: float = 0.08
     seed: int = 0
+    without: tuple[str, ...] = ()
 
 
 class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
@@ -88,7 +92,7 @@ class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng((self.recipe.seed, self.epoch, index))
-        picture, mask = augment(self.content[index], self.recipe.size, random)
+        picture, mask = augment(self.content[index], self.recipe.size, random, self.recipe.without)
         return torch.from_numpy(picture), torch.from_numpy(mask)
 
 
@@ -120,9 +124,13 @@ def train(
     Raises:
         DataError: the data are not as needed.
         ModelError: `start` is no checkpoint of this network.
-        SettingsError: `out` holds a run with another recipe, or the size does not fit the network.
+        SettingsError: `out` holds a run with another recipe, the size does not fit the network, or the recipe is to
+            do without what it does not have.
     """
     check_size(OURS, recipe.size)
+    unknown = set(recipe.without) - set(PARTS)
+    if unknown:
+        raise SettingsError(f"--without {unknown.pop()}: is none of {', '.join(PARTS)}")
     if start is not None and not start.is_file():
         raise ModelError(f"{start}: no such checkpoint")
     pairs = named_pairs(data, names)
@@ -169,7 +177,8 @@ class Run:
         self.network = SAUNet(**OURS)
         pretrained = _start_from(start, self.network) if start else nn.ModuleList()
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
+        average = _keep_the_last if "averaging" in recipe.without else _average
+        self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         known = {id(weights) for weights in pretrained.parameters()}
         new = [weights for weights in self.network.parameters() if id(weights) not in known]
         groups = [{"params": new, "share": 1.0}, {"params": list(pretrained.parameters()), "share": PRETRAINED_RATE}]
@@ -352,6 +361,12 @@ def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tenso
             kept.lerp_(new, 1 - decay)
         else:
             kept.copy_(new)
+
+
+@torch.no_grad()
+def _keep_the_last(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    for kept, new in zip(averaged, current, strict=True):
+        kept.copy_(new)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

@@ -119,6 +119,24 @@ def test_a_random_view_is_a_function_of_its_seed(tmp_path: Path) -> None:
         assert np.array_equal(views[0][1], views[1][1])
 
 
+def test_parts_of_a_view_can_be_left_out(tmp_path: Path) -> None:
+    levels = levels_of(*read_pair(find_pairs(make_data(tmp_path / "d"))[0]), 96)
+
+    def areas(*without: str) -> np.ndarray:
+        return np.array([augment(levels, 96, np.random.default_rng(seed), without)[1].mean() for seed in range(60)])
+
+    def reds(*without: str) -> np.ndarray:
+        views = [augment(levels, 96, np.random.default_rng(seed), without)[0] for seed in range(60)]
+        return np.array([view.reshape(-1, 3).max(axis=0) for view in views])
+
+    assert areas("scale", "close-ups").std() < areas("close-ups").std() / 2
+    assert areas("close-ups").std() < areas().std()
+    # Without colour and spoiling nothing in a view is brighter than in the picture, where the disc is 210.
+    assert reds("colour", "spoiling").max() <= 211
+    assert reds("colour").max() == 255
+    assert reds("spoiling")[:, 0].std() > reds("colour", "spoiling")[:, 0].std() + 20
+
+
 def test_healthy_crops_show_no_polyp_and_are_always_the_same() -> None:
     random = np.random.default_rng(1)
     picture = random.integers(60, 200, (300, 400, 3), np.uint8)

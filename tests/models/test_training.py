@@ -118,6 +118,16 @@ def test_several_folders_are_one_data_set_and_a_folders_own_names_count(tmp_path
     assert {name.split("/")[0] for name in held_out_names} <= {"one", "two"}
 
 
+def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 12)
+    for without, equal in (((), False), (("averaging",), True)):
+        out = tmp_path / ("-".join(without) or "whole")
+        train([data], None, out, replace(RECIPE, epochs=1, without=without), "free", None, print)
+        state = torch.load(out / "run.pt", weights_only=True)
+        weights = state["network"]["last_blocks.1.weight"]
+        assert torch.equal(state["averaged"]["module.last_blocks.1.weight"], weights) is equal
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     run = tmp_path / "run"
@@ -149,6 +159,8 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 2)
     with pytest.raises(SettingsError, match="multiple of 4, at least 8"):
         train([data], None, tmp_path / "run", replace(RECIPE, size=70), "free", None, print)
+    with pytest.raises(SettingsError, match="--without sleep: is none of scale"):
+        train([data], None, tmp_path / "run", replace(RECIPE, without=("sleep",)), "free", None, print)
     with pytest.raises(DataError, match="too few"):
         train([data], None, tmp_path / "run", RECIPE, "free", None, print)
 
