@@ -131,10 +131,11 @@ def test_parts_of_a_view_can_be_left_out(tmp_path: Path) -> None:
 
     assert areas("scale", "close-ups").std() < areas("close-ups").std() / 2
     assert areas("close-ups").std() < areas().std()
-    # Without colour and spoiling nothing in a view is brighter than in the picture, where the disc is 210.
-    assert reds("colour", "spoiling").max() <= 211
-    assert reds("colour").max() == 255
-    assert reds("spoiling")[:, 0].std() > reds("colour", "spoiling")[:, 0].std() + 20
+    # In the picture red is 210 on the disc and at most 119 beside it.
+    plain, coloured = (reds(*without)[:, 0] for without in (("colour", "spoiling"), ("spoiling",)))
+    assert ((plain <= 121) | ((plain >= 205) & (plain <= 211))).all()
+    assert ((coloured > 121) & (coloured < 205)).sum() > 10
+    assert reds("colour").max() == 255  # text and spots
 
 
 def test_healthy_crops_show_no_polyp_and_are_always_the_same() -> None:
