@@ -54,6 +54,7 @@ def train(
     learning_rate: Annotated[float, typer.Option(min=0, help="Highest learning rate")] = 2e-3,
     dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood alone")] = 1.0,
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share held out for validation")] = 0.08,
+    healthy_views: Annotated[int, typer.Option(min=1, help="Views an epoch of each picture without a polyp")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights, order and augmentation")] = 0,
     without: Annotated[
         list[str] | None,
@@ -76,6 +77,7 @@ def train(
         learning_rate=learning_rate,
         dice=dice,
         validation=validation,
+        healthy_views=healthy_views,
         seed=seed,
         without=tuple(sorted(without or [])),
     )

@@ -66,6 +66,7 @@ class Recipe:
         weight_decay: of AdamW.
         dice: weight of the Dice loss beside the cross-entropy; 0 leaves pure maximum likelihood.
         validation: share of the pictures held out for choosing the checkpoint.
+        healthy_views: views an epoch of each picture without a polyp; data sets have few of them, clinics many.
         seed: of the split, the initial weights, the order and the augmentation.
         without: parts to leave out, of PARTS, to measure what they are worth.
     """
@@ -77,6 +78,7 @@ class Recipe:
     weight_decay: float = 1e-2
     dice: float = 1.0
     validation: float = 0.08
+    healthy_views: int = 1
     seed: int = 0
     without: tuple[str, ...] = ()
 
@@ -150,11 +152,12 @@ def train(
         VALIDATION_NAMES: [pairs[index][0] for index in validation],
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
-    run = Run(out, recipe, description, len(training), start)
+    shown = [index for index in training for _ in range(1 if content[index].small[1].any() else recipe.healthy_views)]
+    run = Run(out, recipe, description, len(shown), start)
     report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
     held_out = [content[index].small for index in validation]
     for epoch in range(run.epoch, recipe.epochs):
-        row = run.train_epoch([content[index] for index in training], epoch, poll)
+        row = run.train_epoch([content[index] for index in shown], epoch, poll)
         row |= run.validate(held_out)
         run.finish_epoch(row)
         report(
@@ -168,9 +171,7 @@ def train(
 class Run:
     """The state of one training run, on disk after every epoch."""
 
-    def __init__(
-        self, out: Path, recipe: Recipe, description: dict[str, Any], pictures: int, start: Path | None
-    ) -> None:
+    def __init__(self, out: Path, recipe: Recipe, description: dict[str, Any], views: int, start: Path | None) -> None:
         self.out, self.recipe, self.description = out, recipe, description
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
@@ -183,7 +184,7 @@ class Run:
         new = [weights for weights in self.network.parameters() if id(weights) not in known]
         groups = [{"params": new, "share": 1.0}, {"params": list(pretrained.parameters()), "share": PRETRAINED_RATE}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.steps = recipe.epochs * (pictures // recipe.batch)
+        self.steps = recipe.epochs * (views // recipe.batch)
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.history: list[dict[str, float]] = []
         try:

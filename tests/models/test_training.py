@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -116,6 +117,19 @@ def test_several_folders_are_one_data_set_and_a_folders_own_names_count(tmp_path
     assert load_checkpoint(checkpoint)[1]["training"]["data"].startswith("one and two")
     held_out_names = load_checkpoint(checkpoint)[1]["training"]["validation_names"]
     assert {name.split("/")[0] for name in held_out_names} <= {"one", "two"}
+
+
+def test_healthy_pictures_can_be_shown_more_often(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 15)
+    for index in range(10):  # without a polyp
+        cv2.imwrite(str(data / "masks" / f"p{index}.png"), np.zeros((48, 64), np.uint8))
+    steps = []
+    for views in (1, 4):
+        out = tmp_path / str(views)
+        train([data], None, out, replace(RECIPE, epochs=1, healthy_views=views), "free", None, print)
+        steps.append(torch.load(out / "run.pt", weights_only=True)["step"])
+    assert steps[0] == 3
+    assert steps[1] >= 3 * 2
 
 
 def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
