@@ -116,7 +116,8 @@ def train(
         out: folder of the run, made if absent.
         recipe: how to train.
         terms: terms of use of the data, kept in the checkpoint.
-        start: checkpoint whose weights to start from, or ImageNet weights for the encoder; None: random ones.
+        start: checkpoint whose weights to start from, or ImageNet weights for the encoder; None: random ones. What
+            the checkpoint's run held out is held out again.
         report: is given one line for people after each epoch.
         poll: told the steps done and all steps.
 
@@ -137,7 +138,11 @@ def train(
         raise ModelError(f"{start}: no such checkpoint")
     pairs = named_pairs(data, names)
     content = [_read_small(pair, recipe.size) for _, pair in pairs]
-    training, validation = split_off_validation([each.small[0] for each in content], recipe.validation, recipe.seed)
+    held_out_before = _held_out_by(start)
+    validation = [index for index, (name, _) in enumerate(pairs) if name in held_out_before]
+    training = [index for index in range(len(pairs)) if index not in set(validation)]
+    if not validation:
+        training, validation = split_off_validation([each.small[0] for each in content], recipe.validation, recipe.seed)
     if len(training) < 2 or not validation:
         folders = ", ".join(str(folder) for folder in data)
         raise DataError(f"{folders}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
@@ -315,6 +320,13 @@ class Run:
         writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
         write_output(self.out / "history.csv", table.getvalue().encode())
         draw_curves(self.history, self.out / "curves.png")
+
+
+def _held_out_by(start: Path | None) -> set[str]:
+    """The pictures that the run before held out: its network has not seen them, and shall not now."""
+    if start is None or not is_checkpoint(start):
+        return set()
+    return set(load_checkpoint(start)[1]["training"].get(VALIDATION_NAMES, []))
 
 
 def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:

@@ -84,6 +84,10 @@ def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     for name, weights in before.named_parameters():
         assert torch.allclose(after.get_parameter(name), weights, atol=1e-6)
     assert card["training"]["started_from"] == "first/checkpoint.pt"
+    other_split = replace(slow, seed=7, size=32, validation=0.4)
+    third = train([data], None, tmp_path / "same", other_split, "free", first, print)
+    held_out = [load_checkpoint(path)[1]["training"]["validation_names"] for path in (first, third)]
+    assert held_out[0] == held_out[1]
     torch.save(pack(SAUNet(**SMALL | {"widths": [4, 8], "decoder": [4]}), 64, 0.5, 0.5, {}), tmp_path / "other.pt")
     with pytest.raises(ModelError, match="another architecture"):
         train([data], None, tmp_path / "third", slow, "free", tmp_path / "other.pt", print)
