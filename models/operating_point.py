@@ -16,9 +16,9 @@ from stream.errors import DataError
 from stream.find import Rules, find_region
 from stream.view import FieldOfView
 
-PEAKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98)
+PEAKS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.93, 0.96, 0.98, 0.985, 0.99, 0.995)
 # At most this share of healthy pictures may have a finding, unless that costs more than so much mean Dice.
-FALSE_ALARMS, DICE_GIVEN = 0.03, 0.01
+FALSE_ALARMS, DICE_GIVEN = 0.03, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def choose_operating_point(
         poll(done, len(pairs))
     points = [_measure(Rules(model.threshold, peak, smallest), pictures, healthy) for peak in PEAKS]
     for point in points:
-        report(f"peak {point.peak:.2f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
+        report(f"peak {point.peak:.3f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
     chosen = choose(points)
     save_atomically(pack(network, size, model.threshold, chosen.peak, card["training"]), checkpoint)
     return chosen

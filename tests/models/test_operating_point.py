@@ -17,7 +17,7 @@ SMALL = Architecture(encoder="residual", widths=[4, 8, 8], decoder=[4, 8], short
 
 
 def test_the_lowest_quiet_peak_is_taken_unless_it_costs_too_much() -> None:
-    points = [Point(0.5, 0.90, 0.20), Point(0.7, 0.899, 0.03), Point(0.9, 0.895, 0.01)]
+    points = [Point(0.5, 0.90, 0.20), Point(0.7, 0.895, 0.03), Point(0.9, 0.885, 0.01)]
     assert choose(points).peak == 0.7
     loud = [Point(0.5, 0.90, 0.20), Point(0.7, 0.895, 0.10), Point(0.9, 0.80, 0.0)]
     assert choose(loud).peak == 0.7

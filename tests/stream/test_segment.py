@@ -9,7 +9,7 @@ import pytest
 
 from stream import providers
 from stream.errors import ModelError, ProviderError
-from stream.model import NOTICE, shipped_weights
+from stream.model import NOTICE, SHIPPED, shipped_weights
 from stream.providers import Absent, choose, probe
 from stream.segment import Segmenter
 from stream.sources.demo_colon import DemoColon, DemoSettings
@@ -43,12 +43,19 @@ def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int,
     assert np.array_equal(np.stack(together), np.stack(one_by_one))
 
 
-def test_the_shipped_model_says_what_it_is() -> None:
-    card = Segmenter(shipped_weights(), "cpu").card
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_says_what_it_is(name: str) -> None:
+    card = Segmenter(shipped_weights(name), "cpu").card
+    assert card.precision == ("int8" if "int8" in name else "fp16")
     assert card.notice == NOTICE
     assert "kvasir" in card.trained_on.lower()
     assert card.scores["images"] == 120
     assert card.scores["mean_dice"] >= 0.84
+
+
+def test_the_shipped_integers_find_what_the_shipped_floats_find(pictures: list[np.ndarray]) -> None:
+    floats, integers = (np.stack(Segmenter(shipped_weights(name), "cpu").segment(pictures)) >= 128 for name in SHIPPED)
+    assert 2 * (floats & integers).sum() / (floats.sum() + integers.sum()) > 0.95
 
 
 @pytest.mark.parametrize("provider", [name for name in providers.FASTEST_FIRST if name not in HERE])
