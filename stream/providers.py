@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import importlib.util
 import io
@@ -157,13 +158,17 @@ def _probe_openvino() -> Absent | None:
 
 
 def _openvino_devices() -> list[ort.OrtEpDevice]:
-    """The plug-in's CPU device. Registering a plug-in twice in one process is an error, so look for it first."""
-    plugin = importlib.import_module("onnxruntime_ep_openvino")
-    name = plugin.get_ep_name()
-    if not any(device.ep_name == name for device in ort.get_ep_devices()):
-        ort.register_execution_provider_library("polypstream-openvino", plugin.get_library_path())
-    cpu = ort.OrtHardwareDeviceType.CPU
+    """The plug-in's CPU device; there is none on a CPU that it does not support."""
+    name, cpu = _register_openvino(), ort.OrtHardwareDeviceType.CPU
     return [device for device in ort.get_ep_devices() if device.ep_name == name and device.device.type == cpu]
+
+
+@functools.cache  # registering a plug-in twice in one process is an error
+def _register_openvino() -> str:
+    """The provider's name in ONNX Runtime."""
+    plugin = importlib.import_module("onnxruntime_ep_openvino")
+    ort.register_execution_provider_library("polypstream-openvino", plugin.get_library_path())
+    return str(plugin.get_ep_name())
 
 
 def _probe_gpu(provider: Provider) -> Absent | None:
