@@ -35,6 +35,12 @@ def test_providers_find_the_same(provider: str, pictures: list[np.ndarray]) -> N
     assert 2 * both / ((found >= 128).sum() + (reference >= 128).sum()) > 0.995
 
 
+def test_a_second_probe_says_what_the_first_said() -> None:
+    """Also where the plug-in supports no CPU: registering it again would be an error."""
+    for provider in providers.FASTEST_FIRST:
+        assert str(probe(provider)) == str(probe(provider))
+
+
 @pytest.mark.parametrize("provider", [name for name in HERE if name not in providers.GPU])
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int, pictures: list[np.ndarray]) -> None:
