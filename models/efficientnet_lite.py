@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.depthwise import DepthwiseConv2d
 from stream.errors import ModelError
 
 STEM_CHANNELS = 32
@@ -52,7 +53,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = in_channels * row.expansion
         self.expand = _conv(in_channels, inner, 1) if row.expansion > 1 else nn.Identity()
-        self.depthwise = _conv(inner, inner, row.kernel, stride, groups=inner)
+        self.depthwise = _normed(DepthwiseConv2d(inner, row.kernel, stride))
         self.project = _conv(inner, row.channels, 1, activate=False)
         self.residual = stride == 1 and in_channels == row.channels
 
@@ -121,11 +122,10 @@ def _counts(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _conv(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True
-) -> nn.Sequential:
-    parts: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels, eps=NORM_EPSILON),
-    ]
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, activate: bool = True) -> nn.Sequential:
+    return _normed(nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False), activate)
+
+
+def _normed(conv: nn.Conv2d, activate: bool = True) -> nn.Sequential:
+    parts = [conv, nn.BatchNorm2d(conv.out_channels, eps=NORM_EPSILON)]
     return nn.Sequential(*parts, nn.ReLU6()) if activate else nn.Sequential(*parts)

@@ -134,14 +134,9 @@ def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray
     Returns:
         The mask, uint8 [H, W] of 0 and 255; the probability map at the network's size; the field of view.
     """
-    probability, view = look(model, picture)
-    return mask_of(probability, view, rules, picture.shape[:2]), probability, view
-
-
-def look(model: Model, picture: np.ndarray) -> tuple[np.ndarray, FieldOfView]:
-    """The probability map of a picture's field of view, at the network's size."""
     view = view_of(picture)
-    return model.segment([shrink(view.crop(picture), model.size)])[0], view
+    probability = model.segment([shrink(view.crop(picture), model.size)])[0]
+    return mask_of(probability, view, rules, picture.shape[:2]), probability, view
 
 
 def mask_of(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Choose how sure the model must be of a finding, on the pictures held out in training."""
+"""Calibrate a network and choose how sure it must be of a finding, on the pictures held out in training."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
-from models.data import Pair, healthy_crops, named_pairs, read_pair
-from models.evaluation import Poll, compare, look, mask_of, model_of
-from models.sa_unet import check_size
+from models.data import Pair, healthy_crops, named_pairs, read_pair, shrink, view_of
+from models.evaluation import Poll, compare, mask_of
+from models.sa_unet import SAUNet, check_size
 from stream.errors import DataError
 from stream.find import Rules, find_region
 from stream.view import FieldOfView
 
-PEAKS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.93, 0.96, 0.98, 0.985, 0.99, 0.995)
+PEAKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
 # At most this share of healthy pictures may have a finding, unless that costs more than so much mean Dice.
 FALSE_ALARMS, DICE_GIVEN = 0.03, 0.02
+# Temperatures that are tried, and the logits that pixels are counted at.
+TEMPERATURES = np.geomspace(0.25, 16, 301)
+LOGITS = np.linspace(-40, 40, 4001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,27 @@ class Point:
     false_alarms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the network says of one picture, and what is true.
+
+    Attributes:
+        logits: float32 [size, size] of the field of view.
+        small_truth: bool [size, size], the polyps there.
+        view: the field of view.
+        truth: uint8 [H, W] of 0 and 255, the polyps of the whole picture.
+    """
+
+    logits: np.ndarray
+    small_truth: np.ndarray
+    view: FieldOfView
+    truth: np.ndarray
+
+    def map(self, temperature: float) -> np.ndarray:
+        """The probability map, uint8 [size, size], at a temperature."""
+        return np.rint(255 / (1 + np.exp(-self.logits / temperature))).astype(np.uint8)
+
+
 def choose_operating_point(
     checkpoint: Path,
     data: Sequence[Path],
@@ -38,14 +63,16 @@ def choose_operating_point(
     report: Callable[[str], None],
     poll: Poll = lambda *_: None,
 ) -> Point:
-    """Measure each peak on the pictures held out and on healthy crops of them, and keep the best in the checkpoint.
+    """Calibrate, measure each peak on the pictures held out and on healthy crops of them, and keep the best.
+
+    The checkpoint is rewritten with the calibrated weights, the size and the peak.
 
     Args:
-        checkpoint: of `polypstream train`; it is rewritten with the size and the peak.
+        checkpoint: of `polypstream train`.
         data: folders that it was trained on.
         size: side in pixels at which the model will run; None: as the checkpoint says.
         smallest: share of the field of view that a finding must cover.
-        report: is given one line for people for each peak.
+        report: is given one line for people for the temperature and each peak.
         poll: told the pictures done and all pictures.
 
     Raises:
@@ -57,22 +84,42 @@ def choose_operating_point(
     size = int(size or card["size"])
     check_size(network.architecture, size)
     pairs = _held_out(data, card["training"].get(VALIDATION_NAMES, []))
-    model = model_of(network, size, card["threshold"], card["peak"])
-    pictures, healthy = [], []
+    pictures, crops = [], []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
-        seen = look(model, picture)
-        pictures.append((*seen, truth))
-        if not truth.any():
-            healthy.append(seen)
-        healthy += [look(model, crop) for _, crop in healthy_crops(picture, truth)]
+        pictures.append(_look(network, size, picture, truth))
+        for _, crop in healthy_crops(picture, truth):
+            crops.append(_look(network, size, crop, np.zeros(crop.shape[:2], np.uint8)))
         poll(done, len(pairs))
-    points = [_measure(Rules(model.threshold, peak, smallest), pictures, healthy) for peak in PEAKS]
+    temperature = find_temperature([(seen.logits, seen.small_truth) for seen in pictures + crops])
+    report(f"temperature {temperature:.2f}")
+    network.divide_logits(temperature)
+    with_maps, healthy = ([(seen.map(temperature), seen) for seen in part] for part in (pictures, crops))
+    healthy += [each for each in with_maps if not each[1].truth.any()]
+    points = [_measure(Rules(card["threshold"], peak, smallest), with_maps, healthy) for peak in PEAKS]
     for point in points:
         report(f"peak {point.peak:.3f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
     chosen = choose(points)
-    save_atomically(pack(network, size, model.threshold, chosen.peak, card["training"]), checkpoint)
+    save_atomically(pack(network, size, card["threshold"], chosen.peak, card["training"]), checkpoint)
     return chosen
+
+
+def find_temperature(seen: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The number to divide logits by so that the true masks are likeliest (Guo et al., ICML 2017).
+
+    Args:
+        seen: maps of logits, float32, and their true masks, bool, of one shape each.
+    """
+    counts = np.zeros((2, len(LOGITS)))
+    for logits, truth in seen:
+        bins = np.clip(np.rint((logits - LOGITS[0]) / (LOGITS[1] - LOGITS[0])), 0, len(LOGITS) - 1).astype(int)
+        for polyp in (0, 1):
+            counts[polyp] += np.bincount(bins[truth == polyp], minlength=len(LOGITS))
+    surprise = [
+        counts[0] @ np.logaddexp(0, LOGITS / each) + counts[1] @ np.logaddexp(0, -LOGITS / each)
+        for each in TEMPERATURES
+    ]
+    return float(TEMPERATURES[int(np.argmin(surprise))])
 
 
 def choose(points: Sequence[Point]) -> Point:
@@ -83,13 +130,19 @@ def choose(points: Sequence[Point]) -> Point:
     return quiet[0] if quiet else min(cheap, key=lambda point: point.false_alarms)
 
 
+def _look(network: SAUNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Seen:
+    view = view_of(picture)
+    shown = torch.from_numpy(shrink(view.crop(picture), size))
+    with torch.inference_mode():
+        logits = network(shown.permute(2, 0, 1)[None].float() / 255)[0, 0].numpy()
+    return Seen(logits, shrink(view.crop(truth), size) > 127, view, truth)
+
+
 def _measure(
-    rules: Rules,
-    pictures: Sequence[tuple[np.ndarray, FieldOfView, np.ndarray]],
-    healthy: Sequence[tuple[np.ndarray, FieldOfView]],
+    rules: Rules, pictures: Sequence[tuple[np.ndarray, Seen]], healthy: Sequence[tuple[np.ndarray, Seen]]
 ) -> Point:
-    dices = [compare(mask_of(seen, view, rules, truth.shape), truth).dice for seen, view, truth in pictures]
-    alarms = [find_region(seen, view, rules) is not None for seen, view in healthy]
+    dices = [compare(mask_of(map_, seen.view, rules, seen.truth.shape), seen.truth).dice for map_, seen in pictures]
+    alarms = [find_region(map_, seen.view, rules) is not None for map_, seen in healthy]
     return Point(rules.peak, float(np.mean(dices)), float(np.mean(alarms)) if alarms else 0.0)
 
 

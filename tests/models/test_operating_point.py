@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.checkpoint import load_checkpoint, pack
-from models.operating_point import PEAKS, Point, choose
+from models.operating_point import PEAKS, Point, choose, find_temperature
 from models.sa_unet import Architecture, SAUNet
 from tests.conftest import call
 from tests.models.test_data import make_data
@@ -40,7 +41,20 @@ def test_the_checkpoint_keeps_the_size_and_the_peak(tmp_path: Path, checkpoint: 
     assert card["peak"] in PEAKS
     assert f"must reach {card['peak']:g}" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("peak ")]) == len(PEAKS)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, weights[name])}
+    assert changed == {"last_blocks.1.weight", "last_blocks.1.bias"}
+    temperature = float(next(line for line in done.stdout.splitlines() if line.startswith("temperature ")).split()[1])
+    last = "last_blocks.1.weight"
+    assert torch.allclose(network.state_dict()[last] * temperature, weights[last], rtol=0.02)
+
+
+def test_the_temperature_makes_probabilities_true() -> None:
+    """Logits three times as large as the pixels' true odds."""
+    random = np.random.default_rng(1)
+    odds = random.normal(-1, 2, (200, 200)).astype(np.float32)
+    truth = random.random(odds.shape) < 1 / (1 + np.exp(-odds))
+    assert find_temperature([(3 * odds, truth)]) == pytest.approx(3, rel=0.05)
+    assert find_temperature([(odds[:100], truth[:100]), (odds[100:], truth[100:])]) == pytest.approx(1, rel=0.05)
 
 
 def test_what_cannot_be_tuned_is_said(tmp_path: Path, checkpoint: Path) -> None:
