@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+from dataclasses import asdict
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 import export.cli
 import models.cli
+from stream.bench import bench
+from stream.bench_tables import print_bench
 from stream.config import load_settings
 from stream.errors import OutputError, PolypstreamError
 from stream.model import NOTICE
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar
+from stream.sinks.files import writing
 from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
+from stream.sources.open import open_source
+
+BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
 app = typer.Typer(
     help=f"Find polyps in endoscope video, frame by frame. {NOTICE}",
@@ -86,6 +96,29 @@ def process(
         typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("bench")
+def bench_machine(
+    video: Annotated[str, typer.Argument(help="A recording of your own, or a demo")] = BENCH_VIDEO,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time for each measurement")] = 20.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+) -> None:
+    """Measure what this machine can do: recordings, live video, each provider."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        complain(note)
+    with ProgressBar(video, "frames") as progress:
+        open_source(video, progress.show).close()  # a demo is rendered before anything is timed
+    found = bench(partial(open_source, video), segmenter, settings, seconds, complain)
+    print_bench(found, Console())
+    if json_file is not None:
+        with writing(json_file):
+            json_file.write_text(json.dumps(found, indent=2, default=asdict) + "\n")
 
 
 @app.command("demo-video")

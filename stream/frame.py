@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ class Frame:
         picture: as decoded, planar YUV.
         pts: presentation time in units of time_base, exact.
         time_base: seconds per unit of pts.
+        arrived: when it came in, in seconds of time.monotonic.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
         region: the findings, in picture pixels; by the finder. None: there are none.
@@ -32,6 +34,7 @@ class Frame:
     picture: VideoFrame
     pts: int
     time_base: Fraction
+    arrived: float = field(default_factory=time.monotonic)
     network_picture: np.ndarray = field(init=False, repr=False)
     probability: np.ndarray = field(init=False, repr=False)
     region: Region | None = None

@@ -83,11 +83,16 @@ class Overlay:
         return self._heat_tables[key]
 
     def _draw_outlines(self, picture: av.VideoFrame, planes: list[np.ndarray], outlines: list[np.ndarray]) -> None:
-        thickness = max(1, round(self.contour * picture.height / REFERENCE_LINES))
+        thickness = line_width(self.contour, picture.height)
         for plane, value in zip(planes, to_yuv(MARKER_RGB, picture), strict=True):
             across, down = _subsampling(plane, picture)
             scaled = outlines if (across, down) == (1, 1) else [outline // (across, down) for outline in outlines]
             cv2.polylines(plane, scaled, True, round(value), max(1, round(thickness / across)))
+
+
+def line_width(contour: float, lines: int) -> int:
+    """Width in pixels of an outline on a picture of so many lines."""
+    return max(1, round(contour * lines / REFERENCE_LINES))
 
 
 def _subsampling(plane: np.ndarray, picture: av.VideoFrame) -> tuple[int, int]:

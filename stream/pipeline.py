@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -41,21 +42,33 @@ class Closed(Exception):
 
 
 class Channel(Generic[T]):
-    """A bounded queue with an end: `put` waits while it is full, `take` while it is empty."""
+    """A bounded queue with an end: `take` waits while it is empty, and `put` while it is full.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: the most items that wait.
+        newest: when it is full, `put` drops the oldest item instead of waiting.
+
+    Attributes:
+        dropped: items dropped so far.
+    """
+
+    def __init__(self, size: int, newest: bool = False) -> None:
         self._items: deque[T] = deque()
-        self._size = size
+        self._size, self._newest = size, newest
+        self.dropped = 0
         self._changed = threading.Condition()
         self._ended = self._abandoned = False
 
     def put(self, item: T) -> None:
-        """Append an item; waits for space.
+        """Append an item, once there is space or made to be.
 
         Raises:
             Closed: nobody will take it any more.
         """
         with self._changed:
+            if self._newest and len(self._items) == self._size:
+                self._items.popleft()
+                self.dropped += 1
             self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
             if self._abandoned:
                 raise Closed
@@ -90,10 +103,22 @@ class Work:
     Attributes:
         items: how many passed through.
         seconds: spent working, waiting excluded.
+        cpu_seconds: of its own thread alone; what libraries do in threads of theirs is not in it.
     """
 
     items: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Add the time that a block takes."""
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+            self.cpu_seconds += time.thread_time() - cpu_started
 
 
 class Pipeline(Generic[T]):
@@ -107,6 +132,7 @@ class Pipeline(Generic[T]):
         rooms: name, room, and the most items that it takes at once.
         sinks: name and sink.
         queue: the most items that wait before each room (a batch of its own if that is more) and each sink.
+        newest: full queues drop their oldest item instead of holding the source back.
 
     Attributes:
         work: what each thread has done, by name; the source's is called "decode".
@@ -118,11 +144,13 @@ class Pipeline(Generic[T]):
         rooms: Sequence[tuple[str, Room[T], int]],
         sinks: Sequence[tuple[str, Sink[T]]],
         queue: int = QUEUE,
+        newest: bool = False,
     ) -> None:
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
-        self.channels = [Channel[T](max(queue, most)) for most in (*(room[2] for room in rooms), *(1 for _ in sinks))]
+        sizes = [max(queue, most) for most in (*(room[2] for room in rooms), *(1 for _ in sinks))]
+        self.channels = [Channel[T](size, newest) for size in sizes]
         between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
         outlets = [*([channel] for channel in between), before_sinks]
         self.work = {"decode": Work()}
@@ -159,41 +187,44 @@ class Pipeline(Generic[T]):
             raise self._error
 
     def _pump(self, source: Iterator[T], outlets: list[Channel[T]]) -> None:
+        work = self.work["decode"]
         while not self._stopping.is_set():
-            started = time.perf_counter()
-            items = list(islice(source, 1))
-            self._worked("decode", started, len(items))
+            with work.counted():
+                items = list(islice(source, 1))
             if not items:
                 return
+            work.items += 1
             for outlet in outlets:
                 outlet.put(items[0])
 
     def _work_room(self, name: str, room: Room[T], most: int, inlet: Channel[T], outlets: list[Channel[T]]) -> None:
+        work = self.work[name]
         while items := inlet.take(most):
-            started = time.perf_counter()
-            items = room(items)
-            self._worked(name, started, len(items))
+            with work.counted():
+                items = room(items)
+            work.items += len(items)
             for item in items:
                 for outlet in outlets:
                     outlet.put(item)
 
     def _drain(self, name: str, sink: Sink[T], inlet: Channel[T]) -> None:
+        work = self.work[name]
         try:
             while items := inlet.take(1):
-                started = time.perf_counter()
-                sink.write(items[0])
-                self._worked(name, started, 1)
+                with work.counted():
+                    sink.write(items[0])
+                work.items += 1
         except BaseException as error:
             self._fail(error)
             inlet.abandon()
         finally:
-            started = time.perf_counter()
-            sink.close()
-            self._worked(name, started, 0)
+            with work.counted():
+                sink.close()
 
-    def _worked(self, name: str, started: float, items: int) -> None:
-        self.work[name].items += items
-        self.work[name].seconds += time.perf_counter() - started
+    @property
+    def dropped(self) -> int:
+        """Items dropped from full queues."""
+        return sum(channel.dropped for channel in self.channels)
 
     def _thread(
         self, name: str, job: Callable[[], None], inlet: Channel[T] | None, outlets: list[Channel[T]]

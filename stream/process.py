@@ -131,6 +131,17 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
     return folder
 
 
+def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> list[tuple[str, Room[Frame], int]]:
+    """The rooms that every frame goes through, each with its name and the most frames that it takes at once."""
+    card, overlay = segmenter.card, settings.overlay
+    return [
+        ("view", Viewer(view, segmenter.size), 1),
+        ("segment", segmenter, segmenter.batch_size),
+        ("find", Finder(view, choose_rules(settings.findings, card.threshold, card.peak)), 1),
+        ("overlay", Overlay(view, overlay.style, overlay.opacity, overlay.contour), 1),
+    ]
+
+
 class _Job:
     """The pipeline of one recording."""
 
@@ -138,15 +149,8 @@ class _Job:
         self, source: Source, view: FieldOfView, folder: Path, segmenter: Segmenter, settings: Settings, masks: bool
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
-        card, overlay = segmenter.card, settings.overlay
-        rooms: list[tuple[str, Room[Frame], int]] = [
-            ("view", Viewer(self.view, segmenter.size), 1),
-            ("segment", segmenter, segmenter.batch_size),
-            ("find", Finder(self.view, choose_rules(settings.findings, card.threshold, card.peak)), 1),
-            ("overlay", Overlay(self.view, overlay.style, overlay.opacity, overlay.contour), 1),
-        ]
         self.video, sinks = self._open_sinks(masks)
-        self.pipeline = Pipeline(source.frames(), rooms, sinks)
+        self.pipeline = Pipeline(source.frames(), make_rooms(view, segmenter, settings), sinks)
 
     def _open_sinks(self, masks: bool) -> tuple[AnnotatedVideo, list[tuple[str, Sink[Frame]]]]:
         folder, pictures, settings = self.folder, self.source.format, self.settings.output.video

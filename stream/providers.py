@@ -181,7 +181,7 @@ def _probe_gpu(provider: Provider) -> Absent | None:
         )
     if gpus == 0:
         return Absent("no NVIDIA GPU with a driver was found", "see `nvidia-smi`, or choose openvino or cpu")
-    if _cuda_driver_version() < OLDEST_DRIVER:
+    if cuda_driver_version() < OLDEST_DRIVER:
         return Absent("the NVIDIA driver is too old for CUDA 13", "install driver 580 or later", surprising=True)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; we say so ourselves
         ort.preload_dlls(directory="")
@@ -204,7 +204,18 @@ def count_nvidia_gpus() -> int:
     return count.value
 
 
-def _cuda_driver_version() -> int:
+def gpu_names() -> list[str]:
+    """What NVIDIA's driver calls its GPUs, by the driver API's cuDeviceGetName."""
+    names = []
+    for ordinal in range(count_nvidia_gpus()):
+        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        _cuda_driver().cuDeviceGet(ctypes.byref(device), ordinal)
+        _cuda_driver().cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode(errors="replace"))
+    return names
+
+
+def cuda_driver_version() -> int:
     """The newest CUDA that the driver supports, 13000 meaning 13.0, by the driver API's cuDriverGetVersion."""
     version = ctypes.c_int(0)
     _cuda_driver().cuDriverGetVersion(ctypes.byref(version))

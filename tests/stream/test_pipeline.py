@@ -149,6 +149,41 @@ def test_no_thread_outlives_a_run() -> None:
     assert threading.active_count() == before
 
 
+def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
+    sink, late = Keep(), []
+
+    def source() -> Iterator[int]:
+        for number in range(200):
+            time.sleep(0.001)
+            late.append(number)
+            yield number
+
+    def slow(items: list[int]) -> list[int]:
+        time.sleep(0.01)
+        behind.append(late[-1] - items[0])
+        return items
+
+    behind: list[int] = []
+    pipeline = Pipeline(source(), [("slow", slow, 1)], [("sink", sink)], queue=1, newest=True)
+    pipeline.run()
+    assert pipeline.work["decode"].items == 200
+    assert pipeline.dropped == 200 - len(sink.items) > 100
+    assert sink.items == sorted(sink.items)
+    assert sink.items[-1] == 199  # the last one has no newer one to give way to
+    assert max(behind[len(behind) // 2 :]) < 100  # what is worked on does not grow old
+
+
+def test_work_tells_cpu_time_from_waiting() -> None:
+    def sleepy(items: list[int]) -> list[int]:
+        time.sleep(0.01)
+        return items
+
+    pipeline = Pipeline(iter(range(20)), [("sleepy", sleepy, 1)], [("sink", Keep())])
+    pipeline.run()
+    assert pipeline.work["sleepy"].seconds >= 0.2
+    assert pipeline.work["sleepy"].cpu_seconds < 0.1
+
+
 def test_an_abandoned_channel_refuses_and_an_ended_one_drains() -> None:
     channel = Channel[int](2)
     channel.put(1)

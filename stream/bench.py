@@ -1,0 +1,300 @@
+"""`polypstream bench`: what this machine does with the user's own video.
+
+Each measurement runs the same rooms as `process`. Pixel degradation and delay are measured because 21 CFR
+876.1520(b)(2) asks for them of software that detects lesions in endoscopy, beside the algorithm's own performance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import psutil
+
+from stream.config import Settings
+from stream.errors import ProviderError
+from stream.frame import Frame
+from stream.machine import describe_machine
+from stream.overlay import line_width
+from stream.pictures import planes_of
+from stream.pipeline import Pipeline, Sink
+from stream.process import choose_view, make_rooms
+from stream.providers import FASTEST_FIRST, probe
+from stream.segment import Segmenter
+from stream.sinks.tables import FramesTable
+from stream.sinks.video import AnnotatedVideo
+from stream.sources.base import Source
+from stream.view import FieldOfView
+
+LIVE_RATES = (30, 60)
+PERCENTILES = (50, 95, 99, 100)
+# Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
+OWN = ("view", "find", "overlay", "table")
+PICTURES_PER_PROVIDER = 60
+COMPARED_PICTURES = 30
+# In a live pipeline nothing waits that need not.
+LIVE_QUEUE = 1
+
+Open = Callable[[], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Annotating a recording, as `process` does.
+
+    Attributes:
+        frames: annotated.
+        frames_per_second: of wall time.
+        bottleneck: the room that worked longest.
+        room_ms: wall time that each room worked, per frame.
+        own_cpu_ms: CPU time per frame of this program's own rooms, without decoder, session and encoder.
+        memory_mb: resident, at half time and at most.
+    """
+
+    frames: int
+    frames_per_second: float
+    bottleneck: str
+    room_ms: dict[str, float]
+    own_cpu_ms: float
+    memory_mb: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The same video played at a fixed rate, the newest frame winning, each shown together with its markers.
+
+    Attributes:
+        rate: frames per second that came in.
+        shown_per_second: frames that came out.
+        dropped: share of the frames, 0..1.
+        delay_ms: from a frame's arrival to its markers drawn; median, 95th and 99th percentile, and longest.
+    """
+
+    rate: int
+    shown_per_second: float
+    dropped: float
+    delay_ms: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """What happens to pixels outside the markers.
+
+    Attributes:
+        frames: compared.
+        changed: pixels outside the markers that differ from the decoder's before encoding.
+        encoded_psnr_db: of luma outside the markers in the encoded file; None if they are identical.
+    """
+
+    frames: int
+    changed: int
+    encoded_psnr_db: float | None
+
+
+def bench(
+    open_video: Open, segmenter: Segmenter, settings: Settings, seconds: float, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure everything.
+
+    Args:
+        open_video: opens the video from its beginning.
+        segmenter: of the provider to measure.
+        settings: of the run.
+        seconds: at most so long for the recording and so long for each live rate.
+        report: told what is measured next.
+
+    Returns:
+        Plain values: machine, model, provider, recorded, providers, live, degradation.
+    """
+    with closing(open_video()) as source:
+        view, pictures = choose_view(source, settings), source.format
+    report("annotating the recording")
+    recorded = measure_recorded(open_video, view, segmenter, settings, seconds)
+    live = []
+    for rate in LIVE_RATES:
+        report(f"live at {rate} frames per second")
+        live.append(measure_live(open_video, view, segmenter, settings, rate, seconds))
+    report("pixels outside the markers")
+    degradation = measure_degradation(open_video, view, segmenter, settings)
+    report("each provider")
+    return {
+        "machine": describe_machine(),
+        "picture_size": [pictures.width, pictures.height],
+        "model": segmenter.card.model_dump(mode="json"),
+        "provider": segmenter.provider,
+        "recorded": recorded,
+        "live": live,
+        "degradation": degradation,
+        "providers": measure_providers(segmenter.model, settings.inference.batch_size),
+    }
+
+
+def measure_recorded(
+    open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings, seconds: float
+) -> Recorded:
+    """Annotate for so many seconds, or to the end."""
+    process, memory = psutil.Process(), [0.0]
+    video_settings = settings.output.video
+    with TemporaryDirectory() as folder, closing(open_video()) as source:
+        video = AnnotatedVideo(
+            Path(folder) / "annotated.mp4", source.format, None,
+            video_settings.codec, video_settings.preset, video_settings.crf,
+        )  # fmt: skip
+        table = FramesTable(Path(folder) / "frames.csv")
+        sinks: list[tuple[str, Sink[Frame]]] = [("encode", video), ("table", table)]
+        started = time.monotonic()
+        frames = _until(source.frames(), started + seconds)
+        pipeline = Pipeline(frames, make_rooms(view, segmenter, settings), sinks)
+        pipeline.run(lambda: memory.append(process.memory_info().rss / 1e6))
+        passed = time.monotonic() - started
+    room_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
+    own = sum(pipeline.work[name].cpu_seconds for name in OWN)
+    return Recorded(
+        video.frames,
+        video.frames / passed,
+        max(room_ms, key=lambda name: room_ms[name]),
+        room_ms,
+        1000 * own / video.frames,
+        (max(memory[: len(memory) // 2 + 1]), max(memory)),
+    )
+
+
+def _until(frames: Iterator[Frame], end: float) -> Iterator[Frame]:
+    for frame in frames:
+        yield frame
+        if time.monotonic() > end:
+            return
+
+
+def measure_live(
+    open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings, rate: int, seconds: float
+) -> Live:
+    """Play the video over and over at a rate, and look at when each frame comes out."""
+    delays: list[float] = []
+    played = Played(open_video, rate, seconds)
+    pipeline = Pipeline(
+        played.frames(), make_rooms(view, segmenter, settings), [("show", _Stopwatch(delays))], LIVE_QUEUE, newest=True
+    )
+    started = time.monotonic()
+    pipeline.run()
+    passed = time.monotonic() - started
+    percentiles = np.percentile(np.array(delays) * 1000, PERCENTILES)
+    median, most, nearly_all, longest = (float(value) for value in percentiles)
+    frames = pipeline.work["decode"].items
+    return Live(rate, len(delays) / passed, 1 - len(delays) / frames, (median, most, nearly_all, longest))
+
+
+class Played:
+    """A video repeated at a steady rate, as a camera would send it."""
+
+    def __init__(self, open_video: Open, rate: int, seconds: float) -> None:
+        self.open_video, self.rate, self.count = open_video, rate, round(rate * seconds)
+
+    def frames(self) -> Iterator[Frame]:
+        """Each arrives when it is due and is decoded then: decoding is part of the delay."""
+        started, frames = time.monotonic(), self._repeated()
+        for index in range(self.count):
+            due = started + index / self.rate
+            time.sleep(max(0.0, due - time.monotonic()))
+            yield replace(next(frames), index=index, arrived=due)
+
+    def _repeated(self) -> Iterator[Frame]:
+        while True:
+            with closing(self.open_video()) as source:
+                yield from source.frames()
+
+
+class _Stopwatch:
+    """A sink that notes how long each frame was on its way, in seconds."""
+
+    def __init__(self, delays: list[float]) -> None:
+        self.delays = delays
+
+    def write(self, frame: Frame) -> None:
+        self.delays.append(time.monotonic() - frame.arrived)
+
+    def close(self) -> None:
+        pass
+
+
+def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Degradation:
+    """Compare pictures with the decoder's before and after encoding, outside the markers."""
+    rooms, video_settings = make_rooms(view, segmenter, settings), settings.output.video
+    compared: list[tuple[np.ndarray, np.ndarray]] = []
+    changed = 0
+    with TemporaryDirectory() as folder, closing(open_video()) as source:
+        path = Path(folder) / "annotated.mp4"
+        video = AnnotatedVideo(
+            path, source.format, None, video_settings.codec, video_settings.preset, video_settings.crf
+        )
+        with closing(video):
+            for frame in islice(source.frames(), COMPARED_PICTURES):
+                before = [plane.copy() for plane in planes_of(frame.picture)]
+                for _, room, _ in rooms:
+                    room([frame])
+                outside = _outside_markers(frame, settings)
+                for plane, original in zip(planes_of(frame.picture), before, strict=True):
+                    unmarked = cv2.resize(outside, plane.shape[::-1], interpolation=cv2.INTER_AREA) == 255
+                    changed += int(np.count_nonzero((plane != original) & unmarked))
+                compared.append((before[0], outside == 255))
+                video.write(frame)
+        errors = list(_luma_errors(path, compared))
+    error = float(np.mean(errors))
+    peak = 255.0 if before[0].dtype == np.uint8 else 1023.0
+    return Degradation(len(compared), changed, 10 * float(np.log10(peak**2 / error)) if error else None)
+
+
+def _outside_markers(frame: Frame, settings: Settings) -> np.ndarray:
+    """uint8 [height, width]: 255 where nothing may be drawn."""
+    outside = np.full((frame.picture.height, frame.picture.width), 255, np.uint8)
+    if frame.region is not None:
+        outside[frame.region.slices] = cv2.bitwise_not(frame.region.mask)
+        width = line_width(settings.overlay.contour, frame.picture.height)
+        # An outline lies on the finding's rim, half of it outside; chroma samples cover two pixels.
+        outside = cv2.erode(outside, np.ones((width + 4, width + 4), np.uint8))
+    return outside
+
+
+def _luma_errors(path: Path, compared: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:
+    """Mean squared error of each picture of a file, outside its markers."""
+    with av.open(str(path)) as file:
+        for picture, (luma, outside) in zip(file.decode(file.streams.video[0]), compared, strict=True):
+            encoded = planes_of(picture)[0][: luma.shape[0], : luma.shape[1]]
+            yield float(np.mean((encoded[outside].astype(np.float32) - luma[outside]) ** 2))
+
+
+def measure_providers(model: Path, batch_size: int) -> dict[str, dict[str, float] | str]:
+    """Median milliseconds a picture of each provider that is here, by batch size; or why it is not here."""
+    found: dict[str, dict[str, float] | str] = {}
+    for provider in FASTEST_FIRST:
+        absent = probe(provider)
+        if absent is not None:
+            found[provider] = str(absent)
+            continue
+        try:
+            segmenter = Segmenter(model, provider, batch_size)
+        except ProviderError as error:
+            found[provider] = str(error)
+            continue
+        sizes = sorted({1, segmenter.batch_size})
+        found[provider] = {str(size): _milliseconds(segmenter, size) for size in sizes}
+    return found
+
+
+def _milliseconds(segmenter: Segmenter, batch: int) -> float:
+    pictures = np.random.default_rng(0).integers(0, 256, (batch, segmenter.size, segmenter.size, 3), np.uint8)
+    times = []
+    for _ in range(max(5, PICTURES_PER_PROVIDER // batch)):
+        started = time.perf_counter()
+        segmenter.run(pictures)
+        times.append((time.perf_counter() - started) / batch)
+    return 1000 * float(np.median(times))

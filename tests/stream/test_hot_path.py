@@ -1,0 +1,104 @@
+"""What a frame costs, counted instead of timed: conversions, copies, sessions, frames on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+from typer.testing import CliRunner
+
+import stream.providers
+from stream.cli import app
+from stream.config import Settings
+from stream.frame import Frame
+from stream.pipeline import QUEUE, Pipeline
+from stream.process import make_rooms
+from stream.segment import Segmenter
+from stream.sources.recording import Recording
+from stream.view import FieldOfView
+
+WHOLE = FieldOfView(0, 0, 320, 240)
+# Rooms, the source and the sink, each with one frame in hand.
+HANDS = 6
+
+
+class Watched:
+    """A source and a sink that note where each frame's planes lie, and how many frames are on their way."""
+
+    def __init__(self, path: Path) -> None:
+        self.source = Recording(path)
+        self.pixel_format = self.source.format.pixel_format
+        self.came: list[list[int]] = []
+        self.shared: list[bool] = []
+        self.went: list[list[int]] = []
+        self.found: list[bool] = []
+        self.most = 0
+
+    def frames(self) -> Iterator[Frame]:
+        for frame in self.source.frames():
+            self.came.append(places(frame))
+            self.most = max(self.most, len(self.came) - len(self.went))
+            yield frame
+
+    def write(self, frame: Frame) -> None:
+        assert frame.picture.format.name == self.pixel_format
+        self.found.append(frame.region is not None)
+        self.went.append(places(frame))
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def places(frame: Frame) -> list[int]:
+    return [plane.buffer_ptr for plane in frame.picture.planes]
+
+
+@pytest.fixture
+def watched(make: Callable[..., Path], red_model: Path) -> Watched:
+    watched = Watched(make(frames=60))
+    rooms = make_rooms(WHOLE, Segmenter(red_model, "cpu"), Settings())
+    Pipeline(watched.frames(), rooms, [("watch", watched)]).run()
+    return watched
+
+
+def test_a_picture_without_findings_is_the_decoders_own_buffer(watched: Watched) -> None:
+    """Neither converted nor copied on its way from the decoder to the encoder."""
+    untouched = [came == went for came, went in zip(watched.came, watched.went, strict=True)]
+    assert watched.found.count(False) >= 15
+    assert all(same for same, found in zip(untouched, watched.found, strict=True) if not found)
+
+
+def test_a_picture_with_findings_is_copied_once_at_most(watched: Watched) -> None:
+    """The decoder may hold the one that came in as a reference; what is drawn on is handed on as it is."""
+    moved = [
+        sum(a != b for a, b in zip(came, went, strict=True))
+        for came, went, found in zip(watched.came, watched.went, watched.found, strict=True)
+        if found
+    ]
+    assert len(moved) >= 30
+    assert set(moved) <= {0, 3}  # all of its planes, or none
+
+
+def test_frames_on_their_way_are_bounded(watched: Watched) -> None:
+    queues = 4 + 1  # before each room and before the sink
+    assert watched.most <= queues * QUEUE + HANDS
+
+
+def test_one_call_makes_one_session(
+    tmp_path: Path, make: Callable[..., Path], red_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Counted(ort.InferenceSession):  # type: ignore[misc]
+        def __init__(self, *arguments: object, **named: object) -> None:
+            made.append(self)
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(stream.providers.ort, "InferenceSession", Counted)
+    videos = [str(make(name=f"{name}.mp4", frames=5)) for name in "abc"]
+    wanted = ["--output", str(tmp_path / "out"), "--model", str(red_model), "--set", "inference.provider=cpu"]
+    result = CliRunner().invoke(app, ["process", *videos, *wanted])
+    assert result.exit_code == 0, result.output
+    assert len(made) == 1
