@@ -143,12 +143,8 @@ def measure_recorded(
 ) -> Recorded:
     """Annotate for so many seconds, or to the end."""
     process, memory = psutil.Process(), [0.0]
-    video_settings = settings.output.video
     with TemporaryDirectory() as folder, closing(open_video()) as source:
-        video = AnnotatedVideo(
-            Path(folder) / "annotated.mp4", source.format, None,
-            video_settings.codec, video_settings.preset, video_settings.crf,
-        )  # fmt: skip
+        video = AnnotatedVideo(Path(folder) / "annotated.mp4", source.format, None, settings.output.video)
         table = FramesTable(Path(folder) / "frames.csv")
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video), ("table", table)]
         started = time.monotonic()
@@ -228,14 +224,12 @@ class _Stopwatch:
 
 def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Degradation:
     """Compare pictures with the decoder's before and after encoding, outside the markers."""
-    rooms, video_settings = make_rooms(view, segmenter, settings), settings.output.video
+    rooms = make_rooms(view, segmenter, settings)
     compared: list[tuple[np.ndarray, np.ndarray]] = []
     changed = 0
     with TemporaryDirectory() as folder, closing(open_video()) as source:
         path = Path(folder) / "annotated.mp4"
-        video = AnnotatedVideo(
-            path, source.format, None, video_settings.codec, video_settings.preset, video_settings.crf
-        )
+        video = AnnotatedVideo(path, source.format, None, settings.output.video)
         with closing(video):
             for frame in islice(source.frames(), COMPARED_PICTURES):
                 before = [plane.copy() for plane in planes_of(frame.picture)]

@@ -153,10 +153,8 @@ class _Job:
         self.pipeline = Pipeline(source.frames(), make_rooms(view, segmenter, settings), sinks)
 
     def _open_sinks(self, masks: bool) -> tuple[AnnotatedVideo, list[tuple[str, Sink[Frame]]]]:
-        folder, pictures, settings = self.folder, self.source.format, self.settings.output.video
-        video = AnnotatedVideo(
-            folder / "annotated.mp4", pictures, self.source.path, settings.codec, settings.preset, settings.crf
-        )
+        folder, pictures = self.folder, self.source.format
+        video = AnnotatedVideo(folder / "annotated.mp4", pictures, self.source.path, self.settings.output.video)
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video)]
         try:
             sinks.append(("table", FramesTable(folder / "frames.csv")))
@@ -198,6 +196,7 @@ class _Job:
             "notes": [*self.segmenter.notes, *run.notes],
             "model": {"file": str(self.segmenter.model), **card.model_dump(mode="json")},
             "provider": self.segmenter.provider,
+            "encoder": self.video.encoder,
             "settings": self.settings.model_dump(mode="json"),
             "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
             "picture_size": [self.source.format.width, self.source.format.height],

@@ -15,22 +15,17 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from stream.config import VideoSettings
 from stream.frame import Frame
 from stream.pictures import PictureFormat, planes_of
 from stream.sinks.audio import Audio
+from stream.sinks.encoders import NO_B_FRAMES, Encoder, choose_encoder
 from stream.sinks.files import writing
 from stream.sources.container import file_url
 
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.
 FRAGMENT_US = 500_000
 KEY_FRAME_EVERY_S = 2
-X264_OPTIONS = {
-    # With threads, the macroblock tree's decisions depend on their timing: two runs of PyAV 18.1 gave different files.
-    "mbtree": "0",
-    # B-frames saved 5 to 12 % of the size at veryfast for a third more CPU time. They keep pictures in the encoder that
-    # a killed process loses, and FFmpeg's MP4 writer cuts off the last picture when a fragment ends among them.
-    "bf": "0",
-}
 # At fewer pictures per second even a handful in the encoder are seconds: it then keeps none.
 FEW_PER_SECOND = 12
 MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
@@ -87,9 +82,10 @@ class AnnotatedVideo:
         path: the file to write.
         pictures: format of the frames to come.
         audio_from: recording whose audio and metadata are copied.
-        codec, preset, crf: FFmpeg's names for the encoder, its speed and its quality (0..51, less is better).
+        settings: the encoder, its speed and its quality.
 
     Attributes:
+        encoder: FFmpeg's name of the encoder in use.
         frames: encoded so far.
         notes: what could not be copied as it was.
         damage: what was wrong with the sound; complete once the file is closed.
@@ -98,10 +94,9 @@ class AnnotatedVideo:
         OutputError: the file cannot be written.
     """
 
-    def __init__(
-        self, path: Path, pictures: PictureFormat, audio_from: Path | None, codec: str, preset: str, crf: float
-    ) -> None:
-        self._path, self.frames = path, 0
+    def __init__(self, path: Path, pictures: PictureFormat, audio_from: Path | None, settings: VideoSettings) -> None:
+        encoder = choose_encoder(settings.codec, pictures.pixel_format)
+        self._path, self.encoder, self.frames = path, encoder.codec, 0
         self.notes: list[str] = []
         self.damage: list[str] = []
         self._padding = _padding(pictures)
@@ -111,9 +106,10 @@ class AnnotatedVideo:
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
         self._file = open_output(path, _mp4_options(pictures))
-        options = _encoder_options(pictures, preset, crf)
-        self._stream = cast(VideoStream, self._file.add_stream(codec, options=options))
+        options = _encoder_options(encoder, pictures, settings)
+        self._stream = cast(VideoStream, self._file.add_stream(encoder.codec, options=options))
         set_picture_format(self._stream, pictures, width, height)
+        self._stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
         self._audio = Audio(audio_from, self._file) if audio_from else None
         if self._audio:
             self.notes += self._audio.notes
@@ -215,12 +211,10 @@ def _mp4_options(pictures: PictureFormat) -> dict[str, str]:
     return options
 
 
-def _encoder_options(pictures: PictureFormat, preset: str, crf: float) -> dict[str, str]:
+def _encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoSettings) -> dict[str, str]:
     key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
-    options = {"preset": preset, "crf": str(crf), "g": str(key_frames), **X264_OPTIONS}
-    if pictures.rate < FEW_PER_SECOND:
-        options["tune"] = "zerolatency"
-    return options
+    options = {**encoder.quality(settings.preset, settings.crf), **NO_B_FRAMES, "g": str(key_frames)}
+    return {**options, **encoder.no_delay} if pictures.rate < FEW_PER_SECOND else options
 
 
 def _timescale(time_base: Fraction) -> int:

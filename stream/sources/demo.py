@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import av
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from stream.config import VideoSettings
 from stream.errors import OutputError, SourceError
 from stream.frame import Frame
 from stream.pictures import PictureFormat
@@ -140,7 +141,7 @@ def _unfinished(target: Path, stack: ExitStack) -> Path:
 def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Poll) -> None:
     colon, pictures = DemoColon(settings), _picture_format(settings)
     with ExitStack() as stack:
-        video = stack.enter_context(closing(AnnotatedVideo(path, pictures, None, "libx264", "veryfast", CRF)))
+        video = stack.enter_context(closing(AnnotatedVideo(path, pictures, None, VideoSettings(crf=CRF))))
         truth_video = stack.enter_context(closing(MaskVideo(truth, pictures))) if truth else None
         for index in range(len(colon)):
             rgb, numbers = colon.render(index)

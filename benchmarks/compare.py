@@ -1,0 +1,131 @@
+"""How fast `polypstream process` is beside what a user would write otherwise and beside a mere transcode, in one run.
+
+    python benchmarks/compare.py [VIDEO] [--rounds 3] [--model shipped-int8]
+
+Without a video it renders a minute of demo at 1920x1080. Every contender reads the same file, runs the same model and
+counts from its start to its end as a program. Needs the ffmpeg program; supervision is left out where it is not
+installed (`pip install supervision`). Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from stream.machine import describe_machine
+from stream.model import shipped_weights
+from stream.providers import probe
+
+POLYPSTREAM = str(Path(sys.executable).with_name("polypstream"))
+LOOPS = str(Path(__file__).with_name("loops.py"))
+FLOOR, NAIVE, OURS = "ffmpeg transcode, no inference", "OpenCV loop, plain CPU provider", "polypstream process"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One program's run: wall time, and resident memory in MB at half time and at most."""
+
+    seconds: float
+    half_mb: float
+    most_mb: float
+
+
+def main() -> None:
+    """Contenders by turns, so that a noisy moment of the machine hits all; medians."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("video", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="shipped")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        video = wanted.video or render(Path(folder) / "demo.mp4")
+        programs = contenders(video, wanted.model, Path(folder))
+        runs: dict[str, list[Timed]] = {name: [] for name in programs}
+        for _ in range(wanted.rounds):
+            for name, program in programs.items():
+                shutil.rmtree(Path(folder) / "ours", ignore_errors=True)
+                runs[name].append(watch(program))
+        summary = json.loads(next((Path(folder) / "ours").glob("*/summary.json")).read_text())
+    medians = {name: sorted(each, key=lambda run: run.seconds)[len(each) // 2] for name, each in runs.items()}
+    report(video, summary, medians)
+
+
+def render(path: Path) -> Path:
+    """A minute of demo: ten seconds six times over, since the rendering itself is slow."""
+    part = path.with_name("part.mp4")
+    subprocess.run(
+        [POLYPSTREAM, "demo-video", part, "--seconds", "10", "--size", "1920x1080", "--rate", "30"], check=True
+    )
+    subprocess.run(["ffmpeg", "-v", "error", "-stream_loop", "5", "-i", part, "-c", "copy", path], check=True)
+    return path
+
+
+def contenders(video: Path, model: str, folder: Path) -> dict[str, list[str]]:
+    """The programs' command lines."""
+    encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-c:a", "copy"]
+    weights, out = str(shipped_weights(model)), str(folder / "loop.mp4")
+
+    def loop(name: str, provider: str) -> list[str]:
+        return [sys.executable, LOOPS, name, str(video), weights, out, provider]
+
+    programs = {
+        FLOOR: ["ffmpeg", "-v", "error", "-y", "-i", str(video), *encoder, str(folder / "transcode.mp4")],
+        NAIVE: loop("opencv", "cpu"),
+    }
+    if importlib.util.find_spec("supervision"):
+        programs["supervision's process_video, plain CPU provider"] = loop("supervision", "cpu")
+    if probe("openvino") is None:
+        programs["OpenCV loop, OpenVINO plug-in"] = loop("opencv", "openvino")
+    wanted = ["--output", str(folder / "ours"), "--set", f"inference.model={model}"]
+    programs[OURS] = [POLYPSTREAM, "process", str(video), *wanted]
+    return programs
+
+
+def watch(program: list[str]) -> Timed:
+    """Run a program and sample its memory."""
+    started, samples = time.monotonic(), [0.0]
+    running = psutil.Popen(program, stdout=subprocess.DEVNULL)
+    while running.poll() is None:
+        try:
+            samples.append(running.memory_info().rss / 1e6)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.1)
+    seconds = time.monotonic() - started
+    if running.wait():
+        raise SystemExit(f"{' '.join(program)} failed")
+    return Timed(seconds, max(samples[: len(samples) // 2 + 1]), max(samples))
+
+
+def report(video: Path, summary: dict[str, object], medians: dict[str, Timed]) -> None:
+    """The tables."""
+    frames, rooms = summary["frames_out"], summary["seconds_per_room"]
+    assert isinstance(frames, int)
+    assert isinstance(rooms, dict)
+    for name, value in describe_machine().items():
+        print(f"- {name}: {value}")
+    size = "x".join(map(str, summary["picture_size"]))  # type: ignore[arg-type]
+    print(f"\n{video.name}: {frames} frames of {size}, every frame inferred; provider {summary['provider']}\n")
+    print("| | frames per second | of the transcode | of the OpenCV loop |\n| --- | --- | --- | --- |")
+    for name, run in medians.items():
+        shares = [medians[base].seconds / run.seconds for base in (FLOOR, NAIVE)]
+        print(f"| {name} | {frames / run.seconds:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |")
+    ours = medians[OURS]
+    print(f"\nResident memory of ours: {ours.half_mb:.0f} MB at half time, {ours.most_mb:.0f} MB at most.\n")
+    print("| room | ms per frame |\n| --- | --- |")
+    for name, seconds in rooms.items():
+        print(f"| {name} | {seconds / frames * 1000:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
