@@ -73,17 +73,16 @@ class Finder:
     """Attaches to each frame its region and outlines.
 
     Args:
-        view: the field of view that the network saw.
         rules: what counts as a finding.
     """
 
-    def __init__(self, view: FieldOfView, rules: Rules) -> None:
-        self.view, self.rules = view, rules
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """One outline for each 8-connected blob of the mask."""
         for frame in frames:
-            frame.region = find_region(frame.probability, self.view, self.rules)
+            frame.region = find_region(frame.probability, frame.view, self.rules)
             if frame.region is not None:
                 offset = (frame.region.x, frame.region.y)
                 outlines, _ = cv2.findContours(

@@ -11,7 +11,7 @@ import numpy as np
 from av import VideoFrame
 
 if TYPE_CHECKING:
-    from stream.view import Region
+    from stream.view import FieldOfView, Region
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class Frame:
         pts: presentation time in units of time_base, exact.
         time_base: seconds per unit of pts.
         arrived: when it came in, in seconds of time.monotonic.
+        signal: the source gave it; otherwise it stands for the want of one, and the network never sees it.
+        view: the field of view that the network saw; by the viewer.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
         region: the findings, in picture pixels; by the finder. None: there are none.
@@ -35,6 +37,8 @@ class Frame:
     pts: int
     time_base: Fraction
     arrived: float = field(default_factory=time.monotonic)
+    signal: bool = True
+    view: FieldOfView = field(init=False, repr=False)
     network_picture: np.ndarray = field(init=False, repr=False)
     probability: np.ndarray = field(init=False, repr=False)
     region: Region | None = None

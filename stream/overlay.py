@@ -15,7 +15,7 @@ import numpy as np
 from stream.colour import to_yuv
 from stream.frame import Frame
 from stream.pictures import planes_of
-from stream.view import FieldOfView, Region, region_above
+from stream.view import Region, region_above
 
 Style = Literal["tint", "heatmap"]
 MARKER_RGB = (64, 255, 96)
@@ -29,14 +29,13 @@ class Overlay:
     """Draws each frame's findings on its picture.
 
     Args:
-        view: the field of view that the network saw.
         style: "tint" lays one colour over the mask, "heatmap" colours by probability.
         opacity: of the tint, 0..1; of the heat map where the probability is 1.
         contour: width of the outline in pixels on a picture of 1080 lines, scaled with its height; 0 draws none.
     """
 
-    def __init__(self, view: FieldOfView, style: Style, opacity: float, contour: float) -> None:
-        self.view, self.style, self.opacity, self.contour = view, style, opacity, contour
+    def __init__(self, style: Style, opacity: float, contour: float) -> None:
+        self.style, self.opacity, self.contour = style, opacity, contour
         self._heat_tables: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -44,7 +43,7 @@ class Overlay:
         for frame in frames:
             region = frame.region
             if self.style == "heatmap":
-                region = region_above(frame.probability, self.view, HEAT_FROM)
+                region = region_above(frame.probability, frame.view, HEAT_FROM)
             if region is None:
                 continue
             frame.picture.make_writable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -55,6 +56,36 @@ KEPT = frozenset(
     for prefix, depth in (("yuv", ""), ("yuvj", ""), ("yuv", "10le"))
     for sampling in ("420", "422", "444")
 )
+
+
+def picture_format(stream: av.VideoStream, picture: av.VideoFrame) -> PictureFormat:
+    """What the pictures of a stream have in common, told by the stream and its first picture."""
+    context = stream.codec_context
+    assert stream.time_base is not None
+    colorspace, color_range = yuv_tags(picture)
+    return PictureFormat(
+        width=picture.width,
+        height=picture.height,
+        pixel_format=nearest_kept(picture.format),
+        time_base=stream.time_base,
+        rate=stream.guessed_rate or stream.average_rate or Fraction(25),
+        start=(picture.pts or 0) * stream.time_base,
+        sample_aspect_ratio=context.sample_aspect_ratio or stream.sample_aspect_ratio or Fraction(0),
+        display_matrix=_display_matrix(picture),
+        colorspace=colorspace,
+        color_range=color_range,
+        color_primaries=int(picture.color_primaries),
+        color_trc=int(picture.color_trc),
+        interlaced=picture.interlaced_frame,
+    )
+
+
+def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
+    try:
+        matrix = picture.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+    except KeyError:
+        return None
+    return struct.unpack("=9i", bytes(matrix))
 
 
 def nearest_kept(pixel_format: VideoFormat) -> str:

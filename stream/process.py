@@ -137,8 +137,8 @@ def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> l
     return [
         ("view", Viewer(view, segmenter.size), 1),
         ("segment", segmenter, segmenter.batch_size),
-        ("find", Finder(view, choose_rules(settings.findings, card.threshold, card.peak)), 1),
-        ("overlay", Overlay(view, overlay.style, overlay.opacity, overlay.contour), 1),
+        ("find", Finder(choose_rules(settings.findings, card.threshold, card.peak)), 1),
+        ("overlay", Overlay(overlay.style, overlay.opacity, overlay.contour), 1),
     ]
 
 

@@ -129,8 +129,9 @@ class Viewer:
         self._graph_for: tuple[object, ...] = ()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Attach to each frame its network picture, uint8 RGB [size, size, 3]."""
+        """Attach to each frame the view and its network picture, uint8 RGB [size, size, 3]."""
         for frame in frames:
+            frame.view = self.view
             graph = self._graph_of(frame.picture)
             graph.vpush(frame.picture)
             frame.network_picture = graph.vpull().to_ndarray()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +15,7 @@ from av.error import FFmpegError, InvalidDataError
 
 from stream.errors import SourceError
 from stream.frame import Frame
-from stream.pictures import PictureFormat, in_format, longest_step, nearest_kept, yuv_tags
+from stream.pictures import in_format, longest_step, picture_format
 from stream.sources.container import open_container, packets_of
 from stream.view import thumbnail_size
 
@@ -56,7 +54,7 @@ class Recording:
             if first is None:
                 raise SourceError(f"{path}: none of its pictures can be decoded")
             self._first = first
-            self.format = self._picture_format(self._first)
+            self.format = picture_format(self._stream, self._first)
         except BaseException:
             self._container.close()
             raise
@@ -72,26 +70,6 @@ class Recording:
             raise SourceError(f"{self.path}: has no moving picture (only sound or stills)")
         best = self._container.streams.best("video")
         return best if best in moving else moving[0]
-
-    def _picture_format(self, picture: av.VideoFrame) -> PictureFormat:
-        stream, context = self._stream, self._stream.codec_context
-        assert stream.time_base is not None
-        colorspace, color_range = yuv_tags(picture)
-        return PictureFormat(
-            width=picture.width,
-            height=picture.height,
-            pixel_format=nearest_kept(picture.format),
-            time_base=stream.time_base,
-            rate=stream.guessed_rate or stream.average_rate or Fraction(25),
-            start=(picture.pts or 0) * stream.time_base,
-            sample_aspect_ratio=context.sample_aspect_ratio or stream.sample_aspect_ratio or Fraction(0),
-            display_matrix=_display_matrix(picture),
-            colorspace=colorspace,
-            color_range=color_range,
-            color_primaries=int(picture.color_primaries),
-            color_trc=int(picture.color_trc),
-            interlaced=picture.interlaced_frame,
-        )
 
     def _frames_from_duration(self) -> int | None:
         seconds, _ = self._announced_duration()
@@ -205,11 +183,3 @@ def _picture_near(container: InputContainer, stream: av.VideoStream, share: floa
 def _thumbnail(picture: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
     grey = picture.reformat(*size, "gray", interpolation="AREA", dst_color_range="JPEG")
     return np.ascontiguousarray(grey.to_ndarray())
-
-
-def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
-    try:
-        matrix = picture.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
-    except KeyError:
-        return None
-    return struct.unpack("=9i", bytes(matrix))

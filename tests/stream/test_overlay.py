@@ -30,7 +30,8 @@ def with_square(frame: Frame, view: FieldOfView, level: int = 255) -> Frame:
     """A finding on the middle quarter of the view."""
     frame.probability = np.zeros((64, 64), np.uint8)
     frame.probability[16:48, 16:48] = level
-    return Finder(view, Rules(0.5))([frame])[0]
+    frame.view = view
+    return Finder(Rules(0.5))([frame])[0]
 
 
 def copies(frame: Frame) -> list[np.ndarray]:
@@ -43,15 +44,15 @@ def test_a_picture_without_findings_is_the_decoders_own(make: Callable[..., Path
     recording = Recording(make(frames=40, options={"g": "40", "bf": "2"}))
     clean = [copies(frame) for frame in Recording(recording.path).frames()]
     view = FieldOfView(0, 0, 320, 240)
-    overlay = Overlay(view, style, 0.7, 8)  # type: ignore[arg-type]
+    overlay = Overlay(style, 0.7, 8)  # type: ignore[arg-type]
     for frame, expected in zip(recording.frames(), clean, strict=True):
         address = frame.picture.planes[0].buffer_ptr
         if frame.index % 2:
             overlay([with_square(frame, view)])
             assert not np.array_equal(planes_of(frame.picture)[0], expected[0])
         else:
-            frame.probability = np.zeros((64, 64), np.uint8)
-            overlay(Finder(view, Rules(0.5))([frame]))
+            frame.view, frame.probability = view, np.zeros((64, 64), np.uint8)
+            overlay(Finder(Rules(0.5))([frame]))
             assert frame.picture.planes[0].buffer_ptr == address
             for plane, original in zip(planes_of(frame.picture), expected, strict=True):
                 assert np.array_equal(plane, original)
@@ -63,7 +64,7 @@ def test_the_tint_blends_inside_and_leaves_the_rest(pixel_format: str, size: tup
     frame = grey_frame(pixel_format, *size)
     before = frame.picture.to_ndarray(format="rgb24").astype(int)
     view = FieldOfView(20, 10, 280, 220)
-    Overlay(view, "tint", 0.5, 0)([with_square(frame, view)])
+    Overlay("tint", 0.5, 0)([with_square(frame, view)])
     after = frame.picture.to_ndarray(format="rgb24").astype(int)
     centre = after[120, 160]
     assert np.abs(centre - (before[120, 160] + MARKER_RGB) / 2).max() <= 6
@@ -80,7 +81,7 @@ def test_the_heat_map_follows_the_probability(pixel_format: str) -> None:
     colours = []
     for level in (60, 128, 255):
         frame = with_square(grey_frame(pixel_format), view, level)
-        Overlay(view, "heatmap", 0.8, 0)([frame])
+        Overlay("heatmap", 0.8, 0)([frame])
         colours.append(frame.picture.to_ndarray(format="rgb24")[120, 160].astype(int))
     cold, middle, hot = colours
     assert cold[2] > cold[0]  # blue
@@ -93,7 +94,7 @@ def test_the_heat_map_follows_the_probability(pixel_format: str) -> None:
 def test_the_outline_runs_along_the_edge(pixel_format: str) -> None:
     view = FieldOfView(0, 0, 320, 240)
     frame = with_square(grey_frame(pixel_format), view)
-    Overlay(view, "tint", 0, 9)([frame])
+    Overlay("tint", 0, 9)([frame])
     after = frame.picture.to_ndarray(format="rgb24").astype(int)
     x, y = frame.outlines[0].min(axis=0)
     assert np.abs(after[120, x] - MARKER_RGB).max() <= 40
@@ -102,10 +103,10 @@ def test_the_outline_runs_along_the_edge(pixel_format: str) -> None:
 
 
 def test_touching_blobs_are_one_finding_and_separate_ones_two() -> None:
-    view = FieldOfView(0, 0, 320, 240)
     frame = grey_frame("yuv420p")
+    frame.view = FieldOfView(0, 0, 320, 240)
     frame.probability = np.zeros((64, 64), np.uint8)
     frame.probability[5:15, 5:15] = frame.probability[40:50, 40:60] = 255
-    assert len(Finder(view, Rules(0.5))([frame])[0].outlines) == 2
+    assert len(Finder(Rules(0.5))([frame])[0].outlines) == 2
     frame.probability[10:45, 10:45] = 255
-    assert len(Finder(view, Rules(0.5))([frame])[0].outlines) == 1
+    assert len(Finder(Rules(0.5))([frame])[0].outlines) == 1
