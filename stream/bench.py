@@ -149,7 +149,7 @@ def measure_recorded(
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video), ("table", table)]
         started = time.monotonic()
         frames = _until(source.frames(), started + seconds)
-        pipeline = Pipeline(frames, make_rooms(view, segmenter, settings), sinks)
+        pipeline = Pipeline([("decode", frames)], make_rooms(view, segmenter, settings), sinks)
         pipeline.run(lambda: memory.append(process.memory_info().rss / 1e6))
         passed = time.monotonic() - started
     room_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
@@ -178,7 +178,11 @@ def measure_live(
     delays: list[float] = []
     played = Played(open_video, rate, seconds)
     pipeline = Pipeline(
-        played.frames(), make_rooms(view, segmenter, settings), [("show", _Stopwatch(delays))], LIVE_QUEUE, newest=True
+        [("decode", played.frames())],
+        make_rooms(view, segmenter, settings),
+        [("show", _Stopwatch(delays))],
+        LIVE_QUEUE,
+        newest=lambda _: None,
     )
     started = time.monotonic()
     pipeline.run()

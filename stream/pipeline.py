@@ -1,4 +1,4 @@
-"""Threads and bounded queues between a source, its rooms and its sinks. Knows nothing of video or polyps.
+"""Threads and bounded queues between sources, their rooms and its sinks. Knows nothing of video or polyps.
 
 The only module that starts a thread. Each room works in a thread of its own, takes what is waiting (up to its batch),
 and hands it on in the same order; a full queue makes the one before it wait. Sinks each have a queue of their own.
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ POLL_S = 0.1
 
 
 class Room(Protocol[T]):
-    """Does its one thing to items and hands them on, as many and in the same order."""
+    """Does its one thing to items and hands them on in the same order."""
 
     def __call__(self, items: list[T], /) -> list[T]: ...
 
@@ -46,18 +46,20 @@ class Channel(Generic[T]):
 
     Args:
         size: the most items that wait.
-        newest: when it is full, `put` drops the oldest item instead of waiting.
+        newest: tells of which kind an item is; `size` of each kind may wait, and where there are more, `put` drops the
+            oldest of them instead of waiting. None: nothing is dropped.
+        producers: how many must say `end`.
 
     Attributes:
-        dropped: items dropped so far.
+        dropped: items dropped so far, by kind.
     """
 
-    def __init__(self, size: int, newest: bool = False) -> None:
+    def __init__(self, size: int, newest: Callable[[T], Hashable] | None = None, producers: int = 1) -> None:
         self._items: deque[T] = deque()
-        self._size, self._newest = size, newest
-        self.dropped = 0
+        self._size, self._newest, self._producers = size, newest, producers
+        self.dropped: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
-        self._ended = self._abandoned = False
+        self._abandoned = False
 
     def put(self, item: T) -> None:
         """Append an item, once there is space or made to be.
@@ -66,27 +68,33 @@ class Channel(Generic[T]):
             Closed: nobody will take it any more.
         """
         with self._changed:
-            if self._newest and len(self._items) == self._size:
-                self._items.popleft()
-                self.dropped += 1
-            self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
+            if self._newest is None:
+                self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
+            else:
+                self._make_room(self._newest, self._newest(item))
             if self._abandoned:
                 raise Closed
             self._items.append(item)
             self._changed.notify_all()
 
+    def _make_room(self, kind_of: Callable[[T], Hashable], kind: Hashable) -> None:
+        alike = [place for place, item in enumerate(self._items) if kind_of(item) == kind]
+        if len(alike) == self._size:
+            del self._items[alike[0]]
+            self.dropped[kind] += 1
+
     def take(self, most: int) -> list[T]:
         """What is waiting, at least one and at most so many; an empty list once the end is reached."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended)
+            self._changed.wait_for(lambda: self._items or not self._producers)
             taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
             self._changed.notify_all()
             return taken
 
     def end(self) -> None:
-        """Say that no more will be put."""
+        """Say, as one of the producers, that no more will be put."""
         with self._changed:
-            self._ended = True
+            self._producers -= 1
             self._changed.notify_all()
 
     def abandon(self) -> None:
@@ -122,39 +130,44 @@ class Work:
 
 
 class Pipeline(Generic[T]):
-    """One source, rooms in a row, then every sink.
+    """One or more sources, rooms in a row, then every sink.
 
-    After an error in one place the source stops, what already went past that place still reaches every sink, every
+    After an error in one place the sources stop, what already went past that place still reaches every sink, every
     sink is closed, and the first error is raised.
 
     Args:
-        source: yields items.
+        sources: name and source, which yields items.
         rooms: name, room, and the most items that it takes at once.
         sinks: name and sink.
         queue: the most items that wait before each room (a batch of its own if that is more) and each sink.
-        newest: full queues drop their oldest item instead of holding the source back.
+        newest: tells of which kind an item is; full queues drop the oldest item of a kind instead of holding the
+            sources back. None: nothing is dropped.
 
     Attributes:
-        work: what each thread has done, by name; the source's is called "decode".
+        work: what each thread has done, by name.
     """
 
     def __init__(
         self,
-        source: Iterator[T],
+        sources: Sequence[tuple[str, Iterator[T]]],
         rooms: Sequence[tuple[str, Room[T], int]],
         sinks: Sequence[tuple[str, Sink[T]]],
         queue: int = QUEUE,
-        newest: bool = False,
+        newest: Callable[[T], Hashable] | None = None,
     ) -> None:
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
         sizes = [max(queue, most) for most in (*(room[2] for room in rooms), *(1 for _ in sinks))]
-        self.channels = [Channel[T](size, newest) for size in sizes]
+        producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
+        self.channels = [Channel[T](size, newest, count) for size, count in zip(sizes, producers, strict=True)]
         between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
         outlets = [*([channel] for channel in between), before_sinks]
-        self.work = {"decode": Work()}
-        self._threads = [self._thread("decode", partial(self._pump, source, outlets[0]), None, outlets[0])]
+        self.work: dict[str, Work] = {}
+        self._threads = []
+        for name, source in sources:
+            self.work[name] = Work()
+            self._threads.append(self._thread(name, partial(self._pump, name, source, outlets[0]), None, outlets[0]))
         for (name, room, most), inlet, outlet in zip(rooms, between, outlets[1:], strict=True):
             self.work[name] = Work()
             job = partial(self._work_room, name, room, most, inlet, outlet)
@@ -186,8 +199,8 @@ class Pipeline(Generic[T]):
         if self._error is not None:
             raise self._error
 
-    def _pump(self, source: Iterator[T], outlets: list[Channel[T]]) -> None:
-        work = self.work["decode"]
+    def _pump(self, name: str, source: Iterator[T], outlets: list[Channel[T]]) -> None:
+        work = self.work[name]
         while not self._stopping.is_set():
             with work.counted():
                 items = list(islice(source, 1))
@@ -222,9 +235,9 @@ class Pipeline(Generic[T]):
                 sink.close()
 
     @property
-    def dropped(self) -> int:
-        """Items dropped from full queues."""
-        return sum(channel.dropped for channel in self.channels)
+    def dropped(self) -> Counter[Hashable]:
+        """Items dropped from full queues, by kind."""
+        return sum((channel.dropped for channel in self.channels), Counter[Hashable]())
 
     def _thread(
         self, name: str, job: Callable[[], None], inlet: Channel[T] | None, outlets: list[Channel[T]]

@@ -150,7 +150,7 @@ class _Job:
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
         self.video, sinks = self._open_sinks(masks)
-        self.pipeline = Pipeline(source.frames(), make_rooms(view, segmenter, settings), sinks)
+        self.pipeline = Pipeline([("decode", source.frames())], make_rooms(view, segmenter, settings), sinks)
 
     def _open_sinks(self, masks: bool) -> tuple[AnnotatedVideo, list[tuple[str, Sink[Frame]]]]:
         folder, pictures = self.folder, self.source.format

@@ -59,7 +59,7 @@ def places(frame: Frame) -> list[int]:
 def watched(make: Callable[..., Path], red_model: Path) -> Watched:
     watched = Watched(make(frames=60))
     rooms = make_rooms(WHOLE, Segmenter(red_model, "cpu"), Settings())
-    Pipeline(watched.frames(), rooms, [("watch", watched)]).run()
+    Pipeline([("decode", watched.frames())], rooms, [("watch", watched)]).run()
     return watched
 
 

@@ -40,7 +40,7 @@ def jitter(items: list[int]) -> list[int]:
 def test_every_item_reaches_every_sink_in_order() -> None:
     sinks = [Keep(), Keep()]
     rooms = [("a", jitter, 1), ("b", jitter, 4), ("c", same, 2)]
-    pipeline = Pipeline(iter(range(200)), rooms, [("x", sinks[0]), ("y", sinks[1])])
+    pipeline = Pipeline([("decode", iter(range(200)))], rooms, [("x", sinks[0]), ("y", sinks[1])])
     pipeline.run()
     for sink in sinks:
         assert sink.items == list(range(200))
@@ -63,7 +63,7 @@ def test_a_slow_sink_holds_the_source_back() -> None:
             behind.append(len(taken) - 1 - item)
             super().write(item)
 
-    Pipeline(source(), [("room", same, 1)], [("slow", Slow())], queue=3).run()
+    Pipeline([("decode", source())], [("room", same, 1)], [("slow", Slow())], queue=3).run()
     # Three wait before the room and three before the sink; each of three threads has one in hand.
     assert max(behind) <= 3 + 3 + 3
 
@@ -76,7 +76,7 @@ def test_batches_form_from_what_is_waiting() -> None:
         time.sleep(0.005)
         return items
 
-    Pipeline(iter(range(60)), [("slow", slow, 4)], [("sink", Keep())]).run()
+    Pipeline([("decode", iter(range(60)))], [("slow", slow, 4)], [("sink", Keep())]).run()
     assert sum(sizes) == 60
     assert max(sizes) == 4
 
@@ -96,7 +96,7 @@ def failing_room(items: list[int]) -> list[int]:
 def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], room: object) -> None:
     sink = Keep()
     with pytest.raises(ValueError, match=r"^(source|room)$"):
-        Pipeline(source, [("room", room, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
+        Pipeline([("decode", source)], [("room", room, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
     assert sink.items == list(range(20))
     assert sink.closed == 1
 
@@ -105,7 +105,7 @@ def test_a_failing_sink_stops_the_source_and_spares_the_other() -> None:
     source = iter(range(100_000))
     bad, good = Keep(fail_at=10), Keep()
     with pytest.raises(OSError, match="disk full"):
-        Pipeline(source, [("room", same, 1)], [("bad", bad), ("good", good)]).run()
+        Pipeline([("decode", source)], [("room", same, 1)], [("bad", bad), ("good", good)]).run()
     assert bad.items == list(range(10))
     assert bad.closed == good.closed == 1
     assert good.items == list(range(len(good.items)))
@@ -119,7 +119,7 @@ def test_the_first_error_is_the_one_that_is_raised() -> None:
             raise RuntimeError("secondary")
 
     with pytest.raises(OSError, match="disk full"):
-        Pipeline(iter(range(50)), [("room", same, 1)], [("sink", Broken(fail_at=3))]).run()
+        Pipeline([("decode", iter(range(50)))], [("room", same, 1)], [("sink", Broken(fail_at=3))]).run()
 
 
 def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
@@ -136,7 +136,7 @@ def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
         if len(sink.items) > 20:
             raise KeyboardInterrupt
 
-    pipeline = Pipeline(source(), [("room", same, 1)], [("sink", sink)])
+    pipeline = Pipeline([("decode", source())], [("room", same, 1)], [("sink", sink)])
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(poll)
     assert sink.closed == 1
@@ -145,7 +145,7 @@ def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
 
 def test_no_thread_outlives_a_run() -> None:
     before = threading.active_count()
-    Pipeline(iter(range(10)), [("room", same, 1)], [("sink", Keep())]).run()
+    Pipeline([("decode", iter(range(10)))], [("room", same, 1)], [("sink", Keep())]).run()
     assert threading.active_count() == before
 
 
@@ -164,10 +164,10 @@ def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
         return items
 
     behind: list[int] = []
-    pipeline = Pipeline(source(), [("slow", slow, 1)], [("sink", sink)], queue=1, newest=True)
+    pipeline = Pipeline([("decode", source())], [("slow", slow, 1)], [("sink", sink)], queue=1, newest=lambda _: "all")
     pipeline.run()
     assert pipeline.work["decode"].items == 200
-    assert pipeline.dropped == 200 - len(sink.items) > 100
+    assert pipeline.dropped["all"] == 200 - len(sink.items) > 100
     assert sink.items == sorted(sink.items)
     assert sink.items[-1] == 199  # the last one has no newer one to give way to
     assert max(behind[len(behind) // 2 :]) < 100  # what is worked on does not grow old
@@ -178,7 +178,7 @@ def test_work_tells_cpu_time_from_waiting() -> None:
         time.sleep(0.01)
         return items
 
-    pipeline = Pipeline(iter(range(20)), [("sleepy", sleepy, 1)], [("sink", Keep())])
+    pipeline = Pipeline([("decode", iter(range(20)))], [("sleepy", sleepy, 1)], [("sink", Keep())])
     pipeline.run()
     assert pipeline.work["sleepy"].seconds >= 0.2
     assert pipeline.work["sleepy"].cpu_seconds < 0.1
@@ -193,3 +193,33 @@ def test_an_abandoned_channel_refuses_and_an_ended_one_drains() -> None:
     channel.abandon()
     with pytest.raises(Closed):
         channel.put(2)
+
+
+def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
+    sink, batches = Keep(), []
+
+    def source(start: int, pause: float) -> Iterator[int]:
+        for number in range(start, start + 100):
+            time.sleep(pause)
+            yield number
+
+    def slow(items: list[int]) -> list[int]:
+        batches.append(items)
+        time.sleep(0.01)
+        return items
+
+    pipeline = Pipeline(
+        [("fast", source(0, 0.001)), ("steady", source(1000, 0.004))],
+        [("slow", slow, 2)],
+        [("sink", sink)],
+        queue=1,
+        newest=lambda number: number // 1000,
+    )
+    pipeline.run()
+    assert pipeline.work["fast"].items == pipeline.work["steady"].items == 100
+    fast, steady = ([item for item in sink.items if item // 1000 == kind] for kind in (0, 1))
+    assert (fast[-1], steady[-1]) == (99, 1099)  # a source that ends does not end the other
+    assert pipeline.dropped[0] == 100 - len(fast)
+    assert pipeline.dropped[1] == 100 - len(steady)
+    assert any(len({item // 1000 for item in batch}) == 2 for batch in batches)  # one batch of both
+    assert len(steady) > 20  # the faster one does not push it out
