@@ -21,15 +21,19 @@ from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.config import load_settings
 from stream.errors import OutputError, PolypstreamError
+from stream.live import Live, describe, open_sources, recordings_of
 from stream.model import NOTICE
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
-from stream.progress import ProgressBar
+from stream.progress import ProgressBar, StatusLines
 from stream.sinks.files import writing
 from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
 from stream.sources.open import open_source
 
+LIVE_HELP = (
+    "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
+)
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
 app = typer.Typer(
@@ -96,6 +100,30 @@ def process(
         typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("live")
+def live_sources(
+    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
+    record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
+    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+) -> None:
+    """Mark polyps in live video, until Ctrl-C."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    opened = open_sources(sources, settings)
+    sinks = recordings_of(record, opened, settings) if record else []
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        complain(note)
+    live = Live(opened, segmenter, settings, sinks)
+    try:
+        with StatusLines() as lines:
+            live.run(lambda: lines.show([describe(status) for status in live.status()]))
+    finally:
+        for status in live.status():
+            typer.echo(describe(status))
 
 
 @app.command("bench")

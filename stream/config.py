@@ -68,6 +68,13 @@ class OverlaySettings(Section):
     contour: Annotated[float, BeforeValidator(_switch)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
 
 
+class LiveSettings(Section):
+    """How live sources are shown."""
+
+    max_staleness: float = Field(default=0.2, gt=0, le=60, strict=True)
+    timeout: float = Field(default=2.0, gt=0, le=60, strict=True)
+
+
 class VideoSettings(Section):
     """How annotated.mp4 is encoded."""
 
@@ -76,10 +83,18 @@ class VideoSettings(Section):
     crf: float = Field(default=20, ge=0, le=51, strict=True)
 
 
+class RollSettings(Section):
+    """When a live recording goes on in another file."""
+
+    seconds: float = Field(default=3600.0, ge=1, strict=True)
+    megabytes: float = Field(default=4000.0, ge=1, strict=True)
+
+
 class Output(Section):
     """What is written."""
 
     video: VideoSettings = VideoSettings()
+    roll: RollSettings = RollSettings()
 
 
 class Settings(Section):
@@ -89,6 +104,7 @@ class Settings(Section):
     inference: Inference = Inference()
     findings: Findings = Findings()
     overlay: OverlaySettings = OverlaySettings()
+    live: LiveSettings = LiveSettings()
     output: Output = Output()
 
 

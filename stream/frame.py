@@ -24,7 +24,9 @@ class Frame:
         pts: presentation time in units of time_base, exact.
         time_base: seconds per unit of pts.
         arrived: when it came in, in seconds of time.monotonic.
+        source: where it comes from, where there are several.
         signal: the source gave it; otherwise it stands for the want of one, and the network never sees it.
+        problem: why the network did not see it, for people; by the segmenter's guard.
         view: the field of view that the network saw; by the viewer.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
@@ -37,7 +39,9 @@ class Frame:
     pts: int
     time_base: Fraction
     arrived: float = field(default_factory=time.monotonic)
+    source: str = ""
     signal: bool = True
+    problem: str = ""
     view: FieldOfView = field(init=False, repr=False)
     network_picture: np.ndarray = field(init=False, repr=False)
     probability: np.ndarray = field(init=False, repr=False)

@@ -30,7 +30,10 @@ class Room(Protocol[T]):
 
 
 class Sink(Protocol[T_contra]):
-    """Takes items one by one. `close` finishes what was written so far, also after an error."""
+    """Takes items one by one. `close` finishes what was written so far, also after an error.
+
+    A sink with an attribute `queue` has so many items wait before it, others as many as the pipeline's queues hold.
+    """
 
     def write(self, item: T_contra, /) -> None: ...
 
@@ -139,7 +142,8 @@ class Pipeline(Generic[T]):
         sources: name and source, which yields items.
         rooms: name, room, and the most items that it takes at once.
         sinks: name and sink.
-        queue: the most items that wait before each room (a batch of its own if that is more) and each sink.
+        queue: the most items that wait before each room (a batch of its own if that is more) and each sink that does
+            not say otherwise.
         newest: tells of which kind an item is; full queues drop the oldest item of a kind instead of holding the
             sources back. None: nothing is dropped.
 
@@ -158,17 +162,18 @@ class Pipeline(Generic[T]):
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
-        sizes = [max(queue, most) for most in (*(room[2] for room in rooms), *(1 for _ in sinks))]
+        sizes = [max(queue, room[2]) for room in rooms] + [getattr(sink, "queue", queue) for _, sink in sinks]
         producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
         self.channels = [Channel[T](size, newest, count) for size, count in zip(sizes, producers, strict=True)]
-        between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
-        outlets = [*([channel] for channel in between), before_sinks]
+        self._between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
+        self._before_sinks = dict(zip((name for name, _ in sinks), before_sinks, strict=True))
+        outlets = [*([channel] for channel in self._between), before_sinks]
         self.work: dict[str, Work] = {}
         self._threads = []
         for name, source in sources:
             self.work[name] = Work()
             self._threads.append(self._thread(name, partial(self._pump, name, source, outlets[0]), None, outlets[0]))
-        for (name, room, most), inlet, outlet in zip(rooms, between, outlets[1:], strict=True):
+        for (name, room, most), inlet, outlet in zip(rooms, self._between, outlets[1:], strict=True):
             self.work[name] = Work()
             job = partial(self._work_room, name, room, most, inlet, outlet)
             self._threads.append(self._thread(name, job, inlet, outlet))
@@ -236,8 +241,13 @@ class Pipeline(Generic[T]):
 
     @property
     def dropped(self) -> Counter[Hashable]:
-        """Items dropped from full queues, by kind."""
-        return sum((channel.dropped for channel in self.channels), Counter[Hashable]())
+        """Items dropped before they reached the sinks, by kind."""
+        return sum((channel.dropped for channel in self._between), Counter[Hashable]())
+
+    @property
+    def dropped_by_sinks(self) -> dict[str, Counter[Hashable]]:
+        """Items that a sink was too slow for, by sink and kind; the other sinks had them."""
+        return {name: channel.dropped for name, channel in self._before_sinks.items()}
 
     def _thread(
         self, name: str, job: Callable[[], None], inlet: Channel[T] | None, outlets: list[Channel[T]]

@@ -1,10 +1,11 @@
-"""A progress bar with rate and time left; nothing at all where standard error is no terminal."""
+"""Progress and state on a terminal; nothing at all where standard error is none."""
 
 from __future__ import annotations
 
 from typing import Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -49,3 +50,25 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+class StatusLines:
+    """Lines that are rewritten in place, a few times a second."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._shown = Live("", console=console, transient=True) if console.is_terminal else None
+
+    def show(self, lines: list[str]) -> None:
+        """Replace the lines."""
+        if self._shown:
+            self._shown.update(Text("\n".join(lines)))
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._shown.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._shown.stop()

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from stream.config import VideoSettings
@@ -83,10 +84,12 @@ class AnnotatedVideo:
         pictures: format of the frames to come.
         audio_from: recording whose audio and metadata are copied.
         settings: the encoder, its speed and its quality.
+        origin: pts at which the file's time begins, for pictures alone.
 
     Attributes:
         encoder: FFmpeg's name of the encoder in use.
         frames: encoded so far.
+        bytes: of encoded pictures written so far.
         notes: what could not be copied as it was.
         damage: what was wrong with the sound; complete once the file is closed.
 
@@ -94,9 +97,11 @@ class AnnotatedVideo:
         OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, pictures: PictureFormat, audio_from: Path | None, settings: VideoSettings) -> None:
+    def __init__(
+        self, path: Path, pictures: PictureFormat, audio_from: Path | None, settings: VideoSettings, origin: int = 0
+    ) -> None:
         encoder = choose_encoder(settings.codec, pictures.pixel_format)
-        self._path, self.encoder, self.frames = path, encoder.codec, 0
+        self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin, encoder.codec, 0, 0
         self.notes: list[str] = []
         self.damage: list[str] = []
         self._padding = _padding(pictures)
@@ -121,8 +126,16 @@ class AnnotatedVideo:
         with writing(self._path):
             if self._audio:
                 self._audio.mux_until(frame.seconds)
-            self._file.mux(self._stream.encode(picture))
+            self._mux(self._stream.encode(picture))
         self.frames += 1
+
+    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+        # Other sinks have the same picture at the same time: its own pts must stay.
+        for packet in packets:
+            self.bytes += packet.size
+            if self._origin and packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
+        self._file.mux(packets)
 
     def close(self) -> None:
         """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
@@ -136,7 +149,7 @@ class AnnotatedVideo:
                 self.damage = self._audio.damage
 
     def _flush(self) -> None:
-        self._file.mux(self._stream.encode(None))
+        self._mux(self._stream.encode(None))
         if self._audio:
             self._audio.mux_until(float("inf"))
 

@@ -1,0 +1,83 @@
+"""The recording of a live source: one MP4 after another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from stream.config import Output
+from stream.errors import OutputError
+from stream.frame import Frame
+from stream.pictures import in_format
+from stream.sinks.video import AnnotatedVideo
+from stream.sources.live import LiveSource
+
+
+class RollingRecording:
+    """FILE.mp4, FILE-2.mp4, …: a new file after a time, at a size, and when the source's pictures change.
+
+    Times are the frames' own, from the first one in each file on. While there is no signal the recording goes on with
+    pictures that say so.
+
+    Args:
+        path: of the first file.
+        source: whose frames are recorded; others are ignored.
+        settings: of the encoder, and when to roll over.
+
+    Attributes:
+        queue: a moment's worth of frames waits while a file is finished; more are dropped, and counted.
+        files: written so far.
+
+    Raises:
+        OutputError: the first file exists.
+    """
+
+    queue = 60
+
+    def __init__(self, path: Path, source: LiveSource, settings: Output) -> None:
+        self._path, self._source, self._settings = path, source, settings
+        self.files: list[Path] = []
+        self._video: AnnotatedVideo | None = None
+        self._next_path()
+
+    def write(self, frame: Frame) -> None:
+        """Encode a frame of the source."""
+        if frame.source != self._source.name or self._source.format is None:
+            return
+        if frame.signal and self._must_roll(frame):
+            self.close()
+        if self._video is None:
+            self._open(frame)
+        assert self._video is not None
+        self._video.write(frame if frame.signal else replace(frame, picture=in_format(frame.picture, self._format)))
+
+    def _must_roll(self, frame: Frame) -> bool:
+        if self._video is None:
+            return False
+        picture = (frame.picture.width, frame.picture.height, frame.picture.format.name)
+        roll = self._settings.roll
+        return (
+            picture != (self._format.width, self._format.height, self._format.pixel_format)
+            or frame.seconds - self._started >= roll.seconds
+            or self._video.bytes >= roll.megabytes * 1e6
+        )
+
+    def _open(self, frame: Frame) -> None:
+        assert self._source.format is not None
+        self._format, self._started = self._source.format, frame.seconds
+        path = self._next_path()
+        self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)
+        self.files.append(path)
+
+    def _next_path(self) -> Path:
+        number = len(self.files) + 1
+        path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
+        if path.exists():
+            raise OutputError(f"{path}: exists already; give another --record")
+        return path
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._video is not None:
+            self._video.close()
+            self._video = None

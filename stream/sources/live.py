@@ -1,0 +1,362 @@
+"""Live sources: capture devices and network streams, which may go away and come back."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Protocol, cast
+from urllib.parse import parse_qsl, urlsplit
+
+import av
+from av.codec.context import Flags
+from av.container import InputContainer
+from av.error import ExitError, FFmpegError, InvalidDataError
+from av.packet import Packet
+
+from stream.errors import SourceError
+from stream.frame import Frame
+from stream.pictures import PictureFormat, in_format, picture_format, planes_of
+from stream.sources.base import Source
+from stream.sources.demo import SCHEME
+from stream.sources.open import open_source
+
+# A recording played as if it were live.
+REPLAY = "replay:"
+# What a source may be called: nothing that an address begins with.
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+# Live pictures are timed in these units, as broadcasting does, from the moment that their source was opened.
+TIME_BASE = Fraction(1, 90_000)
+# Waits before the first, second, third and every later attempt to connect again.
+BACK_OFF_S = (0.2, 0.5, 1.0, 2.0)
+# Connecting may take so long, shaking hands and looking for the first key frame included.
+CONNECT_S = 5.0
+# A stream's own times are believed while they stay so close to the clock; they jump when an encoder restarts.
+DRIFT_S = 1.0
+# The picture that stands for none before any came.
+NO_SIGNAL_SIZE = 1280, 720
+# What FFmpeg's device readers are called, by the way that we write a device.
+DEVICES = {"/dev/video": "v4l2", "dshow:": "dshow", "avfoundation:": "avfoundation"}
+DEVICE_OPTIONS = {"size": "video_size", "rate": "framerate", "format": "input_format"}
+# For each scheme the protocols that the stream may use itself: a playlist must not read this machine's files.
+PROTOCOLS = {
+    "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp",
+    "rtsps": "rtsps,rtsp,rtp,srtp,tcp,tls",
+    "srt": "srt",
+    "udp": "udp",
+    "rtp": "rtp,udp",
+    "tcp": "tcp",
+    "rtmp": "rtmp,tcp",
+    "rtmps": "rtmps,rtmp,tcp,tls",
+    "http": "http,tcp,crypto",
+    "https": "https,http,tls,tcp,crypto",
+}
+# Little is read before the first picture, and nothing is held back.
+NETWORK_OPTIONS = {"fflags": "nobuffer", "probesize": "500000", "analyzeduration": "500000"}
+SCHEME_OPTIONS = {
+    "rtsp": {"rtsp_transport": "tcp"},
+    "rtsps": {"rtsp_transport": "tcp"},
+    # Room for half a second of a fast stream while the reader is busy; an overrun costs pictures, not the stream.
+    "udp": {"fifo_size": "20000", "overrun_nonfatal": "1"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a live source is, as FFmpeg takes it.
+
+    Attributes:
+        url: may hold credentials; never shown.
+        shown: without them.
+        reader: FFmpeg's name of the device reader, or None.
+        options: of the reader.
+    """
+
+    url: str
+    shown: str
+    reader: str | None
+    options: dict[str, str]
+
+
+def parse_address(uri: str) -> Address:
+    """A capture device (`/dev/video0?size=1920x1080&rate=60`, `dshow:NAME`, `avfoundation:0`) or a network address.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    for start, reader in DEVICES.items():
+        if uri.startswith(start):
+            return _device(uri, reader)
+    parts = urlsplit(uri)
+    if parts.scheme not in PROTOCOLS or not parts.netloc:
+        raise SourceError(
+            f"{redacted(uri)}: no live source; write /dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, "
+            "rtmp://, http(s)://, replay:FILE or demo:"
+        )
+    options = {**NETWORK_OPTIONS, **SCHEME_OPTIONS.get(parts.scheme, {})}
+    return Address(uri, redacted(uri), None, options | {"protocol_whitelist": PROTOCOLS[parts.scheme]})
+
+
+def _device(uri: str, reader: str) -> Address:
+    name, _, query = uri.partition("?")
+    options = {}
+    for key, value in parse_qsl(query):
+        if key not in DEVICE_OPTIONS:
+            raise SourceError(f"{uri}: no such value {key}; a device has {', '.join(DEVICE_OPTIONS)}")
+        options[DEVICE_OPTIONS[key]] = value
+    url = name if reader == "v4l2" else name.partition(":")[2]
+    return Address(f"video={url}" if reader == "dshow" else url, name, reader, options)
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Name and address of `room1=rtsp://…`; a source without a name is called by its address, without credentials."""
+    name, equals, uri = text.partition("=")
+    if equals and NAME.fullmatch(name):
+        return name, uri
+    return redacted(text), text
+
+
+def open_live(name: str, uri: str, timeout: float) -> LiveSource:
+    """A live source from what the user wrote: a device, a network address, `replay:FILE` or `demo:`.
+
+    Raises:
+        SourceError: it is none of these, or the recording to replay cannot be opened.
+    """
+    if uri.startswith(REPLAY):
+        return Replay(name, open_source(uri.removeprefix(REPLAY)))
+    if uri.startswith(SCHEME):
+        return Replay(name, open_source(uri))
+    return Stream(name, parse_address(uri), timeout)
+
+
+def redacted(uri: str) -> str:
+    """An address without user, password and query, which may hold keys."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri.partition("?")[0]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+@dataclass(slots=True)
+class Signal:
+    """Whether a source gives pictures, for people and for status pages.
+
+    Attributes:
+        there: pictures are coming.
+        problem: why not.
+        losses: how often it went away.
+    """
+
+    there: bool = False
+    problem: str = "connecting"
+    losses: int = 0
+
+
+class LiveSource(Protocol):
+    """A source whose frames come when they come.
+
+    Attributes:
+        name: for people, without credentials.
+        signal: whether it gives pictures.
+        format: of the pictures that come now; None before there were any.
+    """
+
+    name: str
+    signal: Signal
+    format: PictureFormat | None
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames as they arrive; where the signal is lost, one without signal, and one more for each vain attempt."""
+        ...
+
+    def close(self) -> None:
+        """Let `frames` end; from any thread."""
+        ...
+
+
+@dataclass(slots=True)
+class Stream:
+    """Frames of a device or network stream for as long as it is wanted, through losses and returns.
+
+    Args:
+        name: for people.
+        address: where it is.
+        timeout: seconds without a picture after which it counts as lost.
+    """
+
+    name: str
+    address: Address
+    timeout: float
+    format: PictureFormat | None = None
+    signal: Signal = field(default_factory=Signal)
+    _closed: threading.Event = field(default_factory=threading.Event)
+    _opened: float = field(default_factory=time.monotonic)
+    _count: int = 0
+    _last_pts: int = -1
+
+    def frames(self) -> Iterator[Frame]:
+        """See LiveSource; ends when closed."""
+        attempts = 0
+        while not self._closed.is_set():
+            try:
+                with self._opened_container() as container:
+                    for frame in self._read(container):
+                        attempts = 0
+                        yield frame
+                self._lost("it ended")
+            except (FFmpegError, SourceError) as error:
+                self._lost(_reason(error))
+            if not self._closed.is_set():
+                yield self._nothing()
+            self._closed.wait(BACK_OFF_S[min(attempts, len(BACK_OFF_S) - 1)])
+            attempts += 1
+
+    def close(self) -> None:
+        """Let `frames` end after what it is waiting for, `timeout` seconds at most."""
+        self._closed.set()
+
+    @contextmanager
+    def _opened_container(self) -> Iterator[InputContainer]:
+        with ExitStack() as stack:
+            address = self.address
+            if address.url.startswith("srt:"):
+                address = stack.enter_context(_bridged(address))
+            container = av.open(
+                address.url,
+                format=address.reader,
+                options=address.options,
+                timeout=(max(CONNECT_S, self.timeout), self.timeout),
+                metadata_errors="replace",
+            )
+            yield stack.enter_context(container)
+
+    def _read(self, container: InputContainer) -> Iterator[Frame]:
+        stream = container.streams.best("video")
+        if not isinstance(stream, av.VideoStream):
+            raise SourceError("it has no moving picture")
+        # Threads on whole frames would hold back one frame each.
+        stream.thread_type = "SLICE"
+        stream.codec_context.flags |= Flags.low_delay
+        clock, wanted = _Clock(self._opened), None  # a new connection may bring other pictures of the same size
+        for packet in container.demux(stream):
+            if self._closed.is_set():
+                return
+            arrived = time.monotonic()
+            for picture in _decode(packet):
+                if wanted is None or (picture.width, picture.height) != (wanted.width, wanted.height):
+                    wanted = self.format = replace(picture_format(stream, picture), time_base=TIME_BASE)
+                self.signal.there, self.signal.problem = True, ""
+                yield self._frame(in_format(picture, wanted), clock.time_of(picture, arrived), arrived)
+
+    def _lost(self, problem: str) -> None:
+        self.signal.losses += self.signal.there
+        self.signal.there, self.signal.problem = False, problem
+
+    def _frame(self, picture: av.VideoFrame, seconds: float, arrived: float, signal: bool = True) -> Frame:
+        """Number and time a picture; time always advances."""
+        pts = max(round(seconds / TIME_BASE), self._last_pts + 1)
+        picture.pts, picture.time_base, self._last_pts = pts, TIME_BASE, pts
+        frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, signal)
+        self._count += 1
+        return frame
+
+    def _nothing(self) -> Frame:
+        size = (self.format.width, self.format.height) if self.format else NO_SIGNAL_SIZE
+        picture = av.VideoFrame(*size, "yuv420p")
+        for plane, grey in zip(planes_of(picture), (16, 128, 128), strict=True):
+            plane[:] = grey
+        now = time.monotonic()
+        return self._frame(picture, now - self._opened, now, signal=False)
+
+
+@contextmanager
+def _bridged(address: Address) -> Iterator[Address]:
+    """SRT by way of the ffmpeg program: PyAV's wheels have no SRT. The packets come unchanged over loopback.
+
+    Raises:
+        SourceError: the program is not installed.
+    """
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        raise SourceError("srt:// needs the ffmpeg program; install it")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        here = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    quiet = ["-nostdin", "-loglevel", "quiet", "-fflags", "nobuffer", "-analyzeduration", "500000"]
+    # Copied as they are; MPEG-TS needs no header before the first picture.
+    copied = ["-map", "0:v:0", "-c", "copy", "-flush_packets", "1", "-muxdelay", "0", "-f", "mpegts"]
+    # It is started before there is a listener, and takes longer than that to find out what comes.
+    bridge = subprocess.Popen([ffmpeg, *quiet, "-i", address.url, *copied, here])
+    try:
+        yield replace(address, url=f"{here}?listen=1", options=NETWORK_OPTIONS)
+    finally:
+        bridge.kill()
+        bridge.wait()
+
+
+class _Clock:
+    """When pictures were taken, in seconds since a source was opened.
+
+    A stream's own times are even where the network is not; they are moved to where the first picture arrived.
+    """
+
+    def __init__(self, opened: float) -> None:
+        self._opened, self._offset = opened, float("inf")
+
+    def time_of(self, picture: av.VideoFrame, arrived: float) -> float:
+        now = arrived - self._opened
+        if picture.pts is None:
+            return now
+        own = float(picture.pts * cast(Fraction, picture.time_base))
+        if abs(own + self._offset - now) > DRIFT_S:
+            self._offset = now - own
+        return own + self._offset
+
+
+def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
+    """The pictures of a packet; none where it is damaged, which a live picture survives."""
+    try:
+        return packet.decode()
+    except InvalidDataError:
+        return []
+
+
+def _reason(error: Exception) -> str:
+    """What FFmpeg says, without the address, in which there may be a password."""
+    if isinstance(error, ExitError):
+        return "no picture came in time"
+    return str(error.strerror) if isinstance(error, FFmpegError) else str(error)
+
+
+class Replay:
+    """A recording or a demo played at its own pace, once, as if it were live."""
+
+    def __init__(self, name: str, recording: Source) -> None:
+        self.name, self.signal = name, Signal(there=True, problem="")
+        self.format: PictureFormat | None = recording.format
+        self._recording, self._closed = recording, threading.Event()
+
+    def frames(self) -> Iterator[Frame]:
+        """Each frame arrives when its time has come and is decoded then: decoding is part of the delay."""
+        frames, due = self._recording.frames(), time.monotonic()
+        while not self._closed.wait(max(0.0, due - time.monotonic())):
+            # Where decoding cannot keep pace, it plays more slowly; a delay that grows would be no camera's.
+            due = max(due, time.monotonic() - DRIFT_S / 10)
+            frame = next(frames, None)
+            if frame is None:
+                break
+            frame.arrived, frame.source = due, self.name
+            yield frame
+            due += float((frame.picture.duration or 0) * frame.time_base)
+        self.signal.there, self.signal.problem = False, "it ended"
+
+    def close(self) -> None:
+        """Let `frames` end."""
+        self._closed.set()
