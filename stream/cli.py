@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
@@ -26,10 +27,12 @@ from stream.model import NOTICE
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
+from stream.sinks.browser import Browser
 from stream.sinks.files import writing
 from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
 from stream.sources.open import open_source
+from stream.web.server import live_page
 
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
@@ -106,6 +109,10 @@ def process(
 def live_sources(
     sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
+    serve: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What the web page asks for; made up if needed")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
@@ -117,9 +124,13 @@ def live_sources(
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         complain(note)
-    live = Live(opened, segmenter, settings, sinks)
+    browser = Browser() if serve is not None else None
+    live = Live(opened, segmenter, settings, [*sinks, ("web", browser)] if browser else sinks)
     try:
-        with StatusLines() as lines:
+        with ExitStack() as stack:
+            if serve is not None and browser is not None:
+                typer.echo(stack.enter_context(live_page(live, browser, serve, token)))
+            lines = stack.enter_context(StatusLines())
             live.run(lambda: lines.show([describe(status) for status in live.status()]))
     finally:
         for status in live.status():

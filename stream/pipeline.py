@@ -274,3 +274,15 @@ class Pipeline(Generic[T]):
         with self._error_lock:
             self._error = self._error or error
         self._stopping.set()
+
+
+@contextmanager
+def in_background(name: str, job: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """Run a job in a thread of its own beside a block, after which it is told to stop and waited for."""
+    thread = threading.Thread(target=job, name=f"polypstream-{name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join()

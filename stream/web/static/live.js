@@ -1,0 +1,61 @@
+"use strict";
+// Asks once a second how the sources are doing, and writes it beside their pictures.
+
+const sections = [...document.querySelectorAll(".source")];
+
+function say(section, name, text) {
+  section.querySelector(`[data-value=${name}]`).textContent = text;
+}
+
+function findingItem(number, finding) {
+  const item = document.createElement("li");
+  const link = document.createElement("a");
+  link.href = `/live/${number}/findings/${finding.number}.jpg`;
+  const picture = document.createElement("img");
+  picture.src = link.href;
+  picture.alt = `Finding ${finding.number}`;
+  const when = new Date(finding.when * 1000).toLocaleTimeString();
+  const text = document.createElement("span");
+  text.textContent = `${when}, ${Math.round(finding.probability * 100)} %`;
+  link.append(picture, text);
+  item.append(link);
+  return item;
+}
+
+function showFindings(section, findings) {
+  const list = section.querySelector("[data-value=findings]");
+  const newest = findings.length ? String(findings[0].number) : "";
+  if (list.dataset.newest === newest || !newest) return;
+  list.dataset.newest = newest;
+  list.replaceChildren(...findings.map((finding) => findingItem(section.dataset.number, finding)));
+}
+
+function show(section, status) {
+  const well = status.signal && !status.problem;
+  section.querySelector(".light").className = `light ${well ? "good" : "bad"}`;
+  say(section, "state", well ? "ready" : status.problem || "no signal");
+  const delay = status.delay_ms;
+  say(section, "delay", delay ? `${delay[0].toFixed(0)} ms (99 %: ${delay[2].toFixed(0)})` : "–");
+  say(section, "rate", `${status.shown_per_second.toFixed(1)} per second`);
+  const dropped = Object.values(status.dropped).reduce((sum, count) => sum + count, 0);
+  say(section, "dropped", `${dropped} of ${status.frames_in}`);
+  say(section, "losses", `${status.losses} times`);
+  say(section, "viewers", String(status.viewers));
+  showFindings(section, status.findings);
+}
+
+async function ask() {
+  try {
+    const answer = await fetch("/status.json");
+    const statuses = await answer.json();
+    sections.forEach((section, number) => show(section, statuses[number]));
+  } catch {
+    for (const section of sections) {
+      section.querySelector(".light").className = "light bad";
+      say(section, "state", "polypstream does not answer");
+    }
+  }
+}
+
+setInterval(ask, 1000);
+ask();
