@@ -71,6 +71,7 @@ class OverlaySettings(Section):
 class LiveSettings(Section):
     """How live sources are shown."""
 
+    display: Literal["in-step", "pass-through"] = "in-step"
     max_staleness: float = Field(default=0.2, gt=0, le=60, strict=True)
     timeout: float = Field(default=2.0, gt=0, le=60, strict=True)
 

@@ -27,6 +27,7 @@ class Frame:
         source: where it comes from, where there are several.
         signal: the source gave it; otherwise it stands for the want of one, and the network never sees it.
         problem: why the network did not see it, for people; by the segmenter's guard.
+        markers_age: seconds since the frame arrived that the markers were found in; 0 if it is this one.
         view: the field of view that the network saw; by the viewer.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
@@ -42,6 +43,7 @@ class Frame:
     source: str = ""
     signal: bool = True
     problem: str = ""
+    markers_age: float = 0.0
     view: FieldOfView = field(init=False, repr=False)
     network_picture: np.ndarray = field(init=False, repr=False)
     probability: np.ndarray = field(init=False, repr=False)

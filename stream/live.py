@@ -2,148 +2,27 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from stream.config import Settings
 from stream.errors import SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
+from stream.live_rooms import EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen
 from stream.overlay import Overlay
-from stream.pipeline import Pipeline, Room, Sink
+from stream.pipeline import Channel, Pipeline, Room, Sink, in_background
 from stream.segment import Segmenter
 from stream.signs import Signs
 from stream.sinks.rolling import RollingRecording
 from stream.sources.live import LiveSource, open_live, split_name
-from stream.view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
 
 # Nothing waits that need not: one frame of each source before each room.
 QUEUE = 1
-# The field of view is looked for this often, in the pictures of so many looks.
-LOOK_EVERY_S, LOOKS = 1.0, 10
-# A session that failed is tried again after so long.
-RETRY_S = 5.0
-# Delays are told of so many of the latest frames: ten seconds at 60 per second.
-REMEMBERED = 600
-
-
-class LiveViewer:
-    """A Viewer whose field of view follows the source, which may change its pictures at any time."""
-
-    def __init__(self, size: int, settings: Settings) -> None:
-        self._size, self._wanted = size, settings.view.field_of_view
-        self._pictures: tuple[int, int] | None = None
-        self._looked = 0.0
-        self._thumbnails: deque[np.ndarray] = deque(maxlen=LOOKS)
-
-    def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """See Viewer."""
-        for frame in frames:
-            pictures = (frame.picture.width, frame.picture.height)
-            if pictures != self._pictures:
-                self._pictures, self._looked = pictures, 0.0
-                self._thumbnails.clear()
-                whole = FieldOfView(0, 0, *pictures)
-                self._viewer, self._glance = Viewer(whole, self._size), Viewer(whole, THUMBNAIL)
-            if frame.arrived - self._looked >= LOOK_EVERY_S:
-                self._look(frame)
-            self._viewer([frame])
-        return frames
-
-    def _look(self, frame: Frame) -> None:
-        self._looked = frame.arrived
-        if self._wanted == "auto":
-            glance = self._glance([frame])[0].network_picture
-            self._thumbnails.append(cv2.cvtColor(glance, cv2.COLOR_RGB2GRAY))
-            view = find_field_of_view(self._thumbnails, frame.picture.width, frame.picture.height)
-        elif self._wanted == "full":
-            view = FieldOfView(0, 0, frame.picture.width, frame.picture.height)
-        else:
-            left, top, width, height = self._wanted
-            right, bottom = min(left + width, frame.picture.width), min(top + height, frame.picture.height)
-            view = FieldOfView.around(left, top, right, bottom)
-        if view != self._viewer.view:
-            self._viewer = Viewer(view, self._size)
-
-
-class EachSource:
-    """A room of its own for each source: rooms that remember must not mix them."""
-
-    def __init__(self, make: Callable[[], Room[Frame]]) -> None:
-        self._make = make
-        self._rooms: dict[str, Room[Frame]] = {}
-
-    def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Each frame through its source's room."""
-        for frame in frames:
-            if frame.source not in self._rooms:
-                self._rooms[frame.source] = self._make()
-            self._rooms[frame.source]([frame])
-        return frames
-
-
-class Seen:
-    """A room that only the frames go through that the network sees: with a signal, and without a problem."""
-
-    def __init__(self, room: Room[Frame]) -> None:
-        self._room = room
-
-    def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """All of them are handed on."""
-        seen = [frame for frame in frames if frame.signal and not frame.problem]
-        if seen:
-            self._room(seen)
-        return frames
-
-
-class Guard:
-    """Goes on without markers where the session fails: the video is never lost because of the model.
-
-    Attributes:
-        problem: why there are no markers now, or nothing.
-    """
-
-    def __init__(self, segmenter: Room[Frame]) -> None:
-        self._segmenter, self._failed = segmenter, float("-inf")
-        self.problem = ""
-
-    def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Segment, or say on each frame why not; a session that failed is tried again after a while."""
-        if not self.problem or time.monotonic() - self._failed > RETRY_S:
-            try:
-                self._segmenter(frames)
-                self.problem = ""
-            except Exception as error:  # whatever a provider's library raises, the picture goes on
-                self.problem = f"inference fails: {(str(error) or type(error).__name__).splitlines()[0]}"
-                self._failed = time.monotonic()
-        for frame in frames:
-            frame.problem = self.problem
-        return frames
-
-
-class Fresh:
-    """Lets no frame through that is too old to be shown as current.
-
-    Attributes:
-        dropped: how many were, by source.
-    """
-
-    def __init__(self, most: float) -> None:
-        self._most = most
-        self.dropped: Counter[str] = Counter()
-
-    def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Those that arrived at most so many seconds ago."""
-        oldest = time.monotonic() - self._most
-        self.dropped.update(frame.source for frame in frames if frame.arrived < oldest)
-        return [frame for frame in frames if frame.arrived >= oldest]
+PERCENTILES = (50, 95, 99, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +37,8 @@ class Status:
         frames_in, shown: counted since the start.
         dropped: frames not shown, by reason; once nothing is on its way, frames_in is the sum of these and `shown`.
         delay_ms: of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, longest.
+        markers_age_ms: of the latest frames, from the arrival of the frame that the markers were found in to their
+            being drawn, likewise; in-step it is a part of the delay.
         shown_per_second: of the latest frames.
     """
 
@@ -168,31 +49,9 @@ class Status:
     frames_in: int
     shown: int
     dropped: dict[str, int]
-    delay_ms: tuple[float, float, float, float] | None
+    delay_ms: tuple[float, ...] | None
+    markers_age_ms: tuple[float, ...] | None
     shown_per_second: float
-
-
-class Meter:
-    """The last room: notes when each frame goes out to the sinks."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._out: dict[str, deque[tuple[float, float]]] = {}
-        self.shown: Counter[str] = Counter()
-
-    def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Note the frames."""
-        now = time.monotonic()
-        with self._lock:
-            for frame in frames:
-                self.shown[frame.source] += 1
-                self._out.setdefault(frame.source, deque(maxlen=REMEMBERED)).append((now, now - frame.arrived))
-        return frames
-
-    def latest(self, source: str) -> list[tuple[float, float]]:
-        """When the latest frames came out, and how long they had been on their way, in seconds."""
-        with self._lock:
-            return list(self._out.get(source, ()))
 
 
 def describe(status: Status) -> str:
@@ -237,6 +96,9 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
     return sinks
 
 
+_Rooms = list[tuple[str, Room[Frame], int]]
+
+
 class Live:
     """Sources, rooms and sinks at work.
 
@@ -255,28 +117,36 @@ class Live:
         sinks: Sequence[tuple[str, Sink[Frame]]],
     ) -> None:
         self.sources = sources
-        card, overlay = segmenter.card, settings.overlay
         self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
-        rooms: list[tuple[str, Room[Frame], int]] = [
-            ("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1),
+        card, overlay = segmenter.card, settings.overlay
+        view: _Rooms = [("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1)]
+        inference: _Rooms = [
             ("segment", Seen(self._guard), max(segmenter.batch_size, len(sources))),
             ("find", Seen(Finder(choose_rules(settings.findings, card.threshold, card.peak))), 1),
+        ]
+        drawing: _Rooms = [
             ("overlay", Seen(Overlay(overlay.style, overlay.opacity, overlay.contour)), 1),
             ("signs", Signs(), 1),
             ("fresh", self._fresh, 1),
             ("meter", self._meter, 1),
         ]
-        self.pipeline = Pipeline(
-            [(source.name, source.frames()) for source in sources],
-            rooms,
-            sinks,
-            QUEUE,
-            newest=lambda frame: frame.source,
-        )
+        self._aside: Pipeline[Frame] | None = None
+        if settings.live.display == "pass-through":
+            self._pictures = Channel[Frame](QUEUE, _source_of)
+            markers = NewestMarkers(self._pictures, settings.live.max_staleness)
+            pictures = [("pictures", iter(self._pictures))]
+            self._aside = Pipeline(pictures, inference, [("markers", markers)], QUEUE, _source_of)
+            inference = [("markers", Seen(markers), 1)]
+        incoming = [(_reading(source), source.frames()) for source in sources]
+        self.pipeline = Pipeline(incoming, [*view, *inference, *drawing], sinks, QUEUE, _source_of)
 
     def run(self, poll: Callable[[], None]) -> None:
         """Until every source has ended or `poll` raises; KeyboardInterrupt is how a user ends it."""
-        self.pipeline.run(poll)
+        if self._aside is None:
+            self.pipeline.run(poll)
+        else:
+            with in_background("aside", self._aside.run, self._pictures.end):
+                self.pipeline.run(poll)
 
     def close(self) -> None:
         """Let the sources end."""
@@ -289,16 +159,32 @@ class Live:
 
     def _status_of(self, source: LiveSource) -> Status:
         latest = self._meter.latest(source.name)
-        delays = np.percentile([1000 * delay for _, delay in latest], (50, 95, 99, 100)) if latest else None
         passed = latest[-1][0] - latest[0][0] if len(latest) > 1 else 0.0
         return Status(
             source=source.name,
             signal=source.signal.there,
             problem="; ".join(filter(None, (source.signal.problem, self._guard.problem))),
             losses=source.signal.losses,
-            frames_in=self.pipeline.work[source.name].items,
+            frames_in=self.pipeline.work[_reading(source)].items,
             shown=self._meter.shown[source.name],
             dropped={"newer": self.pipeline.dropped[source.name], "stale": self._fresh.dropped[source.name]},
-            delay_ms=None if delays is None else tuple(float(delay) for delay in delays),  # type: ignore[arg-type]
+            delay_ms=_percentiles([delay for _, delay, _ in latest]),
+            markers_age_ms=_percentiles([age for _, _, age in latest]),
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
         )
+
+
+def _percentiles(seconds: Sequence[float]) -> tuple[float, ...] | None:
+    """In milliseconds."""
+    if not seconds:
+        return None
+    return tuple(float(value) for value in np.percentile(np.array(seconds) * 1000, PERCENTILES))
+
+
+def _source_of(frame: Frame) -> str:
+    return frame.source
+
+
+def _reading(source: LiveSource) -> str:
+    """What the thread is called that reads a source; no room is called so."""
+    return f"read {source.name}"

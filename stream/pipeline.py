@@ -94,6 +94,11 @@ class Channel(Generic[T]):
             self._changed.notify_all()
             return taken
 
+    def __iter__(self) -> Iterator[T]:
+        """What comes, one by one, to the end."""
+        while items := self.take(1):
+            yield items[0]
+
     def end(self) -> None:
         """Say, as one of the producers, that no more will be put."""
         with self._changed:
@@ -278,11 +283,25 @@ class Pipeline(Generic[T]):
 
 @contextmanager
 def in_background(name: str, job: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Run a job in a thread of its own beside a block, after which it is told to stop and waited for."""
-    thread = threading.Thread(target=job, name=f"polypstream-{name}", daemon=True)
+    """Run a job in a thread of its own beside a block, after which it is told to stop and waited for.
+
+    Raises:
+        BaseException: what the job raised, if the block itself raises nothing.
+    """
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            job()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, name=f"polypstream-{name}", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop()
         thread.join()
+    if raised:
+        raise raised[0]

@@ -31,12 +31,19 @@ class Signs:
             luma = planes_of(frame.picture)[0]
             scale = frame.picture.height / REFERENCE_LINES
             white = 235 if luma.dtype == np.uint8 else 940
-            state = f"no markers: {frame.problem}" if frame.problem else READY if frame.signal else NO_SIGNAL
-            for row, text in enumerate((NOTICE, state)):
+            for row, text in enumerate((NOTICE, _state_of(frame))):
                 _write(luma, text, row, scale, white)
             if frame.signal and not frame.problem:
                 _mark_corners(luma, frame, scale, white)
         return frames
+
+
+def _state_of(frame: Frame) -> str:
+    if not frame.signal:
+        return NO_SIGNAL
+    if frame.problem:
+        return f"no markers: {frame.problem}"
+    return f"{READY}, markers {1000 * frame.markers_age:.0f} ms old" if frame.markers_age else READY
 
 
 def _write(luma: np.ndarray, text: str, row: int, scale: float, white: int) -> None:

@@ -104,7 +104,7 @@ class AnnotatedVideo:
         self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin, encoder.codec, 0, 0
         self.notes: list[str] = []
         self.damage: list[str] = []
-        self._padding = _padding(pictures)
+        self._padding = padding(pictures)
         width, height = pictures.width + self._padding[0], pictures.height + self._padding[1]
         if any(self._padding):
             self.notes.append(
@@ -121,7 +121,7 @@ class AnnotatedVideo:
 
     def write(self, frame: Frame) -> None:
         """Encode a picture, and mux it with the audio up to its time."""
-        picture = pad(frame.picture, *self._padding) if any(self._padding) else frame.picture
+        picture = pad(frame.picture, *self._padding)
         picture.pict_type = 0  # the source's own picture types would force the encoder's
         with writing(self._path):
             if self._audio:
@@ -199,7 +199,9 @@ class MaskVideo:
 
 
 def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
-    """A copy with its last column and line repeated; chroma planes already cover them."""
+    """A copy with its last column and line repeated so often; chroma planes already cover them."""
+    if not right and not below:
+        return picture
     padded = av.VideoFrame(picture.width + right, picture.height + below, picture.format.name)
     for source, target in zip(planes_of(picture), planes_of(padded), strict=True):
         rows, columns = target.shape[0] - source.shape[0], target.shape[1] - source.shape[1]
@@ -209,7 +211,7 @@ def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
     return padded
 
 
-def _padding(pictures: PictureFormat) -> tuple[int, int]:
+def padding(pictures: PictureFormat) -> tuple[int, int]:
     """Columns and lines to add: H.264 stores whole chroma samples only."""
     chroma = av.VideoFormat(pictures.pixel_format, 64, 64)
     across, down = 64 // chroma.chroma_width(), 64 // chroma.chroma_height()

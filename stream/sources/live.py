@@ -212,7 +212,7 @@ class Stream:
                         yield frame
                 self._lost("it ended")
             except (FFmpegError, SourceError) as error:
-                self._lost(_reason(error))
+                self._lost(reason(error))
             if not self._closed.is_set():
                 yield self._nothing()
             self._closed.wait(BACK_OFF_S[min(attempts, len(BACK_OFF_S) - 1)])
@@ -328,7 +328,7 @@ def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
         return []
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What FFmpeg says, without the address, in which there may be a password."""
     if isinstance(error, ExitError):
         return "no picture came in time"

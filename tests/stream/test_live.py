@@ -19,6 +19,7 @@ from stream.config import Settings
 from stream.errors import OutputError, SourceError
 from stream.frame import Frame
 from stream.live import Live, describe, open_sources, recordings_of
+from stream.live_rooms import Fresh
 from stream.segment import Segmenter
 from stream.sources.live import parse_address, redacted, split_name
 from tests.conftest import call, pts_of
@@ -87,7 +88,7 @@ def test_a_source_faster_than_the_machine_drops_and_stays_current(
     assert status.delay_ms[3] < 1000  # a wait for the session and its own turn, no queue
 
 
-def test_a_frame_too_old_to_be_current_is_dropped_and_counted(
+def test_after_a_stall_the_picture_is_current_again(
     make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_session, calls = segmenter.run, Counter[str]()
@@ -98,12 +99,21 @@ def test_a_frame_too_old_to_be_current_is_dropped_and_counted(
         return run_session(pictures)
 
     monkeypatch.setattr(segmenter, "run", stalls_once)
-    settings, kept = Settings.model_validate({"live": {"max_staleness": 0.5}}), Kept()
-    live = run([f"replay:{make(frames=75)}"], segmenter, settings, kept)
+    kept = Kept()
+    live = run([f"replay:{make(frames=75)}"], segmenter, Settings(), kept)
     (status,) = live.status()
-    assert status.dropped["stale"] >= 1
+    assert sum(status.dropped.values()) >= 20  # of the stall's 25
     assert status.shown + sum(status.dropped.values()) == 75
-    assert kept.frames[-1].index == 74  # current again, to the end
+    assert kept.frames[-1].index == 74
+
+
+def test_a_frame_too_old_to_be_current_is_dropped_and_counted() -> None:
+    picture = av.VideoFrame(16, 16, "yuv420p")
+    ages = {0: 0.1, 1: 0.9, 2: 0.4}
+    frames = [Frame(index, picture, index, Fraction(1), time.monotonic() - age, "a") for index, age in ages.items()]
+    fresh = Fresh(0.5)
+    assert [frame.index for frame in fresh(frames)] == [0, 2]
+    assert fresh.dropped == {"a": 1}
 
 
 def test_the_picture_goes_on_without_markers_where_inference_fails(
@@ -119,6 +129,48 @@ def test_the_picture_goes_on_without_markers_where_inference_fails(
     assert all(frame.region is None for frame in kept.frames)
     assert {frame.problem for frame in kept.frames} == {"inference fails: device lost"}
     assert "inference fails: device lost" in describe(live.status()[0])
+
+
+def test_in_pass_through_the_picture_does_not_wait_for_its_markers(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_session, kept = segmenter.run, Kept()
+
+    def slow(pictures: np.ndarray) -> np.ndarray:
+        time.sleep(0.15)
+        return run_session(pictures)
+
+    monkeypatch.setattr(segmenter, "run", slow)
+    settings = Settings.model_validate({"live": {"display": "pass-through", "max_staleness": 60.0}})
+    live = run([f"replay:{make(frames=75)}"], segmenter, settings, kept)
+    (status,) = live.status()
+    assert status.shown + sum(status.dropped.values()) == 75
+    assert status.shown >= 65  # six times as many as the session sees
+    assert status.delay_ms is not None
+    assert status.delay_ms[0] < 100
+    marked = [frame for frame in kept.frames if frame.region is not None]
+    assert len(marked) >= 30
+    assert min(frame.markers_age for frame in marked) >= 0.15
+    assert kept.frames[0].problem == "waiting for the first ones"
+
+
+def test_in_pass_through_markers_too_old_are_not_drawn(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_session, calls, kept = segmenter.run, Counter[str](), Kept()
+
+    def stalls(pictures: np.ndarray) -> np.ndarray:
+        calls["all"] += 1
+        time.sleep(1.5 if calls["all"] == 10 else 0)
+        return run_session(pictures)
+
+    monkeypatch.setattr(segmenter, "run", stalls)
+    settings = Settings.model_validate({"live": {"display": "pass-through", "max_staleness": 0.5}})
+    live = run([f"replay:{make(frames=75)}"], segmenter, settings, kept)
+    assert live.status()[0].shown >= 65
+    old = [frame for frame in kept.frames if frame.problem.startswith("the newest are")]
+    assert len(old) >= 10
+    assert all(frame.region is None for frame in old)
 
 
 def test_sources_share_the_session(make: Callable[..., Path], segmenter: Segmenter) -> None:

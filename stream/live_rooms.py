@@ -1,0 +1,205 @@
+"""Rooms that only live pictures go through, or that treat them otherwise."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from stream.config import Settings
+from stream.frame import Frame
+from stream.pipeline import Channel, Room
+from stream.view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
+
+# The field of view is looked for this often, in the pictures of so many looks.
+LOOK_EVERY_S, LOOKS = 1.0, 10
+# A session that failed is tried again after so long.
+RETRY_S = 5.0
+# Delays are told of so many of the latest frames: ten seconds at 60 per second.
+REMEMBERED = 600
+
+
+class LiveViewer:
+    """A Viewer whose field of view follows the source, which may change its pictures at any time."""
+
+    def __init__(self, size: int, settings: Settings) -> None:
+        self._size, self._wanted = size, settings.view.field_of_view
+        self._pictures: tuple[int, int] | None = None
+        self._looked = 0.0
+        self._thumbnails: deque[np.ndarray] = deque(maxlen=LOOKS)
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """See Viewer."""
+        for frame in frames:
+            pictures = (frame.picture.width, frame.picture.height)
+            if pictures != self._pictures:
+                self._pictures, self._looked = pictures, 0.0
+                self._thumbnails.clear()
+                whole = FieldOfView(0, 0, *pictures)
+                self._viewer, self._glance = Viewer(whole, self._size), Viewer(whole, THUMBNAIL)
+            if frame.arrived - self._looked >= LOOK_EVERY_S:
+                self._look(frame)
+            self._viewer([frame])
+        return frames
+
+    def _look(self, frame: Frame) -> None:
+        self._looked = frame.arrived
+        if self._wanted == "auto":
+            glance = self._glance([frame])[0].network_picture
+            self._thumbnails.append(cv2.cvtColor(glance, cv2.COLOR_RGB2GRAY))
+            view = find_field_of_view(self._thumbnails, frame.picture.width, frame.picture.height)
+        elif self._wanted == "full":
+            view = FieldOfView(0, 0, frame.picture.width, frame.picture.height)
+        else:
+            left, top, width, height = self._wanted
+            right, bottom = min(left + width, frame.picture.width), min(top + height, frame.picture.height)
+            view = FieldOfView.around(left, top, right, bottom)
+        if view != self._viewer.view:
+            self._viewer = Viewer(view, self._size)
+
+
+class EachSource:
+    """A room of its own for each source: rooms that remember must not mix them."""
+
+    def __init__(self, make: Callable[[], Room[Frame]]) -> None:
+        self._make = make
+        self._rooms: dict[str, Room[Frame]] = {}
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Each frame through its source's room."""
+        for frame in frames:
+            if frame.source not in self._rooms:
+                self._rooms[frame.source] = self._make()
+            self._rooms[frame.source]([frame])
+        return frames
+
+
+class Seen:
+    """A room that only the frames go through that the network sees: with a signal, and without a problem."""
+
+    def __init__(self, room: Room[Frame]) -> None:
+        self._room = room
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """All of them are handed on."""
+        seen = [frame for frame in frames if frame.signal and not frame.problem]
+        if seen:
+            self._room(seen)
+        return frames
+
+
+class Guard:
+    """Goes on without markers where the session fails: the video is never lost because of the model.
+
+    Attributes:
+        problem: why there are no markers now, or nothing.
+    """
+
+    def __init__(self, segmenter: Room[Frame]) -> None:
+        self._segmenter, self._failed = segmenter, float("-inf")
+        self.problem = ""
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Segment, or say on each frame why not; a session that failed is tried again after a while."""
+        if not self.problem or time.monotonic() - self._failed > RETRY_S:
+            try:
+                self._segmenter(frames)
+                self.problem = ""
+            except Exception as error:  # whatever a provider's library raises, the picture goes on
+                self.problem = f"inference fails: {(str(error) or type(error).__name__).splitlines()[0]}"
+                self._failed = time.monotonic()
+        for frame in frames:
+            frame.problem = self.problem
+        return frames
+
+
+class Fresh:
+    """Lets no frame through that is too old to be shown as current.
+
+    Attributes:
+        dropped: how many were, by source.
+    """
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self.dropped: Counter[str] = Counter()
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Those that arrived at most so many seconds ago."""
+        oldest = time.monotonic() - self._most
+        self.dropped.update(frame.source for frame in frames if frame.arrived < oldest)
+        return [frame for frame in frames if frame.arrived >= oldest]
+
+
+class NewestMarkers:
+    """In pass-through: hands what the network sees to inference aside, and puts the newest markers on the picture.
+
+    It is also the sink at the end of that inference.
+
+    Args:
+        aside: where inference takes its frames from.
+        most: seconds after which markers are too old to be drawn.
+    """
+
+    def __init__(self, aside: Channel[Frame], most: float) -> None:
+        self._aside, self._most = aside, most
+        self._newest: dict[str, Frame] = {}
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Mark each frame with what was found in an earlier one, and say how old that is."""
+        for frame in frames:
+            self._aside.put(copy.copy(frame))
+            marked = self._newest.get(frame.source)
+            if marked is None or (marked.picture.width, marked.picture.height) != _size(frame):
+                frame.problem = "waiting for the first ones"
+                continue
+            frame.markers_age = time.monotonic() - marked.arrived
+            if frame.markers_age > self._most:
+                frame.problem = f"the newest are {frame.markers_age:.1f} s old"
+            elif marked.problem:
+                frame.problem = marked.problem
+            else:
+                frame.view, frame.probability = marked.view, marked.probability
+                frame.region, frame.outlines = marked.region, marked.outlines
+        return frames
+
+    def write(self, frame: Frame) -> None:
+        """Keep what was found in a frame."""
+        self._newest[frame.source] = frame
+
+    def close(self) -> None:
+        """Nothing is to be finished."""
+
+
+def _size(frame: Frame) -> tuple[int, int]:
+    return frame.picture.width, frame.picture.height
+
+
+class Meter:
+    """The last room: notes when each frame goes out to the sinks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._out: dict[str, deque[tuple[float, float, float]]] = {}
+        self.shown: Counter[str] = Counter()
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Note the frames."""
+        now = time.monotonic()
+        with self._lock:
+            for frame in frames:
+                self.shown[frame.source] += 1
+                self._out.setdefault(frame.source, deque(maxlen=REMEMBERED)).append(
+                    (now, now - frame.arrived, frame.markers_age)
+                )
+        return frames
+
+    def latest(self, source: str) -> list[tuple[float, float, float]]:
+        """When the latest frames came out, how long they had been on their way, and their markers' age, in seconds."""
+        with self._lock:
+            return list(self._out.get(source, ()))
