@@ -22,7 +22,7 @@ from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.config import load_settings
 from stream.errors import OutputError, PolypstreamError
-from stream.live import Live, describe, open_sources, recordings_of
+from stream.live import Live, describe, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
@@ -109,6 +109,9 @@ def process(
 def live_sources(
     sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
+    push: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Send it on: rtsp, udp, tcp, rtmp")
+    ] = None,
     serve: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page")] = None,
     token: Annotated[
         str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What the web page asks for; made up if needed")
@@ -121,6 +124,7 @@ def live_sources(
     settings = with_model(load_settings(config, set_ or []), model)
     opened = open_sources(sources, settings)
     sinks = recordings_of(record, opened, settings) if record else []
+    sinks += pushes_of(push or [], opened, settings)
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         complain(note)
@@ -135,6 +139,10 @@ def live_sources(
     finally:
         for status in live.status():
             typer.echo(describe(status))
+        for problem in live.failed_sinks():
+            complain(problem)
+    if live.failed_sinks():
+        raise typer.Exit(1)
 
 
 @app.command("bench")

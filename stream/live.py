@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from stream.config import Settings
-from stream.errors import SourceError
+from stream.errors import SettingsError, SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
-from stream.live_rooms import EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen
+from stream.live_rooms import EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen, Sturdy
 from stream.overlay import Overlay
 from stream.pipeline import Channel, Pipeline, Room, Sink, in_background
 from stream.segment import Segmenter
 from stream.signs import Signs
+from stream.sinks.push import Push
 from stream.sinks.rolling import RollingRecording
-from stream.sources.live import LiveSource, open_live, split_name
+from stream.sources.live import LiveSource, open_live, redacted, split_name
 
 # Nothing waits that need not: one frame of each source before each room.
 QUEUE = 1
@@ -52,6 +53,9 @@ class Status:
     delay_ms: tuple[float, ...] | None
     markers_age_ms: tuple[float, ...] | None
     shown_per_second: float
+
+
+_Rooms = list[tuple[str, Room[Frame], int]]
 
 
 def describe(status: Status) -> str:
@@ -96,7 +100,22 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
     return sinks
 
 
-_Rooms = list[tuple[str, Room[Frame], int]]
+def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Sink[Frame]]]:
+    """A sink for each `URL` or `NAME=URL` that sends the source of that name there.
+
+    Raises:
+        SettingsError: there is no such source or no such way to send.
+    """
+    sinks: list[tuple[str, Sink[Frame]]] = []
+    for text in texts:
+        name, url = split_name(text)
+        if url == text and len(sources) == 1:
+            name = sources[0].name
+        named = [source for source in sources if source.name == name]
+        if not named:
+            raise SettingsError(f"--push {redacted(text)}: write NAME=URL with the name of a source")
+        sinks.append((f"push {len(sinks) + 1}", Push(url, named[0], settings.output.video)))
+    return sinks
 
 
 class Live:
@@ -138,7 +157,8 @@ class Live:
             self._aside = Pipeline(pictures, inference, [("markers", markers)], QUEUE, _source_of)
             inference = [("markers", Seen(markers), 1)]
         incoming = [(_reading(source), source.frames()) for source in sources]
-        self.pipeline = Pipeline(incoming, [*view, *inference, *drawing], sinks, QUEUE, _source_of)
+        self._sinks = [(name, Sturdy(sink)) for name, sink in sinks]
+        self.pipeline = Pipeline(incoming, [*view, *inference, *drawing], self._sinks, QUEUE, _source_of)
 
     def run(self, poll: Callable[[], None]) -> None:
         """Until every source has ended or `poll` raises; KeyboardInterrupt is how a user ends it."""
@@ -152,6 +172,10 @@ class Live:
         """Let the sources end."""
         for source in self.sources:
             source.close()
+
+    def failed_sinks(self) -> list[str]:
+        """What went wrong in sinks, one line each."""
+        return [sink.problem for _, sink in self._sinks if sink.problem]
 
     def status(self) -> list[Status]:
         """How each source is doing."""

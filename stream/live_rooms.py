@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 
 from stream.config import Settings
+from stream.errors import PolypstreamError
 from stream.frame import Frame
-from stream.pipeline import Channel, Room
+from stream.pipeline import Channel, Room, Sink
 from stream.view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
 
 # The field of view is looked for this often, in the pictures of so many looks.
@@ -203,3 +204,32 @@ class Meter:
         """When the latest frames came out, how long they had been on their way, and their markers' age, in seconds."""
         with self._lock:
             return list(self._out.get(source, ()))
+
+
+class Sturdy:
+    """A sink that fails alone: the others go on, and what went wrong is told.
+
+    Attributes:
+        queue: as the sink's own.
+        problem: what went wrong, for people; or nothing.
+    """
+
+    def __init__(self, sink: Sink[Frame]) -> None:
+        self._sink = sink
+        self.queue: int = getattr(sink, "queue", 1)
+        self.problem = ""
+
+    def write(self, frame: Frame) -> None:
+        """Hand a frame on, until that fails."""
+        if not self.problem:
+            try:
+                self._sink.write(frame)
+            except PolypstreamError as error:
+                self.problem = str(error)
+
+    def close(self) -> None:
+        """Close the sink."""
+        try:
+            self._sink.close()
+        except PolypstreamError as error:
+            self.problem = self.problem or str(error)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from stream.config import Settings
-from stream.errors import OutputError, SourceError
+from stream.errors import OutputError, SettingsError, SourceError
 from stream.frame import Frame
-from stream.live import Live, describe, open_sources, recordings_of
+from stream.live import Live, describe, open_sources, pushes_of, recordings_of
 from stream.live_rooms import Fresh
 from stream.segment import Segmenter
 from stream.sources.live import parse_address, redacted, split_name
@@ -312,3 +312,53 @@ def test_the_command_ends_with_the_account_of_every_source(
     assert "room: no signal (it ended), 30 frames in" in done.stdout
     with av.open(str(tmp_path / "r.mp4")) as file:
         assert len(list(file.decode(video=0))) >= 25
+
+
+class Full:
+    """A sink on a full disk."""
+
+    def write(self, frame: Frame) -> None:
+        raise OutputError("r.mp4: the disk is full; what was written so far is kept")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_sink_that_fails_fails_alone(make: Callable[..., Path], segmenter: Segmenter) -> None:
+    sources, kept = open_sources([f"replay:{make(frames=25)}"], PATIENT), Kept()
+    live = Live(sources, segmenter, PATIENT, [("full", Full()), ("kept", kept)])
+    live.run(lambda: None)
+    assert len(kept.frames) >= 20
+    assert live.failed_sinks() == ["r.mp4: the disk is full; what was written so far is kept"]
+
+
+@needs_ffmpeg
+def test_what_is_shown_is_pushed_on(make: Callable[..., Path], segmenter: Segmenter, tmp_path: Path) -> None:
+    """To a real ffmpeg that is not there at first, listens then, and saves what it is sent."""
+    port, received = free_port(), tmp_path / "received.ts"
+    sources = open_sources([f"room=replay:{make(frames=150)}"], PATIENT)
+    live = Live(sources, segmenter, PATIENT, pushes_of([f"tcp://127.0.0.1:{port}"], sources, PATIENT))
+    started, peers = time.monotonic(), []
+
+    def poll() -> None:
+        if not peers and time.monotonic() - started > 1:
+            listen = ["ffmpeg", "-v", "error", "-f", "mpegts", "-i", f"tcp://127.0.0.1:{port}?listen=1"]
+            peers.append(subprocess.Popen([*listen, "-c", "copy", str(received)]))
+
+    live.run(poll)
+    assert peers[0].wait(timeout=20) == 0
+    with av.open(str(received)) as file:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in file.decode(video=0)]
+    assert 50 < len(pictures) < 140
+    outlined = [picture for picture in pictures if ((picture[..., 1].astype(int) - picture[..., 0]) > 60).any()]
+    assert outlined  # the marker's green
+    assert not live.failed_sinks()
+
+
+def test_a_push_to_nowhere_is_refused() -> None:
+    sources = open_sources(["a=/dev/video0", "b=/dev/video1"], PATIENT)
+    with pytest.raises(SettingsError, match="write NAME=URL with the name of a source"):
+        pushes_of(["udp://127.0.0.1:1"], sources, PATIENT)
+    with pytest.raises(SettingsError, match="write rtsp://, udp://") as refused:
+        pushes_of(["a=ftp://user:secret@host/"], sources, PATIENT)
+    assert "secret" not in str(refused.value)

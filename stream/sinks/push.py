@@ -1,0 +1,108 @@
+"""Sends a live picture with its markers on to another network address."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import cast
+from urllib.parse import urlsplit
+
+import av
+from av.container import OutputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from stream.config import VideoSettings
+from stream.errors import SettingsError
+from stream.frame import Frame
+from stream.pictures import PictureFormat, in_format
+from stream.sinks.encoders import NO_B_FRAMES, choose_encoder
+from stream.sinks.video import pad, padding, set_picture_format
+from stream.sources.live import BACK_OFF_S, LiveSource, reason, redacted
+
+# FFmpeg's container for each scheme.
+CONTAINERS = {"rtsp": "rtsp", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}
+OPTIONS = {"rtsp": {"rtsp_transport": "tcp"}, "udp": {"pkt_size": "1316"}}
+CONNECT_S = 3.0
+# Who joins waits for a key frame; a second is what viewers bear.
+KEY_FRAME_EVERY_S = 1
+
+
+class Push:
+    """A sink that encodes without delay and sends, and connects again whenever the other side went away.
+
+    Frames that come while there is no connection are not sent, which the pipeline never waits for.
+
+    Args:
+        url: `rtsp://`, `udp://`, `tcp://` or `rtmp://`; may hold credentials, which are never shown.
+        source: whose frames are sent; others are ignored.
+        settings: of the encoder.
+
+    Attributes:
+        problem: why nothing is sent now, for people; or nothing.
+        frames: sent so far.
+
+    Raises:
+        SettingsError: there is no such way to send.
+    """
+
+    def __init__(self, url: str, source: LiveSource, settings: VideoSettings) -> None:
+        self._scheme = urlsplit(url).scheme
+        if self._scheme not in CONTAINERS:
+            raise SettingsError(f"--push {redacted(url)}: write {', '.join(f'{each}://' for each in CONTAINERS)}")
+        self._url, self._source, self._settings = url, source, settings
+        self._output: OutputContainer | None = None
+        self._attempts, self._not_before = 0, 0.0
+        self.problem, self.frames = "connecting", 0
+
+    def write(self, frame: Frame) -> None:
+        """Encode and send a frame of the source, or try to connect again if that is due."""
+        if frame.source != self._source.name or self._source.format is None:
+            return
+        if self._output is None and time.monotonic() < self._not_before:
+            return
+        try:
+            self._send(frame, self._source.format)
+        except FFmpegError as error:
+            self._lost(reason(error))
+
+    def _send(self, frame: Frame, pictures: PictureFormat) -> None:
+        if self._output is not None and pictures != self._pictures:
+            self.close()  # the other side sees a new stream, as it would from an encoder that changed its input
+        if self._output is None:
+            self._connect(pictures)
+        assert self._output is not None
+        picture = pad(in_format(frame.picture, pictures), *padding(pictures))
+        self._output.mux(self._stream.encode(picture))
+        self.problem, self._attempts = "", 0
+        self.frames += 1
+
+    def _connect(self, pictures: PictureFormat) -> None:
+        encoder = choose_encoder(self._settings.codec, pictures.pixel_format)
+        options = {**OPTIONS.get(self._scheme, {}), "flush_packets": "1"}
+        self._output = av.open(
+            self._url, "w", format=CONTAINERS[self._scheme], container_options=options, timeout=CONNECT_S
+        )
+        quality = encoder.quality(self._settings.preset, self._settings.crf)
+        key_frames = {"g": str(max(1, round(pictures.rate * KEY_FRAME_EVERY_S)))}
+        stream = self._output.add_stream(
+            encoder.codec, options={**quality, **NO_B_FRAMES, **encoder.no_delay, **key_frames}
+        )
+        self._stream, self._pictures = cast(VideoStream, stream), pictures
+        right, below = padding(pictures)
+        set_picture_format(self._stream, pictures, pictures.width + right, pictures.height + below)
+        self._stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
+
+    def _lost(self, problem: str) -> None:
+        self.problem = problem
+        self._not_before = time.monotonic() + BACK_OFF_S[min(self._attempts, len(BACK_OFF_S) - 1)]
+        self._attempts += 1
+        self.close()
+
+    def close(self) -> None:
+        """Say goodbye, if the other side still listens."""
+        output, self._output = self._output, None
+        if output is not None:
+            with suppress(FFmpegError):  # the connection is what was lost
+                output.mux(self._stream.encode(None))
+                output.close()
