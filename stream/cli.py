@@ -22,13 +22,16 @@ from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.config import load_settings
 from stream.errors import OutputError, PolypstreamError
-from stream.live import Live, describe, open_sources, pushes_of, recordings_of
+from stream.frame import Frame
+from stream.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
+from stream.pipeline import POLL_S, Sink
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
 from stream.sinks.browser import Browser
 from stream.sinks.files import writing
+from stream.sinks.window import REFRESH_RATE, Windows
 from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
 from stream.sources.open import open_source
@@ -108,6 +111,9 @@ def process(
 @app.command("live")
 def live_sources(
     sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
+    window: Annotated[
+        bool, typer.Option("--window", help="Show it here; keys: o overlay, h style, s snapshot, r record, q quit")
+    ] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
     push: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]URL", help="Send it on: rtsp, udp, tcp, rtmp")
@@ -123,19 +129,24 @@ def live_sources(
     """Mark polyps in live video, until Ctrl-C."""
     settings = with_model(load_settings(config, set_ or []), model)
     opened = open_sources(sources, settings)
-    sinks = recordings_of(record, opened, settings) if record else []
-    sinks += pushes_of(push or [], opened, settings)
+    recordings = recordings_of(record, opened, settings) if record else []
+    windows = Windows(settings.live.window) if window else None
+    browser = Browser() if serve is not None else None
+    shown: list[tuple[str, Sink[Frame]]] = [
+        (name, sink) for name, sink in (("web", browser), ("window", windows)) if sink
+    ]
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         complain(note)
-    browser = Browser() if serve is not None else None
-    live = Live(opened, segmenter, settings, [*sinks, ("web", browser)] if browser else sinks)
+    live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
+    if windows is not None:
+        windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
     try:
         with ExitStack() as stack:
             if serve is not None and browser is not None:
                 typer.echo(stack.enter_context(live_page(live, browser, serve, token)))
             lines = stack.enter_context(StatusLines())
-            live.run(lambda: lines.show([describe(status) for status in live.status()]))
+            live.run(partial(_watch, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
     finally:
         for status in live.status():
             typer.echo(describe(status))
@@ -143,6 +154,13 @@ def live_sources(
             complain(problem)
     if live.failed_sinks():
         raise typer.Exit(1)
+
+
+def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
+    """What the main thread does while the others work."""
+    if windows is not None:
+        windows.pump()
+    lines.show(lambda: [describe(status) for status in live.status()])
 
 
 @app.command("bench")

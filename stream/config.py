@@ -68,12 +68,21 @@ class OverlaySettings(Section):
     contour: Annotated[float, BeforeValidator(_switch)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
 
 
+class WindowSettings(Section):
+    """Where live windows appear."""
+
+    full_screen: bool = False
+    left: int = Field(default=0, strict=True)
+    top: int = Field(default=0, strict=True)
+
+
 class LiveSettings(Section):
     """How live sources are shown."""
 
     display: Literal["in-step", "pass-through"] = "in-step"
     max_staleness: float = Field(default=0.2, gt=0, le=60, strict=True)
     timeout: float = Field(default=2.0, gt=0, le=60, strict=True)
+    window: WindowSettings = WindowSettings()
 
 
 class VideoSettings(Section):

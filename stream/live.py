@@ -14,11 +14,12 @@ from stream.find import Finder, choose_rules
 from stream.frame import Frame
 from stream.live_rooms import EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen, Sturdy
 from stream.overlay import Overlay
-from stream.pipeline import Channel, Pipeline, Room, Sink, in_background
+from stream.pipeline import POLL_S, Channel, Pipeline, Room, Sink, in_background
 from stream.segment import Segmenter
 from stream.signs import Signs
 from stream.sinks.push import Push
 from stream.sinks.rolling import RollingRecording
+from stream.sinks.window import Windows
 from stream.sources.live import LiveSource, open_live, redacted, split_name
 
 # Nothing waits that need not: one frame of each source before each room.
@@ -87,13 +88,13 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
     return list(sources.values())
 
 
-def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Sink[Frame]]]:
+def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, RollingRecording]]:
     """A sink for each source that records it: in `path`, or if there are several in files with their names.
 
     Raises:
         OutputError: a file exists already.
     """
-    sinks: list[tuple[str, Sink[Frame]]] = []
+    sinks = []
     for source in sources:
         own = path if len(sources) == 1 else path.with_stem(f"{path.stem}-{source.name}")
         sinks.append((f"record {source.name}", RollingRecording(own, source, settings.output)))
@@ -126,6 +127,9 @@ class Live:
         segmenter: shared by them.
         settings: of the run.
         sinks: name and sink of each.
+
+    Attributes:
+        overlay: what draws the markers; it can be switched off and on.
     """
 
     def __init__(
@@ -138,13 +142,14 @@ class Live:
         self.sources = sources
         self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
         card, overlay = segmenter.card, settings.overlay
+        self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
         view: _Rooms = [("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1)]
         inference: _Rooms = [
             ("segment", Seen(self._guard), max(segmenter.batch_size, len(sources))),
             ("find", Seen(Finder(choose_rules(settings.findings, card.threshold, card.peak))), 1),
         ]
         drawing: _Rooms = [
-            ("overlay", Seen(Overlay(overlay.style, overlay.opacity, overlay.contour)), 1),
+            ("overlay", Seen(self.overlay), 1),
             ("signs", Signs(), 1),
             ("fresh", self._fresh, 1),
             ("meter", self._meter, 1),
@@ -160,13 +165,13 @@ class Live:
         self._sinks = [(name, Sturdy(sink)) for name, sink in sinks]
         self.pipeline = Pipeline(incoming, [*view, *inference, *drawing], self._sinks, QUEUE, _source_of)
 
-    def run(self, poll: Callable[[], None]) -> None:
-        """Until every source has ended or `poll` raises; KeyboardInterrupt is how a user ends it."""
+    def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
+        """Until every source has ended or `poll`, called about so often, raises; KeyboardInterrupt is a user's end."""
         if self._aside is None:
-            self.pipeline.run(poll)
+            self.pipeline.run(poll, every)
         else:
             with in_background("aside", self._aside.run, self._pictures.end):
-                self.pipeline.run(poll)
+                self.pipeline.run(poll, every)
 
     def close(self) -> None:
         """Let the sources end."""
@@ -212,3 +217,19 @@ def _source_of(frame: Frame) -> str:
 def _reading(source: LiveSource) -> str:
     """What the thread is called that reads a source; no room is called so."""
     return f"read {source.name}"
+
+
+def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows) -> dict[str, Callable[[], None]]:
+    """What the keys of a window do: o overlay, h tint or heat map, r recording, s snapshot."""
+
+    def switch_overlay() -> None:
+        live.overlay.shown = not live.overlay.shown
+
+    def switch_style() -> None:
+        live.overlay.style = "tint" if live.overlay.style == "heatmap" else "heatmap"
+
+    def switch_recording() -> None:
+        for recording in recordings:
+            recording.on = not recording.on
+
+    return {"o": switch_overlay, "h": switch_style, "r": switch_recording, "s": windows.save_snapshots}

@@ -32,15 +32,19 @@ class Overlay:
         style: "tint" lays one colour over the mask, "heatmap" colours by probability.
         opacity: of the tint, 0..1; of the heat map where the probability is 1.
         contour: width of the outline in pixels on a picture of 1080 lines, scaled with its height; 0 draws none.
+
+    Attributes:
+        shown: whether anything is drawn. It and `style` may be set at any time, from any thread.
     """
 
     def __init__(self, style: Style, opacity: float, contour: float) -> None:
         self.style, self.opacity, self.contour = style, opacity, contour
+        self.shown = True
         self._heat_tables: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Draw in place. The decoder may still need a picture as a reference: it is copied first if it is shared."""
-        for frame in frames:
+        for frame in frames if self.shown else ():
             region = frame.region
             if self.style == "heatmap":
                 region = region_above(frame.probability, frame.view, HEAT_FROM)

@@ -186,11 +186,12 @@ class Pipeline(Generic[T]):
             self.work[name] = Work()
             self._threads.append(self._thread(name, partial(self._drain, name, sink, inlet), inlet, []))
 
-    def run(self, poll: Callable[[], None] = lambda: None) -> None:
+    def run(self, poll: Callable[[], None] = lambda: None, every: float = POLL_S) -> None:
         """Start every thread and wait for the last one.
 
         Args:
-            poll: called a few times a second from the calling thread.
+            poll: called from the calling thread.
+            every: about so many seconds between two calls.
 
         Raises:
             BaseException: the first error of any thread, or of `poll`. KeyboardInterrupt too stops the source, lets
@@ -200,7 +201,7 @@ class Pipeline(Generic[T]):
             thread.start()
         try:
             while alive := [thread for thread in self._threads if thread.is_alive()]:
-                alive[0].join(POLL_S)
+                alive[0].join(every)
                 poll()
         except BaseException as error:
             self._fail(error)

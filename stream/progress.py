@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+REFRESH_S = 0.25
 
 
 class _Rate(ProgressColumn):
@@ -58,11 +62,13 @@ class StatusLines:
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._shown = Live("", console=console, transient=True) if console.is_terminal else None
+        self._next = 0.0
 
-    def show(self, lines: list[str]) -> None:
-        """Replace the lines."""
-        if self._shown:
-            self._shown.update(Text("\n".join(lines)))
+    def show(self, lines: Callable[[], list[str]]) -> None:
+        """Replace the lines, if it is time to."""
+        if self._shown and time.monotonic() >= self._next:
+            self._next = time.monotonic() + REFRESH_S
+            self._shown.update(Text("\n".join(lines())))
 
     def __enter__(self) -> Self:
         if self._shown:

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import av
 import cv2
 import numpy as np
-from av.filter import Graph
 
-from stream.colour import is_full_range, matrix_name
 from stream.frame import Frame
+from stream.scale import Scaler
 
 # The view is looked for in a thumbnail: burnt-in text is then a pixel thin and does not survive the opening.
 THUMBNAIL = 128
@@ -117,49 +115,18 @@ def _largest_lit_box(thumbnail: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 class Viewer:
-    """Crops each frame to the field of view and scales it to the network's RGB picture, in one pass over its pixels.
-
-    FFmpeg's crop filter moves a pointer and its scaler converts while it shrinks, so the full-resolution picture
-    is read once and never written.
-    """
+    """Crops each frame to the field of view and scales it to the network's RGB picture."""
 
     def __init__(self, view: FieldOfView, size: int) -> None:
-        self.view, self.size = view, size
-        self._graph: Graph | None = None
-        self._graph_for: tuple[object, ...] = ()
+        self.view = view
+        self._scale = Scaler("rgb24", lambda _: (size, size), (view.x, view.y, view.width, view.height))
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Attach to each frame the view and its network picture, uint8 RGB [size, size, 3]."""
         for frame in frames:
             frame.view = self.view
-            graph = self._graph_of(frame.picture)
-            graph.vpush(frame.picture)
-            frame.network_picture = graph.vpull().to_ndarray()
+            frame.network_picture = self._scale(frame.picture).to_ndarray()
         return frames
-
-    def _graph_of(self, picture: av.VideoFrame) -> Graph:
-        properties = (picture.format.name, picture.width, picture.height, picture.colorspace, picture.color_range)
-        if self._graph is None or properties != self._graph_for:
-            self._graph, self._graph_for = self._build_graph(picture), properties
-        return self._graph
-
-    def _build_graph(self, picture: av.VideoFrame) -> Graph:
-        graph = Graph()
-        graph.threads = 1
-        colours = f"in_color_matrix={matrix_name(picture)}:in_range={'full' if is_full_range(picture) else 'limited'}"
-        nodes = [
-            graph.add(
-                "buffer",
-                f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/1000:"
-                f"colorspace={int(picture.colorspace)}:range={int(picture.color_range)}",
-            ),
-            graph.add("crop", f"{self.view.width}:{self.view.height}:{self.view.x}:{self.view.y}:exact=1"),
-            graph.add("scale", f"{self.size}:{self.size}:flags=bilinear:{colours}"),
-            graph.add("format", "pix_fmts=rgb24"),
-            graph.add("buffersink"),
-        ]
-        graph.link_nodes(*nodes).configure()
-        return graph
 
 
 def region_above(probability: np.ndarray, view: FieldOfView, threshold: float) -> Region | None:

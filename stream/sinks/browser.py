@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
-from av.filter import Graph
 from av.video.codeccontext import VideoCodecContext
 
-from stream.colour import is_full_range, matrix_name
 from stream.frame import Frame
+from stream.scale import Scaler
 
 # Pictures for a page are no wider than this; a snapshot has all of its pixels.
 PAGE_WIDTH = 1280
@@ -140,7 +139,7 @@ class Browser:
 
 
 class Jpeg:
-    """Encodes pictures as JPEG, scaled and brought to full range in one pass over their planes.
+    """Encodes pictures as JPEG.
 
     Args:
         width: the widest that a picture may be.
@@ -149,44 +148,28 @@ class Jpeg:
 
     def __init__(self, width: int, quantiser: int) -> None:
         self._width, self._quantiser = width, quantiser
-        self._made_for: tuple[object, ...] = ()
+        # JPEG is BT.601 at full range (JFIF).
+        self._scale = Scaler("yuvj420p", self._size_of, colours=":out_color_matrix=bt601:out_range=full")
+        self._encoder: VideoCodecContext | None = None
 
     def __call__(self, picture: av.VideoFrame) -> bytes:
         """One picture as a JPEG file."""
-        made_for = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
-        if made_for != self._made_for:
-            self._made_for = made_for
-            self._build(picture)
-        self._graph.vpush(picture)
-        scaled = self._graph.vpull()
+        scaled = self._scale(picture)
+        if self._encoder is None or (self._encoder.width, self._encoder.height) != (scaled.width, scaled.height):
+            self._encoder, self._count = self._open(scaled), 0
         scaled.pts = self._count
         self._count += 1
         return b"".join(bytes(packet) for packet in self._encoder.encode(scaled))
 
-    def _build(self, picture: av.VideoFrame) -> None:
+    def _size_of(self, picture: av.VideoFrame) -> tuple[int, int]:
         width = min(self._width, picture.width) & ~1
-        height = max(2, round(picture.height * width / picture.width) & ~1)
-        self._graph = Graph()
-        self._graph.threads = 1
-        colours = f"in_color_matrix={matrix_name(picture)}:in_range={'full' if is_full_range(picture) else 'limited'}"
-        nodes = [
-            self._graph.add(
-                "buffer",
-                f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/1000:"
-                f"colorspace={int(picture.colorspace)}:range={int(picture.color_range)}",
-            ),
-            # JPEG is BT.601 at full range (JFIF).
-            self._graph.add(
-                "scale", f"{width}:{height}:flags=bilinear:{colours}:out_color_matrix=bt601:out_range=full"
-            ),
-            self._graph.add("format", "pix_fmts=yuvj420p"),
-            self._graph.add("buffersink"),
-        ]
-        self._graph.link_nodes(*nodes).configure()
-        self._encoder = VideoCodecContext.create("mjpeg", "w")
-        self._encoder.width, self._encoder.height, self._encoder.pix_fmt = width, height, "yuvj420p"
-        self._encoder.time_base = Fraction(1, 1000)
+        return width, max(2, round(picture.height * width / picture.width) & ~1)
+
+    def _open(self, scaled: av.VideoFrame) -> VideoCodecContext:
+        encoder = VideoCodecContext.create("mjpeg", "w")
+        encoder.width, encoder.height, encoder.pix_fmt = scaled.width, scaled.height, scaled.format.name
+        encoder.time_base = Fraction(1, 1000)
         # With threads the encoder would hand out a picture only when the next ones have come.
-        self._encoder.thread_count = 1
-        self._encoder.options = {"qmin": str(self._quantiser), "qmax": str(self._quantiser)}
-        self._count = 0
+        encoder.thread_count = 1
+        encoder.options = {"qmin": str(self._quantiser), "qmax": str(self._quantiser)}
+        return encoder

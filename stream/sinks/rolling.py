@@ -25,6 +25,7 @@ class RollingRecording:
         settings: of the encoder, and when to roll over.
 
     Attributes:
+        on: whether it records; may be set at any time, from any thread.
         queue: a moment's worth of frames waits while a file is finished; more are dropped, and counted.
         files: written so far.
 
@@ -37,6 +38,7 @@ class RollingRecording:
     def __init__(self, path: Path, source: LiveSource, settings: Output) -> None:
         self._path, self._source, self._settings = path, source, settings
         self.files: list[Path] = []
+        self.on = True
         self._video: AnnotatedVideo | None = None
         self._next_path()
 
@@ -44,8 +46,10 @@ class RollingRecording:
         """Encode a frame of the source."""
         if frame.source != self._source.name or self._source.format is None:
             return
-        if frame.signal and self._must_roll(frame):
+        if not self.on or (frame.signal and self._must_roll(frame)):
             self.close()
+        if not self.on:
+            return
         if self._video is None:
             self._open(frame)
         assert self._video is not None

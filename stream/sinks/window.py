@@ -1,0 +1,110 @@
+"""Live pictures in windows on this machine's screens."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+
+from stream.config import WindowSettings
+from stream.errors import OutputError
+from stream.frame import Frame
+from stream.scale import Scaler
+from stream.sinks.browser import SNAPSHOT_QUANTISER, Jpeg
+
+ESCAPE = 27
+# Windows are looked after so often a second, twice as often as the fastest source sends.
+REFRESH_RATE = 120
+
+
+class Windows:
+    """A sink that shows each source in a window of its own, named as the source.
+
+    Frames are kept by `write`, from any thread, and shown by `pump`, which the main thread must call: desktops take
+    windows from nobody else.
+
+    Args:
+        settings: where they appear.
+
+    Attributes:
+        keys: what to do on a key.
+
+    Raises:
+        OutputError: there is no screen.
+    """
+
+    queue = 1
+
+    def __init__(self, settings: WindowSettings) -> None:
+        # Qt ends the program where it finds no screen.
+        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise OutputError("--window: there is no screen here (DISPLAY is not set); use --serve instead")
+        self._settings = settings
+        self.keys: dict[str, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+        self._newest: dict[str, Frame] = {}
+        self._shown: dict[str, Frame] = {}
+        self._to_bgr: dict[str, Scaler] = {}
+
+    def write(self, frame: Frame) -> None:
+        """Keep the newest frame of each source."""
+        with self._lock:
+            self._newest[frame.source] = frame
+
+    def close(self) -> None:
+        """The windows close with the program; they belong to the main thread."""
+
+    def pump(self) -> None:
+        """Show what is new and do what the keys say.
+
+        Raises:
+            KeyboardInterrupt: q or Escape was pressed, or a window closed.
+                OutputError: a snapshot cannot be written.
+        """
+        with self._lock:
+            newest = dict(self._newest)
+        for source, frame in newest.items():
+            if self._shown.get(source) is not frame:
+                self._show(source, frame)
+        if self._shown:
+            self._obey(cv2.pollKey() & 0xFF)
+
+    def _show(self, source: str, frame: Frame) -> None:
+        if source not in self._shown:
+            self._open(source, frame)
+        elif cv2.getWindowProperty(source, cv2.WND_PROP_VISIBLE) < 1:
+            raise KeyboardInterrupt
+        cv2.imshow(source, self._to_bgr[source](frame.picture).to_ndarray())
+        self._shown[source] = frame
+
+    def _open(self, source: str, frame: Frame) -> None:
+        self._to_bgr[source] = Scaler("bgr24", lambda picture: (picture.width, picture.height))
+        cv2.namedWindow(source, cv2.WINDOW_NORMAL | cv2.WINDOW_GUI_NORMAL)
+        cv2.moveWindow(source, self._settings.left, self._settings.top)
+        cv2.resizeWindow(source, frame.picture.width, frame.picture.height)
+        if self._settings.full_screen:
+            cv2.setWindowProperty(source, cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
+
+    def _obey(self, key: int) -> None:
+        if key in (ord("q"), ESCAPE):
+            raise KeyboardInterrupt
+        if chr(key) in self.keys:
+            self.keys[chr(key)]()
+
+    def save_snapshots(self) -> None:
+        """Write what is shown as SOURCE-FRAME.jpg into the current folder.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        for source, frame in self._shown.items():
+            name = "".join(letter if letter.isalnum() else "-" for letter in source)
+            path = Path(f"{name}-{frame.index}.jpg")
+            try:
+                path.write_bytes(Jpeg(frame.picture.width, SNAPSHOT_QUANTISER)(frame.picture))
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,102 @@
+"""The window, on a virtual screen, worked by real keys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import call, command, pts_of
+
+TOOLS = ("Xvfb", "xdotool", "ffmpeg")
+SCREEN = (800, 600)
+
+
+@pytest.fixture
+def screen() -> Iterator[str]:
+    """A virtual screen; its DISPLAY."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    read, write = os.pipe()
+    size = f"{SCREEN[0]}x{SCREEN[1]}x24"
+    server = subprocess.Popen(["Xvfb", "-displayfd", str(write), "-screen", "0", size], pass_fds=[write])
+    os.close(write)
+    with os.fdopen(read) as number:
+        yield f":{number.readline().strip()}"
+    server.terminate()
+    server.wait()
+
+
+def grab(display: str) -> np.ndarray:
+    """The screen, uint8 RGB."""
+    size = f"{SCREEN[0]}x{SCREEN[1]}"
+    raw = ["-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    grabbed = subprocess.run(
+        ["ffmpeg", "-v", "error", "-f", "x11grab", "-video_size", size, "-i", display, *raw],
+        check=True,
+        capture_output=True,
+    )
+    return np.frombuffer(grabbed.stdout, np.uint8).reshape(SCREEN[1], SCREEN[0], 3)
+
+
+def outlined(picture: np.ndarray) -> bool:
+    """Whether the marker's green is to be seen."""
+    channels = picture.astype(int)
+    return bool(((channels[..., 1] - channels[..., 0] > 60) & (channels[..., 1] - channels[..., 2] > 60)).sum() > 50)
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+
+
+def test_the_window_shows_markers_and_obeys_keys(
+    screen: str, tmp_path: Path, make: Callable[..., Path], red_model: Path
+) -> None:
+    # The disc is there for two thirds of the clip.
+    video = make(frames=1500, width=640, height=480)
+    wanted = ("--window", "--model", str(red_model), "--record", str(tmp_path / "r.mp4"))
+    environment = os.environ | {"DISPLAY": screen}
+    running = subprocess.Popen(
+        [*command(), "live", f"room=replay:{video}", *wanted], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+
+    def press(key: str) -> None:
+        find = ["xdotool", "search", "--onlyvisible", "--name", "room"]
+        window = subprocess.run(find, env=environment, check=True, capture_output=True, text=True).stdout.split()[0]
+        subprocess.run(["xdotool", "windowfocus", window, "key", "--window", window, key], env=environment, check=True)
+
+    try:
+        until(lambda: outlined(grab(screen)))
+        press("o")
+        until(lambda: not outlined(grab(screen)))
+        press("o")
+        until(lambda: outlined(grab(screen)))
+        press("s")
+        until(lambda: bool(list(tmp_path.glob("room-*.jpg"))))
+        snapshot = cv2.imread(str(next(tmp_path.glob("room-*.jpg"))), cv2.IMREAD_COLOR_RGB)
+        assert snapshot.shape == (480, 640, 3)
+        assert outlined(snapshot)
+        press("q")
+        running.wait(timeout=20)
+    finally:
+        running.kill()
+    assert len(pts_of(tmp_path / "r.mp4")) > 10
+
+
+def test_without_a_screen_it_says_so(make: Callable[..., Path], red_model: Path) -> None:
+    video = make(frames=3)
+    done = call(
+        "live", f"replay:{video}", "--window", "--model", red_model, check=False, DISPLAY="", WAYLAND_DISPLAY=""
+    )
+    assert done.returncode == 1
+    assert "--window: there is no screen here" in done.stderr
