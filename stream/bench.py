@@ -7,13 +7,14 @@ Each measurement runs the same rooms as `process`. Pixel degradation and delay a
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import av
 import cv2
@@ -23,26 +24,37 @@ import psutil
 from stream.config import Settings
 from stream.errors import ProviderError
 from stream.frame import Frame
+from stream.live import Live
 from stream.machine import describe_machine
 from stream.overlay import line_width
-from stream.pictures import planes_of
-from stream.pipeline import Pipeline, Sink
+from stream.pictures import PictureFormat, planes_of
+from stream.pipeline import Pipeline, Sink, in_background
 from stream.process import choose_view, make_rooms
 from stream.providers import FASTEST_FIRST, probe
 from stream.segment import Segmenter
+from stream.sinks.browser import Browser
 from stream.sinks.tables import FramesTable
 from stream.sinks.video import AnnotatedVideo
 from stream.sources.base import Source
+from stream.sources.live import Signal
 from stream.view import FieldOfView
+from stream.web.server import live_page
 
-LIVE_RATES = (30, 60)
+Display = Literal["in-step", "pass-through"]
+# Live runs: how it is shown, frames per second, and whether a viewer looks at the page.
+LIVE_RUNS: tuple[tuple[Display, int, bool], ...] = (
+    ("in-step", 30, False),
+    ("in-step", 30, True),
+    ("pass-through", 30, False),
+    ("in-step", 60, False),
+)
 PERCENTILES = (50, 95, 99, 100)
 # Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
 OWN = ("view", "find", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
 COMPARED_PICTURES = 30
-# In a live pipeline nothing waits that need not.
-LIVE_QUEUE = 1
+# The first frames of a live run, in which threads and codecs start, are not timed.
+LIVE_START_S = 1.0
 
 Open = Callable[[], Source]
 
@@ -69,20 +81,29 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """The same video played at a fixed rate, the newest frame winning, each shown together with its markers.
+class Shown:
+    """The same video played at a fixed rate through `polypstream live`, the newest frame winning.
 
     Attributes:
+        display: in-step or pass-through, see config.yaml.
+        viewer: somebody looked at the page; else nobody did.
         rate: frames per second that came in.
+        frames_in, shown: counted.
+        dropped: frames that were not shown, by reason; with `shown` they add up to `frames_in`.
         shown_per_second: frames that came out.
-        dropped: share of the frames, 0..1.
-        delay_ms: from a frame's arrival to its markers drawn; median, 95th and 99th percentile, and longest.
+        delay_ms: of the pictures, from arrival to a sink; median, 95th and 99th percentile, and longest.
+        markers_ms: likewise of the markers, from the arrival of the frame that they were found in.
     """
 
+    display: Display
+    viewer: bool
     rate: int
+    frames_in: int
+    shown: int
+    dropped: dict[str, int]
     shown_per_second: float
-    dropped: float
-    delay_ms: tuple[float, float, float, float]
+    delay_ms: tuple[float, ...]
+    markers_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +130,7 @@ def bench(
         open_video: opens the video from its beginning.
         segmenter: of the provider to measure.
         settings: of the run.
-        seconds: at most so long for the recording and so long for each live rate.
+        seconds: at most so long for the recording and so long for each live run.
         report: told what is measured next.
 
     Returns:
@@ -120,9 +141,9 @@ def bench(
     report("annotating the recording")
     recorded = measure_recorded(open_video, view, segmenter, settings, seconds)
     live = []
-    for rate in LIVE_RATES:
-        report(f"live at {rate} frames per second")
-        live.append(measure_live(open_video, view, segmenter, settings, rate, seconds))
+    for display, rate, viewer in LIVE_RUNS:
+        report(f"live, {display}, at {rate} frames per second" + (", with a viewer of the page" if viewer else ""))
+        live.append(measure_live(open_video, segmenter, settings, display, rate, seconds, viewer))
     report("pixels outside the markers")
     degradation = measure_degradation(open_video, view, segmenter, settings)
     report("each provider")
@@ -172,55 +193,91 @@ def _until(frames: Iterator[Frame], end: float) -> Iterator[Frame]:
 
 
 def measure_live(
-    open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings, rate: int, seconds: float
-) -> Live:
+    open_video: Open,
+    segmenter: Segmenter,
+    settings: Settings,
+    display: Display,
+    rate: int,
+    seconds: float,
+    viewer: bool = False,
+) -> Shown:
     """Play the video over and over at a rate, and look at when each frame comes out."""
-    delays: list[float] = []
-    played = Played(open_video, rate, seconds)
-    pipeline = Pipeline(
-        [("decode", played.frames())],
-        make_rooms(view, segmenter, settings),
-        [("show", _Stopwatch(delays))],
-        LIVE_QUEUE,
-        newest=lambda _: None,
+    live_settings = settings.live.model_copy(update={"display": display})
+    played, stopwatch, browser = Played(open_video, rate, seconds), _Stopwatch(), Browser()
+    sinks: list[tuple[str, Sink[Frame]]] = [("stopwatch", stopwatch), ("web", browser)]
+    live = Live([played], segmenter, settings.model_copy(update={"live": live_settings}), sinks)
+    with ExitStack() as stack:
+        if viewer:
+            address = stack.enter_context(live_page(live, browser, "127.0.0.1:0", None))
+            stack.enter_context(in_background("viewer", lambda: _look_at(address), lambda: None))
+        started = time.monotonic()
+        live.run(lambda: None)
+        passed = time.monotonic() - started
+    (status,) = live.status()
+    timed = [each for each in stopwatch.seen if each[0] > started + LIVE_START_S] or stopwatch.seen
+    delays, ages = ([each[part] for each in timed] for part in (1, 2))
+    return Shown(
+        display,
+        viewer,
+        rate,
+        status.frames_in,
+        status.shown,
+        status.dropped,
+        status.shown / passed,
+        _percentiles(delays),
+        _percentiles(ages if display == "pass-through" else delays),
     )
-    started = time.monotonic()
-    pipeline.run()
-    passed = time.monotonic() - started
-    percentiles = np.percentile(np.array(delays) * 1000, PERCENTILES)
-    median, most, nearly_all, longest = (float(value) for value in percentiles)
-    frames = pipeline.work["decode"].items
-    return Live(rate, len(delays) / passed, 1 - len(delays) / frames, (median, most, nearly_all, longest))
+
+
+def _percentiles(seconds: Sequence[float]) -> tuple[float, ...]:
+    """In milliseconds."""
+    return tuple(float(value) for value in np.percentile(np.array(seconds) * 1000, PERCENTILES))
+
+
+def _look_at(address: str) -> None:
+    """Fetch live pictures as a browser does, until there are no more."""
+    with urllib.request.urlopen(f"{address}live/0/stream") as pictures:
+        while pictures.read(65536):
+            pass
 
 
 class Played:
-    """A video repeated at a steady rate, as a camera would send it."""
+    """A live source: a video repeated at a steady rate, as a camera would send it."""
 
     def __init__(self, open_video: Open, rate: int, seconds: float) -> None:
-        self.open_video, self.rate, self.count = open_video, rate, round(rate * seconds)
+        self.name, self.signal = "bench", Signal(there=True, problem="")
+        self.format: PictureFormat | None = None
+        self._open_video, self._rate, self._count = open_video, rate, round(rate * seconds)
 
     def frames(self) -> Iterator[Frame]:
-        """Each arrives when it is due and is decoded then: decoding is part of the delay."""
-        started, frames = time.monotonic(), self._repeated()
-        for index in range(self.count):
-            due = started + index / self.rate
-            time.sleep(max(0.0, due - time.monotonic()))
-            yield replace(next(frames), index=index, arrived=due)
+        """Each arrives when it is due and is decoded then: decoding is part of the delay, opening the video is not."""
+        index, due = 0, 0.0
+        while index < self._count:
+            with closing(self._open_video()) as source:
+                for frame in source.frames():
+                    due = due or time.monotonic()
+                    time.sleep(max(0.0, due - time.monotonic()))
+                    yield replace(frame, index=index, arrived=due, source=self.name)
+                    index, due = index + 1, due + 1 / self._rate
+                    if index == self._count:
+                        return
+            due = 0.0
 
-    def _repeated(self) -> Iterator[Frame]:
-        while True:
-            with closing(self.open_video()) as source:
-                yield from source.frames()
+    def close(self) -> None:
+        """It ends by itself."""
 
 
 class _Stopwatch:
-    """A sink that notes how long each frame was on its way, in seconds."""
+    """A sink that notes when each frame came out, how long it was on its way, and its markers' age, in seconds."""
 
-    def __init__(self, delays: list[float]) -> None:
-        self.delays = delays
+    queue = 60  # it has to note every one
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, float]] = []
 
     def write(self, frame: Frame) -> None:
-        self.delays.append(time.monotonic() - frame.arrived)
+        now = time.monotonic()
+        self.seen.append((now, now - frame.arrived, frame.markers_age))
 
     def close(self) -> None:
         pass

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stream.bench import Degradation, Live, Recorded
+from stream.bench import Degradation, Display, Recorded, Shown
 from stream.model import NOTICE
 
 
@@ -21,7 +21,7 @@ def print_bench(found: dict[str, Any], console: Console) -> None:
         _rooms(recorded),
         _live(found["live"]),
         _providers(found["providers"]),
-        _questions(found["model"]["scores"], degradation, found["live"][0]),
+        _questions(found["model"]["scores"], degradation, found["live"]),
         Text(NOTICE),
     ]
     console.print(Group(*(part for each in parts for part in (each, Text()))))
@@ -43,13 +43,17 @@ def _rooms(recorded: Recorded) -> RenderableType:
     return table
 
 
-def _live(live: list[Live]) -> RenderableType:
-    title = "Live, each frame shown with its markers, the newest frame winning"
-    columns = ("frames in per second", "shown per second", "dropped", "delay p50", "p95", "p99", "longest, ms")
-    table = Table(*columns, title=title)
+def _live(live: list[Shown]) -> RenderableType:
+    delays = ("delay p50", "p95", "p99", "longest")
+    columns = ("display", "frames in", "shown", "dropped", *delays, "markers' age p99")
+    table = Table(*columns, title="Live, the newest frame winning; delays and ages in ms")
     for each in live:
-        delays = [f"{delay:.0f}" for delay in each.delay_ms]
-        table.add_row(str(each.rate), f"{each.shown_per_second:.1f}", f"{each.dropped:.1%}", *delays)
+        watched = ", page watched" if each.viewer else ""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items() if count) or "0"
+        counts = (f"{each.frames_in} at {each.rate}/s", str(each.shown), dropped)
+        table.add_row(
+            each.display + watched, *counts, *(f"{delay:.0f}" for delay in each.delay_ms), f"{each.markers_ms[2]:.0f}"
+        )
     return table
 
 
@@ -63,7 +67,7 @@ def _providers(providers: dict[str, dict[str, float] | str]) -> RenderableType:
     return table
 
 
-def _questions(scores: dict[str, Any], degradation: Degradation, live: Live) -> RenderableType:
+def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Shown]) -> RenderableType:
     """After 21 CFR 876.1520(b)(2)."""
     table = Table("question", "answer", title="What regulators ask of such a device")
     table.add_row("algorithm performance", _performance(scores))
@@ -73,11 +77,16 @@ def _questions(scores: dict[str, Any], degradation: Degradation, live: Live) -> 
         "pixel degradation outside the markers",
         f"{degradation.changed} pixels changed in {degradation.frames} frames; once encoded: {after}",
     )
-    median, _, nearly_all, _ = live.delay_ms
-    delay = f"{median:.0f} ms (median), {nearly_all:.0f} ms (99 %) at {live.rate} frames per second"
-    table.add_row("annotation delay", delay)
-    table.add_row("video delay", f"the same: {delay}; a picture waits for its markers")
+    in_step, pass_through = (next(each for each in live if each.display == name) for name in get_args(Display))
+    table.add_row(
+        "annotation delay", f"in-step {_delay(in_step.markers_ms)}; pass-through {_delay(pass_through.markers_ms)}"
+    )
+    table.add_row("video delay", f"in-step {_delay(in_step.delay_ms)}; pass-through {_delay(pass_through.delay_ms)}")
     return table
+
+
+def _delay(milliseconds: tuple[float, ...]) -> str:
+    return f"{milliseconds[0]:.1f} ms (median), {milliseconds[2]:.1f} ms (99 %)"
 
 
 def _performance(scores: dict[str, Any]) -> str:

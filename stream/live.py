@@ -12,7 +12,7 @@ from stream.config import Settings
 from stream.errors import SettingsError, SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
-from stream.live_rooms import EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen, Sturdy
+from stream.live_rooms import Aside, EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen, Sturdy
 from stream.overlay import Overlay
 from stream.pipeline import POLL_S, Channel, Pipeline, Room, Sink, in_background
 from stream.segment import Segmenter
@@ -143,8 +143,8 @@ class Live:
         self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
         card, overlay = segmenter.card, settings.overlay
         self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
-        view: _Rooms = [("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1)]
-        inference: _Rooms = [
+        rooms: _Rooms = [
+            ("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1),
             ("segment", Seen(self._guard), max(segmenter.batch_size, len(sources))),
             ("find", Seen(Finder(choose_rules(settings.findings, card.threshold, card.peak))), 1),
         ]
@@ -157,13 +157,14 @@ class Live:
         self._aside: Pipeline[Frame] | None = None
         if settings.live.display == "pass-through":
             self._pictures = Channel[Frame](QUEUE, _source_of)
-            markers = NewestMarkers(self._pictures, settings.live.max_staleness)
+            markers = NewestMarkers(settings.live.max_staleness)
             pictures = [("pictures", iter(self._pictures))]
-            self._aside = Pipeline(pictures, inference, [("markers", markers)], QUEUE, _source_of)
-            inference = [("markers", Seen(markers), 1)]
+            self._aside = Pipeline(pictures, rooms, [("markers", markers)], QUEUE, _source_of)
+            rooms = [("markers", Seen(markers), 1)]
+            sinks = [*sinks, ("aside", Aside(self._pictures, markers))]
         incoming = [(_reading(source), source.frames()) for source in sources]
         self._sinks = [(name, Sturdy(sink)) for name, sink in sinks]
-        self.pipeline = Pipeline(incoming, [*view, *inference, *drawing], self._sinks, QUEUE, _source_of)
+        self.pipeline = Pipeline(incoming, [*rooms, *drawing], self._sinks, QUEUE, _source_of)
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Until every source has ended or `poll`, called about so often, raises; KeyboardInterrupt is a user's end."""

@@ -14,6 +14,7 @@ import numpy as np
 from stream.config import Settings
 from stream.errors import PolypstreamError
 from stream.frame import Frame
+from stream.pictures import copy_of
 from stream.pipeline import Channel, Room, Sink
 from stream.view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
 
@@ -138,23 +139,27 @@ class Fresh:
 
 
 class NewestMarkers:
-    """In pass-through: hands what the network sees to inference aside, and puts the newest markers on the picture.
+    """In pass-through: puts the newest markers on each picture, found in an earlier one.
 
-    It is also the sink at the end of that inference.
+    It is also the sink at the end of the inference that finds them.
 
     Args:
-        aside: where inference takes its frames from.
         most: seconds after which markers are too old to be drawn.
+
+    Attributes:
+        unmarked: of each source the newest frame as it came, for inference.
     """
 
-    def __init__(self, aside: Channel[Frame], most: float) -> None:
-        self._aside, self._most = aside, most
+    def __init__(self, most: float) -> None:
+        self._most = most
         self._newest: dict[str, Frame] = {}
+        self.unmarked: dict[str, Frame] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Mark each frame with what was found in an earlier one, and say how old that is."""
+        """Mark each frame, and say how old its markers are."""
         for frame in frames:
-            self._aside.put(copy.copy(frame))
+            self.unmarked[frame.source] = copy.copy(frame)
+            frame.picture = copy_of(frame.picture)  # to be drawn on, while the network is shown the other
             marked = self._newest.get(frame.source)
             if marked is None or (marked.picture.width, marked.picture.height) != _size(frame):
                 frame.problem = "waiting for the first ones"
@@ -175,6 +180,29 @@ class NewestMarkers:
 
     def close(self) -> None:
         """Nothing is to be finished."""
+
+
+class Aside:
+    """In pass-through: the last sink, which hands frames to the inference aside.
+
+    Last, so that a picture is out before the session takes the cores.
+
+    Args:
+        inference: where it takes its frames from.
+        markers: keeps the frames as they came.
+    """
+
+    def __init__(self, inference: Channel[Frame], markers: NewestMarkers) -> None:
+        self._inference, self._markers = inference, markers
+
+    def write(self, frame: Frame) -> None:
+        """Hand on the newest frame of the source, if it was not handed on before."""
+        unmarked = self._markers.unmarked.pop(frame.source, None)
+        if unmarked is not None:
+            self._inference.put(unmarked)
+
+    def close(self) -> None:
+        """The inference ends with the program."""
 
 
 def _size(frame: Frame) -> tuple[int, int]:

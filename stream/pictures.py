@@ -116,6 +116,16 @@ def in_format(picture: av.VideoFrame, pictures: PictureFormat) -> av.VideoFrame:
     return converted
 
 
+def copy_of(picture: av.VideoFrame) -> av.VideoFrame:
+    """The same picture in memory of its own, with its time and tags."""
+    copied = av.VideoFrame(picture.width, picture.height, picture.format.name)
+    for own, theirs in zip(planes_of(copied), planes_of(picture), strict=True):
+        own[:] = theirs
+    copied.colorspace, copied.color_range = picture.colorspace, picture.color_range
+    copied.pts, copied.time_base, copied.duration = picture.pts, picture.time_base, picture.duration
+    return copied
+
+
 def longest_step(time_base: Fraction) -> int:
     """The longest time between two pictures that MP4 can store, in units of the time base."""
     timescale = time_base.denominator

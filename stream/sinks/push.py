@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import cast
 from urllib.parse import urlsplit
 
 import av
 from av.container import OutputContainer
 from av.error import FFmpegError
-from av.video.stream import VideoStream
 
 from stream.config import VideoSettings
 from stream.errors import SettingsError
 from stream.frame import Frame
 from stream.pictures import PictureFormat, in_format
 from stream.sinks.encoders import NO_B_FRAMES, choose_encoder
-from stream.sinks.video import pad, padding, set_picture_format
-from stream.sources.live import BACK_OFF_S, LiveSource, reason, redacted
+from stream.sinks.video import add_pictures, pad, padding
+from stream.sources.live import LiveSource, back_off, reason, redacted
 
 # FFmpeg's container for each scheme.
 CONTAINERS = {"rtsp": "rtsp", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}
@@ -85,17 +83,12 @@ class Push:
         )
         quality = encoder.quality(self._settings.preset, self._settings.crf)
         key_frames = {"g": str(max(1, round(pictures.rate * KEY_FRAME_EVERY_S)))}
-        stream = self._output.add_stream(
-            encoder.codec, options={**quality, **NO_B_FRAMES, **encoder.no_delay, **key_frames}
-        )
-        self._stream, self._pictures = cast(VideoStream, stream), pictures
-        right, below = padding(pictures)
-        set_picture_format(self._stream, pictures, pictures.width + right, pictures.height + below)
-        self._stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
+        encoding = {**quality, **NO_B_FRAMES, **encoder.no_delay, **key_frames}
+        self._stream, self._pictures = add_pictures(self._output, encoder, pictures, encoding), pictures
 
     def _lost(self, problem: str) -> None:
         self.problem = problem
-        self._not_before = time.monotonic() + BACK_OFF_S[min(self._attempts, len(BACK_OFF_S) - 1)]
+        self._not_before = time.monotonic() + back_off(self._attempts)
         self._attempts += 1
         self.close()
 

@@ -73,6 +73,24 @@ def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int,
         stream.set_display_matrix(pictures.display_matrix)
 
 
+def add_pictures(
+    file: OutputContainer, encoder: Encoder, pictures: PictureFormat, options: dict[str, str]
+) -> VideoStream:
+    """A stream that encodes pictures of a source, padded as `padding` says.
+
+    Args:
+        file: the stream is added to it.
+        encoder: takes the pictures' pixel format.
+        pictures: what the source's have in common.
+        options: of the encoder.
+    """
+    stream = cast(VideoStream, file.add_stream(encoder.codec, options=options))
+    right, below = padding(pictures)
+    set_picture_format(stream, pictures, pictures.width + right, pictures.height + below)
+    stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
+    return stream
+
+
 class AnnotatedVideo:
     """annotated.mp4: the pictures encoded as H.264, every audio track of the recording copied beside them.
 
@@ -112,9 +130,7 @@ class AnnotatedVideo:
             )
         self._file = open_output(path, _mp4_options(pictures))
         options = _encoder_options(encoder, pictures, settings)
-        self._stream = cast(VideoStream, self._file.add_stream(encoder.codec, options=options))
-        set_picture_format(self._stream, pictures, width, height)
-        self._stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
+        self._stream = add_pictures(self._file, encoder, pictures, options)
         self._audio = Audio(audio_from, self._file) if audio_from else None
         if self._audio:
             self.notes += self._audio.notes

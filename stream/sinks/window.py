@@ -63,7 +63,7 @@ class Windows:
 
         Raises:
             KeyboardInterrupt: q or Escape was pressed, or a window closed.
-                OutputError: a snapshot cannot be written.
+            OutputError: a snapshot cannot be written.
         """
         with self._lock:
             newest = dict(self._newest)

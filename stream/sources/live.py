@@ -74,13 +74,11 @@ class Address:
 
     Attributes:
         url: may hold credentials; never shown.
-        shown: without them.
         reader: FFmpeg's name of the device reader, or None.
         options: of the reader.
     """
 
     url: str
-    shown: str
     reader: str | None
     options: dict[str, str]
 
@@ -101,7 +99,7 @@ def parse_address(uri: str) -> Address:
             "rtmp://, http(s)://, replay:FILE or demo:"
         )
     options = {**NETWORK_OPTIONS, **SCHEME_OPTIONS.get(parts.scheme, {})}
-    return Address(uri, redacted(uri), None, options | {"protocol_whitelist": PROTOCOLS[parts.scheme]})
+    return Address(uri, None, options | {"protocol_whitelist": PROTOCOLS[parts.scheme]})
 
 
 def _device(uri: str, reader: str) -> Address:
@@ -112,7 +110,7 @@ def _device(uri: str, reader: str) -> Address:
             raise SourceError(f"{uri}: no such value {key}; a device has {', '.join(DEVICE_OPTIONS)}")
         options[DEVICE_OPTIONS[key]] = value
     url = name if reader == "v4l2" else name.partition(":")[2]
-    return Address(f"video={url}" if reader == "dshow" else url, name, reader, options)
+    return Address(f"video={url}" if reader == "dshow" else url, reader, options)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -142,6 +140,11 @@ def redacted(uri: str) -> str:
     if not parts.netloc:
         return uri.partition("?")[0]
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def back_off(attempts: int) -> float:
+    """Seconds to wait after so many vain attempts to connect."""
+    return BACK_OFF_S[min(attempts, len(BACK_OFF_S) - 1)]
 
 
 @dataclass(slots=True)
@@ -215,7 +218,7 @@ class Stream:
                 self._lost(reason(error))
             if not self._closed.is_set():
                 yield self._nothing()
-            self._closed.wait(BACK_OFF_S[min(attempts, len(BACK_OFF_S) - 1)])
+            self._closed.wait(back_off(attempts))
             attempts += 1
 
     def close(self) -> None:

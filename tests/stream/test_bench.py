@@ -19,6 +19,7 @@ from stream.view import FieldOfView
 from tests.conftest import call
 
 WHOLE = FieldOfView(0, 0, 320, 240)
+PATIENT = Settings.model_validate({"live": {"max_staleness": 60.0}})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,11 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
     assert set(found["recorded"]["room_ms"]) == {"decode", "view", "segment", "find", "overlay", "encode", "table"}
-    assert [each["rate"] for each in found["live"]] == [30, 60]
+    runs = [(each["display"], each["rate"], each["viewer"]) for each in found["live"]]
+    assert runs == [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
+    for each in found["live"]:
+        assert each["frames_in"] == each["rate"]
+        assert each["shown"] + sum(each["dropped"].values()) == each["frames_in"]
     assert found["providers"]["cpu"]["1"] > 0
     assert found["degradation"]["changed"] == 0
     assert found["degradation"]["encoded_psnr_db"] > 30
@@ -56,11 +61,22 @@ def test_a_session_too_slow_for_the_rate_drops_frames_and_stays_current(
 ) -> None:
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
-    live = measure_live(lambda: Recording(video), WHOLE, segmenter, Settings(), 30, 2.0)
-    assert live.dropped > 0.5
+    live = measure_live(lambda: Recording(video), segmenter, PATIENT, "in-step", 30, 2.0)
+    assert live.shown < 22
+    assert live.shown + sum(live.dropped.values()) == live.frames_in == 60
     assert live.shown_per_second < 11
     assert live.delay_ms[0] >= 100
     assert live.delay_ms[3] < 1000  # waiting for its turn and for itself, but in no queue
+    assert live.markers_ms == live.delay_ms
+
+
+def test_in_pass_through_the_picture_does_not_wait_for_a_slow_session(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = make(frames=30)
+    slow_down(segmenter, 0.1, monkeypatch)
+    live = measure_live(lambda: Recording(video), segmenter, PATIENT, "pass-through", 30, 2.0)
+    assert live.delay_ms[0] < 100 <= live.markers_ms[0]
 
 
 def test_a_pixel_changed_outside_the_markers_is_found(
