@@ -29,11 +29,13 @@ from stream.pipeline import POLL_S, Sink
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
+from stream.sinks.bell import Bell
 from stream.sinks.browser import Browser
 from stream.sinks.files import writing
 from stream.sinks.window import REFRESH_RATE, Windows
 from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
+from stream.sources.devices import list_devices
 from stream.sources.open import open_source
 from stream.web.server import live_page
 
@@ -116,7 +118,7 @@ def live_sources(
     ] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
     push: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Send it on: rtsp, udp, tcp, rtmp")
+        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Send it on: rtsp, srt, udp, tcp, rtmp")
     ] = None,
     serve: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page")] = None,
     token: Annotated[
@@ -133,7 +135,9 @@ def live_sources(
     windows = Windows(settings.live.window) if window else None
     browser = Browser() if serve is not None else None
     shown: list[tuple[str, Sink[Frame]]] = [
-        (name, sink) for name, sink in (("web", browser), ("window", windows)) if sink
+        (name, sink)
+        for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
+        if sink
     ]
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
@@ -161,6 +165,18 @@ def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
     if windows is not None:
         windows.pump()
     lines.show(lambda: [describe(status) for status in live.status()])
+
+
+@app.command()
+def devices() -> None:
+    """List the capture devices of this machine and the formats that they offer."""
+    found = list_devices()
+    if not found:
+        typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")
+    for device in found:
+        typer.echo(f"{device.address}  {device.description}")
+        for offered in device.formats:
+            typer.echo(f"    {offered}")
 
 
 @app.command("bench")

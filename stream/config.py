@@ -82,6 +82,9 @@ class LiveSettings(Section):
     display: Literal["in-step", "pass-through"] = "in-step"
     max_staleness: float = Field(default=0.2, gt=0, le=60, strict=True)
     timeout: float = Field(default=2.0, gt=0, le=60, strict=True)
+    longest_wait: float = Field(default=0.5, gt=0, le=3600, strict=True)
+    most_attempts: int = Field(default=0, ge=0, strict=True)
+    sound: bool = False
     window: WindowSettings = WindowSettings()
 
 

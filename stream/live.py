@@ -84,7 +84,7 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
         name, uri = split_name(text)
         if name in sources:
             raise SourceError(f"{name}: two sources are called the same; write NAME=ADDRESS")
-        sources[name] = open_live(name, uri, settings.live.timeout)
+        sources[name] = open_live(name, uri, settings.live)
     return list(sources.values())
 
 
@@ -115,7 +115,7 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
         named = [source for source in sources if source.name == name]
         if not named:
             raise SettingsError(f"--push {redacted(text)}: write NAME=URL with the name of a source")
-        sinks.append((f"push {len(sinks) + 1}", Push(url, named[0], settings.output.video)))
+        sinks.append((f"push {len(sinks) + 1}", Push(url, named[0], settings.output.video, settings.live.longest_wait)))
     return sinks
 
 

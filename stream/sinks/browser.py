@@ -15,14 +15,13 @@ from av.video.codeccontext import VideoCodecContext
 
 from stream.frame import Frame
 from stream.scale import Scaler
+from stream.sinks.bell import NewFindings
 
 # Pictures for a page are no wider than this; a snapshot has all of its pixels.
 PAGE_WIDTH = 1280
 # The JPEG encoder's quantiser, 2 (best) to 31: a viewer sees no blocks, and a 720p picture takes about 50 kB.
 PAGE_QUANTISER, SNAPSHOT_QUANTISER = 4, 2
 REMEMBERED_FINDINGS = 20
-# A finding that was gone for so long is a new one.
-GONE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,6 @@ class _Watched:
     jpeg: bytes = b""
     number: int = 0
     viewers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=set)
-    last_found: float = float("-inf")
     findings: deque[LiveFinding] = field(default_factory=lambda: deque(maxlen=REMEMBERED_FINDINGS))
     found: int = 0
 
@@ -65,15 +63,14 @@ class Browser:
         self._lock = threading.Lock()
         self._sources: dict[str, _Watched] = {}
         self._encoders: dict[str, Jpeg] = {}
+        self._begins = NewFindings()
 
     def write(self, frame: Frame) -> None:
         """Keep a frame; encode it if somebody is looking, or if it is the first one of a finding."""
         with self._lock:
             watched = self._sources.setdefault(frame.source, _Watched())
             watched.frame, viewers = frame, list(watched.viewers)
-        begins = frame.region is not None and time.monotonic() - watched.last_found > GONE_S
-        if frame.region is not None:
-            watched.last_found = time.monotonic()
+        begins = self._begins(frame)
         if not viewers and not begins:
             return
         encoder = self._encoders.setdefault(frame.source, Jpeg(PAGE_WIDTH, PAGE_QUANTISER))

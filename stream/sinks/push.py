@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import av
@@ -11,15 +11,16 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 
 from stream.config import VideoSettings
-from stream.errors import SettingsError
+from stream.errors import SettingsError, SourceError
 from stream.frame import Frame
 from stream.pictures import PictureFormat, in_format
 from stream.sinks.encoders import NO_B_FRAMES, choose_encoder
 from stream.sinks.video import add_pictures, pad, padding
 from stream.sources.live import LiveSource, back_off, reason, redacted
+from stream.srt import srt_sent
 
 # FFmpeg's container for each scheme.
-CONTAINERS = {"rtsp": "rtsp", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}
+CONTAINERS = {"rtsp": "rtsp", "srt": "mpegts", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}
 OPTIONS = {"rtsp": {"rtsp_transport": "tcp"}, "udp": {"pkt_size": "1316"}}
 CONNECT_S = 3.0
 # Who joins waits for a key frame; a second is what viewers bear.
@@ -32,9 +33,10 @@ class Push:
     Frames that come while there is no connection are not sent, which the pipeline never waits for.
 
     Args:
-        url: `rtsp://`, `udp://`, `tcp://` or `rtmp://`; may hold credentials, which are never shown.
+        url: `rtsp://`, `srt://`, `udp://`, `tcp://` or `rtmp://`; may hold credentials, which are never shown.
         source: whose frames are sent; others are ignored.
         settings: of the encoder.
+        longest_wait: seconds between two attempts to connect, at most.
 
     Attributes:
         problem: why nothing is sent now, for people; or nothing.
@@ -44,12 +46,13 @@ class Push:
         SettingsError: there is no such way to send.
     """
 
-    def __init__(self, url: str, source: LiveSource, settings: VideoSettings) -> None:
+    def __init__(self, url: str, source: LiveSource, settings: VideoSettings, longest_wait: float) -> None:
         self._scheme = urlsplit(url).scheme
         if self._scheme not in CONTAINERS:
             raise SettingsError(f"--push {redacted(url)}: write {', '.join(f'{each}://' for each in CONTAINERS)}")
-        self._url, self._source, self._settings = url, source, settings
+        self._url, self._source, self._settings, self._longest_wait = url, source, settings, longest_wait
         self._output: OutputContainer | None = None
+        self._bridge = ExitStack()
         self._attempts, self._not_before = 0, 0.0
         self.problem, self.frames = "connecting", 0
 
@@ -61,7 +64,7 @@ class Push:
             return
         try:
             self._send(frame, self._source.format)
-        except FFmpegError as error:
+        except (FFmpegError, SourceError) as error:
             self._lost(reason(error))
 
     def _send(self, frame: Frame, pictures: PictureFormat) -> None:
@@ -78,9 +81,8 @@ class Push:
     def _connect(self, pictures: PictureFormat) -> None:
         encoder = choose_encoder(self._settings.codec, pictures.pixel_format)
         options = {**OPTIONS.get(self._scheme, {}), "flush_packets": "1"}
-        self._output = av.open(
-            self._url, "w", format=CONTAINERS[self._scheme], container_options=options, timeout=CONNECT_S
-        )
+        url = self._bridge.enter_context(srt_sent(self._url)) if self._scheme == "srt" else self._url
+        self._output = av.open(url, "w", format=CONTAINERS[self._scheme], container_options=options, timeout=CONNECT_S)
         quality = encoder.quality(self._settings.preset, self._settings.crf)
         key_frames = {"g": str(max(1, round(pictures.rate * KEY_FRAME_EVERY_S)))}
         encoding = {**quality, **NO_B_FRAMES, **encoder.no_delay, **key_frames}
@@ -88,7 +90,7 @@ class Push:
 
     def _lost(self, problem: str) -> None:
         self.problem = problem
-        self._not_before = time.monotonic() + back_off(self._attempts)
+        self._not_before = time.monotonic() + back_off(self._attempts, self._longest_wait)
         self._attempts += 1
         self.close()
 
@@ -99,3 +101,4 @@ class Push:
             with suppress(FFmpegError):  # the connection is what was lost
                 output.mux(self._stream.encode(None))
                 output.close()
+        self._bridge.close()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,12 +18,14 @@ from av.container import InputContainer
 from av.error import ExitError, FFmpegError, InvalidDataError
 from av.packet import Packet
 
+from stream.config import LiveSettings
 from stream.errors import SourceError
 from stream.frame import Frame
 from stream.pictures import PictureFormat, in_format, picture_format, planes_of
 from stream.sources.base import Source
 from stream.sources.demo import SCHEME
 from stream.sources.open import open_source
+from stream.srt import srt_received
 
 # A recording played as if it were live.
 REPLAY = "replay:"
@@ -34,8 +33,8 @@ REPLAY = "replay:"
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Live pictures are timed in these units, as broadcasting does, from the moment that their source was opened.
 TIME_BASE = Fraction(1, 90_000)
-# Waits before the first, second, third and every later attempt to connect again.
-BACK_OFF_S = (0.2, 0.5, 1.0, 2.0)
+# The wait before the first attempt to connect again; it doubles with each that is in vain.
+FIRST_WAIT_S = 0.2
 # Connecting may take so long, shaking hands and looking for the first key frame included.
 CONNECT_S = 5.0
 # A stream's own times are believed while they stay so close to the clock; they jump when an encoder restarts.
@@ -60,9 +59,10 @@ PROTOCOLS = {
 }
 # Little is read before the first picture, and nothing is held back.
 NETWORK_OPTIONS = {"fflags": "nobuffer", "probesize": "500000", "analyzeduration": "500000"}
+# RTSP over TCP loses nothing; some servers have UDP alone.
 SCHEME_OPTIONS = {
-    "rtsp": {"rtsp_transport": "tcp"},
-    "rtsps": {"rtsp_transport": "tcp"},
+    "rtsp": {"rtsp_flags": "prefer_tcp"},
+    "rtsps": {"rtsp_flags": "prefer_tcp"},
     # Room for half a second of a fast stream while the reader is busy; an overrun costs pictures, not the stream.
     "udp": {"fifo_size": "20000", "overrun_nonfatal": "1"},
 }
@@ -121,7 +121,7 @@ def split_name(text: str) -> tuple[str, str]:
     return redacted(text), text
 
 
-def open_live(name: str, uri: str, timeout: float) -> LiveSource:
+def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
     """A live source from what the user wrote: a device, a network address, `replay:FILE` or `demo:`.
 
     Raises:
@@ -131,7 +131,7 @@ def open_live(name: str, uri: str, timeout: float) -> LiveSource:
         return Replay(name, open_source(uri.removeprefix(REPLAY)))
     if uri.startswith(SCHEME):
         return Replay(name, open_source(uri))
-    return Stream(name, parse_address(uri), timeout)
+    return Stream(name, parse_address(uri), settings)
 
 
 def redacted(uri: str) -> str:
@@ -142,9 +142,9 @@ def redacted(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def back_off(attempts: int) -> float:
+def back_off(attempts: int, longest: float) -> float:
     """Seconds to wait after so many vain attempts to connect."""
-    return BACK_OFF_S[min(attempts, len(BACK_OFF_S) - 1)]
+    return min(FIRST_WAIT_S * 2.0 ** min(attempts, 32), longest)
 
 
 @dataclass(slots=True)
@@ -191,12 +191,12 @@ class Stream:
     Args:
         name: for people.
         address: where it is.
-        timeout: seconds without a picture after which it counts as lost.
+        settings: when it counts as lost, and how it is tried again.
     """
 
     name: str
     address: Address
-    timeout: float
+    settings: LiveSettings
     format: PictureFormat | None = None
     signal: Signal = field(default_factory=Signal)
     _closed: threading.Event = field(default_factory=threading.Event)
@@ -205,8 +205,8 @@ class Stream:
     _last_pts: int = -1
 
     def frames(self) -> Iterator[Frame]:
-        """See LiveSource; ends when closed."""
-        attempts = 0
+        """See LiveSource; ends when closed, or given up."""
+        attempts, most = 0, self.settings.most_attempts
         while not self._closed.is_set():
             try:
                 with self._opened_container() as container:
@@ -218,11 +218,14 @@ class Stream:
                 self._lost(reason(error))
             if not self._closed.is_set():
                 yield self._nothing()
-            self._closed.wait(back_off(attempts))
             attempts += 1
+            if attempts == most:
+                self.signal.problem += f"; given up after {most} attempts"
+                return
+            self._closed.wait(back_off(attempts - 1, self.settings.longest_wait))
 
     def close(self) -> None:
-        """Let `frames` end after what it is waiting for, `timeout` seconds at most."""
+        """Let `frames` end after what it is waiting for, the timeout at most."""
         self._closed.set()
 
     @contextmanager
@@ -230,12 +233,13 @@ class Stream:
         with ExitStack() as stack:
             address = self.address
             if address.url.startswith("srt:"):
-                address = stack.enter_context(_bridged(address))
+                here = stack.enter_context(srt_received(address.url))
+                address = replace(address, url=here, options=NETWORK_OPTIONS)
             container = av.open(
                 address.url,
                 format=address.reader,
                 options=address.options,
-                timeout=(max(CONNECT_S, self.timeout), self.timeout),
+                timeout=(max(CONNECT_S, self.settings.timeout), self.settings.timeout),
                 metadata_errors="replace",
             )
             yield stack.enter_context(container)
@@ -277,31 +281,6 @@ class Stream:
             plane[:] = grey
         now = time.monotonic()
         return self._frame(picture, now - self._opened, now, signal=False)
-
-
-@contextmanager
-def _bridged(address: Address) -> Iterator[Address]:
-    """SRT by way of the ffmpeg program: PyAV's wheels have no SRT. The packets come unchanged over loopback.
-
-    Raises:
-        SourceError: the program is not installed.
-    """
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        raise SourceError("srt:// needs the ffmpeg program; install it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        here = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    quiet = ["-nostdin", "-loglevel", "quiet", "-fflags", "nobuffer", "-analyzeduration", "500000"]
-    # Copied as they are; MPEG-TS needs no header before the first picture.
-    copied = ["-map", "0:v:0", "-c", "copy", "-flush_packets", "1", "-muxdelay", "0", "-f", "mpegts"]
-    # It is started before there is a listener, and takes longer than that to find out what comes.
-    bridge = subprocess.Popen([ffmpeg, *quiet, "-i", address.url, *copied, here])
-    try:
-        yield replace(address, url=f"{here}?listen=1", options=NETWORK_OPTIONS)
-    finally:
-        bridge.kill()
-        bridge.wait()
 
 
 class _Clock:

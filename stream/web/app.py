@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, StreamingResponse
@@ -23,6 +23,8 @@ from stream.sinks.browser import Browser
 HERE = Path(str(files("stream.web")))
 COOKIE = "polypstream-token"
 BOUNDARY = "frame"
+# What changes something must have this header, which no page of another site can make a browser send unasked.
+OURS = "X-Polypstream"
 # Nothing from elsewhere, no inline script, no page of another's around ours.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'",
@@ -84,6 +86,7 @@ def make_app(live: Live, browser: Browser, host: str, token: str | None) -> Fast
         return [
             asdict(each)
             | {
+                "overlay": live.overlay.shown,
                 "viewers": browser.viewers(each.source),
                 "findings": [
                     {"number": found.number, "when": found.when, "probability": found.probability}
@@ -97,6 +100,11 @@ def make_app(live: Live, browser: Browser, host: str, token: str | None) -> Fast
     def metrics() -> str:
         """The same for Prometheus."""
         return exposition(live.status())
+
+    @app.put("/overlay/{state}", status_code=204, response_class=Response)
+    def overlay(state: Literal["on", "off"]) -> None:
+        """Switch the markers of every source on or off; the pictures flow on."""
+        live.overlay.shown = state == "on"
 
     @app.get("/live/{number}/stream")
     async def pictures(number: int) -> Response:
@@ -129,6 +137,8 @@ def _guard(token: str | None) -> Callable[[Request, Handler], Awaitable[Response
     async def guard(request: Request, handle: Handler) -> Response:
         if token is not None and not _knows(request, token):
             return PlainTextResponse("This page asks for a token: open /?token=…", 401)
+        if request.method not in ("GET", "HEAD") and OURS not in request.headers:
+            return PlainTextResponse(f"What changes something must have the header {OURS}.", 403)
         if token is not None and "token" in request.query_params:
             # Out of the address bar and its history, into a cookie that no script and no other site can use.
             response: Response = RedirectResponse(request.url.remove_query_params("token").path, 303)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 
 from stream.config import Settings
@@ -20,9 +27,10 @@ from stream.errors import OutputError, SettingsError, SourceError
 from stream.frame import Frame
 from stream.live import Live, describe, open_sources, pushes_of, recordings_of
 from stream.live_rooms import Fresh
+from stream.pipeline import in_background
 from stream.segment import Segmenter
-from stream.sources.live import parse_address, redacted, split_name
-from tests.conftest import call, pts_of
+from stream.sources.live import back_off, parse_address, redacted, split_name
+from tests.conftest import call, command, pts_of
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
 
@@ -193,79 +201,200 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture
-def peer() -> Iterator[Callable[[str, str], subprocess.Popen[bytes]]]:
-    """peer(url, size) starts an ffmpeg that sends a test picture of this size."""
-    running: list[subprocess.Popen[bytes]] = []
+class Peer:
+    """A real program that sends a test picture of a size to an address, until it is killed.
 
-    def start(url: str, size: str) -> subprocess.Popen[bytes]:
-        picture = ["-re", "-f", "lavfi", "-i", f"testsrc2=size={size}:rate=25"]
+    For RTSP it is VLC, which serves what ffmpeg makes; for HLS ffmpeg's playlist is served by Python's own server.
+    """
+
+    def __init__(self, url: str, size: str) -> None:
+        self.url, self.size = url, size
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Send."""
+        if self.url.startswith("rtsp"):
+            read, write = os.pipe()
+            self._start(self._ffmpeg("mpegts", "-"), stdout=write)
+            quiet = ["-I", "dummy", "--no-audio", "--quiet", "--file-caching=100"]
+            serve = ["vlc", *quiet, "fd://0", "--sout", f"#rtp{{sdp={self.url}}}"]
+            # VLC does not run as root.
+            nobody = {"user": "nobody", "env": os.environ | {"HOME": "/"}} if os.geteuid() == 0 else {}
+            self._start(serve, stdin=read, stderr=subprocess.DEVNULL, **nobody)
+            os.close(read)
+            os.close(write)
+        elif self.url.startswith("rtmp"):
+            self._start([*self._ffmpeg("flv", self.url, "-listen", "1")])
+        else:
+            self._start(self._ffmpeg("mpegts", self.url))
+
+    def _ffmpeg(self, container: str, *to: str) -> list[str]:
+        picture = ["-re", "-f", "lavfi", "-i", f"testsrc2=size={self.size}:rate=25"]
         encoder = ["-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "12"]
-        running.append(subprocess.Popen(["ffmpeg", "-v", "error", *picture, *encoder, "-f", "mpegts", url]))
-        return running[-1]
+        *options, address = reversed(to)
+        return ["ffmpeg", "-v", "error", *picture, *encoder, "-f", container, *reversed(options), address]
+
+    def _start(self, command: list[str], **wanted: Any) -> None:
+        self.processes.append(subprocess.Popen(command, **wanted))
+
+    def kill(self) -> None:
+        """As when the cable is pulled."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[str, str], Peer]]:
+    """peer(url, size) starts one."""
+    peers: list[Peer] = []
+
+    def start(url: str, size: str) -> Peer:
+        peers.append(Peer(url, size))
+        peers[-1].start()
+        return peers[-1]
 
     yield start
-    for process in running:
-        process.kill()
-        process.wait()
+    for each in peers:
+        each.kill()
+
+
+SIZES = (320, 480, 640, 320, 480)
+# What we open, and where the peer sends.
+LINKS = {
+    "srt": ("srt://127.0.0.1:{}?mode=listener", "srt://127.0.0.1:{}?mode=caller"),
+    "udp": ("udp://127.0.0.1:{}", "udp://127.0.0.1:{}?pkt_size=1316"),
+    "rtsp": ("rtsp://user:secret@127.0.0.1:{}/room", "rtsp://127.0.0.1:{}/room"),
+}
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("scheme", ["srt", "udp"])
+@pytest.mark.parametrize("scheme", LINKS)
 def test_a_stream_that_goes_away_is_picked_up_when_it_returns(
-    scheme: str, peer: Callable[[str, str], subprocess.Popen[bytes]], segmenter: Segmenter, tmp_path: Path
+    scheme: str, peer: Callable[[str, str], Peer], segmenter: Segmenter, tmp_path: Path
 ) -> None:
+    if scheme == "rtsp" and shutil.which("vlc") is None:
+        pytest.skip("needs VLC (Debian's vlc-bin and vlc-plugin-base) as RTSP server")
     port = free_port()
-    mine, theirs = (f"{scheme}://127.0.0.1:{port}{query}" for query in LINKS[scheme])
+    mine, theirs = (link.format(port) for link in LINKS[scheme])
     settings, kept = Settings.model_validate({"live": {"timeout": 1.0}}), Kept()
     sources = open_sources([f"room={mine}"], settings)
     recordings = recordings_of(tmp_path / "r.mp4", sources, settings)
     live = Live(sources, segmenter, settings, [("kept", kept), *recordings])
-    returned: list[float] = []
-    script = returning(live, kept, peer, theirs, returned)
+    seen = Returns()
+    script = returning(live, kept, peer, theirs, seen)
 
     def poll() -> None:
         if next(script, "over") == "over":
             live.close()
 
     live.run(poll)
-    assert all(seconds < 3 for seconds in returned), returned
+    assert all(seconds < 3 for seconds in seen.seconds), seen.seconds
+    # Nothing is left behind by a return.
+    assert seen.threads[-1] <= max(seen.threads[:2]), seen.threads
+    assert seen.files[-1] <= max(seen.files[:2]), seen.files
     (status,) = live.status()
-    assert status.losses == 3
+    assert status.losses == len(SIZES)
     assert not status.signal
+    assert "secret" not in describe(status)
     assert status.shown + sum(status.dropped.values()) == status.frames_in
-    assert sum(not frame.signal for frame in kept.frames) >= 3
+    assert sum(not frame.signal for frame in kept.frames) >= len(SIZES)
     times = [frame.seconds for frame in kept.frames]
     assert times == sorted(times)
     # The recording goes on in a new file for each size, with the frames' own times.
     files = sorted(tmp_path.glob("r*.mp4"))
-    assert len(files) == 3
+    assert len(files) == len(SIZES)
     for path in files:
         assert pts_of(path)[0] == 0
-        assert float(pts_of(path)[-1]) > 1
+        assert float(pts_of(path)[-1]) > 0.5
 
 
-LINKS = {"srt": ("?mode=listener", "?mode=caller"), "udp": ("", "?pkt_size=1316")}
+@dataclass
+class Returns:
+    """What was seen at each return of a source: seconds until its picture came, threads and open files then."""
+
+    seconds: list[float] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+
+    def note(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.threads.append(psutil.Process().num_threads())
+        self.files.append(psutil.Process().num_fds())
 
 
-def returning(
-    live: Live, kept: Kept, peer: Callable[[str, str], subprocess.Popen[bytes]], url: str, returned: list[float]
-) -> Iterator[None]:
-    """Three times: the sender starts with another size, pictures of that size come, it is killed."""
-    for width in (320, 480, 640):
+def returning(live: Live, kept: Kept, peer: Callable[[str, str], Peer], url: str, seen: Returns) -> Iterator[None]:
+    """Again and again: the sender starts with another size, pictures of that size come, it is killed."""
+    for width in SIZES:
+        before, started = len(kept.frames), time.monotonic()
         sender = peer(url, f"{width}x240")
-        started = time.monotonic()
-        while not any(frame.signal and frame.picture.width == width for frame in kept.frames):
+        while not any(frame.signal and frame.picture.width == width for frame in kept.frames[before:]):
             if time.monotonic() - started > 15:
                 pytest.fail(f"no picture of width {width} came: {live.status()}")
             yield
-        returned.append(time.monotonic() - started)
-        until = time.monotonic() + 1.5
+        seen.note(time.monotonic() - started)
+        until = time.monotonic() + 1.0
         while time.monotonic() < until:
             yield
         sender.kill()
         while live.status()[0].signal:
             yield
+
+
+@needs_ffmpeg
+def test_an_rtmp_stream_is_played(peer: Callable[[str, str], Peer], segmenter: Segmenter) -> None:
+    url, kept = f"rtmp://127.0.0.1:{free_port()}/live/room", Kept()
+    peer(url, "320x240")
+    assert_it_plays(url, segmenter, kept)
+
+
+@needs_ffmpeg
+def test_an_hls_playlist_is_played(segmenter: Segmenter, tmp_path: Path) -> None:
+    picture = ["-re", "-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25"]
+    encoder = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "25", "-hls_time", "1"]
+    sender = subprocess.Popen(["ffmpeg", "-v", "error", *picture, *encoder, str(tmp_path / "room.m3u8")])
+    handler = partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        try:
+            with in_background("hls", server.serve_forever, server.shutdown):
+                assert_it_plays(f"http://127.0.0.1:{server.server_port}/room.m3u8", segmenter, Kept())
+        finally:
+            sender.kill()
+            sender.wait()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def assert_it_plays(url: str, segmenter: Segmenter, kept: Kept) -> None:
+    """Pictures come, and they move."""
+    live = Live(open_sources([f"room={url}"], Settings()), segmenter, Settings(), [("kept", kept)])
+    started = time.monotonic()
+
+    def poll() -> None:
+        if time.monotonic() - started > 20 or sum(frame.signal for frame in kept.frames) >= 20:
+            live.close()
+
+    live.run(poll)
+    pictures = [frame.picture.to_ndarray() for frame in kept.frames if frame.signal]
+    assert len(pictures) >= 20, live.status()
+    assert (pictures[0] != pictures[-1]).any()
+
+
+def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> None:
+    settings, kept = Settings.model_validate({"live": {"most_attempts": 3, "longest_wait": 0.1}}), Kept()
+    live = run([f"room=tcp://127.0.0.1:{free_port()}"], segmenter, settings, kept)
+    (status,) = live.status()
+    assert status.problem == "Connection refused; given up after 3 attempts"
+    assert [frame.signal for frame in kept.frames] == [False] * 3
+
+
+def test_waits_grow_up_to_the_longest() -> None:
+    assert [round(back_off(attempts, 1.0), 3) for attempts in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
+    assert back_off(10**6, 60.0) == 60.0
 
 
 def test_addresses_are_shown_without_credentials() -> None:
@@ -333,32 +462,105 @@ def test_a_sink_that_fails_fails_alone(make: Callable[..., Path], segmenter: Seg
 
 
 @needs_ffmpeg
-def test_what_is_shown_is_pushed_on(make: Callable[..., Path], segmenter: Segmenter, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("push", "listen"),
+    [
+        ("tcp://127.0.0.1:{}", ["-f", "mpegts", "-i", "tcp://127.0.0.1:{}?listen=1"]),
+        ("srt://127.0.0.1:{}?mode=caller", ["-f", "mpegts", "-i", "srt://127.0.0.1:{}?mode=listener"]),
+        ("rtmp://127.0.0.1:{}/live/room", ["-listen", "1", "-f", "flv", "-i", "rtmp://127.0.0.1:{}/live/room"]),
+        ("rtsp://127.0.0.1:{}/room", ["-rtsp_flags", "listen", "-i", "rtsp://127.0.0.1:{}/room"]),
+    ],
+    ids=["tcp", "srt", "rtmp", "rtsp"],
+)
+def test_what_is_shown_is_pushed_on(
+    push: str, listen: list[str], make: Callable[..., Path], segmenter: Segmenter, tmp_path: Path
+) -> None:
     """To a real ffmpeg that is not there at first, listens then, and saves what it is sent."""
     port, received = free_port(), tmp_path / "received.ts"
-    sources = open_sources([f"room=replay:{make(frames=150)}"], PATIENT)
-    live = Live(sources, segmenter, PATIENT, pushes_of([f"tcp://127.0.0.1:{port}"], sources, PATIENT))
+    sources = open_sources([f"room=replay:{make(frames=200)}"], PATIENT)
+    live = Live(sources, segmenter, PATIENT, pushes_of([push.format(port)], sources, PATIENT))
     started, peers = time.monotonic(), []
 
     def poll() -> None:
         if not peers and time.monotonic() - started > 1:
-            listen = ["ffmpeg", "-v", "error", "-f", "mpegts", "-i", f"tcp://127.0.0.1:{port}?listen=1"]
-            peers.append(subprocess.Popen([*listen, "-c", "copy", str(received)]))
+            open_ = [part.format(port) for part in listen]
+            peers.append(subprocess.Popen(["ffmpeg", "-v", "error", *open_, "-c", "copy", str(received)]))
 
     live.run(poll)
-    assert peers[0].wait(timeout=20) == 0
+    try:
+        peers[0].wait(timeout=10)
+    except subprocess.TimeoutExpired:  # not every protocol says goodbye
+        peers[0].send_signal(signal.SIGINT)
+        peers[0].wait(timeout=10)
     with av.open(str(received)) as file:
         pictures = [picture.to_ndarray(format="rgb24") for picture in file.decode(video=0)]
-    assert 50 < len(pictures) < 140
+    assert 40 < len(pictures) < 190
     outlined = [picture for picture in pictures if ((picture[..., 1].astype(int) - picture[..., 0]) > 60).any()]
     assert outlined  # the marker's green
     assert not live.failed_sinks()
+
+
+@needs_ffmpeg
+def test_a_push_goes_on_in_another_size(peer: Callable[[str, str], Peer], segmenter: Segmenter, tmp_path: Path) -> None:
+    """The other side sees a new stream when the source comes back with other pictures."""
+    port, onward = free_port(), free_port()
+    settings, kept = Settings.model_validate({"live": {"timeout": 1.0}}), Kept()
+    sources = open_sources([f"room=udp://127.0.0.1:{port}"], settings)
+    pushes = pushes_of([f"udp://127.0.0.1:{onward}"], sources, settings)
+    live = Live(sources, segmenter, settings, [("kept", kept), *pushes])
+    widths: set[int] = set()
+
+    def watch() -> None:
+        timeout = (5.0, 5.0)
+        with av.open(f"udp://127.0.0.1:{onward}?overrun_nonfatal=1", timeout=timeout) as file:
+            for picture in file.decode(video=0):
+                widths.add(picture.width)
+                if len(widths) == 2:
+                    return
+
+    def script() -> Iterator[None]:
+        for width in (320, 480):
+            sender = peer(f"udp://127.0.0.1:{port}?pkt_size=1316", f"{width}x240")
+            until = time.monotonic() + 4
+            while time.monotonic() < until and width not in widths:
+                yield
+            sender.kill()
+
+    steps = script()
+
+    def poll() -> None:
+        if next(steps, "over") == "over":
+            live.close()
+
+    with in_background("watch", watch, lambda: None):
+        live.run(poll)
+    assert widths == {320, 480}
+    assert not live.failed_sinks()
+
+
+def test_a_recording_that_is_killed_plays_to_within_two_seconds(
+    make: Callable[..., Path], red_model: Path, tmp_path: Path
+) -> None:
+    path, video = tmp_path / "r.mp4", make(frames=1000)
+    wanted = ("--model", str(red_model), "--record", str(path), "--set", "live.max_staleness=60.0")
+    running = subprocess.Popen([*command(), "live", f"room=replay:{video}", *wanted], stdout=subprocess.DEVNULL)
+    try:
+        while not (path.exists() and path.stat().st_size > 20_000):
+            assert running.poll() is None
+            time.sleep(0.05)
+        started = time.monotonic()
+        time.sleep(5)
+    finally:
+        running.kill()
+        running.wait()
+    played = pts_of(path)
+    assert float(played[-1]) >= time.monotonic() - started - 2
 
 
 def test_a_push_to_nowhere_is_refused() -> None:
     sources = open_sources(["a=/dev/video0", "b=/dev/video1"], PATIENT)
     with pytest.raises(SettingsError, match="write NAME=URL with the name of a source"):
         pushes_of(["udp://127.0.0.1:1"], sources, PATIENT)
-    with pytest.raises(SettingsError, match="write rtsp://, udp://") as refused:
+    with pytest.raises(SettingsError, match="write rtsp://, srt://, udp://") as refused:
         pushes_of(["a=ftp://user:secret@host/"], sources, PATIENT)
     assert "secret" not in str(refused.value)

@@ -2,6 +2,8 @@
 // Asks once a second how the sources are doing, and writes it beside their pictures.
 
 const sections = [...document.querySelectorAll(".source")];
+const controls = document.querySelector(".controls").elements;
+let speaker = null;
 
 function say(section, name, text) {
   section.querySelector(`[data-value=${name}]`).textContent = text;
@@ -26,8 +28,21 @@ function showFindings(section, findings) {
   const list = section.querySelector("[data-value=findings]");
   const newest = findings.length ? String(findings[0].number) : "";
   if (list.dataset.newest === newest || !newest) return;
+  beep();
   list.dataset.newest = newest;
   list.replaceChildren(...findings.map((finding) => findingItem(section.dataset.number, finding)));
+}
+
+function beep() {
+  if (!controls.sound.checked || speaker === null) return;
+  const tone = speaker.createOscillator();
+  const volume = speaker.createGain();
+  tone.frequency.value = 880;
+  volume.gain.setValueAtTime(0.2, speaker.currentTime);
+  volume.gain.exponentialRampToValueAtTime(0.001, speaker.currentTime + 0.15);
+  tone.connect(volume).connect(speaker.destination);
+  tone.start();
+  tone.stop(speaker.currentTime + 0.15);
 }
 
 function show(section, status) {
@@ -48,6 +63,7 @@ async function ask() {
   try {
     const answer = await fetch("/status.json");
     const statuses = await answer.json();
+    controls.overlay.checked = statuses[0].overlay;
     sections.forEach((section, number) => show(section, statuses[number]));
   } catch {
     for (const section of sections) {
@@ -57,5 +73,14 @@ async function ask() {
   }
 }
 
+controls.overlay.addEventListener("change", () => {
+  const state = controls.overlay.checked ? "on" : "off";
+  fetch(`/overlay/${state}`, { method: "PUT", headers: { "X-Polypstream": "page" } });
+});
+// Browsers let a page sound only after its reader has touched it.
+controls.sound.addEventListener("change", () => {
+  speaker ??= new AudioContext();
+  speaker.resume();
+});
 setInterval(ask, 1000);
 ask();

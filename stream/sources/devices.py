@@ -1,0 +1,86 @@
+"""Capture devices of this machine, and the formats that they offer, as FFmpeg lists them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+import av
+from av.error import FFmpegError
+from av.logging import Capture
+
+from stream.errors import SourceError
+
+# FFmpeg's device reader on each system, how a device is written for `live`, and the option that lists its formats.
+# AVFoundation has no such option.
+READERS = {
+    "linux": ("v4l2", "{}", {"list_formats": "all"}),
+    "win32": ("dshow", "dshow:{}", {"list_options": "true"}),
+    "darwin": ("avfoundation", "avfoundation:{}", {}),
+}
+# `Raw : yuyv422 : YUYV 4:2:2 : 640x480 1280x720` of v4l2; `vcodec=mjpeg min s=… fps=… max s=1920x1080 fps=60` of dshow.
+V4L2_FORMAT = re.compile(r"^(?:Raw|Compressed)\s*:\s*(?P<name>\S+)\s*:\s*(?P<words>.*?)\s*:\s*(?P<sizes>.*)$")
+DSHOW_FORMAT = re.compile(r"(?:pixel_format|vcodec)=(?P<name>\S+).*max s=(?P<size>\S+) fps=(?P<rate>\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A capture device.
+
+    Attributes:
+        address: as `live` takes it.
+        description: for people.
+        formats: what it offers, a line each, the name that `?format=` takes first.
+    """
+
+    address: str
+    description: str
+    formats: list[str]
+
+
+def list_devices() -> list[Device]:
+    """The capture devices of this machine.
+
+    Raises:
+        SourceError: this system's devices cannot be listed.
+    """
+    if sys.platform not in READERS:
+        raise SourceError(f"capture devices of {sys.platform} cannot be listed")
+    reader, address, listing = READERS[sys.platform]
+    try:
+        found = av.enumerate_input_devices(reader)
+    except (ValueError, FFmpegError) as error:
+        raise SourceError(f"capture devices cannot be listed ({error})") from error
+    return [
+        Device(address.format(each.name), each.description, _formats_of(reader, each.name, listing))
+        for each in found
+        if "video" in each.media_types or not each.media_types
+    ]
+
+
+def _formats_of(reader: str, name: str, listing: dict[str, str]) -> list[str]:
+    """FFmpeg lists formats in its log, and then refuses to open the device."""
+    if not listing:
+        return []
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with Capture() as lines:
+            av.open(f"video={name}" if reader == "dshow" else name, format=reader, options=listing).close()
+    except FFmpegError:
+        pass
+    finally:
+        av.logging.set_level(level)
+    return parse_formats(line for _, _, message in lines for line in message.splitlines())
+
+
+def parse_formats(lines: object) -> list[str]:
+    """Formats from the lines of FFmpeg's v4l2 or dshow reader, each once."""
+    formats: dict[str, None] = {}
+    for line in lines:  # type: ignore[attr-defined]
+        if v4l2 := V4L2_FORMAT.match(line.strip()):
+            formats[f"{v4l2['name']} ({v4l2['words']}): {v4l2['sizes'].strip()}"] = None
+        elif dshow := DSHOW_FORMAT.search(line):
+            formats[f"{dshow['name']}: {dshow['size']} at {dshow['rate']} per second"] = None
+    return list(formats)
