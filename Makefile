@@ -1,5 +1,5 @@
 # The two commands of the README. Each sets up all it needs in .venv first.
-.PHONY: demo test lint
+.PHONY: demo test test-capture lint
 .DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,10 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Capture devices, by a real driver in an emulated machine; takes minutes, and is not a part of `test`.
+test-capture: $(VENV)/.dev
+	tests/capture/boot.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

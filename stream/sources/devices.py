@@ -20,8 +20,8 @@ READERS = {
     "darwin": ("avfoundation", "avfoundation:{}", {}),
 }
 # `Raw : yuyv422 : YUYV 4:2:2 : 640x480 1280x720` of v4l2; `vcodec=mjpeg min s=… fps=… max s=1920x1080 fps=60` of dshow.
-V4L2_FORMAT = re.compile(r"^(?:Raw|Compressed)\s*:\s*(?P<name>\S+)\s*:\s*(?P<words>.*?)\s*:\s*(?P<sizes>.*)$")
-DSHOW_FORMAT = re.compile(r"(?:pixel_format|vcodec)=(?P<name>\S+).*max s=(?P<size>\S+) fps=(?P<rate>\S+)")
+V4L2_FORMAT = re.compile(r"(?:Raw|Compressed)\s*:\s*(\S+)\s*:\s*(.*\S)\s*:\s*([^:\n]*)$", re.MULTILINE)
+DSHOW_FORMAT = re.compile(r"(?:pixel_format|vcodec)=(\S+).*?max s=(\S+) fps=([\d.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,13 @@ def list_devices() -> list[Device]:
         found = av.enumerate_input_devices(reader)
     except (ValueError, FFmpegError) as error:
         raise SourceError(f"capture devices cannot be listed ({error})") from error
-    return [
+    devices = [
         Device(address.format(each.name), each.description, _formats_of(reader, each.name, listing))
-        for each in found
+        for each in sorted(found, key=lambda each: each.name)
         if "video" in each.media_types or not each.media_types
     ]
+    # V4L2 does not say which of its devices take pictures in, but only those offer formats.
+    return [device for device in devices if device.formats or reader != "v4l2"]
 
 
 def _formats_of(reader: str, name: str, listing: dict[str, str]) -> list[str]:
@@ -72,15 +74,12 @@ def _formats_of(reader: str, name: str, listing: dict[str, str]) -> list[str]:
         pass
     finally:
         av.logging.set_level(level)
-    return parse_formats(line for _, _, message in lines for line in message.splitlines())
+    return parse_formats("".join(message for _, _, message in lines))
 
 
-def parse_formats(lines: object) -> list[str]:
-    """Formats from the lines of FFmpeg's v4l2 or dshow reader, each once."""
-    formats: dict[str, None] = {}
-    for line in lines:  # type: ignore[attr-defined]
-        if v4l2 := V4L2_FORMAT.match(line.strip()):
-            formats[f"{v4l2['name']} ({v4l2['words']}): {v4l2['sizes'].strip()}"] = None
-        elif dshow := DSHOW_FORMAT.search(line):
-            formats[f"{dshow['name']}: {dshow['size']} at {dshow['rate']} per second"] = None
-    return list(formats)
+def parse_formats(log: str) -> list[str]:
+    """Formats from what FFmpeg's v4l2 or dshow reader logs, each once."""
+    found = V4L2_FORMAT.findall(log)
+    v4l2 = [f"{name} ({words}): {sizes.strip()}" for name, words, sizes in found if name != "Unsupported"]
+    dshow = [f"{name}: {size} at {rate} per second" for name, size, rate in DSHOW_FORMAT.findall(log)]
+    return list(dict.fromkeys(v4l2 + dshow))

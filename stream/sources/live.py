@@ -21,7 +21,7 @@ from av.packet import Packet
 from stream.config import LiveSettings
 from stream.errors import SourceError
 from stream.frame import Frame
-from stream.pictures import PictureFormat, in_format, picture_format, planes_of
+from stream.pictures import PictureFormat, copy_of, in_format, picture_format, planes_of
 from stream.sources.base import Source
 from stream.sources.demo import SCHEME
 from stream.sources.open import open_source
@@ -201,6 +201,7 @@ class Stream:
     signal: Signal = field(default_factory=Signal)
     _closed: threading.Event = field(default_factory=threading.Event)
     _opened: float = field(default_factory=time.monotonic)
+    _wanted: PictureFormat | None = None
     _count: int = 0
     _last_pts: int = -1
 
@@ -251,16 +252,28 @@ class Stream:
         # Threads on whole frames would hold back one frame each.
         stream.thread_type = "SLICE"
         stream.codec_context.flags |= Flags.low_delay
-        clock, wanted = _Clock(self._opened), None  # a new connection may bring other pictures of the same size
+        clock, self._wanted = _Clock(self._opened), None  # a new connection may bring other pictures of the same size
         for packet in container.demux(stream):
             if self._closed.is_set():
                 return
             arrived = time.monotonic()
-            for picture in _decode(packet):
-                if wanted is None or (picture.width, picture.height) != (wanted.width, wanted.height):
-                    wanted = self.format = replace(picture_format(stream, picture), time_base=TIME_BASE)
+            pictures = self._pictures_of(packet)
+            # A device's packets lie in its driver's memory, and must be gone before it is closed.
+            del packet
+            for picture in pictures:
                 self.signal.there, self.signal.problem = True, ""
-                yield self._frame(in_format(picture, wanted), clock.time_of(picture, arrived), arrived)
+                yield self._frame(picture, clock.time_of(picture, arrived), arrived)
+
+    def _pictures_of(self, packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
+        """In the format that we work in, and not in the memory of a device."""
+        pictures = []
+        for picture in _decode(packet):
+            if self._wanted is None or (picture.width, picture.height) != (self._wanted.width, self._wanted.height):
+                self._wanted = self.format = replace(picture_format(packet.stream, picture), time_base=TIME_BASE)
+            fitting = in_format(picture, self._wanted)
+            borrowed = fitting is picture and packet.stream.codec_context.name == "rawvideo"
+            pictures.append(copy_of(picture) if borrowed else fitting)
+        return pictures
 
     def _lost(self, problem: str) -> None:
         self.signal.losses += self.signal.there

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,8 +28,10 @@ from stream.errors import OutputError, SettingsError, SourceError
 from stream.frame import Frame
 from stream.live import Live, describe, open_sources, pushes_of, recordings_of
 from stream.live_rooms import Fresh
+from stream.pictures import planes_of
 from stream.pipeline import in_background
 from stream.segment import Segmenter
+from stream.sources.devices import parse_formats
 from stream.sources.live import back_off, parse_address, redacted, split_name
 from tests.conftest import call, command, pts_of
 
@@ -350,6 +353,21 @@ def test_an_rtmp_stream_is_played(peer: Callable[[str, str], Peer], segmenter: S
 
 
 @needs_ffmpeg
+def test_motion_jpeg_is_played(segmenter: Segmenter) -> None:
+    """As grabbers and network cameras send it."""
+    url = f"http://127.0.0.1:{free_port()}/room"
+    picture = ["-re", "-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25", "-pix_fmt", "yuvj422p"]
+    sender = subprocess.Popen(["ffmpeg", "-v", "error", *picture, "-f", "mpjpeg", "-listen", "1", url])
+    try:
+        kept = Kept()
+        assert_it_plays(url, segmenter, kept)
+    finally:
+        sender.kill()
+        sender.wait()
+    assert {frame.picture.format.name for frame in kept.frames if frame.signal} == {"yuvj422p"}
+
+
+@needs_ffmpeg
 def test_an_hls_playlist_is_played(segmenter: Segmenter, tmp_path: Path) -> None:
     picture = ["-re", "-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25"]
     encoder = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "25", "-hls_time", "1"]
@@ -379,7 +397,7 @@ def assert_it_plays(url: str, segmenter: Segmenter, kept: Kept) -> None:
             live.close()
 
     live.run(poll)
-    pictures = [frame.picture.to_ndarray() for frame in kept.frames if frame.signal]
+    pictures = [planes_of(frame.picture)[0] for frame in kept.frames if frame.signal]
     assert len(pictures) >= 20, live.status()
     assert (pictures[0] != pictures[-1]).any()
 
@@ -395,6 +413,25 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
 def test_waits_grow_up_to_the_longest() -> None:
     assert [round(back_off(attempts, 1.0), 3) for attempts in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
     assert back_off(10**6, 60.0) == 60.0
+
+
+def test_formats_of_devices_are_read_from_what_ffmpeg_logs() -> None:
+    """As its v4l2 reader wrote them for the kernel's virtual camera, and its dshow reader for a USB grabber."""
+    v4l2 = (
+        "Raw       :     yuyv422 :           YUYV 4:2:2 : 640x480 1920x1080\n"
+        "Compressed:       mjpeg :          Motion-JPEG : {32-4096, 2}x{32-2160, 2}\n"
+    )
+    assert parse_formats(v4l2) == [
+        "yuyv422 (YUYV 4:2:2): 640x480 1920x1080",
+        "mjpeg (Motion-JPEG): {32-4096, 2}x{32-2160, 2}",
+    ]
+    dshow = "  vcodec=mjpeg  min s=1920x1080 fps=30 max s=1920x1080 fps=60.0002\n" * 2
+    assert parse_formats(dshow) == ["mjpeg: 1920x1080 at 60.0002 per second"]
+
+
+def test_where_there_is_no_device_it_says_so() -> None:
+    if sys.platform == "linux" and not list(Path("/dev").glob("video*")):
+        assert call("devices").stdout.startswith("no capture device; a card must appear as V4L2")
 
 
 def test_addresses_are_shown_without_credentials() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +130,13 @@ def test_a_model_without_metadata_is_named(tmp_path: Path) -> None:
 def test_metadata_that_contradict_the_input_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="256 pixels"):
         Segmenter(make_red_model(tmp_path / "m.onnx", input_size="256"), "cpu")
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """Its telemetry begins with a database and an identifier of the machine in the user's cache, except in CI."""
+    code = (
+        f"from stream.segment import Segmenter; from pathlib import Path; Segmenter(Path({str(shipped_weights())!r}))"
+    )
+    at_home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", code], env=at_home, check=True)
+    assert not list(tmp_path.rglob("*"))
