@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -193,28 +194,81 @@ def test_a_port_in_use_is_said(page: Served, make: Callable[..., Path], red_mode
         pass
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
-def test_the_page_in_a_browser(tmp_path: Path, make: Callable[..., Path], red_model: Path) -> None:
+@pytest.fixture
+def browse(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """browse() starts a real browser."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs Chromium and its driver")
     from selenium import webdriver
-    from selenium.webdriver.common.by import By
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
-    for argument in ("--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        with served([make(frames=500)], red_model) as page:
-            driver.get(f"http://127.0.0.1:{page.port}/")
-            value = lambda name: driver.find_element(By.CSS_SELECTOR, f"[data-value={name}]").text  # noqa: E731
-            until(lambda: value("state") == "ready")
-            width = "return document.querySelector('.picture').naturalWidth"
-            until(lambda: driver.execute_script(width) == 320)
-            until(lambda: driver.find_elements(By.CSS_SELECTOR, ".findings img"))
-            assert value("viewers") == "1"
-            assert "per second" in value("rate")
-            assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
-        until(lambda: value("state") == "polypstream does not answer")
-    finally:
+    drivers: list[Any] = []
+
+    def start() -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+        profile = f"--user-data-dir={tmp_path / f'profile{len(drivers)}'}"
+        for argument in ("--headless", "--no-sandbox", "--disable-sync", "--window-size=1400,900", *quiet, profile):
+            options.add_argument(argument)
+        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
         driver.quit()
+
+
+def value(driver: Any, name: str) -> str:
+    """What the page says of its first source."""
+    return str(driver.find_element("css selector", f"[data-value={name}]").text)
+
+
+def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Path], red_model: Path) -> None:
+    driver = browse()
+    with served([make(frames=500)], red_model) as page:
+        driver.get(f"http://127.0.0.1:{page.port}/")
+        until(lambda: value(driver, "state") == "ready")
+        width = "return document.querySelector('.picture').naturalWidth"
+        until(lambda: driver.execute_script(width) == 320)
+        until(lambda: driver.find_elements("css selector", ".findings img"))
+        assert value(driver, "viewers") == "1"
+        assert "per second" in value(driver, "rate")
+        driver.find_element("name", "sound").click()
+        markers = driver.find_element("name", "overlay")
+        markers.click()
+        until(lambda: not page.live.overlay.shown)
+        before = page.live.status()[0].shown
+        until(lambda: page.live.status()[0].shown > before + 5)  # and the picture flows on
+        until(lambda: not markers.is_selected())
+        markers.click()
+        until(lambda: page.live.overlay.shown)
+        assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+    until(lambda: value(driver, "state") == "polypstream does not answer")
+
+
+def test_a_browser_on_a_slow_line_holds_up_nobody(
+    browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
+) -> None:
+    quick, slow = browse(), browse()
+    slow.set_network_conditions(latency=200, download_throughput=2000, upload_throughput=2000)
+    with served([make(frames=750)], red_model) as page:
+        for driver in (quick, slow):
+            driver.get(f"http://127.0.0.1:{page.port}/")
+        until(lambda: page.status()["viewers"] == 2, 20)
+        until(lambda: value(quick, "state") == "ready")
+        before, started = page.live.status()[0], time.monotonic()
+        time.sleep(3)
+        after, passed = page.live.status()[0], time.monotonic() - started
+        assert after.frames_in - before.frames_in > 0.9 * 25 * passed
+        assert after.shown - before.shown >= 0.9 * (after.frames_in - before.frames_in)
+
+
+def test_only_our_own_page_may_change_anything(page: Served) -> None:
+    """A form on another site can send a request here, but not with a header of ours."""
+    for headers, code in (({}, 403), ({"X-Polypstream": "script"}, 204)):
+        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=10)
+        connection.request("PUT", "/overlay/off", headers=headers)
+        assert connection.getresponse().status == code
+        connection.close()
+        assert page.live.overlay.shown is (code == 403)
+    assert page.status()["overlay"] is False
