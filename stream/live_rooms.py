@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from stream.config import Settings
-from stream.errors import PolypstreamError
 from stream.frame import Frame
 from stream.pictures import copy_of
 from stream.pipeline import Channel, Room, Sink
@@ -113,7 +112,7 @@ class Guard:
                 self._segmenter(frames)
                 self.problem = ""
             except Exception as error:  # whatever a provider's library raises, the picture goes on
-                self.problem = f"inference fails: {(str(error) or type(error).__name__).splitlines()[0]}"
+                self.problem = f"inference fails: {_words_of(error)}"
                 self._failed = time.monotonic()
         for frame in frames:
             frame.problem = self.problem
@@ -252,12 +251,17 @@ class Sturdy:
         if not self.problem:
             try:
                 self._sink.write(frame)
-            except PolypstreamError as error:
-                self.problem = str(error)
+            except Exception as error:  # whatever a library raises, the picture goes on elsewhere
+                self.problem = _words_of(error)
 
     def close(self) -> None:
         """Close the sink."""
         try:
             self._sink.close()
-        except PolypstreamError as error:
-            self.problem = self.problem or str(error)
+        except Exception as error:  # as above
+            self.problem = self.problem or _words_of(error)
+
+
+def _words_of(error: Exception) -> str:
+    """One line for people."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -480,11 +480,14 @@ def test_the_command_ends_with_the_account_of_every_source(
         assert len(list(file.decode(video=0))) >= 25
 
 
-class Full:
-    """A sink on a full disk."""
+class Failing:
+    """A sink that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     def write(self, frame: Frame) -> None:
-        raise OutputError("r.mp4: the disk is full; what was written so far is kept")
+        raise self.error
 
     def close(self) -> None:
         pass
@@ -492,10 +495,12 @@ class Full:
 
 def test_a_sink_that_fails_fails_alone(make: Callable[..., Path], segmenter: Segmenter) -> None:
     sources, kept = open_sources([f"replay:{make(frames=25)}"], PATIENT), Kept()
-    live = Live(sources, segmenter, PATIENT, [("full", Full()), ("kept", kept)])
+    full = Failing(OutputError("r.mp4: the disk is full; what was written so far is kept"))
+    broken = Failing(RuntimeError("the screen is gone\nand more"))
+    live = Live(sources, segmenter, PATIENT, [("full", full), ("broken", broken), ("kept", kept)])
     live.run(lambda: None)
     assert len(kept.frames) >= 10
-    assert live.failed_sinks() == ["r.mp4: the disk is full; what was written so far is kept"]
+    assert live.failed_sinks() == ["r.mp4: the disk is full; what was written so far is kept", "the screen is gone"]
 
 
 @needs_ffmpeg

@@ -52,8 +52,10 @@ function show(section, status) {
   const delay = status.delay_ms;
   say(section, "delay", delay ? `${delay[0].toFixed(0)} ms (99 %: ${delay[2].toFixed(0)})` : "–");
   say(section, "rate", `${status.shown_per_second.toFixed(1)} per second`);
-  const dropped = Object.values(status.dropped).reduce((sum, count) => sum + count, 0);
-  say(section, "dropped", `${dropped} of ${status.frames_in}`);
+  const drops = Object.entries(status.dropped).filter(([, count]) => count);
+  const dropped = drops.reduce((sum, [, count]) => sum + count, 0);
+  const reasons = drops.map(([reason, count]) => `${count} ${reason}`).join(", ");
+  say(section, "dropped", `${dropped} of ${status.frames_in}` + (reasons && ` (${reasons})`));
   say(section, "losses", `${status.losses} times`);
   say(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);
