@@ -1,8 +1,9 @@
 """How fast `polypstream process` is beside what a user would write otherwise and beside a mere transcode, in one run.
 
-    python benchmarks/compare.py [VIDEO] [--rounds 3] [--model shipped-int8]
+    python benchmarks/compare.py [VIDEO] [--rounds 3] [--model shipped-float]
 
-Without a video it renders a minute of demo at 1920x1080. Every contender reads the same file, runs the same model and
+Without a video it renders a minute of demo at 1920x1080. Every contender reads the same file, runs the shipped weights
+(the loops in floating point as the file comes, and as 8-bit integers) and
 counts from its start to its end as a program. Needs the ffmpeg program; supervision is left out where it is not
 installed (`pip install supervision`). Prints Markdown.
 """
@@ -73,19 +74,20 @@ def render(path: Path) -> Path:
 def contenders(video: Path, model: str, folder: Path) -> dict[str, list[str]]:
     """The programs' command lines."""
     encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-c:a", "copy"]
-    weights, out = str(shipped_weights(model)), str(folder / "loop.mp4")
+    out = str(folder / "loop.mp4")
 
-    def loop(name: str, provider: str) -> list[str]:
-        return [sys.executable, LOOPS, name, str(video), weights, out, provider]
+    def loop(name: str, weights: str, provider: str = "cpu") -> list[str]:
+        return [sys.executable, LOOPS, name, str(video), str(shipped_weights(weights)), out, provider]
 
     programs = {
         FLOOR: ["ffmpeg", "-v", "error", "-y", "-i", str(video), *encoder, str(folder / "transcode.mp4")],
-        NAIVE: loop("opencv", "cpu"),
+        NAIVE: loop("opencv", "shipped-float"),
+        "the same, 8-bit integers": loop("opencv", "shipped-int8"),
     }
     if importlib.util.find_spec("supervision"):
-        programs["supervision's process_video, plain CPU provider"] = loop("supervision", "cpu")
+        programs["supervision's process_video, plain CPU provider"] = loop("supervision", "shipped-float")
     if probe("openvino") is None:
-        programs["OpenCV loop, OpenVINO plug-in"] = loop("opencv", "openvino")
+        programs["OpenCV loop, OpenVINO plug-in"] = loop("opencv", "shipped-float", "openvino")
     wanted = ["--output", str(folder / "ours"), "--set", f"inference.model={model}"]
     programs[OURS] = [POLYPSTREAM, "process", str(video), *wanted]
     return programs
@@ -115,7 +117,10 @@ def report(video: Path, summary: dict[str, object], medians: dict[str, Timed]) -
     for name, value in describe_machine().items():
         print(f"- {name}: {value}")
     size = "x".join(map(str, summary["picture_size"]))  # type: ignore[arg-type]
-    print(f"\n{video.name}: {frames} frames of {size}, every frame inferred; provider {summary['provider']}\n")
+    print(
+        f"\n{video.name}: {frames} frames of {size}, every frame inferred; ours: {summary['provider']}, "
+        f"{Path(summary['model']['file']).name}\n"
+    )
     print("| | frames per second | of the transcode | of the OpenCV loop |\n| --- | --- | --- | --- |")
     for name, run in medians.items():
         shares = [medians[base].seconds / run.seconds for base in (FLOOR, NAIVE)]

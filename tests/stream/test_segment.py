@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from stream import providers
+from stream.config import Settings
 from stream.errors import ModelError, ProviderError
-from stream.model import NOTICE, SHIPPED, shipped_weights
+from stream.model import NOTICE, WEIGHTS, shipped_weights
+from stream.process import make_segmenter
 from stream.providers import Absent, choose, probe
 from stream.segment import Segmenter
 from stream.sources.demo_colon import DemoColon, DemoSettings
@@ -52,7 +54,7 @@ def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int,
     assert np.array_equal(np.stack(together), np.stack(one_by_one))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_a_shipped_model_says_what_it_is(name: str) -> None:
     card = Segmenter(shipped_weights(name), "cpu").card
     assert card.precision == ("int8" if "int8" in name else "fp16")
@@ -63,7 +65,7 @@ def test_a_shipped_model_says_what_it_is(name: str) -> None:
 
 
 def test_the_shipped_integers_find_what_the_shipped_floats_find(pictures: list[np.ndarray]) -> None:
-    floats, integers = (np.stack(Segmenter(shipped_weights(name), "cpu").segment(pictures)) >= 128 for name in SHIPPED)
+    floats, integers = (np.stack(Segmenter(shipped_weights(name), "cpu").segment(pictures)) >= 128 for name in WEIGHTS)
     assert 2 * (floats & integers).sum() / (floats.sum() + integers.sum()) > 0.95
 
 
@@ -140,3 +142,13 @@ def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
     at_home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     subprocess.run([sys.executable, "-c", code], env=at_home, check=True)
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(("provider", "file"), [("cpu", "sa_unet_int8.onnx"), ("openvino", "sa_unet.onnx")])
+def test_the_plain_cpu_provider_runs_the_integers(provider: str, file: str) -> None:
+    if provider not in HERE:
+        pytest.skip(f"needs a CPU that {provider} supports")
+    settings = Settings.model_validate({"inference": {"provider": provider}})
+    assert make_segmenter(settings).model.name == file
+    settings = Settings.model_validate({"inference": {"provider": provider, "model": "shipped-float"}})
+    assert make_segmenter(settings).model.name == "sa_unet.onnx"
