@@ -50,7 +50,7 @@ LIVE_RUNS: tuple[tuple[Display, int, bool], ...] = (
 )
 PERCENTILES = (50, 95, 99, 100)
 # Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
-OWN = ("view", "find", "overlay", "table")
+OWN = ("view", "steady", "find", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
 COMPARED_PICTURES = 30
 # The first frames of a live run, in which threads and codecs start, are not timed.
@@ -174,7 +174,7 @@ def measure_recorded(
         pipeline.run(lambda: memory.append(process.memory_info().rss / 1e6))
         passed = time.monotonic() - started
     room_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
-    own = sum(pipeline.work[name].cpu_seconds for name in OWN)
+    own = sum(pipeline.work[name].cpu_seconds for name in OWN if name in pipeline.work)
     return Recorded(
         video.frames,
         video.frames / passed,

@@ -29,6 +29,7 @@ from stream.pipeline import POLL_S, Sink
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
+from stream.score import score
 from stream.sinks.bell import Bell
 from stream.sinks.browser import Browser
 from stream.sinks.files import writing
@@ -108,6 +109,22 @@ def process(
         typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("score")
+def score_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of results of `process --masks`")],
+    truth: Annotated[Path, typer.Option(help="Video of polyp numbers (demo-video --truth), or folder of masks")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+) -> None:
+    """Compare a run with the truth: Dice, polyps found, time to detection, false alarms, flicker."""
+    figures = score(run, truth)
+    for name, value in figures.items():
+        text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        typer.echo(name.replace("_", " ").ljust(28) + text)
+    if json_file is not None:
+        with writing(json_file):
+            json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 @app.command("live")

@@ -58,6 +58,7 @@ class Findings(Section):
     threshold: Literal["model"] | Probability = "model"
     peak: Literal["model"] | Probability = "model"
     smallest: float = Field(default=0.001, ge=0, lt=1, strict=True)
+    steady: bool = True
 
 
 class OverlaySettings(Section):

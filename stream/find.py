@@ -1,4 +1,4 @@
-"""From a probability map to findings: the blobs that are sure and large enough, and the outline of each."""
+"""From a probability map to findings: the blobs that are sure and large enough, the outline and the track of each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from stream.config import Findings
 from stream.frame import Frame
+from stream.track import Blob, Tracker
 from stream.view import FieldOfView, Region, grey_level, region_above
 
 
@@ -40,53 +41,88 @@ def choose_rules(wanted: Findings, threshold: float, peak: float) -> Rules:
 
 
 def find_region(probability: np.ndarray, view: FieldOfView, rules: Rules) -> Region | None:
-    """The findings of one probability map, in picture pixels; None where there are none.
+    """The findings of one probability map by itself, in picture pixels; None where there are none.
 
     Args:
         probability: uint8 [h, w] at the network's size, 0..255 meaning 0..1.
         view: the field of view that the network saw.
         rules: what counts as a finding.
     """
-    highest = int(probability.max())
-    if highest < grey_level(max(rules.threshold, rules.peak)):
+    labels, blobs = find_blobs(probability, probability, rules)
+    sure = np.zeros(len(blobs) + 1, bool)
+    sure[1:] = [blob.sure for blob in blobs]
+    if not sure.any():
         return None
-    return region_above(_only_findings(probability, rules), view, rules.threshold)
+    return region_above(np.where(sure[labels], probability, 0), view, rules.threshold)
 
 
-def _only_findings(probability: np.ndarray, rules: Rules) -> np.ndarray:
-    """The map with 0 for each 8-connected blob that is too faint or too small."""
-    above = cv2.compare(probability, grey_level(rules.threshold), cv2.CMP_GE)
+def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tuple[np.ndarray, list[Blob]]:
+    """The 8-connected blobs that are large enough, faint ones included.
+
+    Args:
+        reach: uint8 [h, w], the map whose threshold says how far a blob reaches.
+        probability: uint8 [h, w], the map that says whether the network is sure of it now.
+        rules: what counts as a finding.
+
+    Returns:
+        uint16 [h, w], each blob's label from 1 on and 0 elsewhere; the blobs in the order of their labels.
+    """
+    above = cv2.compare(reach, grey_level(rules.threshold), cv2.CMP_GE)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(above, ltype=cv2.CV_16U)
-    kept = probability
+    blobs: list[Blob] = []
+    renamed = np.zeros(count, np.uint16)
     for label in range(1, count):
         x, y, width, height, area = boxes[label]
-        box = np.s_[y : y + height, x : x + width]
-        blob = labels[box] == label
-        faint = probability[box][blob].max() < grey_level(rules.peak)
-        if faint or area < rules.smallest * probability.size:
-            kept = kept.copy() if kept is probability else kept
-            kept[box][blob] = 0
-    return kept
+        if area >= rules.smallest * reach.size:
+            box = np.s_[y : y + height, x : x + width]
+            highest = probability[box][labels[box] == label].max()
+            blobs.append(Blob(len(blobs) + 1, bool(highest >= grey_level(max(rules.threshold, rules.peak)))))
+            renamed[label] = len(blobs)
+    return (labels if len(blobs) == count - 1 else renamed[labels]), blobs
 
 
 class Finder:
-    """Attaches to each frame its region and outlines.
+    """Attaches to each frame of a source its region, its outlines and the tracks that they belong to.
 
     Args:
-        rules: what counts as a finding.
+        rules: what counts as a finding in one picture.
+        steady: the frames come from a Steadier, and what is shown shall be as steady.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+    def __init__(self, rules: Rules, steady: bool) -> None:
+        self.rules, self._steady = rules, steady
+        self._tracker = Tracker(patient=steady)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """One outline for each 8-connected blob of the mask."""
         for frame in frames:
-            frame.region = find_region(frame.probability, frame.view, self.rules)
-            if frame.region is not None:
-                offset = (frame.region.x, frame.region.y)
-                outlines, _ = cv2.findContours(
-                    frame.region.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset
-                )
-                frame.outlines = [outline[:, 0] for outline in outlines]
+            reach = frame.steadied if self._steady else frame.probability
+            labels, blobs = find_blobs(reach, frame.probability, self.rules)
+            motion = frame.motion if self._steady else None
+            tracks = self._tracker.update(frame.seconds, motion, labels, blobs)
+            if tracks is not None:
+                # What is held on to, though it is not seen now, keeps its last shape.
+                level = grey_level(self.rules.threshold)
+                shown = np.where(tracks > 0, np.maximum(reach, level), 0).astype(np.uint8)
+                frame.region = region_above(shown, frame.view, self.rules.threshold)
+            if tracks is not None and frame.region is not None:
+                frame.outlines = _outlines_of(frame.region)
+                frame.tracks = [_track_at(outline, tracks, frame.view) for outline in frame.outlines]
         return frames
+
+
+def _outlines_of(region: Region) -> list[np.ndarray]:
+    """One polygon for each 8-connected blob, int32 [n, 2], x and y in picture pixels."""
+    offset = (region.x, region.y)
+    outlines, _ = cv2.findContours(region.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset)
+    return [outline[:, 0] for outline in outlines]
+
+
+def _track_at(outline: np.ndarray, tracks: np.ndarray, view: FieldOfView) -> int:
+    """The track that an outline goes around: the map's nearest places to its points tell."""
+    rows, columns = tracks.shape
+    x = ((outline[:, 0] - view.x) * columns // view.width).clip(0, columns - 1)
+    y = ((outline[:, 1] - view.y) * rows // view.height).clip(0, rows - 1)
+    # An outline lies half a map's pixel outside at most.
+    around = cv2.dilate(tracks, np.ones((3, 3), np.uint8))[y, x]
+    return int(np.bincount(around[around > 0], minlength=1).argmax())

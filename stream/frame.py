@@ -11,6 +11,7 @@ import numpy as np
 from av import VideoFrame
 
 if TYPE_CHECKING:
+    from stream.steady import Motion
     from stream.view import FieldOfView, Region
 
 
@@ -31,8 +32,11 @@ class Frame:
         view: the field of view that the network saw; by the viewer.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
+        motion: since the frame before, None where another scene begins; by the steadier, if there is one.
+        steadied: uint8 [size, size], the probability smoothed along that motion; by the steadier.
         region: the findings, in picture pixels; by the finder. None: there are none.
         outlines: int32 [n, 2] polygons (x, y) in picture pixels, one a finding; by the finder.
+        tracks: for each outline the number of the polyp that it is; by the finder.
     """
 
     index: int
@@ -47,8 +51,11 @@ class Frame:
     view: FieldOfView = field(init=False, repr=False)
     network_picture: np.ndarray = field(init=False, repr=False)
     probability: np.ndarray = field(init=False, repr=False)
+    motion: Motion | None = field(init=False, repr=False)
+    steadied: np.ndarray = field(init=False, repr=False)
     region: Region | None = None
     outlines: list[np.ndarray] = field(default_factory=list)
+    tracks: list[int] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:

@@ -21,6 +21,7 @@ from stream.sinks.push import Push
 from stream.sinks.rolling import RollingRecording
 from stream.sinks.window import Windows
 from stream.sources.live import LiveSource, open_live, redacted, split_name
+from stream.steady import Steadier
 
 # Nothing waits that need not: one frame of each source before each room.
 QUEUE = 1
@@ -141,12 +142,14 @@ class Live:
     ) -> None:
         self.sources = sources
         self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
-        card, overlay = segmenter.card, settings.overlay
+        card, overlay, findings = segmenter.card, settings.overlay, settings.findings
+        rules = choose_rules(findings, card.threshold, card.peak)
         self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
         rooms: _Rooms = [
             ("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1),
             ("segment", Seen(self._guard), max(segmenter.batch_size, len(sources))),
-            ("find", Seen(Finder(choose_rules(settings.findings, card.threshold, card.peak))), 1),
+            *([("steady", Seen(EachSource(Steadier)), 1)] if findings.steady else []),
+            ("find", Seen(EachSource(lambda: Finder(rules, findings.steady))), 1),
         ]
         drawing: _Rooms = [
             ("overlay", Seen(self.overlay), 1),

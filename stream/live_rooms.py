@@ -170,7 +170,7 @@ class NewestMarkers:
                 frame.problem = marked.problem
             else:
                 frame.view, frame.probability = marked.view, marked.probability
-                frame.region, frame.outlines = marked.region, marked.outlines
+                frame.region, frame.outlines, frame.tracks = marked.region, marked.outlines, marked.tracks
         return frames
 
     def write(self, frame: Frame) -> None:

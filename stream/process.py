@@ -19,14 +19,16 @@ from stream.overlay import Overlay
 from stream.pipeline import Pipeline, Room, Sink
 from stream.providers import choose
 from stream.segment import Segmenter
+from stream.sinks.findings import SNAPSHOTS, FindingsFile
 from stream.sinks.tables import FramesTable
 from stream.sinks.video import AnnotatedVideo, MaskVideo
 from stream.sources.base import Source
 from stream.sources.open import open_source, stem_of
+from stream.steady import Steadier
 from stream.view import FieldOfView, Viewer, find_field_of_view
 
 Poll = Callable[[int, int | None], None]
-RESULTS = ("annotated.mp4", "frames.csv", "summary.json", "masks.mkv")
+RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "masks.mkv")
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
         if existing and not overwrite:
             raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
         folder.mkdir(parents=True, exist_ok=True)
-        for path in existing:
+        for path in [*existing, *(folder / SNAPSHOTS).glob("track-*.jpg")]:
             path.unlink()
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
@@ -138,11 +140,12 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
 
 def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> list[tuple[str, Room[Frame], int]]:
     """The rooms that every frame goes through, each with its name and the most frames that it takes at once."""
-    card, overlay = segmenter.card, settings.overlay
+    card, overlay, findings = segmenter.card, settings.overlay, settings.findings
     return [
         ("view", Viewer(view, segmenter.size), 1),
         ("segment", segmenter, segmenter.batch_size),
-        ("find", Finder(choose_rules(settings.findings, card.threshold, card.peak)), 1),
+        *([("steady", Steadier(), 1)] if findings.steady else []),
+        ("find", Finder(choose_rules(findings, card.threshold, card.peak), findings.steady), 1),
         ("overlay", Overlay(overlay.style, overlay.opacity, overlay.contour), 1),
     ]
 
@@ -163,6 +166,7 @@ class _Job:
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video)]
         try:
             sinks.append(("table", FramesTable(folder / "frames.csv")))
+            sinks.append(("findings", FindingsFile(folder, self._about())))
             if masks:
                 sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
         except BaseException:
@@ -191,18 +195,24 @@ class _Job:
             )
         return run
 
-    def _write_summary(self, run: Run, problem: BaseException | None, damage: list[str]) -> None:
-        card = self.segmenter.card
-        summary: dict[str, Any] = {
+    def _about(self) -> dict[str, Any]:
+        """What the results are of, and made with."""
+        return {
             "input": self.source.name,
+            "model": {"file": str(self.segmenter.model), **self.segmenter.card.model_dump(mode="json")},
+            "settings": self.settings.model_dump(mode="json"),
+            "polypstream": version("polypstream"),
+        }
+
+    def _write_summary(self, run: Run, problem: BaseException | None, damage: list[str]) -> None:
+        summary: dict[str, Any] = {
+            **self._about(),
             "complete": problem is None and not damage,
             "problem": (str(problem) or type(problem).__name__) if problem else None,
             "damage": damage,
             "notes": [*self.segmenter.notes, *run.notes],
-            "model": {"file": str(self.segmenter.model), **card.model_dump(mode="json")},
             "provider": self.segmenter.provider,
             "encoder": self.video.encoder,
-            "settings": self.settings.model_dump(mode="json"),
             "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
             "picture_size": [self.source.format.width, self.source.format.height],
             "frames_in": self.pipeline.work["decode"].items,
@@ -210,7 +220,6 @@ class _Job:
             "wall_seconds": round(run.seconds, 3),
             "frames_per_second": round(run.frames / run.seconds, 2),
             "seconds_per_room": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
-            "polypstream": version("polypstream"),
             "notice": NOTICE,
         }
         path, unfinished = self.folder / "summary.json", self.folder / "summary.json.unfinished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -83,7 +84,7 @@ def test_every_frame_and_pts_survive(make: Make, red_model: Path, wanted: dict[s
 
 def test_the_disc_is_found_where_it_is(make: Make, red_model: Path) -> None:
     clip = Clip(width=640, height=480)
-    folder = run(make(width=640, height=480), red_model)
+    folder = run(make(width=640, height=480), red_model, "findings.steady=false")
     rows = table_of(folder)
     for index, mask in enumerate(frames_of(folder / "masks.mkv", "gray")):
         assert set(np.unique(mask)) <= {0, 255}
@@ -266,3 +267,39 @@ def _start_long_run(make: Make, model: Path) -> tuple[Path, subprocess.Popen[byt
             return folder, process_
         time.sleep(0.02)
     raise AssertionError("the run did not get going")
+
+
+def test_findings_say_who_when_and_where(make: Make, red_model: Path) -> None:
+    clip = Clip(frames=75)
+    folder = run(make(frames=75), red_model)
+    found = json.loads((folder / "findings.json").read_text())
+    assert found["schema"] == "polypstream-findings-1"
+    assert found["picture_size"] == [clip.width, clip.height]
+    (track,) = found["tracks"]
+    assert track["track"] == 1
+    assert track["first_s"] == 0
+    # The disc is there for two thirds; what is gone is held for a moment.
+    assert 49 / 25 <= track["last_s"] <= 49 / 25 + 0.12
+    assert track["frames"] == len(track["outlines"])
+    assert track["seconds_in_view"] == pytest.approx(track["frames"] / 25)
+    assert track["peak_probability"] > 0.95
+    for outline in track["outlines"][:50:7]:
+        x, y, radius = disc(clip, outline["frame"])
+        left, top, width, height = outline["box"]
+        assert [left, top, left + width, top + height] == pytest.approx(
+            [x - radius, y - radius, x + radius, y + radius], abs=6
+        )
+        assert outline["pts_s"] == outline["frame"] / 25
+        assert len(outline["polygons"]) == 1
+    with av.open(str(folder / track["snapshot"])) as file:
+        assert next(file.decode(video=0)).width == clip.width
+
+
+def test_overwriting_leaves_no_old_snapshots(make: Make, red_model: Path, tmp_path: Path) -> None:
+    video = make(frames=10)
+    arguments = ("process", video, "--output", tmp_path / "out", "--model", red_model)
+    call(*arguments)
+    old = tmp_path / "out" / "clip" / "snapshots" / "track-9.jpg"
+    old.touch()
+    call(*arguments, "--overwrite")
+    assert [path.name for path in old.parent.iterdir()] == ["track-1.jpg"]

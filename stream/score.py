@@ -1,0 +1,195 @@
+"""`polypstream score`: a finished run against the truth, in figures about video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stream.errors import DataError
+from stream.sources.recording import Recording
+
+# A polyp counts if it was in view for so long, and is found once something overlapped it for so long, in seconds.
+IN_VIEW_S, FOUND_S = 1.0, 0.2
+# False alarms less than so many seconds apart are one.
+APART_S = 0.5
+
+
+@dataclass(slots=True)
+class _Polyp:
+    """One true polyp: for each frame in which it is in view, the time, whether it was hit, and by which track."""
+
+    seconds: list[float] = field(default_factory=list)
+    hit: list[bool] = field(default_factory=list)
+    tracks: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the frames so far gave; `right` of frames with and without a polyp."""
+
+    dice: list[float] = field(default_factory=list)
+    iou: list[float] = field(default_factory=list)
+    right: dict[bool, list[bool]] = field(default_factory=lambda: {True: [], False: []})
+    false_alarms: list[tuple[float, bool]] = field(default_factory=list)
+    polyps: dict[int, _Polyp] = field(default_factory=dict)
+
+
+def score(run: Path, truth: Path) -> dict[str, Any]:
+    """Compare a run's masks and tracks with the truth.
+
+    Args:
+        run: folder of results of `process --masks`.
+        truth: a video whose pixels hold the number of the polyp (0: none), as `demo-video --truth` writes, or a folder
+            of masks, one a frame in the order of their names; there each stretch of frames with a polyp is one polyp.
+
+    Returns:
+        mean_dice, mean_iou: of the frames; 1 where neither mask has anything.
+        frame_sensitivity: share of frames with a polyp in which some finding overlaps it; None if there are none.
+        frame_specificity: share of frames without one in which nothing is found; None if there are none.
+        polyps, polyps_found: in view for a second at least, and overlapped for 0.2 s.
+        seconds_to_first_detection: median over the polyps found.
+        false_alarms_per_minute: times at which findings began that overlap no polyp, half a second apart.
+        flicker_per_minute: changes between found and not found while a polyp is in view, after it was first and
+            before it was last found, and changes of false alarms.
+        id_switches_per_minute: changes of the track that overlaps a polyp; None if there are no tracks.
+
+    Raises:
+        DataError: the run has no masks, or the truth is not of as many frames or not of their size.
+    """
+    masks = run / "masks.mkv"
+    if not masks.is_file():
+        raise DataError(f"{masks}: is not there; run `polypstream process` with --masks")
+    tracks, tally = _tracks_of(run / "findings.json"), _Tally()
+    for index, (found, true) in enumerate(zip_longest(_planes_of(masks), _truths_of(truth))):
+        if found is None or true is None:
+            raise DataError(f"{truth}: holds {'fewer' if true is None else 'more'} frames than {masks}")
+        if found[1].shape != true[1].shape:
+            raise DataError(f"{truth}: its size {true[1].shape[::-1]} is not that of {masks}, {found[1].shape[::-1]}")
+        _count(tally, found[0], found[1] > 127, true[1], tracks.get(index, []))
+    if not tally.dice:
+        raise DataError(f"{masks}: holds no frames")
+    return _figures(tally, bool(tracks))
+
+
+def _planes_of(video: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Time and luma of every frame."""
+    source = Recording(video)
+    try:
+        for frame in source.frames():
+            yield frame.seconds, frame.picture.to_ndarray(format="gray")
+    finally:
+        source.close()
+
+
+def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Time and numbers of the polyps, uint8, of every frame; the time of a mask in a folder is nothing."""
+    if not truth.is_dir():
+        yield from _planes_of(truth)
+        return
+    polyp, before = 0, False
+    for path in sorted(path for path in truth.iterdir() if path.is_file()):
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise DataError(f"{path}: cannot be read as a picture")
+        there = bool((mask > 127).any())
+        polyp += there and not before
+        before = there
+        yield 0.0, np.where(mask > 127, min(polyp, 255), 0).astype(np.uint8)
+
+
+def _tracks_of(findings: Path) -> dict[int, list[tuple[int, list[np.ndarray]]]]:
+    """For each frame its tracks and their outlines."""
+    frames: dict[int, list[tuple[int, list[np.ndarray]]]] = {}
+    for track in json.loads(findings.read_text())["tracks"] if findings.is_file() else ():
+        for outline in track["outlines"]:
+            polygons = [np.array(polygon, np.int32).reshape(-1, 2) for polygon in outline["polygons"]]
+            frames.setdefault(outline["frame"], []).append((track["track"], polygons))
+    return frames
+
+
+def _count(
+    tally: _Tally,
+    seconds: float,
+    found: np.ndarray,
+    truth: np.ndarray,
+    tracks: Sequence[tuple[int, list[np.ndarray]]],
+) -> None:
+    """Count one frame: bool [h, w] what was found, uint8 [h, w] the numbers of the polyps."""
+    there = truth > 0
+    both, either = int(np.count_nonzero(found & there)), int(np.count_nonzero(found | there))
+    tally.dice.append(2 * both / (both + either) if either else 1.0)
+    tally.iou.append(both / either if either else 1.0)
+    polyp = bool(there.any())
+    tally.right[polyp].append(both > 0 if polyp else not either)
+    count, blobs = cv2.connectedComponents(found.astype(np.uint8))
+    touching = np.unique(blobs[there & found])
+    tally.false_alarms.append((seconds, len(touching) < count - 1))
+    for number in np.unique(truth[there]):
+        each, place = tally.polyps.setdefault(int(number), _Polyp()), truth == number
+        each.seconds.append(seconds)
+        each.hit.append(bool((found & place).any()))
+        each.tracks.append(_track_on(place, tracks))
+
+
+def _track_on(place: np.ndarray, tracks: Iterable[tuple[int, list[np.ndarray]]]) -> int:
+    """The track that covers most of a place, or 0."""
+    best, most = 0, 0
+    for track, polygons in tracks:
+        covered = int(np.count_nonzero(cv2.fillPoly(np.zeros(place.shape, np.uint8), polygons, 1)[place]))
+        if covered > most:
+            best, most = track, covered
+    return best
+
+
+def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
+    times, alarms = zip(*tally.false_alarms, strict=True)
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    minutes = max((times[-1] - times[0] + step) / 60, 1e-9)
+    polyps = [each for each in tally.polyps.values() if each.seconds[-1] - each.seconds[0] + step >= IN_VIEW_S]
+    found = [each for each in polyps if sum(each.hit) * step >= FOUND_S]
+    first = [each.seconds[each.hit.index(True)] - each.seconds[0] for each in found]
+    flicker = sum(_changes(_between_hits(each.hit)) for each in polyps) + _changes([False, *alarms, False])
+    switches = sum(_changes([track for track in each.tracks if track]) for each in polyps)
+    return {
+        "frames": len(tally.dice),
+        "mean_dice": float(np.mean(tally.dice)),
+        "mean_iou": float(np.mean(tally.iou)),
+        "frame_sensitivity": _mean(tally.right[True]),
+        "frame_specificity": _mean(tally.right[False]),
+        "polyps": len(polyps),
+        "polyps_found": len(found),
+        "seconds_to_first_detection": float(np.median(first)) if first else None,
+        "false_alarms_per_minute": _episodes(tally.false_alarms) / minutes,
+        "flicker_per_minute": flicker / minutes,
+        "id_switches_per_minute": switches / minutes if tracked else None,
+    }
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _changes(values: Sequence[int]) -> int:
+    return sum(before != after for before, after in pairwise(values))
+
+
+def _between_hits(hits: Sequence[bool]) -> Sequence[bool]:
+    """From the first hit to the last."""
+    places = np.flatnonzero(hits)
+    return hits[places[0] : places[-1] + 1] if len(places) else []
+
+
+def _episodes(alarms: Iterable[tuple[float, bool]]) -> int:
+    count, last = 0, float("-inf")
+    for seconds, false in alarms:
+        if false:
+            count += seconds - last > APART_S
+            last = seconds
+    return count

@@ -1,0 +1,171 @@
+"""Findings over time: which blob now is which polyp before, and whether to believe it yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stream.steady import Motion
+
+# A finding is shown once the network has been sure of it for so long; one that was there from a scene's first picture
+# is shown at once, since nothing speaks against it.
+PERSISTENCE_S = 0.06
+# One that the network has not been sure of for so long is shown no longer, however faintly it goes on.
+UNSURE_S = 1.0
+# One that is not seen is shown for so long where it was, moving with the wall, and is known again for so long.
+HELD_S, REMEMBERED_S = 0.12, 2.0
+# A blob this near to where a track was, as a share of the map's side, may be the same polyp.
+NEAR = 0.06
+MOST_TRACKS = 255
+
+
+@dataclass(slots=True)
+class Track:
+    """One polyp over time, as far as it is known.
+
+    Attributes:
+        number: from 1, in the order in which they are first shown; 0: it never was.
+        last: when it was last seen, in seconds.
+        sure_since: since when the network has been sure of it, in seconds; None: it is not.
+        sure: when the network was last sure of it.
+        believed: it is shown.
+        astray: the picture leapt since it was last seen, so that its place is not known.
+    """
+
+    last: float
+    number: int = 0
+    sure_since: float | None = None
+    sure: float = float("-inf")
+    believed: bool = False
+    astray: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A connected part of a probability map.
+
+    Attributes:
+        label: its number in the map of labels, from 1 on.
+        sure: the network is sure of it now.
+    """
+
+    label: int
+    sure: bool
+
+
+class Tracker:
+    """Follows the blobs of one source from picture to picture.
+
+    Args:
+        patient: wait before a finding is shown, and hold on to one that is not seen for a moment; otherwise every
+            blob that the network is sure of is shown, and only gets a number.
+    """
+
+    def __init__(self, patient: bool) -> None:
+        self._patient = patient
+        self._tracks: dict[int, Track] = {}
+        self._count = 0
+        # For each place of the map the slot (1..255) of the track that is there.
+        self._places = np.zeros((0, 0), np.uint8)
+
+    def update(
+        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
+    ) -> np.ndarray | None:
+        """Find out who is who, and who is shown.
+
+        Args:
+            seconds: the time of the picture.
+            motion: since the one before; None: nothing is known of it.
+            labels: int [h, w], the blobs' labels and 0.
+            blobs: of the picture.
+
+        Returns:
+            uint16 [h, w]: the number of the track that is shown at each place, or 0; None: none is.
+        """
+        fresh = self._move(seconds, motion, labels.shape)
+        if not blobs and not self._tracks:
+            return None
+        slots = self._match(labels, blobs, seconds)
+        for blob, slot in zip(blobs, slots, strict=True):
+            self._believe(self._tracks[slot], blob, seconds, fresh)
+        seen = np.array([0, *slots], np.uint8)[labels]
+        # What is not seen keeps its place where nothing else is.
+        missing = np.zeros(MOST_TRACKS + 1, bool)
+        missing[[slot for slot in self._tracks if slot not in slots]] = True
+        self._places = np.where((seen == 0) & missing[self._places], self._places, seen)
+        numbers = self._numbers(seconds)
+        return numbers[self._places] if numbers.any() else None
+
+    def _move(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
+        """Take every track to where it is now, and forget the old ones.
+
+        Returns:
+            Whether there is no past to be patient with: a scene's first picture, or a leap to another place.
+        """
+        fresh = motion is None
+        if self._places.shape != shape:
+            self._places, self._tracks = np.zeros(shape, np.uint8), {}
+        if not self._tracks:
+            return fresh
+        if motion is not None:
+            self._places = motion.followed(self._places, cv2.INTER_NEAREST)
+        for track in self._tracks.values():
+            track.astray |= fresh
+        present = np.bincount(self._places.ravel(), minlength=MOST_TRACKS + 1)
+        remembered = REMEMBERED_S if self._patient else HELD_S
+        self._tracks = {
+            slot: track for slot, track in self._tracks.items() if present[slot] and seconds - track.last <= remembered
+        }
+        return fresh
+
+    def _match(self, labels: np.ndarray, blobs: Sequence[Blob], seconds: float) -> list[int]:
+        """The slot of each blob's track: the one that it covers most of, or is nearest to, or a new one."""
+        slots: list[int] = []
+        reach = max(3, round(NEAR * max(labels.shape)))
+        near: np.ndarray | None = None
+        for blob in blobs:
+            where = labels == blob.label
+            slot = self._commonest(self._places[where])
+            if not slot and self._tracks:
+                near = cv2.dilate(self._places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
+                slot = self._commonest(near[where])
+            slots.append(slot or self._begin(seconds))
+        return slots
+
+    def _commonest(self, slots: np.ndarray) -> int:
+        counts = np.bincount(slots, minlength=1)
+        counts[0] = 0
+        for slot in np.flatnonzero(counts):
+            counts[slot] *= int(slot) in self._tracks
+        return int(counts.argmax()) if counts.any() else 0
+
+    def _begin(self, seconds: float) -> int:
+        free = (slot for slot in range(1, MOST_TRACKS + 1) if slot not in self._tracks)
+        slot = next(free, MOST_TRACKS)
+        self._tracks[slot] = Track(seconds)
+        return slot
+
+    def _believe(self, track: Track, blob: Blob, seconds: float, fresh: bool) -> None:
+        track.last, track.astray = seconds, False
+        if blob.sure:
+            if track.sure_since is None or seconds - track.sure > UNSURE_S:
+                track.sure_since = seconds
+            track.sure = seconds
+            track.believed |= fresh or not self._patient or seconds - track.sure_since >= PERSISTENCE_S
+        elif not self._patient or seconds - track.sure > UNSURE_S:
+            track.believed = False
+        if track.believed and not track.number:
+            self._count += 1
+            track.number = self._count
+
+    def _numbers(self, seconds: float) -> np.ndarray:
+        """For each slot the number of its track, if it is shown, or 0."""
+        held = HELD_S if self._patient else 0.0
+        numbers = np.zeros(MOST_TRACKS + 1, np.uint16)
+        for slot, track in self._tracks.items():
+            if track.believed and not track.astray and seconds - track.last <= held:
+                numbers[slot] = track.number
+        return numbers

@@ -1,0 +1,117 @@
+"""`polypstream score`: figures of runs whose right answer is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from stream.errors import DataError
+from stream.score import score
+from tests.conftest import call
+
+RATE = 25
+
+
+def write_video(path: Path, pictures: list[np.ndarray]) -> Path:
+    """Lossless grey, 25 frames a second."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = pictures[0].shape[1], pictures[0].shape[0], "gray"
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "gray")))
+        file.mux(stream.encode(None))
+    return path
+
+
+def square(value: int, x: int = 20) -> np.ndarray:
+    picture = np.zeros((64, 96), np.uint8)
+    picture[20:40, x : x + 20] = value
+    return picture
+
+
+NOTHING = np.zeros((64, 96), np.uint8)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """run(masks, tracks) is a folder of results."""
+
+    def make(masks: list[np.ndarray], tracks: dict[int, list[int]] | None = None) -> Path:
+        folder = tmp_path / "run"
+        folder.mkdir()
+        write_video(folder / "masks.mkv", masks)
+        box = [20, 20, 39, 20, 39, 39, 20, 39]
+        rows = [
+            {"track": track, "outlines": [{"frame": frame, "polygons": [box]} for frame in frames]}
+            for track, frames in (tracks or {}).items()
+        ]
+        (folder / "findings.json").write_text(json.dumps({"tracks": rows}))
+        return folder
+
+    return make
+
+
+def test_a_perfect_run(run: Callable[..., Path], tmp_path: Path) -> None:
+    truth = [NOTHING] * 25 + [square(1)] * 50 + [NOTHING] * 25
+    folder = run([picture * 255 for picture in truth], {1: list(range(25, 75))})
+    figures = score(folder, write_video(tmp_path / "truth.mkv", truth))
+    assert figures == {
+        "frames": 100,
+        "mean_dice": 1.0,
+        "mean_iou": 1.0,
+        "frame_sensitivity": 1.0,
+        "frame_specificity": 1.0,
+        "polyps": 1,
+        "polyps_found": 1,
+        "seconds_to_first_detection": 0.0,
+        "false_alarms_per_minute": 0.0,
+        "flicker_per_minute": 0.0,
+        "id_switches_per_minute": 0.0,
+    }
+
+
+def test_what_goes_wrong_shows(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Of four seconds: two polyps of which one is missed, a late detection, a gap, a false alarm, a new number."""
+    truth = [NOTHING] * 25 + [square(1)] * 50 + [square(2, 60)] * 25
+    masks = [NOTHING] * 5 + [square(255)] * 3 + [NOTHING] * 17
+    masks += [NOTHING] * 10 + [square(255)] * 20 + [NOTHING] * 5 + [square(255)] * 15 + [NOTHING] * 25
+    folder = run(masks, {1: list(range(35, 55)), 2: list(range(60, 75))})
+    figures = score(folder, write_video(tmp_path / "truth.mkv", truth))
+    assert figures["mean_dice"] == pytest.approx((22 + 35) / 100)
+    assert figures["frame_sensitivity"] == pytest.approx(35 / 75)
+    assert figures["frame_specificity"] == pytest.approx(22 / 25)
+    assert (figures["polyps"], figures["polyps_found"]) == (2, 1)
+    assert figures["seconds_to_first_detection"] == pytest.approx(0.4)
+    assert figures["false_alarms_per_minute"] == pytest.approx(15)
+    assert figures["flicker_per_minute"] == pytest.approx((2 + 2) * 15)
+    assert figures["id_switches_per_minute"] == pytest.approx(15)
+
+
+def test_a_folder_of_masks_is_truth_too(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder, masks = run([square(255)] * 30), tmp_path / "masks"
+    masks.mkdir()
+    for index in range(30):
+        cv2.imwrite(str(masks / f"{index:03}.png"), square(255))
+    done = call("score", folder, "--truth", masks, "--json", tmp_path / "s.json")
+    assert "mean dice                   1.0000" in done.stdout
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (found["polyps"], found["polyps_found"], found["id_switches_per_minute"]) == (1, 1, None)
+
+
+def test_truth_that_does_not_fit_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run([NOTHING] * 3)
+    with pytest.raises(DataError, match="holds fewer frames than"):
+        score(folder, write_video(tmp_path / "short.mkv", [NOTHING] * 2))
+    with pytest.raises(DataError, match="holds more frames than"):
+        score(folder, write_video(tmp_path / "long.mkv", [NOTHING] * 4))
+    with pytest.raises(DataError, match=r"its size \(48, 64\) is not that of"):
+        score(folder, write_video(tmp_path / "small.mkv", [NOTHING[:, :48].copy()] * 3))
+    (folder / "masks.mkv").unlink()
+    with pytest.raises(DataError, match="run `polypstream process` with --masks"):
+        score(folder, tmp_path / "long.mkv")

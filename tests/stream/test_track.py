@@ -1,0 +1,124 @@
+"""Findings over time: who is who, and whether to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from stream.steady import Motion
+from stream.track import Blob, Tracker
+
+SIZE = 100
+Place = tuple[int, int]
+
+
+def still(x: float = 0, y: float = 0) -> Motion:
+    """The picture's content moves by so many pixels from one frame to the next."""
+    grid = np.dstack(np.meshgrid(np.arange(SIZE), np.arange(SIZE))).astype(np.float32)
+    return Motion(grid - np.float32([x, y]), np.ones((SIZE, SIZE), np.float32))
+
+
+STILL = still()
+
+
+def see(
+    tracker: Tracker, seconds: float, places: Sequence[Place], motion: Motion | None = STILL, sure: bool = True
+) -> list[int]:
+    """Show a tracker blobs of 10x10 around some places; the numbers that it shows there."""
+    labels = np.zeros((SIZE, SIZE), np.uint16)
+    for label, (x, y) in enumerate(places, 1):
+        labels[y - 5 : y + 5, x - 5 : x + 5] = label
+    blobs = [Blob(label, sure) for label in range(1, len(places) + 1)]
+    shown = tracker.update(seconds, motion, labels, blobs)
+    return [] if shown is None else [int(shown[y, x]) for x, y in places]
+
+
+def begun(patient: bool = True) -> Tracker:
+    """A tracker that has seen a scene without any finding."""
+    tracker = Tracker(patient)
+    see(tracker, 0.0, [], None)
+    return tracker
+
+
+@pytest.mark.parametrize("rate", [25, 60])
+def test_a_finding_is_shown_once_it_lasts(rate: int) -> None:
+    tracker = begun()
+    shown = [see(tracker, 1 + index / rate, [(50, 50)]) for index in range(rate // 5)]
+    first = shown.index([1]) / rate
+    assert 0.06 <= first <= 0.081
+    assert shown[shown.index([1]) :] == [[1]] * (len(shown) - shown.index([1]))
+
+
+def test_a_flash_is_not_shown() -> None:
+    tracker = begun()
+    assert see(tracker, 1.0, [(50, 50)]) == []
+    assert see(tracker, 1.04, []) == []
+    assert see(tracker, 3.5, [(50, 50)]) == []
+
+
+def test_what_is_there_from_the_first_picture_on_is_shown_at_once() -> None:
+    assert see(Tracker(True), 0.0, [(50, 50)], None) == [1]
+
+
+def test_what_the_network_is_never_sure_of_is_not_shown() -> None:
+    tracker = begun()
+    assert not any(see(tracker, 1 + index / 25, [(50, 50)], sure=False) for index in range(50))
+
+
+def test_a_faint_moment_does_not_end_it_but_a_faint_second_does() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert see(tracker, 0.5, [(50, 50)], sure=False) == [1]
+    assert see(tracker, 1.2, [(50, 50)], sure=False) == []
+
+
+def test_what_is_not_seen_for_a_moment_is_held_where_the_wall_took_it() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    shown = tracker.update(0.1, still(x=8), np.zeros((SIZE, SIZE), np.uint16), [])
+    assert shown is not None
+    assert shown[50, 58] == 1
+    assert shown[50, 50 - 5 + 2] == 0
+    assert tracker.update(0.2, still(), np.zeros((SIZE, SIZE), np.uint16), []) is None
+
+
+def test_a_number_survives_a_short_occlusion_while_the_camera_moves() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(30, 50)], None)
+    for index in range(1, 26):
+        see(tracker, index / 25, [], still(x=1))
+    assert see(tracker, 1.04, [(56, 50)], still(x=1)) == [1]
+
+
+def test_after_a_long_absence_it_is_another() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    for index in range(1, 60):
+        see(tracker, index / 25, [])
+    for index in range(60, 64):
+        shown = see(tracker, index / 25, [(50, 50)])
+    assert shown == [2]
+
+
+def test_two_polyps_keep_their_numbers_when_they_come_close() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(20, 50), (80, 50)], None)
+    for index in range(1, 24):
+        shown = see(tracker, index / 25, [(20 + index, 50), (80 - index, 50)])
+    assert shown == [1, 2]
+
+
+def test_after_a_leap_nothing_is_held() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert tracker.update(0.04, None, np.zeros((SIZE, SIZE), np.uint16), []) is None
+
+
+def test_without_patience_each_picture_counts_by_itself() -> None:
+    tracker = begun(patient=False)
+    assert see(tracker, 1.0, [(50, 50)], None) == [1]
+    assert see(tracker, 1.04, [(50, 50)], None, sure=False) == []
+    assert see(tracker, 1.08, [(52, 50)], None) == [1]
+    assert tracker.update(1.12, None, np.zeros((SIZE, SIZE), np.uint16), []) is None
