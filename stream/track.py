@@ -115,9 +115,10 @@ class Tracker:
         for track in self._tracks.values():
             track.astray |= fresh
         present = np.bincount(self._places.ravel(), minlength=MOST_TRACKS + 1)
-        remembered = REMEMBERED_S if self._patient else HELD_S
         self._tracks = {
-            slot: track for slot, track in self._tracks.items() if present[slot] and seconds - track.last <= remembered
+            slot: track
+            for slot, track in self._tracks.items()
+            if present[slot] and seconds - track.last <= REMEMBERED_S
         }
         return fresh
 

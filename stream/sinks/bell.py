@@ -6,8 +6,6 @@ import sys
 
 from stream.frame import Frame
 
-# A finding that was gone for so long is a new one.
-GONE_S = 2.0
 BELL = "\a"
 
 
@@ -15,14 +13,13 @@ class NewFindings:
     """Tells with which frame of a source a finding begins."""
 
     def __init__(self) -> None:
-        self._last: dict[str, float] = {}
+        self._last: dict[str, int] = {}
 
     def __call__(self, frame: Frame) -> bool:
-        """Whether something is found that was not there a moment before."""
-        if frame.region is None:
-            return False
-        before, self._last[frame.source] = self._last.get(frame.source, float("-inf")), frame.arrived
-        return frame.arrived - before > GONE_S
+        """Whether the frame shows a track that none before it did; tracks are numbered as they are first shown."""
+        newest, last = max(frame.tracks, default=0), self._last.get(frame.source, 0)
+        self._last[frame.source] = max(newest, last)
+        return newest > last
 
 
 class Bell:

@@ -10,11 +10,11 @@ import cv2
 from stream.frame import Frame
 from stream.sinks.files import writing
 
-HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability")
+HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks")
 
 
 class FramesTable:
-    """Writes frames.csv: number, time in seconds, findings, their share of the picture, highest probability.
+    """Writes frames.csv: number, time in seconds, findings, their share of the picture, highest probability, tracks.
 
     Raises:
         OutputError: it cannot be written.
@@ -32,7 +32,8 @@ class FramesTable:
         found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
         share = found / (frame.picture.width * frame.picture.height)
         highest = int(frame.probability.max()) / 255
-        row = (frame.index, f"{frame.seconds:.6f}", len(frame.outlines), f"{share:.6f}", f"{highest:.4f}")
+        tracks = " ".join(map(str, sorted(set(frame.tracks))))
+        row = (frame.index, f"{frame.seconds:.6f}", len(frame.outlines), f"{share:.6f}", f"{highest:.4f}", tracks)
         with writing(self._path):
             self._rows.writerow(row)
 
