@@ -50,7 +50,7 @@ LIVE_RUNS: tuple[tuple[Display, int, bool], ...] = (
 )
 PERCENTILES = (50, 95, 99, 100)
 # Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
-OWN = ("view", "steady", "find", "overlay", "table")
+OWN = ("view", "quality", "steady", "find", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
 COMPARED_PICTURES = 30
 # The first frames of a live run, in which threads and codecs start, are not timed.

@@ -29,6 +29,7 @@ from stream.pipeline import POLL_S, Sink
 from stream.process import claim_folder, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
+from stream.report import write_report
 from stream.score import score
 from stream.sinks.bell import Bell
 from stream.sinks.browser import Browser
@@ -117,8 +118,10 @@ def score_run(
     truth: Annotated[Path, typer.Option(help="Video of polyp numbers (demo-video --truth), or folder of masks")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
 ) -> None:
-    """Compare a run with the truth: Dice, polyps found, time to detection, false alarms, flicker."""
+    """Compare a run with the truth: Dice, polyps, time to detection, false alarms, flicker; also in its report."""
     figures = score(run, truth)
+    if (run / "summary.json").is_file():
+        write_report(run, figures)
     for name, value in figures.items():
         text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
         typer.echo(name.replace("_", " ").ljust(28) + text)

@@ -11,6 +11,7 @@ import numpy as np
 from av import VideoFrame
 
 if TYPE_CHECKING:
+    from stream.quality import Quality
     from stream.steady import Motion
     from stream.view import FieldOfView, Region
 
@@ -31,6 +32,7 @@ class Frame:
         markers_age: seconds since the frame arrived that the markers were found in; 0 if it is this one.
         view: the field of view that the network saw; by the viewer.
         network_picture: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
+        quality: what is wrong with the picture; by the inspector, in recordings.
         probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
         motion: since the frame before, None where another scene begins; by the steadier, if there is one.
         steadied: uint8 [size, size], the probability smoothed along that motion; by the steadier.
@@ -50,6 +52,7 @@ class Frame:
     markers_age: float = 0.0
     view: FieldOfView = field(init=False, repr=False)
     network_picture: np.ndarray = field(init=False, repr=False)
+    quality: Quality = field(init=False, repr=False)
     probability: np.ndarray = field(init=False, repr=False)
     motion: Motion | None = field(init=False, repr=False)
     steadied: np.ndarray = field(init=False, repr=False)

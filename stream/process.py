@@ -18,6 +18,8 @@ from stream.model import NOTICE, SHIPPED, WEIGHTS, shipped_weights
 from stream.overlay import Overlay
 from stream.pipeline import Pipeline, Room, Sink
 from stream.providers import choose
+from stream.quality import Inspector
+from stream.report import write_report
 from stream.segment import Segmenter
 from stream.sinks.findings import SNAPSHOTS, FindingsFile
 from stream.sinks.tables import FramesTable
@@ -28,7 +30,7 @@ from stream.steady import Steadier
 from stream.view import FieldOfView, Viewer, find_field_of_view
 
 Poll = Callable[[int, int | None], None]
-RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "masks.mkv")
+RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
 
 
 @dataclass(slots=True)
@@ -143,6 +145,7 @@ def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> l
     card, overlay, findings = segmenter.card, settings.overlay, settings.findings
     return [
         ("view", Viewer(view, segmenter.size), 1),
+        ("quality", Inspector(), 1),
         ("segment", segmenter, segmenter.batch_size),
         *([("steady", Steadier(), 1)] if findings.steady else []),
         ("find", Finder(choose_rules(findings, card.threshold, card.peak), findings.steady), 1),
@@ -186,6 +189,8 @@ class _Job:
         run = Run(self.folder, self.video.frames, time.monotonic() - started, notes)
         damage = [*self.source.damage, *self.video.damage]
         self._write_summary(run, problem, damage)
+        if problem is None:
+            write_report(self.folder)
         if problem is not None:
             raise problem
         if damage:

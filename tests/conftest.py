@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -222,3 +224,28 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs the real pictures and clips: set POLYPSTREAM_DATA")
     return Path(folder).resolve()
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """browse() starts a real browser."""
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and chromedriver):
+        pytest.skip("needs Chromium and its driver")
+    from selenium import webdriver
+
+    drivers: list[Any] = []
+
+    def start() -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+        profile = f"--user-data-dir={tmp_path / f'profile{len(drivers)}'}"
+        for argument in ("--headless", "--no-sandbox", "--disable-sync", "--window-size=1400,900", *quiet, profile):
+            options.add_argument(argument)
+        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver)))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.quit()

@@ -10,11 +10,13 @@ import cv2
 from stream.frame import Frame
 from stream.sinks.files import writing
 
-HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks")
+QUALITIES = ("blurred", "overexposed", "outside")
+HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks", *QUALITIES)
 
 
 class FramesTable:
-    """Writes frames.csv: number, time in seconds, findings, their share of the picture, highest probability, tracks.
+    """Writes frames.csv: number, time in seconds, findings, their share of the picture, highest probability, tracks,
+    and 1 for each thing that is wrong with the picture.
 
     Raises:
         OutputError: it cannot be written.
@@ -33,7 +35,16 @@ class FramesTable:
         share = found / (frame.picture.width * frame.picture.height)
         highest = int(frame.probability.max()) / 255
         tracks = " ".join(map(str, sorted(set(frame.tracks))))
-        row = (frame.index, f"{frame.seconds:.6f}", len(frame.outlines), f"{share:.6f}", f"{highest:.4f}", tracks)
+        wrong = [int(getattr(frame.quality, name)) for name in QUALITIES]
+        row = (
+            frame.index,
+            f"{frame.seconds:.6f}",
+            len(frame.outlines),
+            f"{share:.6f}",
+            f"{highest:.4f}",
+            tracks,
+            *wrong,
+        )
         with writing(self._path):
             self._rows.writerow(row)
 

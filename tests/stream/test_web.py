@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +25,6 @@ from stream.sinks.browser import Browser
 from stream.web.app import make_app
 from stream.web.server import parse_listen, serving, token_for
 
-CHROMIUM = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
 SETTINGS = Settings.model_validate({"live": {"max_staleness": 60.0}})
 
 
@@ -192,30 +189,6 @@ def test_a_port_in_use_is_said(page: Served, make: Callable[..., Path], red_mode
         serving(app, "127.0.0.1", page.port),
     ):
         pass
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """browse() starts a real browser."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs Chromium and its driver")
-    from selenium import webdriver
-
-    drivers: list[Any] = []
-
-    def start() -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-        profile = f"--user-data-dir={tmp_path / f'profile{len(drivers)}'}"
-        for argument in ("--headless", "--no-sandbox", "--disable-sync", "--window-size=1400,900", *quiet, profile):
-            options.add_argument(argument)
-        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        driver.quit()
 
 
 def value(driver: Any, name: str) -> str:

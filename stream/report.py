@@ -1,0 +1,141 @@
+"""report.html of a finished run: one file for people, which needs no network and prints well."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from stream.errors import DataError
+from stream.sinks.files import writing
+from stream.sinks.tables import QUALITIES
+
+# The timeline is so wide, and has at most so many columns, however long the recording is.
+COLUMNS = 1200
+# Snapshots in the file are this wide, and take so much room in all; the others are links beside the file.
+SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MOST_BYTES = 480, 80, 6_000_000
+# Ticks of the timeline are one of these apart, in seconds, and at most so many.
+TICKS_S, MOST_TICKS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 12
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The recording from its first frame to its last.
+
+    Attributes:
+        start, end: in seconds.
+        highest: the highest probability in each column, 0..1.
+        frames: how many there are.
+        wrong: how many of them are blurred, overexposed, outside.
+    """
+
+    start: float
+    end: float
+    highest: np.ndarray
+    frames: int
+    wrong: Counter[str]
+
+    def place(self, seconds: float) -> float:
+        """Where a time is, 0..1."""
+        return (seconds - self.start) / max(self.end - self.start, 1e-9)
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """Place and label of each."""
+        length = self.end - self.start
+        step = next((step for step in TICKS_S if length / step <= MOST_TICKS), TICKS_S[-1])
+        for number in range(int(length // step) + 1):
+            yield number * step / max(length, 1e-9), clock(self.start + number * step, 0)
+
+
+def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
+    """Make report.html of a run's frames.csv, findings.json and summary.json.
+
+    Args:
+        run: folder of results of `process`.
+        figures: of `score`, if the truth is known.
+
+    Returns:
+        Its path.
+
+    Raises:
+        DataError: the folder does not hold a finished run.
+        OutputError: it cannot be written.
+    """
+    try:
+        summary = json.loads((run / "summary.json").read_text())
+        tracks = json.loads((run / "findings.json").read_text())["tracks"]
+        timeline = read_timeline(run / "frames.csv")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
+    text = (files("stream.web") / "templates" / "report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"clock": clock}
+    page = environment.from_string(text).render(
+        summary=summary,
+        tracks=[track | {"picture": picture} for track, picture in zip(tracks, _pictures(run, tracks), strict=True)],
+        timeline=timeline,
+        path=_path_of(timeline.highest),
+        qualities={name: timeline.wrong[name] / max(1, timeline.frames) for name in QUALITIES},
+        figures=figures,
+    )
+    path = run / "report.html"
+    with writing(path):
+        path.write_text(page, encoding="utf-8")
+    return path
+
+
+def read_timeline(table: Path) -> Timeline:
+    """From frames.csv, row by row: it may have a million."""
+    seconds, highest, wrong = [], [], Counter[str]()
+    with table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            seconds.append(float(row["pts_s"]))
+            highest.append(float(row["max_probability"]))
+            wrong.update(name for name in QUALITIES if row[name] == "1")
+    if not seconds:
+        raise ValueError("frames.csv holds no frames")
+    times = np.array(seconds)
+    columns = np.zeros(min(COLUMNS, len(times)))
+    where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
+    np.maximum.at(columns, where, highest)
+    return Timeline(float(times[0]), float(times[-1]), columns, len(seconds), wrong)
+
+
+def _path_of(highest: np.ndarray) -> str:
+    """SVG path of the area under the probability, 1200 wide and 100 high."""
+    places = np.linspace(0, COLUMNS - 1, len(highest))
+    steps = " ".join(f"L{x:.1f} {100 - 100 * value:.0f}" for x, value in zip(places, highest, strict=True))
+    return f"M0 100 {steps} L{places[-1]:.1f} 100 Z"
+
+
+def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
+    """For each track its snapshot as a data URL while there is room, then as a link."""
+    room = MOST_BYTES
+    for track in tracks:
+        picture = cv2.imread(str(run / track["snapshot"]))
+        if picture is None or room <= 0:
+            yield track["snapshot"]
+            continue
+        height = round(picture.shape[0] * SNAPSHOT_WIDTH / picture.shape[1])
+        smaller = cv2.resize(picture, (SNAPSHOT_WIDTH, height), interpolation=cv2.INTER_AREA)
+        _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, SNAPSHOT_QUALITY])
+        url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+        room -= len(url)
+        yield url
+
+
+def clock(seconds: float, decimals: int = 1) -> str:
+    """h:mm:ss.s"""
+    whole = round(seconds * 10**decimals) / 10**decimals
+    width = 2 + (decimals + 1 if decimals else 0)
+    return f"{int(whole // 3600)}:{int(whole % 3600 // 60):02}:{whole % 60:0{width}.{decimals}f}"
