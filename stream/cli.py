@@ -184,7 +184,7 @@ def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
     """What the main thread does while the others work."""
     if windows is not None:
         windows.pump()
-    lines.show(lambda: [describe(status) for status in live.status()])
+    lines.show(lambda: [*(describe(status) for status in live.status()), *live.sink_problems()])
 
 
 @app.command()

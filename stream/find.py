@@ -9,7 +9,7 @@ import numpy as np
 
 from stream.config import Findings
 from stream.frame import Frame
-from stream.track import Blob, Tracker
+from stream.track import Blob, Shown, Tracker
 from stream.view import FieldOfView, Region, grey_level, region_above
 
 
@@ -99,15 +99,16 @@ class Finder:
             reach = frame.steadied if self._steady else frame.probability
             labels, blobs = find_blobs(reach, frame.probability, self.rules)
             motion = frame.motion if self._steady else None
-            tracks = self._tracker.update(frame.seconds, motion, labels, blobs)
-            if tracks is not None:
-                # What is held on to, though it is not seen now, keeps its last shape.
-                level = grey_level(self.rules.threshold)
-                shown = np.where(tracks > 0, np.maximum(reach, level), 0).astype(np.uint8)
-                frame.region = region_above(shown, frame.view, self.rules.threshold)
-            if tracks is not None and frame.region is not None:
+            shown = self._tracker.update(frame.seconds, motion, labels, blobs)
+            if shown is None:
+                continue
+            # What is held on to, though it is not seen now, keeps its last shape.
+            level = grey_level(self.rules.threshold)
+            above = np.where(shown.slots > 0, np.maximum(reach, level), 0).astype(np.uint8)
+            frame.region = region_above(above, frame.view, self.rules.threshold)
+            if frame.region is not None:
                 frame.outlines = _outlines_of(frame.region)
-                frame.tracks = [_track_at(outline, tracks, frame.view) for outline in frame.outlines]
+                frame.tracks = [_track_at(outline, shown, frame.view) for outline in frame.outlines]
         return frames
 
 
@@ -118,11 +119,11 @@ def _outlines_of(region: Region) -> list[np.ndarray]:
     return [outline[:, 0] for outline in outlines]
 
 
-def _track_at(outline: np.ndarray, tracks: np.ndarray, view: FieldOfView) -> int:
+def _track_at(outline: np.ndarray, shown: Shown, view: FieldOfView) -> int:
     """The track that an outline goes around: the map's nearest places to its points tell."""
-    rows, columns = tracks.shape
+    rows, columns = shown.slots.shape
     x = ((outline[:, 0] - view.x) * columns // view.width).clip(0, columns - 1)
     y = ((outline[:, 1] - view.y) * rows // view.height).clip(0, rows - 1)
     # An outline lies half a map's pixel outside at most.
-    around = cv2.dilate(tracks, np.ones((3, 3), np.uint8))[y, x]
-    return int(np.bincount(around[around > 0], minlength=1).argmax())
+    around = cv2.dilate(shown.slots, np.ones((3, 3), np.uint8))[y, x]
+    return int(shown.numbers[np.bincount(around[around > 0], minlength=1).argmax()])

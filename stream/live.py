@@ -12,7 +12,18 @@ from stream.config import Settings
 from stream.errors import SettingsError, SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
-from stream.live_rooms import Aside, EachSource, Fresh, Guard, LiveViewer, Meter, NewestMarkers, Seen, Sturdy
+from stream.live_rooms import (
+    Aside,
+    EachSource,
+    Fresh,
+    Guard,
+    LiveViewer,
+    Meter,
+    NewestMarkers,
+    Seen,
+    Sturdy,
+    words_of,
+)
 from stream.overlay import Overlay
 from stream.pipeline import POLL_S, Channel, Pipeline, Room, Sink, in_background
 from stream.segment import Segmenter
@@ -115,7 +126,7 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
             name = sources[0].name
         named = [source for source in sources if source.name == name]
         if not named:
-            raise SettingsError(f"--push {redacted(text)}: write NAME=URL with the name of a source")
+            raise SettingsError(f"--push {redacted(url)}: write NAME=URL with the name of a source")
         sinks.append((f"push {len(sinks) + 1}", Push(url, named[0], settings.output.video, settings.live.longest_wait)))
     return sinks
 
@@ -158,6 +169,7 @@ class Live:
             ("meter", self._meter, 1),
         ]
         self._aside: Pipeline[Frame] | None = None
+        self._aside_problem = ""
         if settings.live.display == "pass-through":
             self._pictures = Channel[Frame](QUEUE, _source_of)
             markers = NewestMarkers(settings.live.max_staleness)
@@ -171,11 +183,26 @@ class Live:
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Until every source has ended or `poll`, called about so often, raises; KeyboardInterrupt is a user's end."""
+
+        def poll_or_close() -> None:
+            try:
+                poll()
+            except BaseException:
+                self.close()  # a source that waits to connect again would be waited for
+                raise
+
         if self._aside is None:
-            self.pipeline.run(poll, every)
+            self.pipeline.run(poll_or_close, every)
         else:
-            with in_background("aside", self._aside.run, self._pictures.end):
-                self.pipeline.run(poll, every)
+            with in_background("aside", self._look_aside, self._pictures.end):
+                self.pipeline.run(poll_or_close, every)
+
+    def _look_aside(self) -> None:
+        assert self._aside is not None
+        try:
+            self._aside.run()
+        except Exception as error:  # the picture goes on without markers, and says so
+            self._aside_problem = f"inference ended: {words_of(error)}"
 
     def close(self) -> None:
         """Let the sources end."""
@@ -185,6 +212,11 @@ class Live:
     def failed_sinks(self) -> list[str]:
         """What went wrong in sinks, one line each."""
         return [sink.problem for _, sink in self._sinks if sink.problem]
+
+    def sink_problems(self) -> list[str]:
+        """What sinks have to complain of now, such as a push that finds nobody, one line each."""
+        told = ((name, sink.problem or getattr(sink.sink, "problem", "")) for name, sink in self._sinks)
+        return [f"{name}: {problem}" for name, problem in told if problem]
 
     def status(self) -> list[Status]:
         """How each source is doing."""
@@ -196,7 +228,7 @@ class Live:
         return Status(
             source=source.name,
             signal=source.signal.there,
-            problem="; ".join(filter(None, (source.signal.problem, self._guard.problem))),
+            problem="; ".join(filter(None, (source.signal.problem, self._guard.problem, self._aside_problem))),
             losses=source.signal.losses,
             frames_in=self.pipeline.work[_reading(source)].items,
             shown=self._meter.shown[source.name],

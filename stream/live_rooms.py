@@ -19,6 +19,8 @@ from stream.view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
 
 # The field of view is looked for this often, in the pictures of so many looks.
 LOOK_EVERY_S, LOOKS = 1.0, 10
+# Edges that move by less than this share of the picture are noise: each new box is a new scene to what comes after.
+STEADY_VIEW = 0.02
 # A session that failed is tried again after so long.
 RETRY_S = 5.0
 # Delays are told of so many of the latest frames: ten seconds at 60 per second.
@@ -59,9 +61,16 @@ class LiveViewer:
         else:
             left, top, width, height = self._wanted
             right, bottom = min(left + width, frame.picture.width), min(top + height, frame.picture.height)
-            view = FieldOfView.around(left, top, right, bottom)
-        if view != self._viewer.view:
+            fits = left < right and top < bottom  # or the source's pictures are smaller than they were
+            view = FieldOfView.around(left, top, right, bottom) if fits else FieldOfView.around(0, 0, *_size(frame))
+        if _differ(view, self._viewer.view, STEADY_VIEW * max(_size(frame))):
             self._viewer = Viewer(view, self._size)
+
+
+def _differ(one: FieldOfView, other: FieldOfView, most: float) -> bool:
+    """Whether any edge of two boxes is farther apart than so many pixels."""
+    edges = [(view.x, view.y, view.x + view.width, view.y + view.height) for view in (one, other)]
+    return max(abs(a - b) for a, b in zip(*edges, strict=True)) > most
 
 
 class EachSource:
@@ -112,7 +121,7 @@ class Guard:
                 self._segmenter(frames)
                 self.problem = ""
             except Exception as error:  # whatever a provider's library raises, the picture goes on
-                self.problem = f"inference fails: {_words_of(error)}"
+                self.problem = f"inference fails: {words_of(error)}"
                 self._failed = time.monotonic()
         for frame in frames:
             frame.problem = self.problem
@@ -237,12 +246,13 @@ class Sturdy:
     """A sink that fails alone: the others go on, and what went wrong is told.
 
     Attributes:
+        sink: itself.
         queue: as the sink's own.
         problem: what went wrong, for people; or nothing.
     """
 
     def __init__(self, sink: Sink[Frame]) -> None:
-        self._sink = sink
+        self.sink = sink
         self.queue: int = getattr(sink, "queue", 1)
         self.problem = ""
 
@@ -250,18 +260,18 @@ class Sturdy:
         """Hand a frame on, until that fails."""
         if not self.problem:
             try:
-                self._sink.write(frame)
+                self.sink.write(frame)
             except Exception as error:  # whatever a library raises, the picture goes on elsewhere
-                self.problem = _words_of(error)
+                self.problem = words_of(error)
 
     def close(self) -> None:
         """Close the sink."""
         try:
-            self._sink.close()
+            self.sink.close()
         except Exception as error:  # as above
-            self.problem = self.problem or _words_of(error)
+            self.problem = self.problem or words_of(error)
 
 
-def _words_of(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """One line for people."""
     return (str(error) or type(error).__name__).splitlines()[0]

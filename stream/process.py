@@ -128,12 +128,13 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
     """
     try:
         existing = [folder / name for name in RESULTS if (folder / name).exists()]
+        existing += (folder / SNAPSHOTS).glob("track-*.jpg")
         if any(path.samefile(recording) for path in existing):
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
             raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
         folder.mkdir(parents=True, exist_ok=True)
-        for path in [*existing, *(folder / SNAPSHOTS).glob("track-*.jpg")]:
+        for path in existing:
             path.unlink()
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error

@@ -152,7 +152,7 @@ def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
     times, alarms = zip(*tally.false_alarms, strict=True)
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     minutes = max((times[-1] - times[0] + step) / 60, 1e-9)
-    polyps = [each for each in tally.polyps.values() if each.seconds[-1] - each.seconds[0] + step >= IN_VIEW_S]
+    polyps = [each for each in tally.polyps.values() if len(each.seconds) * step >= IN_VIEW_S]
     found = [each for each in polyps if sum(each.hit) * step >= FOUND_S]
     first = [each.seconds[each.hit.index(True)] - each.seconds[0] for each in found]
     flicker = sum(_changes(_between_hits(each.hit)) for each in polyps) + _changes([False, *alarms, False])

@@ -16,6 +16,8 @@ from stream.errors import SourceError
 QUIET = ["-nostdin", "-loglevel", "quiet", "-fflags", "nobuffer", "-analyzeduration", "500000"]
 # Copied as they are; MPEG-TS needs no header before the first picture.
 COPIED = ["-map", "0:v:0", "-c", "copy", "-flush_packets", "1", "-muxdelay", "0", "-f", "mpegts"]
+# Whatever the other side sends, it is read as a stream and nothing else: a playlist would open this machine's files.
+ONLY_SRT = ["-f", "mpegts", "-protocol_whitelist", "srt"]
 LISTEN = "?listen=1"
 # A writer that listens gives up after so many milliseconds without its peer; a reader has a timeout of its own.
 GIVE_UP = "&listen_timeout=3000"
@@ -30,7 +32,7 @@ def srt_received(url: str) -> Iterator[str]:
     """
     here = _free_address()
     # It is started before there is a listener, and takes longer than that to find out what comes.
-    with _ffmpeg(["-i", url, *COPIED, here]):
+    with _ffmpeg([*ONLY_SRT, "-i", url, *COPIED, here]):
         yield here + LISTEN
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,6 +13,8 @@ from stream.steady import Motion
 # A finding is shown once the network has been sure of it for so long; one that was there from a scene's first picture
 # is shown at once, since nothing speaks against it.
 PERSISTENCE_S = 0.06
+# It may be unsure in between for so long.
+SURE_AGAIN_S = 0.1
 # One that the network has not been sure of for so long is shown no longer, however faintly it goes on.
 UNSURE_S = 1.0
 # One that is not seen is shown for so long where it was, moving with the wall, and is known again for so long.
@@ -29,16 +31,16 @@ class Track:
     Attributes:
         number: from 1, in the order in which they are first shown; 0: it never was.
         last: when it was last seen, in seconds.
-        sure_since: since when the network has been sure of it, in seconds; None: it is not.
         sure: when the network was last sure of it.
+        sure_since: since when it has been, but for moments.
         believed: it is shown.
         astray: the picture leapt since it was last seen, so that its place is not known.
     """
 
     last: float
     number: int = 0
-    sure_since: float | None = None
     sure: float = float("-inf")
+    sure_since: float = float("inf")
     believed: bool = False
     astray: bool = False
 
@@ -56,6 +58,19 @@ class Blob:
     sure: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is shown of the tracks.
+
+    Attributes:
+        slots: uint8 [h, w], at each place of the map the slot of the track that is shown there, or 0.
+        numbers: int [256], for each slot the number of its track.
+    """
+
+    slots: np.ndarray
+    numbers: np.ndarray
+
+
 class Tracker:
     """Follows the blobs of one source from picture to picture.
 
@@ -71,9 +86,7 @@ class Tracker:
         # For each place of the map the slot (1..255) of the track that is there.
         self._places = np.zeros((0, 0), np.uint8)
 
-    def update(
-        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
-    ) -> np.ndarray | None:
+    def update(self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]) -> Shown | None:
         """Find out who is who, and who is shown.
 
         Args:
@@ -83,21 +96,31 @@ class Tracker:
             blobs: of the picture.
 
         Returns:
-            uint16 [h, w]: the number of the track that is shown at each place, or 0; None: none is.
+            What is shown; None: nothing is.
         """
         fresh = self._move(seconds, motion, labels.shape)
         if not blobs and not self._tracks:
             return None
         slots = self._match(labels, blobs, seconds)
-        for blob, slot in zip(blobs, slots, strict=True):
-            self._believe(self._tracks[slot], blob, seconds, fresh)
+        sure = {slot for slot, blob in zip(slots, blobs, strict=True) if blob.sure}
+        for slot in dict.fromkeys(slots):
+            self._believe(self._tracks[slot], slot in sure, seconds, fresh)
         seen = np.array([0, *slots], np.uint8)[labels]
         # What is not seen keeps its place where nothing else is.
-        missing = np.zeros(MOST_TRACKS + 1, bool)
-        missing[[slot for slot in self._tracks if slot not in slots]] = True
+        missing = self._marked(slot for slot in self._tracks if slot not in slots)
         self._places = np.where((seen == 0) & missing[self._places], self._places, seen)
         numbers = self._numbers(seconds)
-        return numbers[self._places] if numbers.any() else None
+        shown = numbers[self._places] > 0
+        if not self._patient:
+            shown &= np.array([False, *(blob.sure for blob in blobs)])[labels]
+        return Shown(np.where(shown, self._places, 0), numbers) if shown.any() else None
+
+    @staticmethod
+    def _marked(slots: Iterable[int]) -> np.ndarray:
+        """bool [256], true for these slots."""
+        marked = np.zeros(MOST_TRACKS + 1, bool)
+        marked[list(slots)] = True
+        return marked
 
     def _move(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
         """Take every track to where it is now, and forget the old ones.
@@ -112,14 +135,13 @@ class Tracker:
             return fresh
         if motion is not None:
             self._places = motion.followed(self._places, cv2.INTER_NEAREST)
+        present = np.bincount(self._places.ravel(), minlength=MOST_TRACKS + 1)
+        kept = [slot for slot in self._tracks if present[slot] and seconds - self._tracks[slot].last <= REMEMBERED_S]
+        if len(kept) < len(self._tracks):
+            self._places[~self._marked(kept)[self._places]] = 0
+            self._tracks = {slot: self._tracks[slot] for slot in kept}
         for track in self._tracks.values():
             track.astray |= fresh
-        present = np.bincount(self._places.ravel(), minlength=MOST_TRACKS + 1)
-        self._tracks = {
-            slot: track
-            for slot, track in self._tracks.items()
-            if present[slot] and seconds - track.last <= REMEMBERED_S
-        }
         return fresh
 
     def _match(self, labels: np.ndarray, blobs: Sequence[Blob], seconds: float) -> list[int]:
@@ -149,14 +171,14 @@ class Tracker:
         self._tracks[slot] = Track(seconds)
         return slot
 
-    def _believe(self, track: Track, blob: Blob, seconds: float, fresh: bool) -> None:
+    def _believe(self, track: Track, sure: bool, seconds: float, fresh: bool) -> None:
         track.last, track.astray = seconds, False
-        if blob.sure:
-            if track.sure_since is None or seconds - track.sure > UNSURE_S:
+        if sure:
+            if seconds - track.sure > SURE_AGAIN_S:
                 track.sure_since = seconds
             track.sure = seconds
             track.believed |= fresh or not self._patient or seconds - track.sure_since >= PERSISTENCE_S
-        elif not self._patient or seconds - track.sure > UNSURE_S:
+        elif seconds - track.sure > UNSURE_S:
             track.believed = False
         if track.believed and not track.number:
             self._count += 1
@@ -165,7 +187,7 @@ class Tracker:
     def _numbers(self, seconds: float) -> np.ndarray:
         """For each slot the number of its track, if it is shown, or 0."""
         held = HELD_S if self._patient else 0.0
-        numbers = np.zeros(MOST_TRACKS + 1, np.uint16)
+        numbers = np.zeros(MOST_TRACKS + 1, np.int64)
         for slot, track in self._tracks.items():
             if track.believed and not track.astray and seconds - track.last <= held:
                 numbers[slot] = track.number

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,7 @@ SIMPLER = 1.0
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of one track so far."""
+    """What is known of one track so far; of its outlines, where each stands in the spool."""
 
     first: float
     last: float
@@ -36,7 +38,7 @@ class _Seen:
     sum_of_peaks: float = 0.0
     largest: float = 0.0
     snapshot_s: float = 0.0
-    outlines: list[str] = field(default_factory=list)
+    outlines: array[int] = field(default_factory=lambda: array("Q"))
 
 
 class FindingsFile:
@@ -56,6 +58,8 @@ class FindingsFile:
         self._tracks: dict[int, _Seen] = {}
         self._jpeg: Jpeg | None = None
         self._picture = (0, 0)
+        # Outlines wait on disk, so that memory does not grow with the recording.
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this
 
     def write(self, frame: Frame) -> None:
         """Note what a frame shows of each track."""
@@ -80,7 +84,9 @@ class FindingsFile:
             "box": list(cv2.boundingRect(np.concatenate(polygons))),
             "polygons": [polygon.ravel().tolist() for polygon in simpler],
         }
-        seen.outlines.append(json.dumps(outline, separators=(",", ":")))
+        seen.outlines.append(self._spool.tell())
+        with writing(self._path):
+            self._spool.write(json.dumps(outline, separators=(",", ":")).encode() + b"\n")
         area = sum(cv2.contourArea(polygon) for polygon in polygons) / (self._picture[0] * self._picture[1])
         if area > LARGER * seen.largest:
             self._save_snapshot(track, frame)
@@ -101,6 +107,7 @@ class FindingsFile:
             with unfinished.open("w") as file:
                 file.writelines(self._lines())
             unfinished.replace(self._path)
+        self._spool.close()
 
     def _lines(self) -> Iterator[str]:
         """JSON, an outline a line: a long recording has many, and they are text already."""
@@ -120,7 +127,10 @@ class FindingsFile:
                 "snapshot_pts_s": round(seen.snapshot_s, 6),
             }
             yield (",\n    " if number else "\n    ") + json.dumps(row)[:-1] + ', "outlines": [\n      '
-            yield ",\n      ".join(seen.outlines) + "\n    ]}"
+            for index, place in enumerate(seen.outlines):
+                self._spool.seek(place)
+                yield (",\n      " if index else "") + self._spool.readline().decode().rstrip()
+            yield "\n    ]}"
         yield "\n  ]\n}\n"
 
 

@@ -80,7 +80,9 @@ class Push:
 
     def _connect(self, pictures: PictureFormat) -> None:
         encoder = choose_encoder(self._settings.codec, pictures.pixel_format)
-        options = {**OPTIONS.get(self._scheme, {}), "flush_packets": "1"}
+        # Who stops reading must not stop us. FFmpeg's RTSP sender knows no such limit.
+        patience = {"rw_timeout": str(round(CONNECT_S * 1e6))} if self._scheme != "rtsp" else {}
+        options = {**OPTIONS.get(self._scheme, {}), **patience, "flush_packets": "1"}
         url = self._bridge.enter_context(srt_sent(self._url)) if self._scheme == "srt" else self._url
         self._output = av.open(url, "w", format=CONTAINERS[self._scheme], container_options=options, timeout=CONNECT_S)
         quality = encoder.quality(self._settings.preset, self._settings.crf)

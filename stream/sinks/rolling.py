@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from stream.config import Output
@@ -74,11 +75,13 @@ class RollingRecording:
         self.files.append(path)
 
     def _next_path(self) -> Path:
-        number = len(self.files) + 1
-        path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
-        if path.exists():
-            raise OutputError(f"{path}: exists already; give another --record")
-        return path
+        if not self.files:
+            if self._path.exists():
+                raise OutputError(f"{self._path}: exists already; give another --record")
+            return self._path
+        # A file that another run left must neither be lost nor end this recording.
+        numbered = (self._path.with_stem(f"{self._path.stem}-{number}") for number in count(len(self.files) + 1))
+        return next(path for path in numbered if not path.exists())
 
     def close(self) -> None:
         """Finish the file."""

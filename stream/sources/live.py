@@ -43,7 +43,8 @@ DRIFT_S = 1.0
 NO_SIGNAL_SIZE = 1280, 720
 # What FFmpeg's device readers are called, by the way that we write a device.
 DEVICES = {"/dev/video": "v4l2", "dshow:": "dshow", "avfoundation:": "avfoundation"}
-DEVICE_OPTIONS = {"size": "video_size", "rate": "framerate", "format": "input_format"}
+DEVICE_OPTIONS = {"size": "video_size", "rate": "framerate", "format": "pixel_format"}
+V4L2_OPTIONS = DEVICE_OPTIONS | {"format": "input_format"}
 # For each scheme the protocols that the stream may use itself: a playlist must not read this machine's files.
 PROTOCOLS = {
     "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp",
@@ -92,7 +93,10 @@ def parse_address(uri: str) -> Address:
     for start, reader in DEVICES.items():
         if uri.startswith(start):
             return _device(uri, reader)
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in PROTOCOLS or not parts.netloc:
         raise SourceError(
             f"{redacted(uri)}: no live source; write /dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, "
@@ -104,11 +108,11 @@ def parse_address(uri: str) -> Address:
 
 def _device(uri: str, reader: str) -> Address:
     name, _, query = uri.partition("?")
-    options = {}
+    options, known = {}, V4L2_OPTIONS if reader == "v4l2" else DEVICE_OPTIONS
     for key, value in parse_qsl(query):
-        if key not in DEVICE_OPTIONS:
-            raise SourceError(f"{uri}: no such value {key}; a device has {', '.join(DEVICE_OPTIONS)}")
-        options[DEVICE_OPTIONS[key]] = value
+        if key not in known:
+            raise SourceError(f"{uri}: no such value {key}; a device has {', '.join(known)}")
+        options[known[key]] = value
     url = name if reader == "v4l2" else name.partition(":")[2]
     return Address(f"video={url}" if reader == "dshow" else url, reader, options)
 
@@ -131,15 +135,17 @@ def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
         return Replay(name, open_source(uri.removeprefix(REPLAY)))
     if uri.startswith(SCHEME):
         return Replay(name, open_source(uri))
-    return Stream(name, parse_address(uri), settings)
+    address = parse_address(uri)
+    try:
+        av.ContainerFormat(address.reader or "rtsp")
+    except ValueError as error:
+        raise SourceError(f"{uri}: this system has no such devices; see `polypstream devices`") from error
+    return Stream(name, address, settings)
 
 
 def redacted(uri: str) -> str:
-    """An address without user, password and query, which may hold keys."""
-    parts = urlsplit(uri)
-    if not parts.netloc:
-        return uri.partition("?")[0]
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    """An address without user, password and query, which may hold keys; also where it is written wrongly."""
+    return re.sub(r"/[^/]*@", "/", re.split(r"[?#]", uri, maxsplit=1)[0])
 
 
 def back_off(attempts: int, longest: float) -> float:
@@ -209,6 +215,7 @@ class Stream:
         """See LiveSource; ends when closed, or given up."""
         attempts, most = 0, self.settings.most_attempts
         while not self._closed.is_set():
+            attempts += 1
             try:
                 with self._opened_container() as container:
                     for frame in self._read(container):
@@ -219,11 +226,10 @@ class Stream:
                 self._lost(reason(error))
             if not self._closed.is_set():
                 yield self._nothing()
-            attempts += 1
-            if attempts == most:
+            if attempts and attempts == most:
                 self.signal.problem += f"; given up after {most} attempts"
                 return
-            self._closed.wait(back_off(attempts - 1, self.settings.longest_wait))
+            self._closed.wait(back_off(attempts, self.settings.longest_wait))
 
     def close(self) -> None:
         """Let `frames` end after what it is waiting for, the timeout at most."""

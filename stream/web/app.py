@@ -76,8 +76,8 @@ def make_app(live: Live, browser: Browser, host: str, token: str | None) -> Fast
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> Response:
-        """Whether every source gives pictures and inference works: 200 or 503."""
-        problems = [f"{each.source}: {each.problem}" for each in live.status() if each.problem]
+        """Whether every source gives pictures, inference works, and no sink complains: 200 or 503."""
+        problems = [f"{each.source}: {each.problem}" for each in live.status() if each.problem] + live.sink_problems()
         return PlainTextResponse("\n".join(problems) or "ok", 503 if problems else 200)
 
     @app.get("/status.json")
@@ -87,6 +87,7 @@ def make_app(live: Live, browser: Browser, host: str, token: str | None) -> Fast
             asdict(each)
             | {
                 "overlay": live.overlay.shown,
+                "sinks": live.sink_problems(),
                 "viewers": browser.viewers(each.source),
                 "findings": [
                     {"number": found.number, "when": found.when, "probability": found.probability}

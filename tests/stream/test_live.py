@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,12 +28,13 @@ from stream.config import Settings
 from stream.errors import OutputError, SettingsError, SourceError
 from stream.frame import Frame
 from stream.live import Live, describe, open_sources, pushes_of, recordings_of
-from stream.live_rooms import Fresh
+from stream.live_rooms import Fresh, LiveViewer
 from stream.pictures import planes_of
 from stream.pipeline import in_background
 from stream.segment import Segmenter
 from stream.sources.devices import parse_formats
 from stream.sources.live import back_off, parse_address, redacted, split_name
+from stream.view import FieldOfView
 from tests.conftest import call, command, pts_of
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
@@ -410,6 +412,98 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     assert [frame.signal for frame in kept.frames] == [False] * 3
 
 
+def test_the_loss_itself_is_no_attempt_in_vain(make: Callable[..., Path], segmenter: Segmenter) -> None:
+    settings, kept = Settings.model_validate({"live": {"most_attempts": 1, "max_staleness": 60.0}}), Kept()
+    server, video = socket.create_server(("127.0.0.1", 0)), make(frames=30, name="c.ts")
+    sender = threading.Thread(target=_send_twice, args=(server, video))
+    sender.start()
+    live = run([f"room=tcp://127.0.0.1:{server.getsockname()[1]}"], segmenter, settings, kept)
+    sender.join()
+    (status,) = live.status()
+    assert status.losses == 2
+    assert status.problem == "Connection refused; given up after 1 attempts"
+
+
+def _send_twice(server: socket.socket, video: Path) -> None:
+    """A sender that hangs up each time that it has sent a file."""
+    with server:
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(video.read_bytes())
+
+
+def test_an_interruption_does_not_wait_for_the_next_attempt(segmenter: Segmenter) -> None:
+    settings = Settings.model_validate({"live": {"longest_wait": 60.0}})
+    live = Live(open_sources([f"room=tcp://127.0.0.1:{free_port()}"], settings), segmenter, settings, [])
+    started = time.monotonic()
+
+    def poll() -> None:
+        if time.monotonic() - started > 2:  # the fourth attempt is more than a second away
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        live.run(poll)
+    assert time.monotonic() - started < 3
+
+
+def test_a_viewer_that_stops_reading_does_not_keep_the_program(make: Callable[..., Path], segmenter: Segmenter) -> None:
+    settings = Settings.model_validate({"live": {"max_staleness": 60.0}, "output": {"video": {"crf": 0}}})
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        sources = open_sources([f"room=replay:{make(frames=200, width=1280, height=720)}"], settings)
+        pushes = pushes_of([f"tcp://127.0.0.1:{deaf.getsockname()[1]}"], sources, settings)
+        live, started = Live(sources, segmenter, settings, pushes), time.monotonic()
+        live.run(lambda: None)
+        assert time.monotonic() - started < 8 + 8
+
+
+def test_a_view_by_hand_that_no_longer_fits_gives_way_to_the_whole_picture(segmenter: Segmenter) -> None:
+    settings = Settings.model_validate({"view": {"field_of_view": [400, 0, 200, 200]}})
+    viewer, views = LiveViewer(segmenter.size, settings), []
+    for width in (640, 320):
+        frame = Frame(0, av.VideoFrame(width, 240, "yuv420p"), 0, Fraction(1))
+        views.append(viewer([frame])[0].view)
+    assert views == [FieldOfView(400, 0, 200, 200), FieldOfView(0, 0, 320, 240)]
+
+
+def test_in_pass_through_the_picture_outlives_the_inference(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such view")
+
+    monkeypatch.setattr(LiveViewer, "__call__", broken)
+    settings, kept = Settings.model_validate({"live": {"display": "pass-through", "max_staleness": 60.0}}), Kept()
+    live = run([f"replay:{make(frames=25)}"], segmenter, settings, kept)
+    assert len(kept.frames) >= 10
+    assert "inference ended: no such view" in live.status()[0].problem
+
+
+@needs_ffmpeg
+def test_an_srt_sender_cannot_have_files_of_this_machine_read(
+    segmenter: Segmenter, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A playlist that names them, sent instead of a stream."""
+    playlist, port, kept = tmp_path / "list.m3u8", free_port(), Kept()
+    secret = make(frames=50, name="secret.ts")
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n" + "#" * 2000)
+    settings = Settings.model_validate({"live": {"timeout": 1.0, "most_attempts": 1}})
+    sources = open_sources([f"room=srt://127.0.0.1:{port}?mode=listener"], settings)
+    live, senders = Live(sources, segmenter, settings, [("kept", kept)]), []
+
+    def poll() -> None:
+        if not senders:
+            send = ["ffmpeg", "-v", "quiet", "-f", "data", "-i", str(playlist), "-map", "0", "-c", "copy", "-f", "data"]
+            senders.append(subprocess.Popen([*send, f"srt://127.0.0.1:{port}?mode=caller"]))
+        if any(frame.signal for frame in kept.frames):
+            live.close()
+
+    live.run(poll)
+    senders[0].kill()
+    senders[0].wait()
+    assert not any(frame.signal for frame in kept.frames)
+
+
 def test_waits_grow_up_to_the_longest() -> None:
     assert [round(back_off(attempts, 1.0), 3) for attempts in range(5)] == [0.2, 0.4, 0.8, 1.0, 1.0]
     assert back_off(10**6, 60.0) == 60.0
@@ -439,6 +533,20 @@ def test_addresses_are_shown_without_credentials() -> None:
     assert redacted("srt://host:9000?passphrase=secret") == "srt://host:9000"
     assert split_name("room1=rtsp://u:p@h/s") == ("room1", "rtsp://u:p@h/s")
     assert split_name("rtsp://u:p@h/s?a=b") == ("rtsp://h/s", "rtsp://u:p@h/s?a=b")
+    for wrong in ("my room=rtsp://u:p@h/s", "rtsp:/u:p@h/s", "rtsp://u:p@[::1/s"):
+        assert "p@" not in redacted(wrong)
+        with pytest.raises(SourceError) as refused:
+            open_sources([wrong], PATIENT)
+        assert "p@" not in str(refused.value)
+    with pytest.raises(SettingsError) as refused_push:
+        pushes_of(["nobody=rtsp://u:p@h/s"], open_sources(["a=tcp://127.0.0.1:9"], PATIENT), PATIENT)
+    assert "p@" not in str(refused_push.value)
+
+
+def test_devices_of_another_system_are_refused() -> None:
+    other = "dshow:Card" if sys.platform != "win32" else "avfoundation:0"
+    with pytest.raises(SourceError, match="this system has no such devices"):
+        open_sources([other], PATIENT)
 
 
 def test_addresses_that_are_none_are_refused_without_credentials() -> None:
@@ -450,6 +558,8 @@ def test_addresses_that_are_none_are_refused_without_credentials() -> None:
     device = parse_address("/dev/video0?size=640x480&rate=30")
     assert (device.url, device.reader) == ("/dev/video0", "v4l2")
     assert device.options == {"video_size": "640x480", "framerate": "30"}
+    assert parse_address("/dev/video0?format=nv12").options == {"input_format": "nv12"}
+    assert parse_address("dshow:Card?format=nv12").options == {"pixel_format": "nv12"}
     assert parse_address("dshow:My Card").url == "video=My Card"
 
 

@@ -93,6 +93,14 @@ def test_what_goes_wrong_shows(run: Callable[..., Path], tmp_path: Path) -> None
     assert figures["id_switches_per_minute"] == pytest.approx(15)
 
 
+def test_a_polyp_in_view_for_a_moment_at_either_end_is_none_that_was_missed(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    truth = [square(1), *[NOTHING] * 40, square(1)]
+    figures = score(run([NOTHING] * 42), write_video(tmp_path / "truth.mkv", truth))
+    assert (figures["polyps"], figures["polyps_found"]) == (0, 0)
+
+
 def test_a_folder_of_masks_is_truth_too(run: Callable[..., Path], tmp_path: Path) -> None:
     folder, masks = run([square(255)] * 30), tmp_path / "masks"
     masks.mkdir()

@@ -32,7 +32,7 @@ def see(
         labels[y - 5 : y + 5, x - 5 : x + 5] = label
     blobs = [Blob(label, sure) for label in range(1, len(places) + 1)]
     shown = tracker.update(seconds, motion, labels, blobs)
-    return [] if shown is None else [int(shown[y, x]) for x, y in places]
+    return [] if shown is None else [int(shown.numbers[shown.slots[y, x]]) for x, y in places]
 
 
 def begun(patient: bool = True) -> Tracker:
@@ -55,7 +55,8 @@ def test_a_flash_is_not_shown() -> None:
     tracker = begun()
     assert see(tracker, 1.0, [(50, 50)]) == []
     assert see(tracker, 1.04, []) == []
-    assert see(tracker, 3.5, [(50, 50)]) == []
+    assert see(tracker, 1.9, [(50, 50)]) == []
+    assert see(tracker, 4.5, [(50, 50)]) == []
 
 
 def test_what_is_there_from_the_first_picture_on_is_shown_at_once() -> None:
@@ -79,8 +80,8 @@ def test_what_is_not_seen_for_a_moment_is_held_where_the_wall_took_it() -> None:
     see(tracker, 0.0, [(50, 50)], None)
     shown = tracker.update(0.1, still(x=8), np.zeros((SIZE, SIZE), np.uint16), [])
     assert shown is not None
-    assert shown[50, 58] == 1
-    assert shown[50, 50 - 5 + 2] == 0
+    assert shown.numbers[shown.slots[50, 58]] == 1
+    assert shown.slots[50, 50 - 5 + 2] == 0
     assert tracker.update(0.2, still(), np.zeros((SIZE, SIZE), np.uint16), []) is None
 
 
@@ -122,3 +123,32 @@ def test_without_patience_each_picture_counts_by_itself() -> None:
     assert see(tracker, 1.04, [(50, 50)], None, sure=False) == []
     assert see(tracker, 1.08, [(52, 50)], None) == [1]
     assert tracker.update(1.12, None, np.zeros((SIZE, SIZE), np.uint16), []) is None
+
+
+def test_without_patience_a_faint_neighbour_neither_hides_a_finding_nor_is_shown() -> None:
+    for faint_first in (False, True):
+        tracker = begun(patient=False)
+        see(tracker, 1.0, [(50, 50)], None)
+        labels = np.zeros((SIZE, SIZE), np.uint16)
+        labels[45:55, 45:55], labels[45:55, 56:60] = (2, 1) if faint_first else (1, 2)
+        blobs = [Blob(1, not faint_first), Blob(2, faint_first)]
+        shown = tracker.update(1.04, None, labels, blobs)
+        assert shown is not None
+        assert (shown.slots > 0).sum() == 100
+        assert shown.slots[50, 50] > 0
+
+
+def test_what_has_left_long_ago_does_not_bring_two_new_ones_together() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(80, 80)], None)
+    for index in range(1, 80):
+        see(tracker, index / 25, [])
+    for index in range(80, 84):
+        shown = see(tracker, index / 25, [(20, 20), (80, 80)])
+    assert shown == [2, 3]
+
+
+def test_tracks_may_be_many() -> None:
+    tracker = Tracker(False)
+    tracker._count = 2**16
+    assert see(tracker, 0.0, [(50, 50)], None) == [2**16 + 1]
