@@ -34,6 +34,7 @@ from stream.pipeline import in_background
 from stream.segment import Segmenter
 from stream.sources.devices import parse_formats
 from stream.sources.live import back_off, parse_address, redacted, split_name
+from stream.srt import srt_received
 from stream.view import FieldOfView
 from tests.conftest import call, command, pts_of
 
@@ -480,28 +481,24 @@ def test_in_pass_through_the_picture_outlives_the_inference(
 
 
 @needs_ffmpeg
-def test_an_srt_sender_cannot_have_files_of_this_machine_read(
-    segmenter: Segmenter, make: Callable[..., Path], tmp_path: Path
-) -> None:
-    """A playlist that names them, sent instead of a stream."""
-    playlist, port, kept = tmp_path / "list.m3u8", free_port(), Kept()
-    secret = make(frames=50, name="secret.ts")
-    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n" + "#" * 2000)
-    settings = Settings.model_validate({"live": {"timeout": 1.0, "most_attempts": 1}})
-    sources = open_sources([f"room=srt://127.0.0.1:{port}?mode=listener"], settings)
-    live, senders = Live(sources, segmenter, settings, [("kept", kept)]), []
+def test_what_an_srt_sender_sends_is_read_as_a_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a playlist, sent in its place, would have ffmpeg read this machine's files."""
+    started: list[list[str]] = []
 
-    def poll() -> None:
-        if not senders:
-            send = ["ffmpeg", "-v", "quiet", "-f", "data", "-i", str(playlist), "-map", "0", "-c", "copy", "-f", "data"]
-            senders.append(subprocess.Popen([*send, f"srt://127.0.0.1:{port}?mode=caller"]))
-        if any(frame.signal for frame in kept.frames):
-            live.close()
+    class Program:
+        def __init__(self, command: list[str]) -> None:
+            started.append(command)
 
-    live.run(poll)
-    senders[0].kill()
-    senders[0].wait()
-    assert not any(frame.signal for frame in kept.frames)
+        def kill(self) -> None: ...
+
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr("stream.srt.subprocess.Popen", Program)
+    with srt_received("srt://127.0.0.1:9000?mode=listener"):
+        pass
+    before_input = " ".join(started[0]).partition(" -i ")[0]
+    assert "-f mpegts" in before_input
+    assert "-protocol_whitelist srt" in before_input
 
 
 def test_waits_grow_up_to_the_longest() -> None:
