@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from av.codec.context import Flags
 
+from stream.frame import Frame
+
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
 
@@ -166,6 +168,21 @@ def make_red_model(path: Path, size: int = 128, **metadata: str) -> Path:
     checker.check_model(model, full_check=True)
     save(model, str(path))
     return path
+
+
+class Kept:
+    """A sink that keeps what it needs to know of each frame."""
+
+    queue = 1000
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+    def write(self, frame: Frame) -> None:
+        self.frames.append(frame)
+
+    def close(self) -> None:
+        pass
 
 
 def command() -> list[str]:

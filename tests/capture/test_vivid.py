@@ -10,10 +10,9 @@ import av
 import pytest
 
 from stream.config import Settings
-from stream.frame import Frame
 from stream.live import Live, open_sources
 from stream.segment import Segmenter
-from tests.conftest import call
+from tests.conftest import Kept, call
 
 DRIVER = Path("/sys/bus/platform/drivers/vivid")
 CARD = "vivid.0"
@@ -22,21 +21,6 @@ DEVICE = "/dev/video0"
 SETTINGS = Settings.model_validate({"live": {"max_staleness": 60.0}})
 
 pytestmark = pytest.mark.skipif(not DRIVER.is_dir(), reason="needs the kernel's virtual camera: make test-capture")
-
-
-class Kept:
-    """A sink that keeps what it needs to know of each frame."""
-
-    queue = 1000
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-
-    def write(self, frame: Frame) -> None:
-        self.frames.append(frame)
-
-    def close(self) -> None:
-        pass
 
 
 def play(uri: str, model: Path, steps: Callable[[Live, Kept], Iterator[None]]) -> tuple[Live, Kept]:

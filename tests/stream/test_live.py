@@ -36,7 +36,7 @@ from stream.sources.devices import parse_formats
 from stream.sources.live import back_off, parse_address, redacted, split_name
 from stream.srt import srt_received
 from stream.view import FieldOfView
-from tests.conftest import call, command, pts_of
+from tests.conftest import Kept, call, command, pts_of
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
 
@@ -44,21 +44,6 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs 
 @pytest.fixture
 def segmenter(red_model: Path) -> Segmenter:
     return Segmenter(red_model, "cpu")
-
-
-class Kept:
-    """A sink that keeps what it needs to know of each frame."""
-
-    queue = 1000
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-
-    def write(self, frame: Frame) -> None:
-        self.frames.append(frame)
-
-    def close(self) -> None:
-        pass
 
 
 def run(texts: list[str], segmenter: Segmenter, settings: Settings, kept: Kept) -> Live:
