@@ -64,7 +64,7 @@ class FindingsFile:
     def write(self, frame: Frame) -> None:
         """Note what a frame shows of each track."""
         self._picture = frame.picture.width, frame.picture.height
-        for track in dict.fromkeys(frame.tracks):
+        for track in dict.fromkeys(number for number in frame.tracks if number):
             polygons = [
                 outline for outline, number in zip(frame.outlines, frame.tracks, strict=True) if number == track
             ]
