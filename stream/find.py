@@ -9,7 +9,7 @@ import numpy as np
 
 from stream.config import Findings
 from stream.frame import Frame
-from stream.track import Blob, Shown, Tracker
+from stream.track import MOST_TRACKS, Blob, Shown, Tracker
 from stream.view import FieldOfView, Region, grey_level, region_above
 
 
@@ -49,11 +49,11 @@ def find_region(probability: np.ndarray, view: FieldOfView, rules: Rules) -> Reg
         rules: what counts as a finding.
     """
     labels, blobs = find_blobs(probability, probability, rules)
-    sure = np.zeros(len(blobs) + 1, bool)
-    sure[1:] = [blob.sure for blob in blobs]
+    sure = np.zeros(256, np.uint8)
+    sure[1 : len(blobs) + 1] = [255 * blob.sure for blob in blobs]
     if not sure.any():
         return None
-    return region_above(np.where(sure[labels], probability, 0), view, rules.threshold)
+    return region_above(cv2.copyTo(probability, cv2.LUT(labels, sure)), view, rules.threshold)
 
 
 def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tuple[np.ndarray, list[Blob]]:
@@ -65,20 +65,22 @@ def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tupl
         rules: what counts as a finding.
 
     Returns:
-        uint16 [h, w], each blob's label from 1 on and 0 elsewhere; the blobs in the order of their labels.
+        uint8 [h, w], each blob's label from 1 on and 0 elsewhere; the blobs in the order of their labels, 255 at most.
     """
     above = cv2.compare(reach, grey_level(rules.threshold), cv2.CMP_GE)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(above, ltype=cv2.CV_16U)
     blobs: list[Blob] = []
-    renamed = np.zeros(count, np.uint16)
+    renamed = np.zeros(count, np.uint8)
     for label in range(1, count):
         x, y, width, height, area = boxes[label]
-        if area >= rules.smallest * reach.size:
+        if area >= rules.smallest * reach.size and len(blobs) < MOST_TRACKS:
             box = np.s_[y : y + height, x : x + width]
             highest = probability[box][labels[box] == label].max()
             blobs.append(Blob(len(blobs) + 1, bool(highest >= grey_level(max(rules.threshold, rules.peak)))))
             renamed[label] = len(blobs)
-    return (labels if len(blobs) == count - 1 else renamed[labels]), blobs
+    if len(blobs) == count - 1:
+        return labels.astype(np.uint8), blobs
+    return renamed[labels], blobs
 
 
 class Finder:
@@ -104,7 +106,7 @@ class Finder:
                 continue
             # What is held on to, though it is not seen now, keeps its last shape.
             level = grey_level(self.rules.threshold)
-            above = np.where(shown.slots > 0, np.maximum(reach, level), 0).astype(np.uint8)
+            above = cv2.copyTo(cv2.max(reach, level), shown.slots)
             frame.region = region_above(above, frame.view, self.rules.threshold)
             if frame.region is not None:
                 frame.outlines = _outlines_of(frame.region)

@@ -22,8 +22,10 @@ FORGETTING_S = 0.05
 LONGEST_GAP_S = 0.5
 # Motion is looked for in grey pictures of this side. A place whose grey differs by ALIKE after it was followed has
 # lost two thirds of its weight; where the whole picture has lost more than it may, it is another scene.
-SIDE, ALIKE = 80, 12.0
-SAME_SCENE = 0.35
+SIDE, ALIKE = 64, 12.0
+SAME_SCENE = 0.6
+# Where nothing as probable as this was seen for so long, there is nothing to follow, and most of the work is left out.
+FAINT, QUIET_S = 64, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Steadier:
         self._before: tuple[float, FieldOfView] | None = None
         self._grey = np.zeros((SIDE, SIDE), np.uint8)
         self._smooth = np.zeros(0, np.float32)
+        self._seen = float("-inf")
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Frames in the order of their times."""
@@ -64,17 +67,20 @@ class Steadier:
 
     def _steady(self, frame: Frame) -> None:
         small = cv2.resize(frame.network_picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        grey, now = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), frame.probability.astype(np.float32)
+        grey, now = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), frame.probability
+        if now.max() >= FAINT:
+            self._seen = frame.seconds
         before, self._before = self._before, (frame.seconds, frame.view)
         passed = frame.seconds - before[0] if before else 0.0
         frame.motion = None
-        if before and before[1] == frame.view and 0 < passed <= LONGEST_GAP_S:
+        quiet = frame.seconds - self._seen > QUIET_S
+        if before and before[1] == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
             frame.motion = self._find_motion(grey, now.shape)
         if frame.motion is not None:
-            weight = frame.motion.trust * np.float32(np.exp(-passed / FORGETTING_S))
-            now += weight * (frame.motion.followed(self._smooth) - now)
-        self._grey, self._smooth = grey, now
-        frame.steadied = np.rint(now).astype(np.uint8)
+            past, weight = frame.motion.followed(self._smooth), np.float32(np.exp(-passed / FORGETTING_S))
+            now = now + weight * frame.motion.trust * (past - now)
+        self._grey, self._smooth = grey, now.astype(np.float32)
+        frame.steadied = cv2.convertScaleAbs(self._smooth)
 
     def _find_motion(self, grey: np.ndarray, shape: tuple[int, ...]) -> Motion | None:
         """None where this is another scene."""

@@ -92,7 +92,7 @@ class Tracker:
         Args:
             seconds: the time of the picture.
             motion: since the one before; None: nothing is known of it.
-            labels: int [h, w], the blobs' labels and 0.
+            labels: uint8 [h, w], the blobs' labels and 0.
             blobs: of the picture.
 
         Returns:
@@ -105,22 +105,17 @@ class Tracker:
         sure = {slot for slot, blob in zip(slots, blobs, strict=True) if blob.sure}
         for slot in dict.fromkeys(slots):
             self._believe(self._tracks[slot], slot in sure, seconds, fresh)
-        seen = np.array([0, *slots], np.uint8)[labels]
+        seen = cv2.LUT(labels, _table(enumerate(slots, 1)))
         # What is not seen keeps its place where nothing else is.
-        missing = self._marked(slot for slot in self._tracks if slot not in slots)
-        self._places = np.where((seen == 0) & missing[self._places], self._places, seen)
+        missing = cv2.LUT(self._places, _table((slot, slot) for slot in self._tracks if slot not in slots))
+        self._places = seen + cv2.copyTo(missing, cv2.compare(seen, 0, cv2.CMP_EQ))
         numbers = self._numbers(seconds)
-        shown = numbers[self._places] > 0
+        if not numbers.any():
+            return None
+        shown = cv2.LUT(self._places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
         if not self._patient:
-            shown &= np.array([False, *(blob.sure for blob in blobs)])[labels]
-        return Shown(np.where(shown, self._places, 0), numbers) if shown.any() else None
-
-    @staticmethod
-    def _marked(slots: Iterable[int]) -> np.ndarray:
-        """bool [256], true for these slots."""
-        marked = np.zeros(MOST_TRACKS + 1, bool)
-        marked[list(slots)] = True
-        return marked
+            shown = cv2.copyTo(shown, cv2.LUT(labels, _table((blob.label, 255) for blob in blobs if blob.sure)))
+        return Shown(shown, numbers) if cv2.countNonZero(shown) else None
 
     def _move(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
         """Take every track to where it is now, and forget the old ones.
@@ -138,7 +133,7 @@ class Tracker:
         present = np.bincount(self._places.ravel(), minlength=MOST_TRACKS + 1)
         kept = [slot for slot in self._tracks if present[slot] and seconds - self._tracks[slot].last <= REMEMBERED_S]
         if len(kept) < len(self._tracks):
-            self._places[~self._marked(kept)[self._places]] = 0
+            self._places = cv2.LUT(self._places, _table((slot, slot) for slot in kept))
             self._tracks = {slot: self._tracks[slot] for slot in kept}
         for track in self._tracks.values():
             track.astray |= fresh
@@ -150,20 +145,18 @@ class Tracker:
         reach = max(3, round(NEAR * max(labels.shape)))
         near: np.ndarray | None = None
         for blob in blobs:
-            where = labels == blob.label
-            slot = self._commonest(self._places[where])
+            where = cv2.compare(labels, blob.label, cv2.CMP_EQ)
+            slot = self._commonest(self._places, where)
             if not slot and self._tracks:
                 near = cv2.dilate(self._places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
-                slot = self._commonest(near[where])
+                slot = self._commonest(near, where)
             slots.append(slot or self._begin(seconds))
         return slots
 
-    def _commonest(self, slots: np.ndarray) -> int:
-        counts = np.bincount(slots, minlength=1)
-        counts[0] = 0
-        for slot in np.flatnonzero(counts):
-            counts[slot] *= int(slot) in self._tracks
-        return int(counts.argmax()) if counts.any() else 0
+    def _commonest(self, slots: np.ndarray, where: np.ndarray) -> int:
+        """The slot of a track that most of a mask's places have, or 0."""
+        counts = cv2.calcHist([slots], [0], where, [MOST_TRACKS + 1], [0, MOST_TRACKS + 1]).ravel()
+        return max((slot for slot in self._tracks if counts[slot]), key=lambda slot: float(counts[slot]), default=0)
 
     def _begin(self, seconds: float) -> int:
         free = (slot for slot in range(1, MOST_TRACKS + 1) if slot not in self._tracks)
@@ -192,3 +185,11 @@ class Tracker:
             if track.believed and not track.astray and seconds - track.last <= held:
                 numbers[slot] = track.number
         return numbers
+
+
+def _table(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    """uint8 [256] that turns each first number into the second, and all others into 0."""
+    table = np.zeros(MOST_TRACKS + 1, np.uint8)
+    for number, value in pairs:
+        table[number] = value
+    return table

@@ -27,7 +27,7 @@ def see(
     tracker: Tracker, seconds: float, places: Sequence[Place], motion: Motion | None = STILL, sure: bool = True
 ) -> list[int]:
     """Show a tracker blobs of 10x10 around some places; the numbers that it shows there."""
-    labels = np.zeros((SIZE, SIZE), np.uint16)
+    labels = np.zeros((SIZE, SIZE), np.uint8)
     for label, (x, y) in enumerate(places, 1):
         labels[y - 5 : y + 5, x - 5 : x + 5] = label
     blobs = [Blob(label, sure) for label in range(1, len(places) + 1)]
@@ -78,11 +78,11 @@ def test_a_faint_moment_does_not_end_it_but_a_faint_second_does() -> None:
 def test_what_is_not_seen_for_a_moment_is_held_where_the_wall_took_it() -> None:
     tracker = Tracker(True)
     see(tracker, 0.0, [(50, 50)], None)
-    shown = tracker.update(0.1, still(x=8), np.zeros((SIZE, SIZE), np.uint16), [])
+    shown = tracker.update(0.1, still(x=8), np.zeros((SIZE, SIZE), np.uint8), [])
     assert shown is not None
     assert shown.numbers[shown.slots[50, 58]] == 1
     assert shown.slots[50, 50 - 5 + 2] == 0
-    assert tracker.update(0.2, still(), np.zeros((SIZE, SIZE), np.uint16), []) is None
+    assert tracker.update(0.2, still(), np.zeros((SIZE, SIZE), np.uint8), []) is None
 
 
 def test_a_number_survives_a_short_occlusion_while_the_camera_moves() -> None:
@@ -114,7 +114,7 @@ def test_two_polyps_keep_their_numbers_when_they_come_close() -> None:
 def test_after_a_leap_nothing_is_held() -> None:
     tracker = Tracker(True)
     see(tracker, 0.0, [(50, 50)], None)
-    assert tracker.update(0.04, None, np.zeros((SIZE, SIZE), np.uint16), []) is None
+    assert tracker.update(0.04, None, np.zeros((SIZE, SIZE), np.uint8), []) is None
 
 
 def test_without_patience_each_picture_counts_by_itself() -> None:
@@ -122,14 +122,14 @@ def test_without_patience_each_picture_counts_by_itself() -> None:
     assert see(tracker, 1.0, [(50, 50)], None) == [1]
     assert see(tracker, 1.04, [(50, 50)], None, sure=False) == []
     assert see(tracker, 1.08, [(52, 50)], None) == [1]
-    assert tracker.update(1.12, None, np.zeros((SIZE, SIZE), np.uint16), []) is None
+    assert tracker.update(1.12, None, np.zeros((SIZE, SIZE), np.uint8), []) is None
 
 
 def test_without_patience_a_faint_neighbour_neither_hides_a_finding_nor_is_shown() -> None:
     for faint_first in (False, True):
         tracker = begun(patient=False)
         see(tracker, 1.0, [(50, 50)], None)
-        labels = np.zeros((SIZE, SIZE), np.uint16)
+        labels = np.zeros((SIZE, SIZE), np.uint8)
         labels[45:55, 45:55], labels[45:55, 56:60] = (2, 1) if faint_first else (1, 2)
         blobs = [Blob(1, not faint_first), Blob(2, faint_first)]
         shown = tracker.update(1.04, None, labels, blobs)
