@@ -33,7 +33,8 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
-    assert set(found["recorded"]["room_ms"]) == {"decode", "view", "segment", "find", "overlay", "encode", "table"}
+    rooms = {"decode", "view", "quality", "segment", "steady", "find", "overlay", "encode", "table"}
+    assert set(found["recorded"]["room_ms"]) == rooms
     runs = [(each["display"], each["rate"], each["viewer"]) for each in found["live"]]
     assert runs == [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
     for each in found["live"]:

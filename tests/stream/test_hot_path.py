@@ -20,8 +20,8 @@ from stream.sources.recording import Recording
 from stream.view import FieldOfView
 
 WHOLE = FieldOfView(0, 0, 320, 240)
-# Rooms, the source and the sink, each with one frame in hand.
-HANDS = 6
+# View, quality, segment, steady, find and overlay; each, the source and the sink have one frame in hand.
+ROOMS = 6
 
 
 class Watched:
@@ -59,6 +59,7 @@ def places(frame: Frame) -> list[int]:
 def watched(make: Callable[..., Path], red_model: Path) -> Watched:
     watched = Watched(make(frames=60))
     rooms = make_rooms(WHOLE, Segmenter(red_model, "cpu"), Settings())
+    assert len(rooms) == ROOMS
     Pipeline([("decode", watched.frames())], rooms, [("watch", watched)]).run()
     return watched
 
@@ -82,8 +83,8 @@ def test_a_picture_with_findings_is_copied_once_at_most(watched: Watched) -> Non
 
 
 def test_frames_on_their_way_are_bounded(watched: Watched) -> None:
-    queues = 4 + 1  # before each room and before the sink
-    assert watched.most <= queues * QUEUE + HANDS
+    queues = ROOMS + 1  # before each room and before the sink
+    assert watched.most <= queues * QUEUE + ROOMS + 2
 
 
 def test_one_call_makes_one_session(
