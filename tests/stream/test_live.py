@@ -399,15 +399,19 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
 
 
 def test_the_loss_itself_is_no_attempt_in_vain(make: Callable[..., Path], segmenter: Segmenter) -> None:
-    settings, kept = Settings.model_validate({"live": {"most_attempts": 1, "max_staleness": 60.0}}), Kept()
+    wanted = {"most_attempts": 3, "max_staleness": 60.0, "timeout": 10.0}
+    settings, kept = Settings.model_validate({"live": wanted}), Kept()
     server, video = socket.create_server(("127.0.0.1", 0)), make(frames=30, name="c.ts")
+    server.settimeout(30)
     sender = threading.Thread(target=_send_twice, args=(server, video))
     sender.start()
     live = run([f"room=tcp://127.0.0.1:{server.getsockname()[1]}"], segmenter, settings, kept)
     sender.join()
     (status,) = live.status()
     assert status.losses == 2
-    assert status.problem == "Connection refused; given up after 1 attempts"
+    assert status.problem == "Connection refused; given up after 3 attempts"
+    # One picture without signal for each loss, and one for each attempt.
+    assert sum(not frame.signal for frame in kept.frames) == 2 + 3
 
 
 def _send_twice(server: socket.socket, video: Path) -> None:
