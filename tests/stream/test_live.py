@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -396,31 +395,6 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     (status,) = live.status()
     assert status.problem == "Connection refused; given up after 3 attempts"
     assert [frame.signal for frame in kept.frames] == [False] * 3
-
-
-def test_the_loss_itself_is_no_attempt_in_vain(make: Callable[..., Path], segmenter: Segmenter) -> None:
-    wanted = {"most_attempts": 3, "max_staleness": 60.0, "timeout": 10.0}
-    settings, kept = Settings.model_validate({"live": wanted}), Kept()
-    server, video = socket.create_server(("127.0.0.1", 0)), make(frames=30, name="c.ts")
-    server.settimeout(30)
-    sender = threading.Thread(target=_send_twice, args=(server, video))
-    sender.start()
-    live = run([f"room=tcp://127.0.0.1:{server.getsockname()[1]}"], segmenter, settings, kept)
-    sender.join()
-    (status,) = live.status()
-    assert status.losses == 2
-    assert status.problem == "Connection refused; given up after 3 attempts"
-    # One picture without signal for each loss, and one for each attempt.
-    assert sum(not frame.signal for frame in kept.frames) == 2 + 3
-
-
-def _send_twice(server: socket.socket, video: Path) -> None:
-    """A sender that hangs up each time that it has sent a file."""
-    with server:
-        for _ in range(2):
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(video.read_bytes())
 
 
 def test_an_interruption_does_not_wait_for_the_next_attempt(segmenter: Segmenter) -> None:
