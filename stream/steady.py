@@ -23,7 +23,7 @@ LONGEST_GAP_S = 0.5
 # Motion is looked for in grey pictures of this side. A place whose grey differs by ALIKE after it was followed has
 # lost two thirds of its weight; where the whole picture has lost more than it may, it is another scene.
 SIDE, ALIKE = 64, 12.0
-SAME_SCENE = 0.6
+SAME_SCENE = 0.5
 # Where nothing as probable as this was seen for so long, there is nothing to follow, and most of the work is left out.
 FAINT, QUIET_S = 64, 2.0
 
