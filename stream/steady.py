@@ -25,7 +25,7 @@ LONGEST_GAP_S = 0.5
 SIDE, ALIKE = 64, 12.0
 SAME_SCENE = 0.5
 # Where nothing as probable as this was seen for so long, there is nothing to follow, and most of the work is left out.
-FAINT, QUIET_S = 64, 2.0
+FAINT, QUIET_S = 25, 2.0
 
 
 @dataclass(frozen=True, slots=True)
