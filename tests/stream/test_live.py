@@ -281,9 +281,10 @@ def test_a_stream_that_goes_away_is_picked_up_when_it_returns(
 
     live.run(poll)
     assert all(seconds < 3 for seconds in seen.seconds), seen.seconds
-    # Nothing is left behind by a return.
-    assert seen.threads[-1] <= max(seen.threads[:2]), seen.threads
-    assert seen.files[-1] <= max(seen.files[:2]), seen.files
+    # Nothing is left behind by a return: one thing each time would be three more by the last. A decoder's own threads
+    # may have started or not when it is looked.
+    assert seen.threads[-1] < max(seen.threads[:2]) + 3, seen.threads
+    assert seen.files[-1] < max(seen.files[:2]) + 3, seen.files
     (status,) = live.status()
     assert status.losses == len(SIZES)
     assert not status.signal
