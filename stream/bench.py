@@ -24,7 +24,7 @@ import psutil
 from stream.config import Settings
 from stream.errors import ProviderError
 from stream.frame import Frame
-from stream.live import Live
+from stream.live import Live, percentiles_of
 from stream.machine import describe_machine
 from stream.overlay import line_width
 from stream.pictures import PictureFormat, planes_of
@@ -48,7 +48,6 @@ LIVE_RUNS: tuple[tuple[Display, int, bool], ...] = (
     ("pass-through", 30, False),
     ("in-step", 60, False),
 )
-PERCENTILES = (50, 95, 99, 100)
 # Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
 OWN = ("view", "quality", "steady", "find", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
@@ -224,14 +223,9 @@ def measure_live(
         status.shown,
         status.dropped,
         status.shown / passed,
-        _percentiles(delays),
-        _percentiles(ages if display == "pass-through" else delays),
+        percentiles_of(delays),
+        percentiles_of(ages if display == "pass-through" else delays),
     )
-
-
-def _percentiles(seconds: Sequence[float]) -> tuple[float, ...]:
-    """In milliseconds."""
-    return tuple(float(value) for value in np.percentile(np.array(seconds) * 1000, PERCENTILES))
 
 
 def _look_at(address: str) -> None:

@@ -233,16 +233,14 @@ class Live:
             frames_in=self.pipeline.work[_reading(source)].items,
             shown=self._meter.shown[source.name],
             dropped={"newer": self.pipeline.dropped[source.name], "stale": self._fresh.dropped[source.name]},
-            delay_ms=_percentiles([delay for _, delay, _ in latest]),
-            markers_age_ms=_percentiles([age for _, _, age in latest]),
+            delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
+            markers_age_ms=percentiles_of([age for _, _, age in latest]) if latest else None,
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
         )
 
 
-def _percentiles(seconds: Sequence[float]) -> tuple[float, ...] | None:
-    """In milliseconds."""
-    if not seconds:
-        return None
+def percentiles_of(seconds: Sequence[float]) -> tuple[float, ...]:
+    """Median, 95th and 99th percentile and longest of some times, in milliseconds."""
     return tuple(float(value) for value in np.percentile(np.array(seconds) * 1000, PERCENTILES))
 
 
