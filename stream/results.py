@@ -1,0 +1,119 @@
+"""A finished run of `process`, read back: its tracks and, from the recording, the pictures that they were found in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from stream.config import Settings
+from stream.errors import DataError
+from stream.sinks.findings import SCHEMA
+from stream.sources.base import Source
+from stream.sources.open import open_source, stem_of
+
+
+class Outline(NamedTuple):
+    """A track in one frame.
+
+    Attributes:
+        track: its number.
+        frame: number of the frame, from 0.
+        probability: the highest that the network saw there, 0..1.
+        polygons: int32 [n, 2] each, x and y in picture pixels.
+    """
+
+    track: int
+    frame: int
+    probability: float
+    polygons: list[np.ndarray]
+
+    def mask(self, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width], 255 inside."""
+        return cv2.fillPoly(np.zeros((height, width), np.uint8), self.polygons, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What a run of `process` found in a recording.
+
+    Attributes:
+        folder: of its results.
+        about: the head of findings.json.
+        tracks: as they stand there.
+        settings: of the run.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    tracks: list[dict[str, Any]]
+    settings: Settings
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        width, height = self.about["picture_size"]
+        return int(width), int(height)
+
+    def outlines(self) -> dict[int, list[Outline]]:
+        """For each frame that shows any, its outlines."""
+        frames: dict[int, list[Outline]] = {}
+        for track in self.tracks:
+            for row in track["outlines"]:
+                polygons = [np.array(polygon, np.int32).reshape(-1, 2) for polygon in row["polygons"]]
+                outline = Outline(track["track"], row["frame"], row["probability"], polygons)
+                frames.setdefault(outline.frame, []).append(outline)
+        return frames
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read findings.json of a run.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = folder / "findings.json"
+    try:
+        about = json.loads(path.read_text())
+        if about["schema"] != SCHEMA:
+            raise DataError(f"{path}: is of schema {about['schema']}; this version of polypstream reads {SCHEMA}")
+        return FinishedRun(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: holds no finished run of `polypstream process` (no findings.json)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as findings ({error})") from error
+
+
+def find_run(recording: str, results: Path) -> FinishedRun:
+    """The run of a recording.
+
+    Args:
+        recording: its path, or a demo's address.
+        results: the folder that was given to `process --output`, or that of this one run.
+
+    Raises:
+        DataError: there is none.
+        SourceError: a demo's address is wrong.
+    """
+    return read_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
+
+
+def open_again(run: FinishedRun, recording: str) -> Source:
+    """Open the recording of a run.
+
+    Raises:
+        SourceError: it cannot be opened.
+        DataError: its pictures are of another size than those of the run.
+    """
+    source = open_source(recording)
+    if (source.format.width, source.format.height) != run.picture_size:
+        source.close()
+        raise DataError(
+            f"{recording}: its pictures are {source.format.width}x{source.format.height}, those of {run.folder} "
+            f"{run.picture_size[0]}x{run.picture_size[1]}: it is not the recording of this run"
+        )
+    return source
