@@ -11,13 +11,14 @@ from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 import export.cli
 import models.cli
+from stream.annotations import write_annotations
 from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.config import load_settings
@@ -44,6 +45,8 @@ from stream.web.server import live_page
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
 )
+AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
+RESULTS = Path("results")
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
 app = typer.Typer(
@@ -128,6 +131,23 @@ def score_run(
     if json_file is not None:
         with writing(json_file):
             json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@app.command("masks")
+def annotation_masks(
+    recording: Annotated[str, typer.Argument(help="A recording that was processed")],
+    name: Annotated[AnnotationFormat, typer.Option("--format", help="What the annotation tool reads")],
+    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the one run")] = RESULTS,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; annotations-FORMAT among the run's results without it")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between annotated pictures; 0: every picture")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace annotations that exist")] = False,
+) -> None:
+    """Write a finished run's findings for annotation tools: CVAT, Label Studio, FiftyOne, labelme, Ultralytics."""
+    with ProgressBar(recording, "frames") as progress:
+        folder, pictures, found = write_annotations(recording, results, name, output, every, overwrite, progress.show)
+    typer.echo(f"{recording}: {found} findings in {pictures} pictures -> {folder}")
 
 
 @app.command("live")

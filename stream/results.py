@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +14,15 @@ import numpy as np
 
 from stream.config import Settings
 from stream.errors import DataError
+from stream.frame import Frame
 from stream.sinks.findings import SCHEMA
 from stream.sources.base import Source
 from stream.sources.open import open_source, stem_of
+
+# findings.json has times to the microsecond.
+SAME_TIME_S = 1e-5
+
+Poll = Callable[[int, int | None], None]
 
 
 class Outline(NamedTuple):
@@ -23,12 +31,14 @@ class Outline(NamedTuple):
     Attributes:
         track: its number.
         frame: number of the frame, from 0.
+        seconds: its presentation time.
         probability: the highest that the network saw there, 0..1.
         polygons: int32 [n, 2] each, x and y in picture pixels.
     """
 
     track: int
     frame: int
+    seconds: float
     probability: float
     polygons: list[np.ndarray]
 
@@ -65,7 +75,7 @@ class FinishedRun:
         for track in self.tracks:
             for row in track["outlines"]:
                 polygons = [np.array(polygon, np.int32).reshape(-1, 2) for polygon in row["polygons"]]
-                outline = Outline(track["track"], row["frame"], row["probability"], polygons)
+                outline = Outline(track["track"], row["frame"], row["pts_s"], row["probability"], polygons)
                 frames.setdefault(outline.frame, []).append(outline)
         return frames
 
@@ -100,6 +110,32 @@ def find_run(recording: str, results: Path) -> FinishedRun:
         SourceError: a demo's address is wrong.
     """
     return read_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
+
+
+def frames_again(
+    run: FinishedRun, recording: str, poll: Poll = lambda *_: None
+) -> Iterator[tuple[Frame, list[Outline]]]:
+    """Every frame of a run's recording, as decoded, with the outlines that the run found in it.
+
+    Args:
+        run: what was found.
+        recording: its path, or a demo's address.
+        poll: told the frames done and the frames expected (None: unknown).
+
+    Raises:
+        SourceError: it cannot be read.
+        DataError: it is not the recording of this run.
+    """
+    left = run.outlines()
+    with closing(open_again(run, recording)) as source:
+        for frame in source.frames():
+            outlines = left.pop(frame.index, [])
+            if any(abs(outline.seconds - frame.seconds) > SAME_TIME_S for outline in outlines):
+                raise DataError(f"{recording}: its frames have other times than those of {run.folder}")
+            yield frame, outlines
+            poll(frame.index + 1, source.expected_frames)
+    if left:
+        raise DataError(f"{recording}: ends before the last findings of {run.folder}")
 
 
 def open_again(run: FinishedRun, recording: str) -> Source:

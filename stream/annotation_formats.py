@@ -1,0 +1,272 @@
+"""Formats of annotation tools, each a folder that the tool imports as it is.
+
+Every writer takes one annotated picture after another and finishes its files when closed. Coordinates are pixels of the
+picture as stored, from its left top corner; a track is one polyp, and keeps its number where a format can say so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+
+from stream.model import NOTICE
+from stream.results import Outline
+
+LABEL = "polyp"
+# The version of its format that labelme checks for.
+LABELME_VERSION = "5.5.0"
+
+
+class Annotated(NamedTuple):
+    """A picture and what was found in it.
+
+    Attributes:
+        name: of its files, without ending.
+        frame: its number in the recording, from 0.
+        jpeg: the picture; empty for a writer that is not `pictured`.
+        outlines: of the findings.
+    """
+
+    name: str
+    frame: int
+    jpeg: bytes
+    outlines: list[Outline]
+
+
+class Writer(Protocol):
+    """Writes pictures of one size into a folder.
+
+    Attributes:
+        pictured: it writes the pictures too.
+    """
+
+    pictured: bool
+
+    def __init__(self, folder: Path, width: int, height: int) -> None: ...
+
+    def write(self, picture: Annotated) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Coco:
+    """COCO instances, laid out as CVAT and Datumaro export them: annotations/instances_default.json, images/default/.
+
+    An annotation is one track in one picture, of one or more polygons, with its `track_id` and `score`.
+    Source: https://cocodataset.org/#format-data
+    """
+
+    pictured = True
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        self._images, self._file = folder / "images" / "default", folder / "annotations" / "instances_default.json"
+        self._size = width, height
+        for place in (self._images, self._file.parent):
+            place.mkdir(parents=True)
+        self._pictures: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def write(self, picture: Annotated) -> None:
+        number, (width, height) = len(self._pictures) + 1, self._size
+        (self._images / f"{picture.name}.jpg").write_bytes(picture.jpeg)
+        self._pictures.append({"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height})
+        for outline in picture.outlines:
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "segmentation": [polygon.ravel().tolist() for polygon in _solid(outline)],
+                    "area": cv2.countNonZero(outline.mask(width, height)),
+                    "bbox": list(cv2.boundingRect(np.concatenate(outline.polygons))),
+                    "iscrowd": 0,
+                    "score": outline.probability,
+                    "attributes": {"track_id": outline.track, "occluded": False},
+                }
+            )
+
+    def close(self) -> None:
+        content = {
+            "info": {"description": f"Pre-annotations by polypstream. {NOTICE}"},
+            "licenses": [],
+            "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
+            "images": self._pictures,
+            "annotations": self._annotations,
+        }
+        self._file.write_text(json.dumps(content))
+
+
+class Png:
+    """images/ and masks/ of the same names, 0 and 255: the layout that `polypstream train` reads."""
+
+    pictured = True
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        self._images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
+        for place in (self._images, self._masks):
+            place.mkdir()
+
+    def write(self, picture: Annotated) -> None:
+        mask = np.zeros(self._size[::-1], np.uint8)
+        for outline in picture.outlines:
+            mask |= outline.mask(*self._size)
+        _, png = cv2.imencode(".png", mask)
+        (self._images / f"{picture.name}.jpg").write_bytes(picture.jpeg)
+        (self._masks / f"{picture.name}.png").write_bytes(bytes(png))
+
+    def close(self) -> None:
+        pass
+
+
+class Yolo:
+    """Ultralytics' segmentation labels: data.yaml, images/train/, labels/train/ with a line for each polygon.
+
+    A line is the class, 0, and x y x y … as shares of the picture's width and height; a picture without findings has
+    an empty file. Source: https://docs.ultralytics.com/datasets/segment/
+    """
+
+    pictured = True
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        self._images, self._labels = folder / "images" / "train", folder / "labels" / "train"
+        self._size = np.array([width, height], np.float64)
+        for place in (self._images, self._labels):
+            place.mkdir(parents=True)
+        (folder / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
+
+    def write(self, picture: Annotated) -> None:
+        lines = [
+            " ".join(["0", *(f"{share:.6f}" for share in (polygon / self._size).ravel())])
+            for outline in picture.outlines
+            for polygon in _solid(outline)
+        ]
+        (self._images / f"{picture.name}.jpg").write_bytes(picture.jpeg)
+        (self._labels / f"{picture.name}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+    def close(self) -> None:
+        pass
+
+
+class Labelme:
+    """A JSON file beside each picture, with a polygon for each outline, whose group is the track.
+
+    Source: https://github.com/wkentaro/labelme
+    """
+
+    pictured = True
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        self._folder, self._size = folder, (width, height)
+
+    def write(self, picture: Annotated) -> None:
+        shapes = [
+            {
+                "label": LABEL,
+                "points": polygon.tolist(),
+                "group_id": outline.track,
+                "description": f"probability {outline.probability:.2f}",
+                "shape_type": "polygon",
+                "flags": {},
+            }
+            for outline in picture.outlines
+            for polygon in _solid(outline)
+        ]
+        content: dict[str, Any] = {
+            "version": LABELME_VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"{picture.name}.jpg",
+            "imageData": None,
+            "imageHeight": self._size[1],
+            "imageWidth": self._size[0],
+        }
+        (self._folder / f"{picture.name}.jpg").write_bytes(picture.jpeg)
+        (self._folder / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
+
+    def close(self) -> None:
+        pass
+
+
+class Cvat:
+    """CVAT for video 1.1: annotations.xml with tracks, for a task whose data is the recording itself.
+
+    A track is a polygon in each annotated frame, which CVAT moves evenly in between; it is marked as outside where the
+    polyp is not shown. Where a polyp is in several pieces, the smaller ones are tracks of their own.
+    Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
+    """
+
+    pictured = False
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        self._path, self._size = folder / "annotations.xml", (width, height)
+        self._frames: list[int] = []
+        # For each track and piece, the numbers of the annotated frames (not of the recording's) and its polygons.
+        self._pieces: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+
+    def write(self, picture: Annotated) -> None:
+        for outline in picture.outlines:
+            largest_first = sorted(_solid(outline), key=_area, reverse=True)
+            for piece, polygon in enumerate(largest_first):
+                self._pieces.setdefault((outline.track, piece), []).append((len(self._frames), polygon))
+        self._frames.append(picture.frame)
+
+    def close(self) -> None:
+        root = ElementTree.Element("annotations")
+        ElementTree.SubElement(root, "version").text = "1.1"
+        root.append(self._meta())
+        for number, key in enumerate(sorted(self._pieces)):
+            track = ElementTree.SubElement(root, "track", id=str(number), label=LABEL, source="auto")
+            self._add_shapes(track, self._pieces[key])
+        ElementTree.indent(root)
+        ElementTree.ElementTree(root).write(self._path, encoding="utf-8", xml_declaration=True)
+
+    def _meta(self) -> ElementTree.Element:
+        meta = ElementTree.Element("meta")
+        task = ElementTree.SubElement(meta, "task")
+        ElementTree.SubElement(task, "size").text = str(self._frames[-1] + 1 if self._frames else 0)
+        ElementTree.SubElement(task, "mode").text = "interpolation"
+        label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
+        ElementTree.SubElement(label, "name").text = LABEL
+        ElementTree.SubElement(label, "attributes")
+        size = ElementTree.SubElement(task, "original_size")
+        for name, value in zip(("width", "height"), self._size, strict=True):
+            ElementTree.SubElement(size, name).text = str(value)
+        return meta
+
+    def _add_shapes(self, track: ElementTree.Element, shapes: list[tuple[int, np.ndarray]]) -> None:
+        for index, (place, polygon) in enumerate(shapes):
+            _add_polygon(track, self._frames[place], polygon, outside=False)
+            followed = index + 1 < len(shapes) and shapes[index + 1][0] == place + 1
+            if not followed and place + 1 < len(self._frames):
+                _add_polygon(track, self._frames[place + 1], polygon, outside=True)
+
+
+def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:
+    points = ";".join(f"{x:.2f},{y:.2f}" for x, y in polygon)
+    attributes = {"outside": str(int(outside)), "occluded": "0", "keyframe": "1", "points": points, "z_order": "0"}
+    ElementTree.SubElement(track, "polygon", {"frame": str(frame), **attributes})
+
+
+def _solid(outline: Outline) -> list[np.ndarray]:
+    """The polygons, float [n, 2]; one of fewer than three corners, which no tool takes, as the box around it.
+
+    Outlines go through the middles of the outermost pixels, and in these formats a middle is at half a pixel.
+    """
+    return [(polygon if len(polygon) > 2 else _box(polygon)) + 0.5 for polygon in outline.polygons]
+
+
+def _area(polygon: np.ndarray) -> float:
+    return float(cv2.contourArea(polygon.astype(np.float32)))
+
+
+def _box(polygon: np.ndarray) -> np.ndarray:
+    x, y, width, height = cv2.boundingRect(polygon)
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.int32)
+
+
+FORMATS: dict[str, type[Writer]] = {"coco": Coco, "png": Png, "yolo": Yolo, "cvat": Cvat, "labelme": Labelme}

@@ -1,0 +1,98 @@
+"""Read annotations with their formats' own public readers, and save what those see: `readers.py FORMAT FOLDER OUT.npz`.
+
+Runs in an environment of its own (tests/readers.txt), since some of them need other versions of what we need.
+OUT.npz gets for each picture its mask, uint8 [height, width] of 0 and 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+def read_coco(folder: Path) -> dict[str, np.ndarray]:
+    """By pycocotools; Datumaro and supervision must find as many."""
+    from datumaro import Dataset
+    from pycocotools.coco import COCO
+    from supervision import DetectionDataset
+
+    file = folder / "annotations" / "instances_default.json"
+    coco = COCO(str(file))
+    masks = {}
+    for picture in coco.loadImgs(coco.getImgIds()):
+        annotations = coco.loadAnns(coco.getAnnIds(picture["id"]))
+        nothing = np.zeros((picture["height"], picture["width"]), np.uint8)
+        masks[Path(picture["file_name"]).stem] = np.maximum.reduce([nothing, *map(coco.annToMask, annotations)])
+    items = list(Dataset.import_from(str(folder), "coco_instances"))
+    assert {item.id for item in items} == set(masks)
+    assert {item.media_as(type(item.media)).size for item in items} == {mask.shape for mask in masks.values()}
+    tracks = {annotation.attributes["track_id"] for item in items for annotation in item.annotations}
+    assert tracks == {annotation["attributes"]["track_id"] for annotation in coco.anns.values()}
+    pictures = DetectionDataset.from_coco(str(folder / "images" / "default"), str(file), force_masks=True)
+    assert sum(len(found) for _, _, found in pictures) == len(coco.anns)
+    return masks
+
+
+def read_yolo(folder: Path) -> dict[str, np.ndarray]:
+    """By supervision."""
+    from supervision import DetectionDataset
+
+    pictures = DetectionDataset.from_yolo(
+        str(folder / "images" / "train"), str(folder / "labels" / "train"), str(folder / "data.yaml"), force_masks=True
+    )
+    assert pictures.classes == ["polyp"]
+    masks = {}
+    for path, picture, found in pictures:
+        nothing = np.zeros(picture.shape[:2], np.uint8)
+        masks[Path(path).stem] = np.maximum.reduce([nothing, *found.mask.astype(np.uint8)] if len(found) else [nothing])
+    return masks
+
+
+def read_cvat(folder: Path) -> dict[str, np.ndarray]:
+    """By Datumaro; the names are the numbers of the frames."""
+    from datumaro import Dataset
+    from pycocotools import mask
+
+    root = (folder / "annotations.xml").read_text()
+    height, width = (int(root.split(f"<{name}>")[1].split("<")[0]) for name in ("height", "width"))
+    masks = {}
+    for item in Dataset.import_from(str(folder / "annotations.xml"), "cvat"):
+        shown = [each for each in item.annotations if not each.attributes["outside"]]
+        decoded = [mask.decode(mask.frPyObjects([each.points], height, width))[..., 0] for each in shown]
+        nothing = np.zeros((height, width), np.uint8)
+        masks[str(item.attributes["frame"])] = np.maximum.reduce([nothing, *decoded])
+    return masks
+
+
+def read_labelme(folder: Path) -> dict[str, np.ndarray]:
+    """By labelme itself, the picture and the shapes."""
+    from io import BytesIO
+
+    from labelme._label_file import read_label_file
+    from labelme.utils import shape_to_mask
+    from PIL import Image
+
+    masks = {}
+    for path in sorted(folder.glob("*_*.json")):
+        read = read_label_file(str(path))
+        width, height = Image.open(BytesIO(read.image_data)).size
+        nothing = np.zeros((height, width), np.uint8)
+        assert all(shape["label"] == "polyp" and shape["group_id"] for shape in read.shapes)
+        found = [shape_to_mask((height, width), shape["points"], "polygon").astype(np.uint8) for shape in read.shapes]
+        masks[path.stem] = np.maximum.reduce([nothing, *found])
+    return masks
+
+
+READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "cvat": read_cvat,
+    "labelme": read_labelme,
+}
+
+if __name__ == "__main__":
+    name, folder, out = sys.argv[1:]
+    np.savez_compressed(out, **READERS[name](Path(folder)))
