@@ -22,12 +22,13 @@ from stream.annotations import write_annotations
 from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.config import load_settings
+from stream.deidentify import hashed_name, read_salt
 from stream.errors import OutputError, PolypstreamError
 from stream.frame import Frame
 from stream.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
 from stream.pipeline import POLL_S, Sink
-from stream.process import claim_folder, make_segmenter, with_model
+from stream.process import claim_folder, deidentifying, make_segmenter, with_model
 from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
 from stream.report import write_report
@@ -88,19 +89,30 @@ def process(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist")] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave nothing but the endoscope's view; see docs/deidentification.md")
+    ] = False,
+    hash_names: Annotated[
+        Path | None,
+        typer.Option(metavar="SALT_FILE", help="De-identify and name results by a hash of the file's name"),
+    ] = None,
 ) -> None:
     """Annotate recordings: annotated.mp4, frames.csv, summary.json and, with --masks, masks.mkv for each."""
     settings = with_model(load_settings(config, set_ or []), model)
+    salt = None if hash_names is None else read_salt(hash_names)
+    if deidentify or salt:
+        settings = deidentifying(settings)
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         complain(note)
     failed = False
     taken: dict[str, str] = {}
     for recording in recordings:
+        name = hashed_name(Path(recording).name, salt) if salt else None
         try:
-            claim_folder(recording, taken)
+            claim_folder(recording, name, taken)
             with ProgressBar(recording, "frames") as progress:
-                run = process_recording(recording, output, segmenter, settings, masks, overwrite, progress.show)
+                run = process_recording(recording, output, segmenter, settings, masks, overwrite, name, progress.show)
         except PolypstreamError as error:
             complain(error)
             failed = True

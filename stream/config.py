@@ -43,6 +43,13 @@ class View(Section):
     field_of_view: Literal["auto", "full"] | tuple[Coordinate, Coordinate, Length, Length] = "auto"
 
 
+class Deidentify(Section):
+    """What is taken out of a recording before anything is written."""
+
+    enabled: bool = False
+    blank_outside: bool = True
+
+
 class Inference(Section):
     """The model and where it runs."""
 
@@ -115,6 +122,7 @@ class Settings(Section):
     """Every setting of a run; config.yaml explains each."""
 
     view: View = View()
+    deidentify: Deidentify = Deidentify()
     inference: Inference = Inference()
     findings: Findings = Findings()
     overlay: OverlaySettings = OverlaySettings()

@@ -140,6 +140,9 @@ class Live:
         settings: of the run.
         sinks: name and sink of each.
 
+    Raises:
+        SettingsError: they ask for what only recordings have.
+
     Attributes:
         overlay: what draws the markers; it can be switched off and on.
     """
@@ -151,6 +154,8 @@ class Live:
         settings: Settings,
         sinks: Sequence[tuple[str, Sink[Frame]]],
     ) -> None:
+        if settings.deidentify.enabled:
+            raise SettingsError("deidentify.enabled: is for recordings; record, then use `process --deidentify`")
         self.sources = sources
         self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings

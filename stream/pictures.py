@@ -118,12 +118,18 @@ def in_format(picture: av.VideoFrame, pictures: PictureFormat) -> av.VideoFrame:
 
 def copy_of(picture: av.VideoFrame) -> av.VideoFrame:
     """The same picture in memory of its own, with its time and tags."""
-    copied = av.VideoFrame(picture.width, picture.height, picture.format.name)
+    copied = fresh_like(picture)
     for own, theirs in zip(planes_of(copied), planes_of(picture), strict=True):
         own[:] = theirs
-    copied.colorspace, copied.color_range = picture.colorspace, picture.color_range
-    copied.pts, copied.time_base, copied.duration = picture.pts, picture.time_base, picture.duration
     return copied
+
+
+def fresh_like(picture: av.VideoFrame) -> av.VideoFrame:
+    """Another picture of the same kind, time and tags, whose pixels are anything; without side data."""
+    fresh = av.VideoFrame(picture.width, picture.height, picture.format.name)
+    fresh.colorspace, fresh.color_range = picture.colorspace, picture.color_range
+    fresh.pts, fresh.time_base, fresh.duration = picture.pts, picture.time_base, picture.duration
+    return fresh
 
 
 def longest_step(time_base: Fraction) -> int:

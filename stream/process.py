@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.config import Settings
+from stream.deidentify import Deidentified
 from stream.errors import OutputError, SettingsError, SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
@@ -57,17 +58,23 @@ def with_model(settings: Settings, model: Path | None) -> Settings:
     return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
 
 
-def claim_folder(uri: str, taken: dict[str, str]) -> None:
+def deidentifying(settings: Settings) -> Settings:
+    """The settings with de-identification."""
+    return settings.model_copy(update={"deidentify": settings.deidentify.model_copy(update={"enabled": True})})
+
+
+def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
     """See that no two recordings of one call write to the same folder.
 
     Args:
         uri: the recording that is next.
+        name: that it gets in place of its own, if any.
         taken: the recordings before it, by the name of their folders; this one is added.
 
     Raises:
         OutputError: the folder is taken.
     """
-    folder = stem_of(uri).casefold()  # some file systems do not tell A from a
+    folder = (name or stem_of(uri)).casefold()  # some file systems do not tell A from a
     if folder in taken:
         raise OutputError(f"{uri}: its results would overwrite those of {taken[folder]}; give it a call of its own")
     taken[folder] = uri
@@ -95,6 +102,7 @@ def process(
     settings: Settings,
     masks: bool = False,
     overwrite: bool = False,
+    name: str | None = None,
     poll: Poll = lambda *_: None,
 ) -> Run:
     """Annotate one recording into `output`/<stem>/.
@@ -106,21 +114,24 @@ def process(
         settings: of the run.
         masks: write masks.mkv too.
         overwrite: replace results that exist.
+        name: for the results of a recording that is de-identified, in place of its own.
         poll: told the frames done and the frames expected (None: unknown), a few times a second.
 
     Raises:
         PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
     """
-    source = open_source(uri, poll)
+    source: Source = open_source(uri, poll)
     try:
-        view = choose_view(source, settings)
-        folder = prepare_folder(output / source.stem, source.path, overwrite)
+        view, recording = choose_view(source, settings), source.path
+        if settings.deidentify.enabled:
+            source = Deidentified(source, view, settings, name)
+        folder = prepare_folder(output / source.stem, recording, overwrite)
         return _Job(source, view, folder, segmenter, settings, masks).run(poll)
     finally:
         source.close()
 
 
-def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
+def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Path:
     """Make the results' folder, without touching a file that the user has not given up.
 
     Raises:
@@ -129,7 +140,7 @@ def prepare_folder(folder: Path, recording: Path, overwrite: bool) -> Path:
     try:
         existing = [folder / name for name in RESULTS if (folder / name).exists()]
         existing += (folder / SNAPSHOTS).glob("track-*.jpg")
-        if any(path.samefile(recording) for path in existing):
+        if recording and any(path.samefile(recording) for path in existing):
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
             raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
@@ -203,18 +214,28 @@ class _Job:
 
     def _about(self) -> dict[str, Any]:
         """What the results are of, and made with."""
+        settings = self.settings.model_dump(mode="json")
+        settings["inference"]["model"] = self._may_stand(settings["inference"]["model"])
+        file = self._may_stand(str(self.segmenter.model))
         return {
             "input": self.source.name,
-            "model": {"file": str(self.segmenter.model), **self.segmenter.card.model_dump(mode="json")},
-            "settings": self.settings.model_dump(mode="json"),
+            "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
+            "settings": settings,
             "polypstream": version("polypstream"),
         }
 
+    def _may_stand(self, text: str) -> str:
+        """A path as it may stand in the results: folders are often named after people."""
+        return Path(text).name if self.settings.deidentify.enabled else text
+
     def _write_summary(self, run: Run, problem: BaseException | None, damage: list[str]) -> None:
+        said = (str(problem) or type(problem).__name__) if problem else None
+        if said and self.settings.deidentify.enabled:
+            said = said.replace(str(self.folder), self.folder.name)
         summary: dict[str, Any] = {
             **self._about(),
             "complete": problem is None and not damage,
-            "problem": (str(problem) or type(problem).__name__) if problem else None,
+            "problem": said,
             "damage": damage,
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,

@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 
 from stream.config import Settings
+from stream.deidentify import Deidentified
 from stream.errors import DataError
 from stream.frame import Frame
+from stream.process import choose_view
 from stream.sinks.findings import SCHEMA
 from stream.sources.base import Source
 from stream.sources.open import open_source, stem_of
@@ -139,7 +141,7 @@ def frames_again(
 
 
 def open_again(run: FinishedRun, recording: str) -> Source:
-    """Open the recording of a run.
+    """Open the recording of a run, de-identified if the run was.
 
     Raises:
         SourceError: it cannot be opened.
@@ -152,4 +154,6 @@ def open_again(run: FinishedRun, recording: str) -> Source:
             f"{recording}: its pictures are {source.format.width}x{source.format.height}, those of {run.folder} "
             f"{run.picture_size[0]}x{run.picture_size[1]}: it is not the recording of this run"
         )
+    if run.settings.deidentify.enabled:
+        return Deidentified(source, choose_view(source, run.settings), run.settings, run.folder.name)
     return source

@@ -18,7 +18,7 @@ class Source(Protocol):
     Attributes:
         name: for people.
         stem: names the folder of its results.
-        path: the file behind it, from which sinks copy sound and metadata.
+        path: the file behind it, from which sinks copy sound; None: nothing may be copied.
         format: what is the same for every picture.
         expected_frames: how many frames it says it has, or None.
         damage: what was found wrong with it while reading, one phrase each.
@@ -27,11 +27,13 @@ class Source(Protocol):
 
     name: str
     stem: str
-    path: Path
     format: PictureFormat
     expected_frames: int | None
     damage: list[str]
     notes: list[str]
+
+    @property
+    def path(self) -> Path | None: ...
 
     def frames(self) -> Iterator[Frame]: ...
 
