@@ -31,5 +31,5 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[train,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom]' -c constraints.txt
 	touch $@
