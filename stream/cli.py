@@ -22,6 +22,7 @@ from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.config import load_settings
 from stream.errors import OutputError, PolypstreamError
+from stream.extras import extra
 from stream.frame import Frame
 from stream.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
@@ -128,6 +129,23 @@ def score_run(
     if json_file is not None:
         with writing(json_file):
             json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@app.command("dicom")
+def dicom_objects(
+    recording: Annotated[str, typer.Argument(metavar="RECORDING", help="As it was given to process")],
+    results: Annotated[Path, typer.Option(help="Folder that was given to `process --output`, or that of the run")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace objects that exist")] = False,
+) -> None:
+    """Write each track's best picture and its mask there as DICOM: Secondary Capture and Segmentation."""
+    with extra("dicom"):
+        from stream.dicom import write_dicom
+    with ProgressBar(recording, "frames") as progress:
+        written = write_dicom(recording, results, overwrite, progress.show)
+    for path in written:
+        typer.echo(path)
+    if not written:
+        typer.echo(f"{recording}: nothing was found in it, so there is nothing to write")
 
 
 @app.command("live")
