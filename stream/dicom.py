@@ -161,9 +161,12 @@ def _is_deidentified(run: FinishedRun) -> bool:
 
 
 def _long_string(text: str) -> str:
-    """A text as DICOM's LO takes it: no backslash, no control character, at most 64 characters."""
-    valid = text.encode(errors="replace").decode()  # file names may be any bytes
-    return re.sub(r"[\\\x00-\x1f\x7f]", "_", valid)[:LONG_STRING].strip()
+    """A text as DICOM's LO takes it: no backslash, no control character, not over 64 characters.
+
+    Cut at 64 bytes of UTF-8, since some readers count those. File names may be any bytes.
+    """
+    valid = text.encode(errors="replace")[:LONG_STRING].decode(errors="ignore")
+    return re.sub(r"[\\\x00-\x1f\x7f]", "_", valid).strip()
 
 
 def shown_part(run: FinishedRun) -> FieldOfView:

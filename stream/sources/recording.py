@@ -93,10 +93,10 @@ class Recording:
             self._concealed += picture.is_corrupt
             self._resized += (picture.width, picture.height) != (self.format.width, self.format.height)
             fitting = in_format(picture, self.format)
+            duration = picture.duration if picture.pts is not None else 0  # without a time it is a guess
             fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
-            # Without a duration the last picture would lie behind the end of an MP4, and players drop it. That of a
-            # picture without a time is a guess.
-            fitting.duration = step if picture.pts is None else picture.duration or step
+            # Without a duration the last picture would lie behind the end of an MP4, and players drop it.
+            fitting.duration = duration or step
             end = float((pts + fitting.duration) * self.format.time_base)
             yield Frame(index, fitting, pts, self.format.time_base)
             index += 1
