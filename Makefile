@@ -37,5 +37,5 @@ $(VENV)/.readers: tests/readers.txt
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[train,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom]' -c constraints.txt
 	touch $@

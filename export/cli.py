@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from models.cli import train_extra
 from stream.errors import DataError
+from stream.extras import extra
 from stream.segment import Segmenter
 
 
@@ -27,7 +27,7 @@ def export_model(
     scores: Annotated[Path | None, typer.Option(help="JSON of `polypstream evaluate`, for the metadata")] = None,
 ) -> None:
     """Write a self-describing ONNX model, after proof that it says the same as torch."""
-    with train_extra():
+    with extra("train"):
         from export.onnx_file import export
     proof = export(checkpoint, output, size, precision, _read_scores(scores), calibration)
     typer.echo(f"{output}: {proof}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,23 +20,12 @@ from models.evaluation import (
     write_output,
 )
 from stream.config import load_settings
-from stream.errors import MissingExtra, SettingsError
+from stream.errors import SettingsError
+from stream.extras import extra
 from stream.find import choose_rules
 from stream.progress import ProgressBar
 
 MOST_SAMPLES = 12
-
-
-@contextmanager
-def train_extra() -> Iterator[None]:
-    """Answer a missing optional package with the pip line that brings it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"this command needs {error.name}, which is not installed; in the checkout of polypstream: "
-            "pip install -e '.[train]' -c constraints.txt"
-        ) from error
 
 
 def train(
@@ -67,7 +55,7 @@ def train(
     terms: Annotated[str, typer.Option(help="Terms of use of the data, kept in the model's metadata")] = "not stated",
 ) -> None:
     """Train an SA-UNet; writes checkpoint.pt, history.csv and curves.png."""
-    with train_extra():
+    with extra("train"):
         from models.training import Recipe
         from models.training import train as run_training
     recipe = Recipe(
@@ -94,7 +82,7 @@ def tune(
     ] = None,
 ) -> None:
     """Choose how sure the model must be of a finding, on the pictures held out in training."""
-    with train_extra():
+    with extra("train"):
         from models.operating_point import choose_operating_point
     with ProgressBar(str(checkpoint), "pictures") as progress:
         point = choose_operating_point(
@@ -123,7 +111,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure accuracy at each picture's own size, false alarms, calibration and speed, under the run-time rules."""
-    with train_extra():
+    with extra("train"):
         loaded = load_model(model, provider)
         if samples or reliability:
             from models.figures import draw_reliability, draw_samples

@@ -24,6 +24,7 @@ from stream.bench_tables import print_bench
 from stream.config import load_settings
 from stream.deidentify import hashed_name, read_salt
 from stream.errors import OutputError, PolypstreamError
+from stream.extras import extra
 from stream.frame import Frame
 from stream.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
@@ -160,6 +161,23 @@ def annotation_masks(
     with ProgressBar(recording, "frames") as progress:
         folder, pictures, found = write_annotations(recording, results, name, output, every, overwrite, progress.show)
     typer.echo(f"{recording}: {found} findings in {pictures} pictures -> {folder}")
+
+
+@app.command("dicom")
+def dicom_objects(
+    recording: Annotated[str, typer.Argument(help="A recording that was processed")],
+    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the one run")] = RESULTS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace objects that exist")] = False,
+) -> None:
+    """Write each track's best picture and its mask there as DICOM: Secondary Capture and Segmentation."""
+    with extra("dicom"):
+        from stream.dicom import write_dicom
+    with ProgressBar(recording, "frames") as progress:
+        written = write_dicom(recording, results, overwrite, progress.show)
+    for path in written:
+        typer.echo(path)
+    if not written:
+        typer.echo(f"{recording}: nothing was found in it, so there is nothing to write")
 
 
 @app.command("live")

@@ -140,6 +140,7 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Pat
     try:
         existing = [folder / name for name in RESULTS if (folder / name).exists()]
         existing += (folder / SNAPSHOTS).glob("track-*.jpg")
+        existing += folder.glob("dicom/track-*.dcm")
         if recording and any(path.samefile(recording) for path in existing):
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:

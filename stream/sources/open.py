@@ -7,11 +7,12 @@ from pathlib import Path
 
 from stream.sources.base import Source
 from stream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
+from stream.sources.dicom import DicomVideo, is_dicom
 from stream.sources.recording import Recording, results_stem
 
 
 def open_source(uri: str, poll: Callable[[int, int], None] = lambda *_: None) -> Source:
-    """Open a recording's path, or a demo such as ``demo:?seconds=10&seed=1``.
+    """Open a recording's path, a DICOM video's too, or a demo such as ``demo:?seconds=10&seed=1``.
 
     Args:
         uri: what to open.
@@ -19,10 +20,12 @@ def open_source(uri: str, poll: Callable[[int, int], None] = lambda *_: None) ->
 
     Raises:
         SourceError: it cannot be opened, or holds no picture that can be decoded.
+        MissingExtra: it is a DICOM file, and what reads those is not installed.
     """
     if uri.startswith(SCHEME):
         return open_demo(uri, poll)
-    return Recording(Path(uri))
+    path = Path(uri)
+    return DicomVideo(path) if is_dicom(path) else Recording(path)
 
 
 def stem_of(uri: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
@@ -35,11 +37,15 @@ def results_stem(path: Path) -> str:
 class Recording:
     """Frames of a file, every one, in order.
 
+    Args:
+        path: of the file.
+        untimed_rate: pictures per second, for a stream whose pictures carry no times; None: as the stream says.
+
     Raises:
         SourceError: the file cannot be read, has no moving picture, or none that can be decoded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, untimed_rate: Fraction | None = None) -> None:
         self.path = path
         self.name, self.stem = str(path), results_stem(path)
         self.damage: list[str] = []
@@ -55,6 +61,8 @@ class Recording:
                 raise SourceError(f"{path}: none of its pictures can be decoded")
             self._first = first
             self.format = picture_format(self._stream, self._first)
+            if untimed_rate and first.pts is None:
+                self.format = replace(self.format, rate=untimed_rate)
         except BaseException:
             self._container.close()
             raise
@@ -85,9 +93,10 @@ class Recording:
             self._concealed += picture.is_corrupt
             self._resized += (picture.width, picture.height) != (self.format.width, self.format.height)
             fitting = in_format(picture, self.format)
+            duration = picture.duration if picture.pts is not None else 0  # without a time it is a guess
             fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
             # Without a duration the last picture would lie behind the end of an MP4, and players drop it.
-            fitting.duration = picture.duration or step
+            fitting.duration = duration or step
             end = float((pts + fitting.duration) * self.format.time_base)
             yield Frame(index, fitting, pts, self.format.time_base)
             index += 1
