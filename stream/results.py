@@ -148,12 +148,15 @@ def open_again(run: FinishedRun, recording: str) -> Source:
         DataError: its pictures are of another size than those of the run.
     """
     source = open_source(recording)
-    if (source.format.width, source.format.height) != run.picture_size:
+    try:
+        if (source.format.width, source.format.height) != run.picture_size:
+            raise DataError(
+                f"{recording}: its pictures are {source.format.width}x{source.format.height}, those of {run.folder} "
+                f"{run.picture_size[0]}x{run.picture_size[1]}: it is not the recording of this run"
+            )
+        if run.settings.deidentify.enabled:
+            return Deidentified(source, choose_view(source, run.settings), run.settings, run.folder.name)
+        return source
+    except BaseException:
         source.close()
-        raise DataError(
-            f"{recording}: its pictures are {source.format.width}x{source.format.height}, those of {run.folder} "
-            f"{run.picture_size[0]}x{run.picture_size[1]}: it is not the recording of this run"
-        )
-    if run.settings.deidentify.enabled:
-        return Deidentified(source, choose_view(source, run.settings), run.settings, run.folder.name)
-    return source
+        raise
