@@ -57,6 +57,7 @@ CAPTURES, SEGMENTATIONS = 9001, 9002
 POLYP = Code("41329004", "SCT", "Polyp")
 UTF_8 = "ISO_IR 192"
 LONG_STRING = 64
+ID_DIGITS = 16
 DEIDENTIFICATION = "Patient and study replaced, picture outside the view blackened"
 
 
@@ -137,7 +138,12 @@ def identity_of(run: FinishedRun, recording: str) -> Dataset:
     """The patient and the study: a DICOM recording's own; else, and if the run is de-identified, new ones."""
     identity, path = Dataset(), Path(recording)
     identity.SpecificCharacterSet = UTF_8
-    if is_dicom(path) and not run.settings.deidentify.enabled:
+    if run.settings.deidentify.enabled:
+        identity.StudyInstanceUID = generate_uid()
+        # Not the run's name, which may be the recording's own, and that the patient's.
+        identity.PatientName, identity.PatientID = "", identity.StudyInstanceUID[-ID_DIGITS:]
+        identity.PatientIdentityRemoved, identity.DeidentificationMethod = "YES", DEIDENTIFICATION
+    elif is_dicom(path):
         header = read_header(path)
         with quiet():
             for keyword in HANDED_ON:
@@ -145,8 +151,6 @@ def identity_of(run: FinishedRun, recording: str) -> Dataset:
                     identity[keyword] = header[keyword]
     else:
         identity.PatientName, identity.PatientID = "", _long_string(run.folder.resolve().name)
-    if run.settings.deidentify.enabled:
-        identity.PatientIdentityRemoved, identity.DeidentificationMethod = "YES", DEIDENTIFICATION
     if not identity.get("StudyInstanceUID"):
         identity.StudyInstanceUID = generate_uid()
     return identity
