@@ -28,13 +28,11 @@ class Annotated(NamedTuple):
     Attributes:
         name: of its files, without ending.
         frame: its number in the recording, from 0.
-        jpeg: the picture; empty for a writer that is not `pictured`.
         outlines: of the findings.
     """
 
     name: str
     frame: int
-    jpeg: bytes
     outlines: list[Outline]
 
 
@@ -42,12 +40,13 @@ class Writer(Protocol):
     """Writes pictures of one size into a folder.
 
     Attributes:
-        pictured: it writes the pictures too.
+        images: the folder that the pictures go to, as JPEG; None: it wants none.
     """
 
-    pictured: bool
-
     def __init__(self, folder: Path, width: int, height: int) -> None: ...
+
+    @property
+    def images(self) -> Path | None: ...
 
     def write(self, picture: Annotated) -> None: ...
 
@@ -61,19 +60,16 @@ class Coco:
     Source: https://cocodataset.org/#format-data
     """
 
-    pictured = True
-
     def __init__(self, folder: Path, width: int, height: int) -> None:
-        self._images, self._file = folder / "images" / "default", folder / "annotations" / "instances_default.json"
+        self.images, self._file = folder / "images" / "default", folder / "annotations" / "instances_default.json"
         self._size = width, height
-        for place in (self._images, self._file.parent):
+        for place in (self.images, self._file.parent):
             place.mkdir(parents=True)
         self._pictures: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
     def write(self, picture: Annotated) -> None:
         number, (width, height) = len(self._pictures) + 1, self._size
-        (self._images / f"{picture.name}.jpg").write_bytes(picture.jpeg)
         self._pictures.append({"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height})
         for outline in picture.outlines:
             self._annotations.append(
@@ -104,11 +100,9 @@ class Coco:
 class Png:
     """images/ and masks/ of the same names, 0 and 255: the layout that `polypstream train` reads."""
 
-    pictured = True
-
     def __init__(self, folder: Path, width: int, height: int) -> None:
-        self._images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
-        for place in (self._images, self._masks):
+        self.images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
+        for place in (self.images, self._masks):
             place.mkdir()
 
     def write(self, picture: Annotated) -> None:
@@ -116,7 +110,6 @@ class Png:
         for outline in picture.outlines:
             mask |= outline.mask(*self._size)
         _, png = cv2.imencode(".png", mask)
-        (self._images / f"{picture.name}.jpg").write_bytes(picture.jpeg)
         (self._masks / f"{picture.name}.png").write_bytes(bytes(png))
 
     def close(self) -> None:
@@ -130,12 +123,10 @@ class Yolo:
     an empty file. Source: https://docs.ultralytics.com/datasets/segment/
     """
 
-    pictured = True
-
     def __init__(self, folder: Path, width: int, height: int) -> None:
-        self._images, self._labels = folder / "images" / "train", folder / "labels" / "train"
+        self.images, self._labels = folder / "images" / "train", folder / "labels" / "train"
         self._size = np.array([width, height], np.float64)
-        for place in (self._images, self._labels):
+        for place in (self.images, self._labels):
             place.mkdir(parents=True)
         (folder / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
 
@@ -145,7 +136,6 @@ class Yolo:
             for outline in picture.outlines
             for polygon in _solid(outline)
         ]
-        (self._images / f"{picture.name}.jpg").write_bytes(picture.jpeg)
         (self._labels / f"{picture.name}.txt").write_text("".join(f"{line}\n" for line in lines))
 
     def close(self) -> None:
@@ -158,10 +148,8 @@ class Labelme:
     Source: https://github.com/wkentaro/labelme
     """
 
-    pictured = True
-
     def __init__(self, folder: Path, width: int, height: int) -> None:
-        self._folder, self._size = folder, (width, height)
+        self.images, self._size = folder, (width, height)
 
     def write(self, picture: Annotated) -> None:
         shapes = [
@@ -185,8 +173,7 @@ class Labelme:
             "imageHeight": self._size[1],
             "imageWidth": self._size[0],
         }
-        (self._folder / f"{picture.name}.jpg").write_bytes(picture.jpeg)
-        (self._folder / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
+        (self.images / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
 
     def close(self) -> None:
         pass
@@ -200,9 +187,8 @@ class Cvat:
     Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
     """
 
-    pictured = False
-
     def __init__(self, folder: Path, width: int, height: int) -> None:
+        self.images = None
         self._path, self._size = folder / "annotations.xml", (width, height)
         self._frames: list[int] = []
         # For each track and piece, the numbers of the annotated frames (not of the recording's) and its polygons.

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,8 +16,9 @@ from stream.annotation_formats import FORMATS, Annotated
 from stream.errors import OutputError
 from stream.frame import Frame
 from stream.model import NOTICE
-from stream.results import Outline, Poll, find_run, frames_again
-from stream.scale import Scaler
+from stream.process import Poll
+from stream.results import Outline, find_run, frames_again, open_again
+from stream.scale import Scaler, own_size
 from stream.sinks.files import writing
 
 JPEG_QUALITY = 95
@@ -60,11 +61,14 @@ def write_annotations(
     encode, pictures, findings = _jpeg_encoder(), 0, 0
     with _replacing(target, overwrite) as folder:
         writer = FORMATS[name](folder, *run.picture_size)
-        for frame, outlines in _sampled(frames_again(run, recording, poll), every):
-            with writing(target):
-                jpeg = encode(frame.picture) if writer.pictured else b""
-                writer.write(Annotated(f"{run.folder.name}_{frame.index:06d}", frame.index, jpeg, outlines))
-            pictures, findings = pictures + 1, findings + len(outlines)
+        with closing(open_again(run, recording)) as source:
+            for frame, outlines in _sampled(frames_again(run, source, poll), every):
+                name_of_files = f"{run.folder.name}_{frame.index:06d}"
+                with writing(target):
+                    if writer.images:
+                        (writer.images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
+                    writer.write(Annotated(name_of_files, frame.index, outlines))
+                pictures, findings = pictures + 1, findings + len(outlines)
         with writing(target):
             writer.close()
             (folder / ABOUT).write_text(json.dumps({"notice": NOTICE, **run.about}, indent=2) + "\n")
@@ -85,7 +89,7 @@ def _sampled(frames: Iterator[tuple[Frame, list[Outline]]], every: float) -> Ite
 
 def _jpeg_encoder() -> Callable[[VideoFrame], bytes]:
     """Pictures of any size, odd ones too, as JPEG."""
-    scale = Scaler("bgr24", lambda picture: (picture.width, picture.height))
+    scale = Scaler("bgr24", own_size)
 
     def encode(picture: VideoFrame) -> bytes:
         _, jpeg = cv2.imencode(".jpg", scale(picture).to_ndarray(), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])

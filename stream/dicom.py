@@ -7,7 +7,7 @@ this needs the optional part `dicom`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,15 +23,15 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from stream.errors import DataError, OutputError
+from stream.errors import OutputError
 from stream.frame import Frame
 from stream.model import NOTICE
-from stream.results import FinishedRun, Outline, find_run, open_again
-from stream.scale import Scaler
+from stream.process import Poll
+from stream.results import FinishedRun, Outline, find_run, frames_again, open_again
+from stream.scale import Scaler, own_size
 from stream.sinks.files import writing
 from stream.sources.dicom import is_dicom, quiet, read_header
 
-Poll = Callable[[int, int], None]
 FOLDER = "dicom"
 # Of the patient and the study, what a DICOM recording hands on.
 HANDED_ON = (
@@ -84,7 +84,7 @@ def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Po
         recording: as it was given to `process`.
         results: the folder that was given to `process --output`, or that of this one run.
         overwrite: replace objects that exist.
-        poll: told the frames done and those to read.
+        poll: told the frames done and the frames expected (None: unknown).
 
     Returns:
         The files written, two a track.
@@ -97,24 +97,18 @@ def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Po
     run = find_run(recording, results)
     best, written = best_outlines(run), list[Path]()
     last = max(best, default=-1)
-    source = open_again(run, recording)
-    try:
+    with closing(open_again(run, recording)) as source:
         study = Study(identity_of(run, recording), source.format.sample_aspect_ratio)
         folder = _prepare_folder(run.folder / FOLDER, overwrite)
-        for frame in source.frames() if best else ():
-            for outline in best.pop(frame.index, ()):
+        for frame, _ in frames_again(run, source, poll) if best else ():
+            for outline in best.get(frame.index, ()):
                 capture = capture_of(frame, outline, study)
                 segmentation = segmentation_of(capture, outline, run, study)
                 for kind, dataset in (("capture", capture), ("segmentation", segmentation)):
                     written.append(folder / f"track-{outline.track}-{kind}.dcm")
                     _save(dataset, study, written[-1])
-            poll(frame.index + 1, last + 1)
             if frame.index >= last:
                 break
-    finally:
-        source.close()
-    if best:
-        raise DataError(f"{recording}: ends before frame {last}, which {run.folder} tells of: it is not its recording")
     return written
 
 
@@ -193,7 +187,7 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
 
 def _rgb(picture: VideoFrame) -> np.ndarray:
     """uint8 [height, width, 3]."""
-    return Scaler("rgb24", lambda picture: (picture.width, picture.height))(picture).to_ndarray()
+    return Scaler("rgb24", own_size)(picture).to_ndarray()
 
 
 def segmentation_of(capture: SCImage, outline: Outline, run: FinishedRun, study: Study) -> Segmentation:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +15,13 @@ from stream.config import Settings
 from stream.deidentify import Deidentified
 from stream.errors import DataError
 from stream.frame import Frame
-from stream.process import choose_view
+from stream.process import Poll, choose_view
 from stream.sinks.findings import SCHEMA
 from stream.sources.base import Source
 from stream.sources.open import open_source, stem_of
 
 # findings.json has times to the microsecond.
 SAME_TIME_S = 1e-5
-
-Poll = Callable[[int, int | None], None]
 
 
 class Outline(NamedTuple):
@@ -115,29 +112,27 @@ def find_run(recording: str, results: Path) -> FinishedRun:
 
 
 def frames_again(
-    run: FinishedRun, recording: str, poll: Poll = lambda *_: None
+    run: FinishedRun, source: Source, poll: Poll = lambda *_: None
 ) -> Iterator[tuple[Frame, list[Outline]]]:
     """Every frame of a run's recording, as decoded, with the outlines that the run found in it.
 
     Args:
         run: what was found.
-        recording: its path, or a demo's address.
+        source: the recording, by open_again.
         poll: told the frames done and the frames expected (None: unknown).
 
     Raises:
-        SourceError: it cannot be read.
         DataError: it is not the recording of this run.
     """
     left = run.outlines()
-    with closing(open_again(run, recording)) as source:
-        for frame in source.frames():
-            outlines = left.pop(frame.index, [])
-            if any(abs(outline.seconds - frame.seconds) > SAME_TIME_S for outline in outlines):
-                raise DataError(f"{recording}: its frames have other times than those of {run.folder}")
-            yield frame, outlines
-            poll(frame.index + 1, source.expected_frames)
+    for frame in source.frames():
+        outlines = left.pop(frame.index, [])
+        if any(abs(outline.seconds - frame.seconds) > SAME_TIME_S for outline in outlines):
+            raise DataError(f"{source.name}: its frames have other times than those of {run.folder}")
+        yield frame, outlines
+        poll(frame.index + 1, source.expected_frames)
     if left:
-        raise DataError(f"{recording}: ends before the last findings of {run.folder}")
+        raise DataError(f"{source.name}: ends before the last findings of {run.folder}: it is not its recording")
 
 
 def open_again(run: FinishedRun, recording: str) -> Source:

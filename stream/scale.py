@@ -17,6 +17,11 @@ from stream.colour import is_full_range, matrix_name
 Size = tuple[int, int]
 
 
+def own_size(picture: av.VideoFrame) -> Size:
+    """For a Scaler that only converts."""
+    return picture.width, picture.height
+
+
 class Scaler:
     """A graph of FFmpeg's filters, built anew when pictures of another kind come.
 

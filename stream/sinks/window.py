@@ -13,7 +13,7 @@ import cv2
 from stream.config import WindowSettings
 from stream.errors import OutputError
 from stream.frame import Frame
-from stream.scale import Scaler
+from stream.scale import Scaler, own_size
 from stream.sinks.browser import SNAPSHOT_QUANTISER, Jpeg
 
 ESCAPE = 27
@@ -82,7 +82,7 @@ class Windows:
         self._shown[source] = frame
 
     def _open(self, source: str, frame: Frame) -> None:
-        self._to_bgr[source] = Scaler("bgr24", lambda picture: (picture.width, picture.height))
+        self._to_bgr[source] = Scaler("bgr24", own_size)
         cv2.namedWindow(source, cv2.WINDOW_NORMAL | cv2.WINDOW_GUI_NORMAL)
         cv2.moveWindow(source, self._settings.left, self._settings.top)
         cv2.resizeWindow(source, frame.picture.width, frame.picture.height)

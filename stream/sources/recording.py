@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -160,7 +161,11 @@ class Recording:
         return (container / av.time_base if container else None), END_S
 
     def thumbnails(self) -> list[np.ndarray]:
-        """Full-range grey thumbnails from all over the recording, for finding the field of view."""
+        """Full-range grey thumbnails from all over the recording, for finding the field of view; looked for once."""
+        return self._thumbnails
+
+    @cached_property
+    def _thumbnails(self) -> list[np.ndarray]:
         size = thumbnail_size(self.format.width, self.format.height)
         pictures = [self._first]
         if self._container.duration:

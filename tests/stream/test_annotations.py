@@ -111,7 +111,7 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     seen = {0: [small, large], 10: [large], 20: [], 30: [large]}
     for frame, polygons in seen.items():
         outlines = [Outline(7, frame, frame / 25, 0.9, polygons)] if polygons else []
-        writer.write(Annotated(f"x_{frame}", frame, b"", outlines))
+        writer.write(Annotated(f"x_{frame}", frame, outlines))
     writer.close()
     tracks = ElementTree.parse(tmp_path / "annotations.xml").getroot().findall("track")
     shapes = [[(int(each.get("frame")), each.get("outside")) for each in track.findall("polygon")] for track in tracks]
@@ -120,7 +120,7 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
 
 def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
     writer = Yolo(tmp_path, 100, 50)
-    writer.write(Annotated("x", 0, b"", [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])]))
+    writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])]))
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
     assert all(0 < float(share) < 1 for share in line[1:])

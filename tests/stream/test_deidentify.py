@@ -17,7 +17,7 @@ from stream.config import load_settings
 from stream.deidentify import Deidentified, hashed_name, read_salt
 from stream.errors import SettingsError
 from stream.process import choose_view
-from stream.results import frames_again, read_run
+from stream.results import frames_again, open_again, read_run
 from stream.sources.recording import Recording
 from tests.conftest import Clip, call, frames_of, make_clip, make_red_model
 
@@ -160,13 +160,14 @@ class TestEverythingWritten:
     def test_the_view_is_as_it_was(self, cleaned: Path, named: Path) -> None:
         """All but a rim of it is kept, its pixels the decoder's own; the same polyp is found."""
         run = read_run(cleaned)
-        with_name = Recording(named)
+        with_name, again = Recording(named), open_again(run, str(named))
         rim = cv2.erode(INSIDE.astype(np.uint8), np.ones((23, 23), np.uint8)) > 0
-        for (frame, outlines), original in zip(frames_again(run, str(named)), with_name.frames(), strict=True):
+        for (frame, outlines), original in zip(frames_again(run, again), with_name.frames(), strict=True):
             luma, before = (each.picture.to_ndarray()[:HEIGHT] for each in (frame, original))
             assert (luma[rim] == before[rim]).all()
             assert len(outlines) == 1
         with_name.close()
+        again.close()
         area = run.tracks[0]["largest_area_fraction"] * WIDTH * HEIGHT
         assert area == pytest.approx(np.pi * 50**2, rel=0.1)
 
