@@ -21,13 +21,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.int8 import quantise
 from models.checkpoint import load_checkpoint
-from models.data import find_pairs, names_file_of, read_pair, shrink, spread, view_of
+from models.data import find_pairs, names_file_of, read_pair, spread
 from models.picture_net import PictureNet, gmac_of
 from models.sa_unet import SAUNet, check_size
 from stream.errors import ModelError, OutputError, SettingsError
 from stream.model import INPUT, NOTICE, OUTPUT
 from stream.segment import Segmenter
 from stream.sources.demo_colon import DemoColon, DemoSettings
+from stream.still import shrink, view_of
 from stream.view import grey_level
 
 Precision = Literal["fp32", "fp16", "int8"]

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from stream.errors import DataError, SettingsError
-from stream.view import LIT, FieldOfView, find_field_of_view, thumbnail_size
+from stream.still import shrink, view_of
+from stream.view import LIT
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 # Two pictures are near-duplicates when their 256-bit difference hashes differ in at most so many bits.
@@ -133,20 +134,6 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     if picture.shape[:2] != mask.shape:
         raise DataError(f"{pair.mask}: its size {mask.shape[::-1]} is not its picture's {picture.shape[1::-1]}")
     return picture, cv2.compare(mask, 127, cv2.CMP_GT)
-
-
-def view_of(picture: np.ndarray) -> FieldOfView:
-    """The field of view of one RGB picture, found as the running program finds it."""
-    height, width = picture.shape[:2]
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    thumbnail = cv2.resize(grey, thumbnail_size(width, height), interpolation=cv2.INTER_AREA)
-    return find_field_of_view([thumbnail], width, height)
-
-
-def shrink(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resize to [size, size], averaging where the picture shrinks."""
-    smaller = min(picture.shape[:2]) >= size
-    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
 def healthy_crops(picture: np.ndarray, mask: np.ndarray) -> list[tuple[float, np.ndarray]]:

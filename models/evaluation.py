@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from models.data import Pair, healthy_crops, read_pair, shrink, view_of
+from models.data import Pair, healthy_crops, read_pair
 from stream.errors import OutputError
-from stream.find import Rules, find_region
+from stream.find import Rules
 from stream.segment import Segmenter
+from stream.still import mask_of, shrink, view_of
 from stream.view import FieldOfView
 
 if TYPE_CHECKING:
@@ -137,15 +138,6 @@ def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray
     view = view_of(picture)
     probability = model.segment([shrink(view.crop(picture), model.size)])[0]
     return mask_of(probability, view, rules, picture.shape[:2]), probability, view
-
-
-def mask_of(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
-    """The findings as a mask of the picture, uint8 [H, W] of 0 and 255."""
-    mask = np.zeros(shape, np.uint8)
-    region = find_region(probability, view, rules)
-    if region is not None:
-        mask[region.slices] = region.mask
-    return mask
 
 
 def evaluate(model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lambda *_: None) -> list[Result]:

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from models.data import Pair, read_pair, shrink
+from models.data import Pair, read_pair
 from models.evaluation import Model, predict, reliability, write_output
 from stream.find import Rules
+from stream.still import shrink
 
 SAMPLE_SIDE = 224
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
-from models.data import Pair, healthy_crops, named_pairs, read_pair, shrink, view_of
-from models.evaluation import Poll, compare, mask_of
+from models.data import Pair, healthy_crops, named_pairs, read_pair
+from models.evaluation import Poll, compare
 from models.sa_unet import SAUNet, check_size
 from stream.errors import DataError
 from stream.find import Rules, find_region
+from stream.still import mask_of, shrink, view_of
 from stream.view import FieldOfView
 
 PEAKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)

@@ -34,13 +34,13 @@ from models.data import (
     named_pairs,
     read_pair,
     split_off_validation,
-    view_of,
 )
 from models.efficientnet_lite import load_imagenet
 from models.evaluation import write_output
 from models.figures import draw_curves
 from models.sa_unet import OURS, SAUNet, check_size
 from stream.errors import DataError, ModelError, OutputError, SettingsError
+from stream.still import view_of
 
 # What already knows something learns this much more slowly than what starts from nothing.
 PRETRAINED_RATE = 0.3

@@ -118,6 +118,14 @@ class Output(Section):
     roll: RollSettings = RollSettings()
 
 
+class ServeSettings(Section):
+    """What `polypstream serve` takes, and how long it keeps it."""
+
+    picture_megabytes: int = Field(default=64, ge=1, le=1024, strict=True)
+    recording_gigabytes: float = Field(default=100.0, gt=0, strict=True)
+    keep_days: float = Field(default=30.0, gt=0, strict=True)
+
+
 class Settings(Section):
     """Every setting of a run; config.yaml explains each."""
 
@@ -128,6 +136,7 @@ class Settings(Section):
     overlay: OverlaySettings = OverlaySettings()
     live: LiveSettings = LiveSettings()
     output: Output = Output()
+    serve: ServeSettings = ServeSettings()
 
 
 def load_settings(file: Path | None, overrides: Sequence[str]) -> Settings:

@@ -3,6 +3,7 @@
     PolypstreamError
     ├── SettingsError    a key of config.yaml or of --set is unknown, of the wrong type or out of range
     ├── SourceError      a recording or stream cannot be opened or holds no picture that can be decoded
+    │   └── TooLarge     it is larger than it may be
     ├── OutputError      a result cannot be written: exists already, no permission, disk full
     ├── ModelError       a model file is missing, corrupt, or not one of ours
     ├── ProviderError    the execution provider asked for is not on this machine
@@ -24,6 +25,10 @@ class SettingsError(PolypstreamError):
 
 class SourceError(PolypstreamError):
     """A source cannot be opened or decoded."""
+
+
+class TooLarge(SourceError):
+    """A source is larger than it may be."""
 
 
 class OutputError(PolypstreamError):

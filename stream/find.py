@@ -109,12 +109,12 @@ class Finder:
             above = cv2.copyTo(cv2.max(reach, level), shown.slots)
             frame.region = region_above(above, frame.view, self.rules.threshold)
             if frame.region is not None:
-                frame.outlines = _outlines_of(frame.region)
+                frame.outlines = outlines_of(frame.region)
                 frame.tracks = [_track_at(outline, shown, frame.view) for outline in frame.outlines]
         return frames
 
 
-def _outlines_of(region: Region) -> list[np.ndarray]:
+def outlines_of(region: Region) -> list[np.ndarray]:
     """One polygon for each 8-connected blob, int32 [n, 2], x and y in picture pixels."""
     offset = (region.x, region.y)
     outlines, _ = cv2.findContours(region.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset)

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from models.data import view_of
 from stream.sources.demo_colon import DemoColon, DemoSettings
+from stream.still import view_of
 
 WIDTH, HEIGHT = 160, 120
 
