@@ -38,7 +38,8 @@ from stream.sinks.video import AnnotatedVideo
 from stream.sources.base import Source
 from stream.sources.live import Signal
 from stream.view import FieldOfView
-from stream.web.server import live_page
+from stream.web.live import LivePage
+from stream.web.server import web
 
 Display = Literal["in-step", "pass-through"]
 # Live runs: how it is shown, frames per second, and whether a viewer looks at the page.
@@ -207,7 +208,7 @@ def measure_live(
     live = Live([played], segmenter, settings.model_copy(update={"live": live_settings}), sinks)
     with ExitStack() as stack:
         if viewer:
-            address = stack.enter_context(live_page(live, browser, "127.0.0.1:0", None))
+            address = stack.enter_context(web([LivePage(live, browser)], "127.0.0.1", 0, None))
             stack.enter_context(in_background("viewer", lambda: _look_at(address), lambda: None))
         started = time.monotonic()
         live.run(lambda: None)

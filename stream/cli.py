@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
@@ -34,6 +35,7 @@ from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
 from stream.report import write_report
 from stream.score import score
+from stream.serve import serve as serve_application
 from stream.sinks.bell import Bell
 from stream.sinks.browser import Browser
 from stream.sinks.files import writing
@@ -42,13 +44,15 @@ from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
 from stream.sources.devices import list_devices
 from stream.sources.open import open_source
-from stream.web.server import live_page
+from stream.web.live import LivePage
+from stream.web.server import parse_listen, web
 
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
 )
 AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
 RESULTS = Path("results")
+SERVED = Path("polypstream-served")
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
 app = typer.Typer(
@@ -218,7 +222,8 @@ def live_sources(
     try:
         with ExitStack() as stack:
             if serve is not None and browser is not None:
-                typer.echo(stack.enter_context(live_page(live, browser, serve, token)))
+                host, port = parse_listen(serve)
+                typer.echo(stack.enter_context(web([LivePage(live, browser)], host, port, token)))
             lines = stack.enter_context(StatusLines())
             live.run(partial(_watch, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
     finally:
@@ -235,6 +240,33 @@ def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
     if windows is not None:
         windows.pump()
     lines.show(lambda: [*(describe(status) for status in live.status()), *live.sink_problems()])
+
+
+@app.command("serve")
+def serve_pages(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses")] = 8000,
+    token: Annotated[
+        str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What every request must know; made up if needed")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Keeps what is uploaded, and what was found in it")] = SERVED,
+    live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
+    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+) -> None:
+    """Pictures, recordings and live sources in the browser, and an HTTP API, until Ctrl-C."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        complain(note)
+    with serve_application(folder, live or [], segmenter, settings, host, port, token) as (address, shown):
+        typer.echo(address)
+        if shown is not None:
+            shown.run(lambda: None)
+        threading.Event().wait()
 
 
 @app.command()

@@ -104,6 +104,7 @@ def process(
     overwrite: bool = False,
     name: str | None = None,
     poll: Poll = lambda *_: None,
+    title: str | None = None,
 ) -> Run:
     """Annotate one recording into `output`/<stem>/.
 
@@ -116,12 +117,14 @@ def process(
         overwrite: replace results that exist.
         name: for the results of a recording that is de-identified, in place of its own.
         poll: told the frames done and the frames expected (None: unknown), a few times a second.
+        title: what the recording is called in its results and in errors; its path without it.
 
     Raises:
         PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
     """
     source: Source = open_source(uri, poll)
     try:
+        source.name = title or source.name
         view, recording = choose_view(source, settings), source.path
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, name)

@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stream.errors import DataError
 from stream.sinks.files import writing
@@ -35,15 +35,18 @@ class Timeline:
     Attributes:
         start, end: in seconds.
         highest: the highest probability in each column, 0..1.
-        frames: how many there are.
-        wrong: how many of them are blurred, overexposed, outside.
     """
 
     start: float
     end: float
     highest: np.ndarray
-    frames: int
-    wrong: Counter[str]
+
+    @property
+    def area(self) -> str:
+        """SVG path of the area under the probability, 1200 wide and 100 high."""
+        places = np.linspace(0, COLUMNS - 1, len(self.highest))
+        steps = " ".join(f"L{x:.1f} {100 - 100 * value:.0f}" for x, value in zip(places, self.highest, strict=True))
+        return f"M0 100 {steps} L{places[-1]:.1f} 100 Z"
 
     def place(self, seconds: float) -> float:
         """Where a time is, 0..1."""
@@ -74,19 +77,21 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     try:
         summary = json.loads((run / "summary.json").read_text())
         tracks = json.loads((run / "findings.json").read_text())["tracks"]
-        timeline = read_timeline(run / "frames.csv")
+        timeline, qualities = read_table(run / "frames.csv")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
-    text = (files("stream.web") / "templates" / "report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"clock": clock}
-    page = environment.from_string(text).render(
-        summary=summary,
-        tracks=[track | {"picture": picture} for track, picture in zip(tracks, _pictures(run, tracks), strict=True)],
-        timeline=timeline,
-        path=_path_of(timeline.highest),
-        qualities={name: timeline.wrong[name] / max(1, timeline.frames) for name in QUALITIES},
-        figures=figures,
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            summary=summary,
+            tracks=[
+                track | {"picture": picture} for track, picture in zip(tracks, _pictures(run, tracks), strict=True)
+            ],
+            timeline=timeline,
+            qualities=qualities,
+            figures=figures,
+        )
     )
     path = run / "report.html"
     with writing(path):
@@ -94,8 +99,12 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     return path
 
 
-def read_timeline(table: Path) -> Timeline:
-    """From frames.csv, row by row: it may have a million."""
+def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
+    """From frames.csv, row by row: it may have a million.
+
+    Returns:
+        The timeline; the shares of frames that are blurred, overexposed and outside.
+    """
     seconds, highest, wrong = [], [], Counter[str]()
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -108,14 +117,8 @@ def read_timeline(table: Path) -> Timeline:
     columns = np.zeros(min(COLUMNS, len(times)))
     where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
     np.maximum.at(columns, where, highest)
-    return Timeline(float(times[0]), float(times[-1]), columns, len(seconds), wrong)
-
-
-def _path_of(highest: np.ndarray) -> str:
-    """SVG path of the area under the probability, 1200 wide and 100 high."""
-    places = np.linspace(0, COLUMNS - 1, len(highest))
-    steps = " ".join(f"L{x:.1f} {100 - 100 * value:.0f}" for x, value in zip(places, highest, strict=True))
-    return f"M0 100 {steps} L{places[-1]:.1f} 100 Z"
+    shares = {name: wrong[name] / len(seconds) for name in QUALITIES}
+    return Timeline(float(times[0]), float(times[-1]), columns), shares
 
 
 def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
@@ -132,6 +135,20 @@ def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
         room -= len(url)
         yield url
+
+
+def environment() -> Environment:
+    """Of the report's and the web pages' templates, which share parts."""
+    web = Path(str(files("stream.web")))
+    made = Environment(
+        loader=FileSystemLoader([web / "templates", web / "static"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["clock"] = clock
+    return made
 
 
 def clock(seconds: float, decimals: int = 1) -> str:

@@ -32,7 +32,8 @@ def read_still(file: IO[bytes]) -> np.ndarray:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise TooLarge(f"{image.width}x{image.height} are more pixels than {MOST_PIXELS // 10**6} million")
-            return _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"more pixels than {MOST_PIXELS // 10**6} million") from error
     except UnidentifiedImageError as error:
@@ -47,7 +48,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits of grey
         grey = (np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def view_of(picture: np.ndarray) -> FieldOfView:

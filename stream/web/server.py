@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI
 
 from stream.errors import SettingsError
-from stream.live import Live
 from stream.pipeline import in_background
-from stream.sinks.browser import Browser
 from stream.web.app import is_loopback, make_app
+from stream.web.guard import PromptProtocol
+from stream.web.page import Page
 
 # Viewers of a live picture never leave by themselves: this long after the end they are left alone.
 GOODBYE_S = 1
@@ -38,23 +39,21 @@ def token_for(host: str, given: str | None) -> str | None:
 
 
 @contextmanager
-def live_page(live: Live, browser: Browser, listen: str, token: str | None) -> Iterator[str]:
-    """Serve the live page beside a block; yields its address, with the token where one is needed.
+def web(pages: Sequence[Page], host: str, port: int, token: str | None) -> Iterator[str]:
+    """Serve the application beside a block; yields its address, with the token where one is needed.
 
     Args:
-        live: what is shown.
-        browser: the sink that keeps its pictures.
-        listen: HOST:PORT.
+        pages: what it offers.
+        host, port: where to listen; 0 lets the system choose the port.
         token: to ask for; None: one is made up if other machines can reach us.
 
     Raises:
         SettingsError: it cannot be listened there.
     """
-    host, port = parse_listen(listen)
     token = token_for(host, token)
-    with serving(make_app(live, browser, host, token), host, port) as bound:
+    with serving(make_app(pages, host, token), host, port) as bound:
         shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{bound}/" + (f"?token={token}" if token else "")
+        yield f"http://{shown}:{bound}/" + (f"?token={quote(token)}" if token else "")
 
 
 @contextmanager
@@ -72,8 +71,15 @@ def serving(app: FastAPI, host: str, port: int) -> Iterator[int]:
         listener.listen()  # from here on who comes waits until the server is up
     except OSError as error:
         listener.close()
-        raise SettingsError(f"--serve {host}:{port}: cannot be listened on ({error.strerror})") from error
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GOODBYE_S)
+        raise SettingsError(f"{host}:{port}: cannot be listened on ({error.strerror})") from error
+    config = uvicorn.Config(
+        app,
+        http=PromptProtocol,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GOODBYE_S,
+    )
     server = uvicorn.Server(config)
 
     def stop() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stream.errors import DataError
-from stream.report import clock, read_timeline, write_report
+from stream.report import clock, read_table, write_report
 from stream.sinks.tables import HEADER
 from tests.conftest import call
 
@@ -72,9 +72,9 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     table = tmp_path / "frames.csv"
     rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0" for index in range(20_000)]
     table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
-    timeline = read_timeline(table)
+    timeline, qualities = read_table(table)
     assert np.flatnonzero(timeline.highest).tolist() == [round(7777 / 19_999 * 1199)]
-    assert timeline.wrong == {"blurred": 20_000}
+    assert qualities == {"blurred": 1.0, "overexposed": 0.0, "outside": 0.0}
     assert [label for _, label in timeline.ticks()][:3] == ["0:00:00", "0:02:00", "0:04:00"]
 
 

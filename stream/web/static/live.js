@@ -77,7 +77,7 @@ async function ask() {
 
 controls.overlay.addEventListener("change", () => {
   const state = controls.overlay.checked ? "on" : "off";
-  fetch(`/overlay/${state}`, { method: "PUT", headers: { "X-Polypstream": "page" } });
+  fetch(`/overlay/${state}`, { method: "PUT" });
 });
 // Browsers let a page sound only after its reader has touched it.
 controls.sound.addEventListener("change", () => {

@@ -1,0 +1,72 @@
+"""`polypstream serve`: pictures, recordings and live sources in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import cv2
+
+from stream.config import Settings
+from stream.live import Live, open_sources
+from stream.pipeline import in_background
+from stream.segment import Segmenter
+from stream.sinks.browser import Browser
+from stream.web.batcher import Batcher
+from stream.web.library import open_library
+from stream.web.live import LivePage
+from stream.web.page import Page
+from stream.web.pictures import PicturePage
+from stream.web.queue import RecordingQueue
+from stream.web.recordings import RecordingsPage
+from stream.web.server import web
+
+# Batches of pictures in the session at the same time: one fills the gaps that another leaves on some cores.
+PICTURES_AT_ONCE = 2
+
+
+@contextmanager
+def serve(
+    folder: Path,
+    sources: Sequence[str],
+    segmenter: Segmenter,
+    settings: Settings,
+    host: str,
+    port: int,
+    token: str | None,
+) -> Iterator[tuple[str, Live | None]]:
+    """Serve the whole application beside a block.
+
+    Args:
+        folder: where uploads and their results are kept.
+        sources: live ones, `[NAME=]SOURCE` each; they are to be run in the block.
+        segmenter: shared by pictures and live sources; recordings are processed elsewhere, with one of their own.
+        settings: of everything.
+        host, port, token: see `web`.
+
+    Yields:
+        The address; what is live, if anything is.
+
+    Raises:
+        SettingsError: it cannot be listened there, or a source is wrong.
+        OutputError: the folder cannot be used.
+    """
+    # Each picture is worked on in a thread of its own already; OpenCV's would only wait for one another.
+    cv2.setNumThreads(1)
+    browser, batcher = Browser(), Batcher(segmenter)
+    opened = open_sources(sources, settings)
+    live = Live(opened, segmenter, settings, [("web", browser)]) if opened else None
+    with ExitStack() as stack:
+        library = stack.enter_context(open_library(folder))
+        queue = RecordingQueue(library, settings)
+        pages: list[Page] = [
+            PicturePage(segmenter, batcher, settings),
+            RecordingsPage(library, queue, settings),
+            LivePage(live, browser),
+        ]
+        stack.callback(batcher.close)
+        for number in range(PICTURES_AT_ONCE):
+            stack.enter_context(in_background(f"pictures-{number}", batcher.run, batcher.close))
+        stack.enter_context(in_background("recordings", queue.run, queue.close))
+        yield stack.enter_context(web(pages, host, port, token)), live

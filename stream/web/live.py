@@ -1,0 +1,156 @@
+"""The live page: sources as they come, and how they are doing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+from stream.live import Live, Status
+from stream.sinks.browser import Browser
+from stream.web.page import Render
+
+BOUNDARY = "frame"
+
+
+class LivePage:
+    """Shows live sources.
+
+    Args:
+        live: what is shown; None: no source is configured, and the page says how that is done.
+        browser: the sink that keeps its pictures.
+    """
+
+    title, path = "Live", "/live"
+
+    def __init__(self, live: Live | None, browser: Browser) -> None:
+        self._live, self._browser = live, browser
+
+    def problems(self) -> list[str]:
+        """What is wrong with sources, inference and sinks, one line each."""
+        if self._live is None:
+            return []
+        return [
+            f"{each.source}: {each.problem}" for each in self._live.status() if each.problem
+        ] + self._live.sink_problems()
+
+    def page(self, request: Request, render: Render) -> Response:
+        """The page itself."""
+        return render(request, "live.html", sources=self._names())
+
+    def _names(self) -> list[str]:
+        return [source.name for source in self._live.sources] if self._live else []
+
+    def _statuses(self) -> list[Status]:
+        return self._live.status() if self._live else []
+
+    def _known(self, number: int) -> str:
+        names = self._names()
+        if not 0 <= number < len(names):
+            raise HTTPException(404, "no such source")
+        return names[number]
+
+    def router(self, render: Render) -> APIRouter:
+        """What the page asks for, and what scripts may."""
+        router = APIRouter(tags=["live"])
+        browser = self._browser
+
+        @router.get("/status.json")
+        def status() -> list[dict[str, Any]]:
+            """How each source is doing, and its latest findings."""
+            return [
+                asdict(each)
+                | {
+                    "overlay": self._live.overlay.shown,
+                    "sinks": self._live.sink_problems(),
+                    "viewers": browser.viewers(each.source),
+                    "findings": [
+                        {"number": found.number, "when": found.when, "probability": found.probability}
+                        for found in browser.findings(each.source)
+                    ],
+                }
+                for each in self._statuses()
+                if self._live
+            ]
+
+        @router.get("/metrics", response_class=PlainTextResponse)
+        def metrics() -> str:
+            """The same for Prometheus."""
+            return exposition(self._statuses())
+
+        @router.put("/overlay/{state}", status_code=204, response_class=Response)
+        def overlay(state: Literal["on", "off"]) -> None:
+            """Switch the markers of every source on or off; the pictures flow on."""
+            if self._live is not None:
+                self._live.overlay.shown = state == "on"
+
+        @router.get("/live/{number}/stream", include_in_schema=False)
+        async def pictures(number: int) -> Response:
+            """The live picture as JPEG after JPEG (multipart/x-mixed-replace), which ends with the source."""
+            parts = _parts(browser.pictures(self._known(number)))
+            return StreamingResponse(parts, media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+
+        @router.get("/live/{number}/snapshot.jpg", response_class=Response, responses=JPEG)
+        def snapshot(number: int) -> Response:
+            """The newest picture, all of its pixels."""
+            jpeg = browser.snapshot(self._known(number))
+            if jpeg is None:
+                raise HTTPException(404, "there was no picture yet")
+            return Response(jpeg, media_type="image/jpeg")
+
+        @router.get("/live/{number}/findings/{finding}.jpg", response_class=Response, responses=JPEG)
+        def finding_picture(number: int, finding: int) -> Response:
+            """What a finding looked like when it began."""
+            for each in browser.findings(self._known(number)):
+                if each.number == finding:
+                    return Response(each.jpeg, media_type="image/jpeg")
+            raise HTTPException(404, "no such finding, or no longer kept")
+
+        return router
+
+
+JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    404: {"description": "There is none"},
+}
+
+
+async def _parts(pictures: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for jpeg in pictures:
+        yield (
+            f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg + b"\r\n"
+        )
+
+
+def exposition(statuses: Sequence[Status]) -> str:
+    """Metrics in Prometheus's text format, version 0.0.4."""
+    lines = []
+    for name, kind, help_, values in (
+        ("signal", "gauge", "Whether pictures are coming.", lambda each: {"": int(each.signal)}),
+        ("losses_total", "counter", "How often the source went away.", lambda each: {"": each.losses}),
+        ("frames_in_total", "counter", "Frames that came in.", lambda each: {"": each.frames_in}),
+        ("frames_shown_total", "counter", "Frames that were shown.", lambda each: {"": each.shown}),
+        ("frames_dropped_total", "counter", "Frames that were not shown.", _dropped),
+        ("delay_seconds", "gauge", "From a frame's arrival to its showing, latest frames.", _delays),
+    ):
+        lines += [f"# HELP polypstream_{name} {help_}", f"# TYPE polypstream_{name} {kind}"]
+        for each in statuses:
+            source = each.source.replace("\\", r"\\").replace('"', r"\"")
+            for label, value in values(each).items():
+                lines.append(f'polypstream_{name}{{source="{source}"{label}}} {value:g}')
+    return "\n".join(lines) + "\n"
+
+
+def _dropped(status: Status) -> dict[str, float]:
+    return {f',reason="{reason}"': count for reason, count in status.dropped.items()}
+
+
+def _delays(status: Status) -> dict[str, float]:
+    quantiles = ("0.5", "0.95", "0.99", "1")
+    return {
+        f',quantile="{quantile}"': delay / 1000
+        for quantile, delay in zip(quantiles, status.delay_ms or (), strict=False)
+    }

@@ -1,0 +1,198 @@
+"""The picture page: what the network says of a picture that somebody brings."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from fastapi import APIRouter, File, HTTPException, Query, Request, Response, UploadFile
+from PIL import Image
+from pydantic import BaseModel
+
+from stream.config import Settings
+from stream.find import choose_rules
+from stream.model import NOTICE, ModelCard
+from stream.segment import Segmenter
+from stream.still import Looked, read_still, shrink, view_of
+from stream.web.batcher import Batcher
+from stream.web.page import Render
+
+SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
+# Pictures that are decoded at the same time; a large one takes 120 MB.
+AT_ONCE = 8
+MULTIPART_EXTRA = 64 * 1024
+JSON_TYPE, PNG_TYPE, NPZ_TYPE = "application/json", "image/png", "application/x-npz"
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+Layer = Literal["mask", "probability", "picture"]
+
+
+class FoundPolyp(BaseModel):
+    """One finding; places in pixels of the picture as it is looked at."""
+
+    box: tuple[int, int, int, int]
+    """Left, top, width, height."""
+    polygon: list[int]
+    """x and y in turn."""
+    probability: float
+    """The highest in it, 0 to 1."""
+    area_fraction: float
+    """Of the picture."""
+
+
+class PictureFindings(BaseModel):
+    """What was found in a picture."""
+
+    width: int
+    height: int
+    field_of_view: tuple[int, int, int, int]
+    """What the network saw: left, top, width, height."""
+    threshold: float
+    """Probability from which a pixel counts as polyp."""
+    peak: float
+    """Probability that a finding must reach somewhere."""
+    findings: list[FoundPolyp]
+    model: str
+    notice: str = NOTICE
+
+
+class PicturePage:
+    """Segments pictures.
+
+    Args:
+        segmenter: the network.
+        batcher: that gives it the pictures of all callers.
+        settings: of which `findings` and `serve` have a say here.
+    """
+
+    title, path = "Picture", "/picture"
+
+    def __init__(self, segmenter: Segmenter, batcher: Batcher, settings: Settings) -> None:
+        self._card, self._size, self._batcher, self._settings = segmenter.card, segmenter.size, batcher, settings
+        self._rules = choose_rules(settings.findings, self._card.threshold, self._card.peak)
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+
+    def problems(self) -> list[str]:
+        """None: it works or there is no page."""
+        return []
+
+    def page(self, request: Request, render: Render) -> Response:
+        """The page itself."""
+        megabytes = self._settings.serve.picture_megabytes
+        return render(request, "picture.html", rules=self._rules, samples=SAMPLES, card=self._card, megabytes=megabytes)
+
+    def router(self, render: Render) -> APIRouter:
+        """What the page asks for, and what scripts may."""
+        router = APIRouter(tags=["pictures"])
+        most = self._settings.serve.picture_megabytes * 1_000_000 + MULTIPART_EXTRA
+
+        @router.post("/api/segment", response_model=PictureFindings, responses=RESPONSES, max_body_size=most)
+        def segment(
+            request: Request,
+            file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP or BMP")],
+            layer: Annotated[Layer, Query(description="What a PNG shows")] = "mask",
+        ) -> Response:
+            """Find polyps in a picture.
+
+            The Accept header chooses the answer: `application/json` (also without a preference), `image/png` (a mask
+            of its size, 0 and 255; `layer=probability` instead: 255 meaning 1; `layer=picture`: the picture as
+            it was read), or `application/x-npz` (NumPy: `probability` and `mask`, uint8 [height, width]).
+            """
+            wanted = choose_type(request.headers.get("Accept", "*/*"))
+            with self._places:
+                picture = read_still(file.file)
+                if wanted == PNG_TYPE and layer == "picture":
+                    return Response(_png(picture), media_type=PNG_TYPE)
+                looked = self._look(picture)
+                return _answer(looked, wanted, layer, self._card)
+
+        return router
+
+    def _look(self, picture: np.ndarray) -> Looked:
+        view = view_of(picture)
+        probability = self._batcher.segment(shrink(view.crop(picture), self._size))
+        return Looked(picture.shape[1], picture.shape[0], view, probability, self._rules)
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {PNG_TYPE: BINARY, NPZ_TYPE: BINARY}},
+    406: {"description": "None of the types that the Accept header names can be had"},
+    413: {"description": "The file, or its picture, is too large"},
+    415: {"description": "It is not a picture that can be read"},
+}
+
+
+def choose_type(accept: str) -> str:
+    """The content type that an Accept header (RFC 9110, 12.5.1) likes best of those that there are.
+
+    Raises:
+        HTTPException: it likes none.
+    """
+    best, best_quality = "", 0.0
+    for offered in (JSON_TYPE, PNG_TYPE, NPZ_TYPE):
+        quality = max((q for kind, q in _ranges(accept) if _fits(kind, offered)), default=0.0)
+        if quality > best_quality:
+            best, best_quality = offered, quality
+    if not best:
+        raise HTTPException(406, f"there is {JSON_TYPE}, {PNG_TYPE} and {NPZ_TYPE}")
+    return best
+
+
+def _ranges(accept: str) -> list[tuple[str, float]]:
+    ranges = []
+    for part in accept.split(","):
+        kind, *parameters = (each.strip().lower() for each in part.split(";"))
+        quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+        try:
+            ranges.append((kind, float(quality)))
+        except ValueError:
+            ranges.append((kind, 0.0))
+    return ranges
+
+
+def _fits(kind: str, offered: str) -> bool:
+    return kind in (offered, "*/*", offered.split("/")[0] + "/*")
+
+
+def _answer(looked: Looked, wanted: str, layer: Layer, card: ModelCard) -> Response:
+    if wanted == JSON_TYPE:
+        return Response(_as_findings(looked, card).model_dump_json(), media_type=JSON_TYPE)
+    if wanted == PNG_TYPE:
+        view = looked.view
+        headers = {"Field-Of-View": f"{view.x},{view.y},{view.width},{view.height}"}
+        return Response(_png(looked.mask() if layer == "mask" else looked.probability_map()), 200, headers, PNG_TYPE)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, mask=looked.mask(), probability=looked.probability_map())
+    return Response(packed.getvalue(), media_type=NPZ_TYPE)
+
+
+def _as_findings(looked: Looked, card: ModelCard) -> PictureFindings:
+    view, pixels = looked.view, looked.width * looked.height
+    found = [
+        FoundPolyp(
+            box=tuple(cv2.boundingRect(polygon)),
+            polygon=polygon.ravel().tolist(),
+            probability=round(probability, 4),
+            area_fraction=round(cv2.contourArea(polygon) / pixels, 6),
+        )
+        for polygon, probability in looked.findings()
+    ]
+    return PictureFindings(
+        width=looked.width,
+        height=looked.height,
+        field_of_view=(view.x, view.y, view.width, view.height),
+        threshold=looked.rules.threshold,
+        peak=looked.rules.peak,
+        findings=found,
+        model=f"{card.model_name} {card.model_version}",
+    )
+
+
+def _png(picture: np.ndarray) -> bytes:
+    """Packed quickly: masks are small however they are packed."""
+    packed = io.BytesIO()
+    Image.fromarray(picture).save(packed, "PNG", compress_level=1)
+    return packed.getvalue()

@@ -1,0 +1,319 @@
+"""The recordings page: bring a recording, watch its progress, see what was found in it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from stream.config import Settings
+from stream.report import Timeline, read_table
+from stream.sinks.findings import SNAPSHOTS
+from stream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
+from stream.web.page import Render
+from stream.web.queue import RecordingQueue
+from stream.web.upload import append_body, save_file_field
+
+GIGA = 10**9
+# Room that uploads leave on the disk, for results.
+SPARE_BYTES = 2 * GIGA
+MULTIPART_EXTRA = 64 * 1024
+# A page about other people's pictures: its own styles and script and nothing else.
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
+)
+Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Of a recording")]
+REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body is not a multipart form"},
+    415: {"description": "The body is of another type, or the file is empty"},
+    422: {"description": "The form has no file in a field `file`"},
+    507: {"description": "The disk is full"},
+}
+BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such recording, or it has none yet"}}
+TOO_LARGE: dict[int | str, dict[str, Any]] = {413: {"description": "More than may be, or than was said"}}
+
+
+class ResultFile(StrEnum):
+    """What a finished run leaves."""
+
+    VIDEO = "annotated.mp4"
+    MASKS = "masks.mkv"
+    FRAMES = "frames.csv"
+    FINDINGS = "findings.json"
+    SUMMARY = "summary.json"
+    REPORT = "report.html"
+
+
+class FoundTrack(BaseModel):
+    """One polyp over time; findings.json has its outlines."""
+
+    track: int
+    first_s: float
+    last_s: float
+    seconds_in_view: float
+    frames: int
+    peak_probability: float
+    mean_probability: float
+    largest_area_fraction: float
+    snapshot_pts_s: float
+
+
+class Found(BaseModel):
+    """What a page shows of a finished run, without reading its files again: they may be long."""
+
+    tracks: list[FoundTrack]
+    peak: float
+    """Probability that a finding must reach."""
+    start: float
+    end: float
+    """Of the recording, in seconds."""
+    highest: list[float]
+    """The highest probability in each column of the timeline."""
+
+    def timeline(self) -> Timeline:
+        """To draw it."""
+        return Timeline(self.start, self.end, np.array(self.highest))
+
+
+def found_in(results: Path, peak: float) -> Found:
+    """From the files of a finished run."""
+    timeline, _ = read_table(results / "frames.csv")
+    tracks = json.loads((results / "findings.json").read_text())["tracks"]
+    highest = timeline.highest.round(3).tolist()
+    return Found(tracks=tracks, peak=peak, start=timeline.start, end=timeline.end, highest=highest)
+
+
+class RecordingInfo(BaseModel):
+    """A recording and what has become of it."""
+
+    id: str
+    name: str
+    size: int
+    """In bytes."""
+    received: int
+    """Of them, so many are here."""
+    state: State
+    message: str
+    """What went wrong, or what else to know."""
+    created: datetime
+    place_in_line: int | None = None
+    """How many are before it, while it waits."""
+    frames_done: int | None = None
+    frames_expected: int | None = None
+    seconds_left: float | None = None
+    tracks: list[FoundTrack] | None = None
+    """Once it is finished."""
+    files: list[ResultFile] = []
+
+
+class Announced(BaseModel):
+    """A recording that is going to be sent in pieces."""
+
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+    size: Annotated[int, Field(ge=1)]
+
+
+class RecordingsPage:
+    """Takes recordings and shows them.
+
+    Args:
+        library: that keeps them.
+        queue: that processes them.
+        settings: of which `serve` has a say here.
+    """
+
+    title, path = "Recordings", "/recordings"
+
+    def __init__(self, library: Library, queue: RecordingQueue, settings: Settings) -> None:
+        self._library, self._queue = library, queue
+        self._most = round(settings.serve.recording_gigabytes * GIGA)
+        self._keep_days = settings.serve.keep_days
+        self._arriving: set[str] = set()
+
+    def problems(self) -> list[str]:
+        """No room for uploads."""
+        free = self._library.free_bytes()
+        return [] if free > SPARE_BYTES else [f"recordings: the disk is full ({free / GIGA:.1f} GB are left)"]
+
+    def page(self, request: Request, render: Render) -> Response:
+        """The page itself."""
+        recordings = [self._info(entry) for entry in self._library.all()]
+        return render(request, "recordings.html", recordings=recordings, most=self._most, days=self._keep_days)
+
+    def router(self, render: Render) -> APIRouter:
+        """What the pages ask for, and what scripts may."""
+        router = APIRouter(tags=["recordings"])
+        self._add_uploads(router)
+        self._add_states(router)
+        self._add_results(router)
+
+        @router.get("/recordings/{id}", include_in_schema=False)
+        def recording(request: Request, id: Id) -> Response:
+            entry = self._known(id)
+            found = Found.model_validate_json(entry.found) if entry.found else None
+            timeline = found.timeline() if found else None
+            url = f"/api/recordings/{entry.id}/snapshots"
+            tracks = [
+                each.model_dump() | dict.fromkeys(("picture", "snapshot"), f"{url}/{each.track}.jpg")
+                for each in (found.tracks if found else ())
+            ]
+            values = {"recording": self._info(entry), "found": found, "timeline": timeline, "tracks": tracks}
+            return render(request, "recording.html", **values)
+
+        return router
+
+    def _add_uploads(self, router: APIRouter) -> None:
+        form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+        in_one = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+        in_pieces = {"requestBody": {"required": True, "content": BINARY}}
+
+        @router.post(
+            "/api/recordings",
+            status_code=201,
+            openapi_extra=in_one,
+            responses=TOO_LARGE | REFUSED,
+            max_body_size=self._most + MULTIPART_EXTRA,
+        )
+        async def send(request: Request) -> RecordingInfo:
+            """Send a recording (multipart field `file`); it is processed when it is its turn."""
+            self._see_room(int(request.headers.get("Content-Length") or 0))
+            with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
+                path, name = await save_file_field(request, Path(folder))
+                entry = self._library.add(name, path.stat().st_size)
+                path.replace(self._library.upload_path(entry.id))
+            return self._enqueue(entry)
+
+        @router.post("/api/uploads", status_code=201, responses=TOO_LARGE)
+        def announce(what: Announced) -> RecordingInfo:
+            """Announce a recording that is sent in pieces, so that a broken line costs one piece."""
+            if what.size > self._most:
+                raise HTTPException(413, f"recordings may have {self._most / GIGA:g} GB")
+            self._see_room(what.size)
+            return self._info(self._library.add(what.name, what.size))
+
+        @router.patch(
+            "/api/uploads/{id}",
+            openapi_extra=in_pieces,
+            responses=NOT_THERE | TOO_LARGE | {409: {"description": "Another place is next; `received` says which"}},
+            max_body_size=self._most,
+        )
+        async def append(
+            request: Request,
+            id: Id,
+            offset: Annotated[int, Query(ge=0, description="Where the piece belongs, in bytes")],
+        ) -> RecordingInfo:
+            """Send the next piece of an announced recording, which is processed once the last one is here.
+
+            After a broken line ask for the recording: `received` is the offset to go on from.
+            """
+            entry = self._known(id)
+            if entry.state != "uploading" or offset != self._library.received(entry):
+                raise HTTPException(409, f"{self._library.received(entry)} bytes are here, and it is {entry.state}")
+            if id in self._arriving:
+                raise HTTPException(409, "another piece of it is coming in")
+            self._arriving.add(id)
+            try:
+                await append_body(request, self._library.upload_path(id), entry.size - offset)
+            finally:
+                self._arriving.discard(id)
+            return self._enqueue(entry) if self._library.received(entry) == entry.size else self._info(entry)
+
+    def _add_states(self, router: APIRouter) -> None:
+        @router.get("/api/recordings")
+        def recordings() -> list[RecordingInfo]:
+            """Every recording, the newest first."""
+            return [self._info(entry) for entry in self._library.all()]
+
+        @router.get("/api/recordings/{id}", responses=NOT_THERE)
+        def recording(id: Id) -> RecordingInfo:
+            """One recording, how far it is and what was found in it."""
+            return self._info(self._known(id))
+
+        @router.post(
+            "/api/recordings/{id}/cancel",
+            responses=NOT_THERE | {409: {"description": "It is neither waiting nor being processed"}},
+        )
+        def cancel(id: Id) -> RecordingInfo:
+            """Let go of a recording that waits or is being processed."""
+            entry = self._known(id)
+            if not self._queue.cancel(id):
+                raise HTTPException(409, f"it is {entry.state}")
+            return self._info(self._known(id))
+
+        @router.delete("/api/recordings/{id}", status_code=204, response_class=Response, responses=NOT_THERE)
+        def delete(id: Id) -> None:
+            """Delete a recording and what was found in it."""
+            self._known(id)
+            self._queue.cancel(id)
+            self._library.remove(id)
+
+    def _add_results(self, router: APIRouter) -> None:
+        @router.get(
+            "/api/recordings/{id}/files/{name}",
+            response_class=FileResponse,
+            responses=NOT_THERE
+            | {200: {"content": BINARY}, 206: {"content": BINARY}, 416: {"description": "No such range"}},
+        )
+        def file(id: Id, name: ResultFile) -> FileResponse:
+            """A file of the results."""
+            entry = self._known(id)
+            path = self._library.results_path(entry) / name
+            if entry.state != "finished" or not path.is_file():
+                raise HTTPException(404, "there is no such file, or not yet")
+            if name is ResultFile.REPORT:
+                return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})
+            return FileResponse(path)
+
+        @router.get("/api/recordings/{id}/snapshots/{track}.jpg", response_class=FileResponse, responses=NOT_THERE)
+        def snapshot(id: Id, track: Annotated[int, PathParameter(ge=1, le=10**6)]) -> FileResponse:
+            """What a track looked like at its largest."""
+            path = self._library.results_path(self._known(id)) / SNAPSHOTS / f"track-{track}.jpg"
+            if not path.is_file():
+                raise HTTPException(404, "there is no such track, or not yet")
+            return FileResponse(path)
+
+    def _known(self, id_: str) -> Entry:
+        entry = self._library.get(id_)
+        if entry is None:
+            raise HTTPException(404, "there is no such recording")
+        return entry
+
+    def _see_room(self, size: int) -> None:
+        if self._library.free_bytes() < size + SPARE_BYTES:
+            raise HTTPException(507, "the server's disk has no room for it")
+
+    def _enqueue(self, entry: Entry) -> RecordingInfo:
+        self._library.move(entry.id, "uploading", "waiting")
+        self._queue.look()
+        return self._info(self._known(entry.id))
+
+    def _info(self, entry: Entry) -> RecordingInfo:
+        results, progress = self._library.results_path(entry), self._queue.progress
+        info = RecordingInfo(
+            id=entry.id,
+            name=entry.name,
+            size=entry.size,
+            received=self._library.received(entry),
+            state=entry.state,
+            message=entry.message,
+            created=datetime.fromtimestamp(entry.created, UTC),
+        )
+        if entry.state == "waiting":
+            info.place_in_line = self._library.place_in_line(entry)
+        elif entry.state == "processing" and progress is not None and progress.id == entry.id:
+            info.frames_done, info.frames_expected = progress.done, progress.of
+            info.seconds_left = progress.seconds_left
+        elif entry.state == "finished":
+            info.files = [name for name in ResultFile if (results / name).is_file()]
+            info.tracks = Found.model_validate_json(entry.found).tracks
+        return info

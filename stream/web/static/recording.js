@@ -1,0 +1,54 @@
+"use strict";
+// One recording: follows its progress; when it is finished, takes the video to the finding that is clicked on.
+
+const section = document.querySelector(".recording");
+const video = section.querySelector("video");
+
+async function follow() {
+  const answer = await fetch(location.pathname).catch(() => null);
+  if (!answer?.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const fresh = page.querySelector(".recording");
+  if (fresh.dataset.state !== section.dataset.state) location.reload();
+  document.getElementById("state").innerHTML = page.getElementById("state").innerHTML;
+}
+
+// The times of tracks are the recording's own; a player counts from its first picture.
+function choose() {
+  const bar = section.querySelector(`.bar[data-track="${location.hash.slice("#track-".length)}"]`);
+  for (const each of section.querySelectorAll(".bar")) each.classList.toggle("chosen", each === bar);
+  for (const card of section.querySelectorAll(".card")) card.classList.toggle("chosen", `#${card.id}` === location.hash);
+  if (bar) video.currentTime = Math.max(0, bar.dataset.first - section.dataset.start);
+}
+
+function showHead() {
+  const head = section.querySelector(".head");
+  const length = section.dataset.end - section.dataset.start;
+  // The timeline is drawn 6 units into a picture of 1212.
+  head.style.left = `${((6 + 1199 * Math.min(1, video.currentTime / length)) / 1212) * 100}%`;
+  head.hidden = false;
+}
+
+if (video) {
+  video.addEventListener("timeupdate", showHead);
+  video.addEventListener("error", () => {
+    section.querySelector("[data-value=said]").textContent =
+      "This browser cannot play the video; download annotated.mp4 instead.";
+  });
+  // Also when the same one is clicked on again, which changes no address.
+  section.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#track-']");
+    if (!link) return;
+    event.preventDefault();
+    history.replaceState(null, "", link.getAttribute("href"));
+    choose();
+    video.scrollIntoView({ block: "nearest" });
+  });
+  video.addEventListener("loadedmetadata", choose);
+} else if (["uploading", "waiting", "processing"].includes(section.dataset.state)) {
+  setInterval(follow, 1000);
+}
+section.querySelector("[data-act=cancel]")?.addEventListener("click", async () => {
+  await fetch(`/api/recordings/${section.dataset.id}/cancel`, { method: "POST" });
+  follow();
+});
