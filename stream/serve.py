@@ -65,8 +65,8 @@ def serve(
             RecordingsPage(library, queue, settings),
             LivePage(live, browser),
         ]
-        stack.callback(batcher.close)
         for number in range(PICTURES_AT_ONCE):
-            stack.enter_context(in_background(f"pictures-{number}", batcher.run, batcher.close))
+            stack.enter_context(in_background(f"pictures-{number}", batcher.run, lambda: None))
+        stack.callback(batcher.close)
         stack.enter_context(in_background("recordings", queue.run, queue.close))
         yield stack.enter_context(web(pages, host, port, token)), live

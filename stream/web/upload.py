@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import HTTPException, Request
@@ -9,6 +10,7 @@ from python_multipart import FormParser
 from python_multipart.exceptions import FileError, FormParserError
 from python_multipart.multipart import File, parse_options_header
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from stream.errors import OutputError
 from stream.sinks.files import writing
@@ -30,12 +32,17 @@ async def append_body(request: Request, path: Path, most: int) -> None:
         HTTPException: it has more.
         OutputError: the disk is full, or alike.
     """
-    with writing(path), path.open("ab") as file:
+
+    def append(piece: bytes) -> None:
+        file.write(piece)
+        file.flush()
+
+    with writing(path), path.open("ab") as file, suppress(ClientDisconnect):
         async for piece in request.stream():
             if len(piece) > most:
                 raise HTTPException(413, "more bytes than the recording was said to have")
             most -= len(piece)
-            await run_in_threadpool(file.write, piece)
+            await run_in_threadpool(append, piece)
 
 
 async def save_file_field(request: Request, folder: Path) -> tuple[Path, str]:
@@ -59,6 +66,8 @@ async def save_file_field(request: Request, folder: Path) -> tuple[Path, str]:
             async for piece in request.stream():
                 await run_in_threadpool(parser.write, piece)
             parser.finalize()
+    except ClientDisconnect:
+        raise HTTPException(400, "the line broke") from None
     except FileError as error:
         raise OutputError(f"{folder}: cannot be written") from error
     except FormParserError as error:

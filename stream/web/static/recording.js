@@ -13,19 +13,19 @@ async function follow() {
   document.getElementById("state").innerHTML = page.getElementById("state").innerHTML;
 }
 
-// The times of tracks are the recording's own; a player counts from its first picture.
 function choose() {
   const bar = section.querySelector(`.bar[data-track="${location.hash.slice("#track-".length)}"]`);
   for (const each of section.querySelectorAll(".bar")) each.classList.toggle("chosen", each === bar);
   for (const card of section.querySelectorAll(".card")) card.classList.toggle("chosen", `#${card.id}` === location.hash);
-  if (bar) video.currentTime = Math.max(0, bar.dataset.first - section.dataset.start);
+  if (bar) video.currentTime = bar.dataset.first;
 }
 
 function showHead() {
   const head = section.querySelector(".head");
-  const length = section.dataset.end - section.dataset.start;
+  const { start, end } = section.dataset;
+  const place = Math.min(1, Math.max(0, (video.currentTime - start) / (end - start)));
   // The timeline is drawn 6 units into a picture of 1212.
-  head.style.left = `${((6 + 1199 * Math.min(1, video.currentTime / length)) / 1212) * 100}%`;
+  head.style.left = `${((6 + 1199 * place) / 1212) * 100}%`;
   head.hidden = false;
 }
 
