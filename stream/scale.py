@@ -64,7 +64,8 @@ class Scaler:
                 f"colorspace={int(picture.colorspace)}:range={int(picture.color_range)}",
             ),
             graph.add("crop", f"{across}:{down}:{left}:{top}:exact=1"),
-            graph.add("scale", f"{width}:{height}:flags=bilinear:{colours}{self._colours}"),
+            # The mean over each pixel's area, as evaluation takes it; where nothing shrinks, bilinear.
+            graph.add("scale", f"{width}:{height}:flags=area:{colours}{self._colours}"),
             graph.add("format", f"pix_fmts={self._pixel_format}"),
             graph.add("buffersink"),
         ]

@@ -93,8 +93,9 @@ class Steadier:
         if trust.mean() < SAME_SCENE:
             return None
         height, width = shape
-        larger = cv2.resize(flow, (width, height)) * np.array([width / SIDE, height / SIDE], np.float32)
-        return Motion(larger + _grid(height, width), cv2.resize(trust, (width, height)))
+        # In pixels of the map before it is enlarged, where there are fewer places to do it at.
+        larger = cv2.resize(flow * np.array([width / SIDE, height / SIDE], np.float32), (width, height))
+        return Motion(cv2.add(larger, _grid(height, width)), cv2.resize(trust, (width, height)))
 
 
 @functools.cache

@@ -130,7 +130,7 @@ class Tracker:
             return fresh
         if motion is not None:
             self._places = motion.followed(self._places, cv2.INTER_NEAREST)
-        present = np.bincount(self._places.ravel(), minlength=MOST_TRACKS + 1)
+        present = cv2.calcHist([self._places], [0], None, [MOST_TRACKS + 1], [0, MOST_TRACKS + 1]).ravel()
         kept = [slot for slot in self._tracks if present[slot] and seconds - self._tracks[slot].last <= REMEMBERED_S]
         if len(kept) < len(self._tracks):
             self._places = cv2.LUT(self._places, _table((slot, slot) for slot in kept))

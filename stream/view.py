@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from stream.frame import Frame
+from stream.pictures import planes_of
 from stream.scale import Scaler
 
 # The view is looked for in a thumbnail: burnt-in text is then a pixel thin and does not survive the opening.
@@ -167,13 +168,15 @@ class Viewer:
 
     def __init__(self, view: FieldOfView, size: int) -> None:
         self.view = view
-        self._scale = Scaler("rgb24", lambda _: (size, size), (view.x, view.y, view.width, view.height))
+        # FFmpeg writes planes in half the time that it takes for rgb24, and rounds colours less on the way.
+        self._scale = Scaler("gbrp", lambda _: (size, size), (view.x, view.y, view.width, view.height))
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Attach to each frame the view and its network picture, uint8 RGB [size, size, 3]."""
         for frame in frames:
             frame.view = self.view
-            frame.network_picture = self._scale(frame.picture).to_ndarray()
+            green, blue, red = planes_of(self._scale(frame.picture))
+            frame.network_picture = cv2.merge([red, green, blue])
         return frames
 
 
