@@ -76,7 +76,8 @@ def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tupl
         if area >= rules.smallest * reach.size and len(blobs) < MOST_TRACKS:
             box = np.s_[y : y + height, x : x + width]
             highest = probability[box][labels[box] == label].max()
-            blobs.append(Blob(len(blobs) + 1, bool(highest >= grey_level(max(rules.threshold, rules.peak)))))
+            sure = bool(highest >= grey_level(max(rules.threshold, rules.peak)))
+            blobs.append(Blob(len(blobs) + 1, area / reach.size, sure))
             renamed[label] = len(blobs)
     if len(blobs) == count - 1:
         return labels.astype(np.uint8), blobs

@@ -10,15 +10,17 @@ import numpy as np
 
 from stream.steady import Motion
 
-# A finding is shown once the network has been sure of it for so long; one that was there from a scene's first picture
-# is shown at once, since nothing speaks against it.
+# A finding is shown once the network has been sure of it for so long, times when it was not taken off. What covers less
+# than SMALL of the map must last longer, by up to SMALL_S: almost all false alarms are small and short. One that was there
+# from a scene's first picture is shown at once, since nothing speaks against it.
 PERSISTENCE_S = 0.06
-# It may be unsure in between for so long.
-SURE_AGAIN_S = 0.1
+SMALL, SMALL_S = 0.02, 0.4
+# What is small and was missing for longer must last anew before it is shown again.
+MISSING_S = 0.08
 # One that the network has not been sure of for so long is shown no longer, however faintly it goes on.
 UNSURE_S = 1.0
 # One that is not seen is shown for so long where it was, moving with the wall, and is known again for so long.
-HELD_S, REMEMBERED_S = 0.12, 2.0
+HELD_S, REMEMBERED_S = 0.05, 2.0
 # A blob this near to where a track was, as a share of the map's side, may be the same polyp.
 NEAR = 0.06
 MOST_TRACKS = 255
@@ -32,7 +34,7 @@ class Track:
         number: from 1, in the order in which they are first shown; 0: it never was.
         last: when it was last seen, in seconds.
         sure: when the network was last sure of it.
-        sure_since: since when it has been, but for moments.
+        evidence: for how many seconds it has been, those when it was not taken off.
         believed: it is shown.
         astray: the picture leapt since it was last seen, so that its place is not known.
     """
@@ -40,7 +42,7 @@ class Track:
     last: float
     number: int = 0
     sure: float = float("-inf")
-    sure_since: float = float("inf")
+    evidence: float = 0.0
     believed: bool = False
     astray: bool = False
 
@@ -51,10 +53,12 @@ class Blob:
 
     Attributes:
         label: its number in the map of labels, from 1 on.
+        share: of the map that it covers, 0..1.
         sure: the network is sure of it now.
     """
 
     label: int
+    share: float
     sure: bool
 
 
@@ -83,6 +87,7 @@ class Tracker:
         self._patient = patient
         self._tracks: dict[int, Track] = {}
         self._count = 0
+        self._before = float("-inf")
         # For each place of the map the slot (1..255) of the track that is there.
         self._places = np.zeros((0, 0), np.uint8)
 
@@ -102,9 +107,12 @@ class Tracker:
         if not blobs and not self._tracks:
             return None
         slots = self._match(labels, blobs, seconds)
-        sure = {slot for slot, blob in zip(slots, blobs, strict=True) if blob.sure}
-        for slot in dict.fromkeys(slots):
-            self._believe(self._tracks[slot], slot in sure, seconds, fresh)
+        parts: dict[int, list[Blob]] = {}
+        for slot, blob in zip(slots, blobs, strict=True):
+            parts.setdefault(slot, []).append(blob)
+        for slot, of_it in parts.items():
+            self._believe(self._tracks[slot], of_it, seconds, fresh)
+        self._before = seconds
         seen = cv2.LUT(labels, _table(enumerate(slots, 1)))
         # What is not seen keeps its place where nothing else is.
         missing = cv2.LUT(self._places, _table((slot, slot) for slot in self._tracks if slot not in slots))
@@ -164,15 +172,22 @@ class Tracker:
         self._tracks[slot] = Track(seconds)
         return slot
 
-    def _believe(self, track: Track, sure: bool, seconds: float, fresh: bool) -> None:
-        track.last, track.astray = seconds, False
+    def _believe(self, track: Track, blobs: Sequence[Blob], seconds: float, fresh: bool) -> None:
+        sure, share, passed = any(b.sure for b in blobs), sum(b.share for b in blobs), seconds - track.last
+        # Pictures came that did not show it; at a low rate much time may pass without any.
+        if self._before - track.last > MISSING_S and share < SMALL:
+            track.believed, track.evidence = False, 0.0
+        elif not sure:
+            track.evidence = max(0.0, track.evidence - passed)
+        elif track.sure == track.last == self._before:
+            track.evidence += passed
         if sure:
-            if seconds - track.sure > SURE_AGAIN_S:
-                track.sure_since = seconds
             track.sure = seconds
-            track.believed |= fresh or not self._patient or seconds - track.sure_since >= PERSISTENCE_S
+            needed = PERSISTENCE_S + SMALL_S * max(0.0, 1 - share / SMALL)
+            track.believed |= fresh or not self._patient or track.evidence >= needed
         elif seconds - track.sure > UNSURE_S:
             track.believed = False
+        track.last, track.astray = seconds, False
         if track.believed and not track.number:
             self._count += 1
             track.number = self._count

@@ -24,13 +24,18 @@ STILL = still()
 
 
 def see(
-    tracker: Tracker, seconds: float, places: Sequence[Place], motion: Motion | None = STILL, sure: bool = True
+    tracker: Tracker,
+    seconds: float,
+    places: Sequence[Place],
+    motion: Motion | None = STILL,
+    sure: bool = True,
+    share: float = 0.05,
 ) -> list[int]:
-    """Show a tracker blobs of 10x10 around some places; the numbers that it shows there."""
+    """Show a tracker blobs of 10x10 around some places, which shall cover so much; the numbers that it shows there."""
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for label, (x, y) in enumerate(places, 1):
         labels[y - 5 : y + 5, x - 5 : x + 5] = label
-    blobs = [Blob(label, sure) for label in range(1, len(places) + 1)]
+    blobs = [Blob(label, share, sure) for label in range(1, len(places) + 1)]
     shown = tracker.update(seconds, motion, labels, blobs)
     return [] if shown is None else [int(shown.numbers[shown.slots[y, x]]) for x, y in places]
 
@@ -49,6 +54,44 @@ def test_a_finding_is_shown_once_it_lasts(rate: int) -> None:
     first = shown.index([1]) / rate
     assert 0.06 <= first <= 0.081
     assert shown[shown.index([1]) :] == [[1]] * (len(shown) - shown.index([1]))
+
+
+def first_shown(rate: int, share: float, sure: Sequence[bool]) -> float | None:
+    """After how many seconds a blob is shown that the network is sure of in some pictures."""
+    tracker = begun()
+    for index, each in enumerate(sure):
+        if see(tracker, 1 + index / rate, [(50, 50)], sure=each, share=share):
+            return index / rate
+    return None
+
+
+@pytest.mark.parametrize("rate", [5, 25, 60])
+def test_what_is_small_must_last_longer(rate: int) -> None:
+    always = [True] * (2 * rate)
+    large, small, tiny = (first_shown(rate, share, always) for share in (0.02, 0.01, 0.001))
+    assert large is not None
+    assert small is not None
+    assert tiny is not None
+    assert 0.06 <= large < 0.06 + 1 / rate + 1e-6
+    assert 0.26 <= small < 0.26 + 1 / rate + 1e-6
+    assert 0.44 <= tiny < 0.44 + 1 / rate + 1e-6
+
+
+def test_what_the_network_is_sure_of_now_and_then_is_not_shown() -> None:
+    assert first_shown(25, 0.05, [True, False] * 50) is None
+    assert first_shown(25, 0.05, [True, True, False] * 50) is None
+    assert first_shown(25, 0.05, [True, True, True, False] * 50) == 0.08
+
+
+@pytest.mark.parametrize(("share", "missing", "after"), [(0.01, 2, [1]), (0.01, 4, []), (0.05, 4, [1])])
+def test_what_is_small_must_last_anew_after_more_than_a_moment(share: float, missing: int, after: list[int]) -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None, share=share)
+    for index in range(1, missing + 1):
+        see(tracker, index / 25, [])
+    again = [see(tracker, (missing + 1 + index) / 25, [(50, 50)], share=share) for index in range(10)]
+    assert again[0] == after
+    assert again[-1] == [1]  # and is the same one
 
 
 def test_a_flash_is_not_shown() -> None:
@@ -78,11 +121,11 @@ def test_a_faint_moment_does_not_end_it_but_a_faint_second_does() -> None:
 def test_what_is_not_seen_for_a_moment_is_held_where_the_wall_took_it() -> None:
     tracker = Tracker(True)
     see(tracker, 0.0, [(50, 50)], None)
-    shown = tracker.update(0.1, still(x=8), np.zeros((SIZE, SIZE), np.uint8), [])
+    shown = tracker.update(0.04, still(x=8), np.zeros((SIZE, SIZE), np.uint8), [])
     assert shown is not None
     assert shown.numbers[shown.slots[50, 58]] == 1
     assert shown.slots[50, 50 - 5 + 2] == 0
-    assert tracker.update(0.2, still(), np.zeros((SIZE, SIZE), np.uint8), []) is None
+    assert tracker.update(0.08, still(), np.zeros((SIZE, SIZE), np.uint8), []) is None
 
 
 def test_a_number_survives_a_short_occlusion_while_the_camera_moves() -> None:
@@ -131,7 +174,7 @@ def test_without_patience_a_faint_neighbour_neither_hides_a_finding_nor_is_shown
         see(tracker, 1.0, [(50, 50)], None)
         labels = np.zeros((SIZE, SIZE), np.uint8)
         labels[45:55, 45:55], labels[45:55, 56:60] = (2, 1) if faint_first else (1, 2)
-        blobs = [Blob(1, not faint_first), Blob(2, faint_first)]
+        blobs = [Blob(1, 0.05, not faint_first), Blob(2, 0.05, faint_first)]
         shown = tracker.update(1.04, None, labels, blobs)
         assert shown is not None
         assert (shown.slots > 0).sum() == 100
