@@ -214,7 +214,8 @@ class RecordingsPage:
             """Send a recording (multipart field `file`); it is processed when it is its turn."""
             self._see_room(int(request.headers.get("Content-Length") or 0))
             with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
-                path, name = await save_file_field(request, Path(folder))
+                path = Path(folder) / "upload"
+                name = await save_file_field(request, path)
                 entry = self._library.add(name, path.stat().st_size)
                 path.replace(self._library.upload_path(entry.id))
             return self._enqueue(entry)
