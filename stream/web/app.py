@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
 from stream.errors import PolypstreamError, SourceError, TooLarge
 from stream.model import NOTICE
@@ -40,8 +41,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def make_app(pages: Sequence[Page], host: str, token: str | None) -> FastAPI:
-    """The application.
+def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
+    """The application, with its guard around all that FastAPI answers, errors and refusals too.
 
     Args:
         pages: what it offers; the first one is at `/` too.
@@ -61,7 +62,6 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     if is_loopback(host):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
-    app.add_middleware(Guard, token=token)
     app.add_exception_handler(PolypstreamError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_request)
     app.add_exception_handler(405, _name_methods)
@@ -91,7 +91,7 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> FastAPI:
         problems = [problem for page in pages for problem in page.problems()]
         return PlainTextResponse("\n".join(problems) or "ok", 503 if problems else 200)
 
-    return app
+    return Guard(app, token)
 
 
 async def _explain(_: Request, error: Exception) -> Response:
