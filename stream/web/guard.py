@@ -84,7 +84,8 @@ class Guard:
         if self._token is None or "token" not in request.query_params:
             return None
         # Out of the address bar and its history, into a cookie that no script and no other site can use.
-        response = RedirectResponse(request.url.remove_query_params("token").path, 303)
+        # Two slashes at its beginning would name another site.
+        response = RedirectResponse("/" + request.url.path.lstrip("/\\"), 303)
         response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
         return response
 
