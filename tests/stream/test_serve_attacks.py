@@ -137,9 +137,11 @@ def test_no_path_leads_out_of_the_static_files(app: Served, up: str, target: str
         "..%2f..%2f..%2f..%2flibrary.sqlite",
         "report.html%00",
         "report.html%2f..%2freport.html",
+        "other.txt",
     ],
 )
 def test_no_name_leads_out_of_the_results(app: Served, finished: str, name: str) -> None:
+    (app.folder / "recordings" / finished / "1" / "upload" / "other.txt").touch()  # whatever else comes to lie there
     assert ask(app, "GET", f"/api/recordings/{finished}/files/report.html").status == 200
     detail(ask(app, "GET", f"/api/recordings/{finished}/files/{name}"), 404, 422)
 
