@@ -46,6 +46,8 @@ class PictureFormat:
     interlaced: bool = False
 
 
+# A picture of 8K has 33 million. A small file may claim billions.
+MOST_PIXELS = 40_000_000
 # MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.
 MP4_LONGEST_STEP = 2**31 - 1
 # FFmpeg doubles an MP4's units per second until they are at least so many.

@@ -11,11 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stream.errors import SourceError, TooLarge
 from stream.find import Rules, find_region, outlines_of
+from stream.pictures import MOST_PIXELS
 from stream.view import FieldOfView, find_field_of_view, region_above, thumbnail_size
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
-# A picture of 8K has 33 million. Its size is read before its pixels are, which a small file may claim billions of.
-MOST_PIXELS = 40_000_000
 
 
 def read_still(file: IO[bytes]) -> np.ndarray:

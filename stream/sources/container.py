@@ -13,6 +13,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 from stream.errors import SourceError
+from stream.pictures import MOST_PIXELS
 
 # Only containers of moving pictures: not FFmpeg's picture, text, playlist and device readers, which would take a
 # photograph for a video, or a text file for a list of other files to open.
@@ -21,6 +22,9 @@ CONTAINERS = (
     "ogg,dv,nut,gxf,wtv,rm,mjpeg,yuv4mpegpipe,swf,vc1,gif,aac,mp3,wav,flac,w64,aiff,caf"
 )
 
+# Of decoders, also of those that FFmpeg itself uses to find out what is in a file.
+LIMITS = {"max_pixels": str(MOST_PIXELS)}
+
 
 def file_url(path: Path) -> str:
     """A path as FFmpeg takes it whatever its name: without the prefix, `12:30.mp4` names a protocol."""
@@ -28,7 +32,7 @@ def file_url(path: Path) -> str:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a file for reading, and nothing that it may point to.
+    """Open a file for reading, and nothing that it may point to; pictures of more than MOST_PIXELS are not decoded.
 
     Raises:
         SourceError: there is no such file, or FFmpeg cannot read it as a recording.
@@ -41,8 +45,8 @@ def open_container(path: Path) -> InputContainer:
             raise SourceError(f"{path}: is not a regular file; copy the recording to one first")
         if status.st_size == 0:
             raise SourceError(f"{path}: is empty")
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-        return av.open(file_url(path), options=options, metadata_errors="replace")
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"} | LIMITS
+        container = av.open(file_url(path), options=options, metadata_errors="replace")
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except PermissionError as error:
@@ -53,6 +57,10 @@ def open_container(path: Path) -> InputContainer:
         ) from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+    for stream in container.streams.video:
+        if stream.codec_context is not None:  # of a codec that FFmpeg knows
+            stream.codec_context.options = LIMITS
+    return container
 
 
 def packets_of(container: InputContainer, streams: list[Stream], damage: list[str]) -> Iterator[Packet[Stream]]:

@@ -18,7 +18,7 @@ from av.error import FFmpegError, InvalidDataError
 
 from stream.errors import SourceError
 from stream.frame import Frame
-from stream.pictures import in_format, longest_step, picture_format
+from stream.pictures import MOST_PIXELS, in_format, longest_step, picture_format
 from stream.sources.container import open_container, packets_of
 from stream.view import thumbnail_size
 
@@ -59,7 +59,8 @@ class Recording:
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
-                raise SourceError(f"{path}: none of its pictures can be decoded")
+                most = MOST_PIXELS // 10**6
+                raise SourceError(f"{path}: none of its pictures can be decoded, or they exceed {most} million pixels")
             self._first = first
             self.format = picture_format(self._stream, self._first)
             if untimed_rate and first.pts is None:

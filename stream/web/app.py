@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,9 +13,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.routing import iter_route_contexts
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
 from stream.errors import PolypstreamError, SourceError, TooLarge
 from stream.model import NOTICE
@@ -37,8 +41,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def make_app(pages: Sequence[Page], host: str, token: str | None) -> FastAPI:
-    """The application.
+def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
+    """The application, with its guard around all that FastAPI answers, errors and refusals too.
 
     Args:
         pages: what it offers; the first one is at `/` too.
@@ -58,9 +62,9 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     if is_loopback(host):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
-    app.add_middleware(Guard, token=token)
     app.add_exception_handler(PolypstreamError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_request)
+    app.add_exception_handler(405, _name_methods)
     templates = Jinja2Templates(env=environment())
     navigation = [(page.path, page.title) for page in pages] + [("/api", "API")]
 
@@ -87,13 +91,24 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> FastAPI:
         problems = [problem for page in pages for problem in page.problems()]
         return PlainTextResponse("\n".join(problems) or "ok", 503 if problems else 200)
 
-    return app
+    return Guard(app, token)
 
 
 async def _explain(_: Request, error: Exception) -> Response:
-    """Errors that are meant for people's eyes, to the one whose file it was."""
-    status = 413 if isinstance(error, TooLarge) else 415 if isinstance(error, SourceError) else 500
-    return JSONResponse({"detail": str(error)}, status)
+    """Errors that are meant for people's eyes, to the one whose file it was; the server's own paths to its log."""
+    if isinstance(error, SourceError):
+        return JSONResponse({"detail": str(error)}, 413 if isinstance(error, TooLarge) else 415)
+    logging.getLogger("uvicorn.error").error("%s", error)
+    return JSONResponse({"detail": "the server cannot keep it: its disk is full, or may not be written"}, 507)
+
+
+async def _name_methods(request: Request, error: Exception) -> Response:
+    """All methods that a path has, of which Starlette names one route's; what has no route here is a file."""
+    assert isinstance(error, HTTPException)
+    path = getattr(request.scope.get("route"), "path_format", "")
+    same = [route for route in iter_route_contexts(request.app.routes) if route.path_format == path]
+    allowed = sorted(method for route in same for method in route.methods or ())
+    return JSONResponse({"detail": error.detail}, 405, {"Allow": ", ".join(allowed or ("GET", "HEAD"))})
 
 
 async def _explain_request(_: Request, error: Exception) -> Response:

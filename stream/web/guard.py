@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import h11
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -54,6 +54,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        refused = False
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -61,8 +63,17 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
+        async def in_json(message: Message) -> None:
+            """Starlette, where a body says that it is too large, says so in plain text."""
+            nonlocal refused
+            if message["type"] == "http.response.start" and _is_plain_413(message):
+                refused = True
+                await JSONResponse({"detail": "more bytes than may be"}, 413)(scope, receive, with_headers)
+            elif not refused:
+                await with_headers(message)
+
         answer = self._answer(Request(scope))
-        await (answer or self._app)(scope, _without_pauses(receive), with_headers)
+        await (answer or self._app)(scope, _without_pauses(receive), in_json)
 
     def _answer(self, request: Request) -> Response | None:
         """What is to be said instead of what was asked for; None: nothing."""
@@ -73,7 +84,8 @@ class Guard:
         if self._token is None or "token" not in request.query_params:
             return None
         # Out of the address bar and its history, into a cookie that no script and no other site can use.
-        response = RedirectResponse(request.url.remove_query_params("token").path, 303)
+        # Two slashes at its beginning would name another site.
+        response = RedirectResponse("/" + request.url.path.lstrip("/\\"), 303)
         response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
         return response
 
@@ -92,6 +104,10 @@ def _is_from_here(request: Request) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+
+
+def _is_plain_413(start: Message) -> bool:
+    return start["status"] == 413 and Headers(raw=start["headers"]).get("Content-Type", "").startswith("text/plain")
 
 
 def _without_pauses(receive: Receive) -> Receive:
@@ -127,9 +143,9 @@ class PromptProtocol(H11Protocol):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        """If the head is whole nothing more is expected; if another one has begun, that must come."""
+        """A head that has begun must come, and so must the rest of a body that was answered before its end."""
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:
             self._expect_head()
         else:
             self._forget()

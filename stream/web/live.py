@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from stream.live import Live, Status
 from stream.sinks.browser import Browser
-from stream.web.page import Render
+from stream.web.page import Described, Render, refusal
 
 BOUNDARY = "frame"
 
@@ -112,9 +112,9 @@ class LivePage:
         return router
 
 
-JPEG: dict[int | str, dict[str, Any]] = {
+JPEG: Described = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-    404: {"description": "There is none"},
+    404: refusal("There is none"),
 }
 
 

@@ -5,6 +5,28 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+# Of responses, by their status, as FastAPI takes them for the API's description.
+Described = dict[int | str, dict[str, Any]]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+def refusal(why: str) -> dict[str, Any]:
+    """The description of a response that says why a request was refused."""
+    return {"model": Problem, "description": why}
+
+
+# Of calls that have a body.
+BODY: Described = {
+    400: refusal("The body is not what its type says"),
+    408: refusal("The body paused for too long"),
+}
 
 
 class Render(Protocol):

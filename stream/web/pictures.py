@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -17,9 +17,9 @@ from stream.config import Settings
 from stream.find import choose_rules
 from stream.model import NOTICE, ModelCard
 from stream.segment import Segmenter
-from stream.still import Looked, read_still, shrink, view_of
+from stream.still import FORMATS, Looked, read_still, shrink, view_of
 from stream.web.batcher import Batcher
-from stream.web.page import Render
+from stream.web.page import BODY, Described, Render, refusal
 
 SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
 # Pictures that are decoded at the same time; a large one takes 120 MB.
@@ -89,7 +89,13 @@ class PicturePage:
         router = APIRouter(tags=["pictures"])
         most = self._settings.serve.picture_megabytes * 1_000_000 + MULTIPART_EXTRA
 
-        @router.post("/api/segment", response_model=PictureFindings, responses=RESPONSES, max_body_size=most)
+        @router.post(
+            "/api/segment",
+            response_model=PictureFindings,
+            responses=RESPONSES,
+            openapi_extra={"requestBody": {"content": {"multipart/form-data": {"encoding": ENCODING}}}},
+            max_body_size=most,
+        )
         def segment(
             request: Request,
             file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP or BMP")],
@@ -117,12 +123,14 @@ class PicturePage:
         return Looked(picture.shape[1], picture.shape[0], view, probability, self._rules)
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
+RESPONSES: Described = BODY | {
     200: {"content": {PNG_TYPE: BINARY, NPZ_TYPE: BINARY}},
-    406: {"description": "None of the types that the Accept header names can be had"},
-    413: {"description": "The file, or its picture, is too large"},
-    415: {"description": "It is not a picture that can be read"},
+    406: refusal("None of the types that the Accept header names can be had"),
+    413: refusal("The file, or its picture, is too large"),
+    415: refusal("It is not a picture that can be read"),
 }
+# What FastAPI cannot know.
+ENCODING = {"file": {"contentType": ", ".join(f"image/{kind.lower()}" for kind in FORMATS)}}
 
 
 def choose_type(accept: str) -> str:

@@ -19,7 +19,7 @@ from stream.config import Settings
 from stream.report import Timeline, read_table
 from stream.sinks.findings import SNAPSHOTS
 from stream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
-from stream.web.page import Render
+from stream.web.page import BODY, Described, Render, refusal
 from stream.web.queue import RecordingQueue
 from stream.web.upload import append_body, save_file_field
 
@@ -32,15 +32,17 @@ REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
 )
 Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Of a recording")]
-REFUSED: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body is not a multipart form"},
-    415: {"description": "The body is of another type, or the file is empty"},
-    422: {"description": "The form has no file in a field `file`"},
-    507: {"description": "The disk is full"},
+UPLOAD: Described = BODY | {
+    413: refusal("More than may be, or than was said"),
+    507: refusal("The disk is full, or cannot be written"),
 }
-BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such recording, or it has none yet"}}
-TOO_LARGE: dict[int | str, dict[str, Any]] = {413: {"description": "More than may be, or than was said"}}
+FORM: Described = {
+    415: refusal("The body is of another type, or the file is empty"),
+    422: refusal("The form has no file in a field `file`"),
+}
+JSON_TYPE = "application/json"
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+NOT_THERE: Described = {404: refusal("There is no such recording, or it has none yet")}
 
 
 class ResultFile(StrEnum):
@@ -52,6 +54,27 @@ class ResultFile(StrEnum):
     FINDINGS = "findings.json"
     SUMMARY = "summary.json"
     REPORT = "report.html"
+
+
+RESULT_TYPES = {
+    ResultFile.VIDEO: "video/mp4",
+    ResultFile.MASKS: "video/x-matroska",
+    ResultFile.FRAMES: "text/csv",
+    ResultFile.FINDINGS: JSON_TYPE,
+    ResultFile.SUMMARY: JSON_TYPE,
+    ResultFile.REPORT: "text/html",
+}
+
+
+def in_parts(*types: str) -> Described:
+    """The responses with a file of one of these types, or with a part of it."""
+    whole = {kind: {"schema": {"type": "object"}} if kind == JSON_TYPE else BINARY for kind in types}
+    return {
+        200: {"content": whole},
+        206: {"content": whole | {"multipart/byteranges": BINARY}, "description": "The part that was asked for"},
+        400: {"content": {"text/plain": {}}, "description": "The Range header is malformed"},
+        416: {"content": {"text/plain": {}}, "description": "There is no such part"},
+    }
 
 
 class FoundTrack(BaseModel):
@@ -173,27 +196,31 @@ class RecordingsPage:
         return router
 
     def _add_uploads(self, router: APIRouter) -> None:
-        form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+        file = {"type": "string", "format": "binary", "minLength": 1}
+        form = {"type": "object", "required": ["file"], "properties": {"file": file}}
         in_one = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
-        in_pieces = {"requestBody": {"required": True, "content": BINARY}}
+        in_pieces = {"requestBody": {"content": {"application/octet-stream": BINARY}}}
+        announced = {"properties": {"size": {"maximum": self._most}}}
+        announcement = {"requestBody": {"content": {"application/json": {"schema": announced}}}}
 
         @router.post(
             "/api/recordings",
             status_code=201,
             openapi_extra=in_one,
-            responses=TOO_LARGE | REFUSED,
+            responses=UPLOAD | FORM,
             max_body_size=self._most + MULTIPART_EXTRA,
         )
         async def send(request: Request) -> RecordingInfo:
             """Send a recording (multipart field `file`); it is processed when it is its turn."""
             self._see_room(int(request.headers.get("Content-Length") or 0))
             with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
-                path, name = await save_file_field(request, Path(folder))
+                path = Path(folder) / "upload"
+                name = await save_file_field(request, path)
                 entry = self._library.add(name, path.stat().st_size)
                 path.replace(self._library.upload_path(entry.id))
             return self._enqueue(entry)
 
-        @router.post("/api/uploads", status_code=201, responses=TOO_LARGE)
+        @router.post("/api/uploads", status_code=201, openapi_extra=announcement, responses=UPLOAD)
         def announce(what: Announced) -> RecordingInfo:
             """Announce a recording that is sent in pieces, so that a broken line costs one piece."""
             if what.size > self._most:
@@ -204,7 +231,7 @@ class RecordingsPage:
         @router.patch(
             "/api/uploads/{id}",
             openapi_extra=in_pieces,
-            responses=NOT_THERE | TOO_LARGE | {409: {"description": "Another place is next; `received` says which"}},
+            responses=NOT_THERE | UPLOAD | {409: refusal("Another place is next; `received` says which")},
             max_body_size=self._most,
         )
         async def append(
@@ -214,7 +241,8 @@ class RecordingsPage:
         ) -> RecordingInfo:
             """Send the next piece of an announced recording, which is processed once the last one is here.
 
-            After a broken line ask for the recording: `received` is the offset to go on from.
+            After a broken line ask for the recording: `received` is the offset to go on from. Where that is the end,
+            send an empty piece.
             """
             entry = self._known(id)
             if entry.state != "uploading" or offset != self._library.received(entry):
@@ -241,7 +269,7 @@ class RecordingsPage:
 
         @router.post(
             "/api/recordings/{id}/cancel",
-            responses=NOT_THERE | {409: {"description": "It is neither waiting nor being processed"}},
+            responses=NOT_THERE | {409: refusal("It is neither waiting nor being processed")},
         )
         def cancel(id: Id) -> RecordingInfo:
             """Let go of a recording that waits or is being processed."""
@@ -261,8 +289,7 @@ class RecordingsPage:
         @router.get(
             "/api/recordings/{id}/files/{name}",
             response_class=FileResponse,
-            responses=NOT_THERE
-            | {200: {"content": BINARY}, 206: {"content": BINARY}, 416: {"description": "No such range"}},
+            responses=NOT_THERE | in_parts(*RESULT_TYPES.values()),
         )
         def file(id: Id, name: ResultFile) -> FileResponse:
             """A file of the results."""
@@ -270,17 +297,20 @@ class RecordingsPage:
             path = self._library.results_path(entry) / name
             if entry.state != "finished" or not path.is_file():
                 raise HTTPException(404, "there is no such file, or not yet")
-            if name is ResultFile.REPORT:
-                return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})
-            return FileResponse(path)
+            headers = {"Content-Security-Policy": REPORT_POLICY} if name is ResultFile.REPORT else None
+            return FileResponse(path, 200, headers, RESULT_TYPES[name])
 
-        @router.get("/api/recordings/{id}/snapshots/{track}.jpg", response_class=FileResponse, responses=NOT_THERE)
+        @router.get(
+            "/api/recordings/{id}/snapshots/{track}.jpg",
+            response_class=FileResponse,
+            responses=NOT_THERE | in_parts("image/jpeg"),
+        )
         def snapshot(id: Id, track: Annotated[int, PathParameter(ge=1, le=10**6)]) -> FileResponse:
             """What a track looked like at its largest."""
             path = self._library.results_path(self._known(id)) / SNAPSHOTS / f"track-{track}.jpg"
             if not path.is_file():
                 raise HTTPException(404, "there is no such track, or not yet")
-            return FileResponse(path)
+            return FileResponse(path, media_type="image/jpeg")
 
     def _known(self, id_: str) -> Entry:
         entry = self._library.get(id_)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from urllib.parse import quote
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from stream.errors import SettingsError
 from stream.pipeline import in_background
@@ -57,7 +57,7 @@ def web(pages: Sequence[Page], host: str, port: int, token: str | None) -> Itera
 
 
 @contextmanager
-def serving(app: FastAPI, host: str, port: int) -> Iterator[int]:
+def serving(app: ASGIApp, host: str, port: int) -> Iterator[int]:
     """Serve beside a block; yields the port, which the system chooses where 0 was asked for.
 
     Raises:

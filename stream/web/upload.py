@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastapi import HTTPException, Request
-from python_multipart import FormParser
-from python_multipart.exceptions import FileError, FormParserError
-from python_multipart.multipart import File, parse_options_header
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from stream.errors import OutputError
 from stream.sinks.files import writing
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 NAMELESS = "recording"
-# Of the fields that are not files, which nobody needs.
-LIMITS = {"MAX_FIELDS": 16, "MAX_FIELD_SIZE": 4096}
 
 
 async def append_body(request: Request, path: Path, most: int) -> None:
@@ -45,11 +45,11 @@ async def append_body(request: Request, path: Path, most: int) -> None:
             await run_in_threadpool(append, piece)
 
 
-async def save_file_field(request: Request, folder: Path) -> tuple[Path, str]:
-    """Save the field `file` of a multipart body (RFC 7578) in a folder.
+async def save_file_field(request: Request, path: Path) -> str:
+    """Save the field `file` of a multipart body (RFC 7578) as a file, which is closed whatever happens.
 
     Returns:
-        The path of the file there, and its owner's name of it.
+        Its owner's name of it.
 
     Raises:
         HTTPException: there is no such field, it is empty, or the body is not multipart.
@@ -58,27 +58,76 @@ async def save_file_field(request: Request, folder: Path) -> tuple[Path, str]:
     kind, options = parse_options_header(request.headers.get("Content-Type"))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise HTTPException(415, "send multipart/form-data with a field `file`")
-    files: list[File] = []
-    config = {**LIMITS, "UPLOAD_DIR": str(folder), "UPLOAD_DELETE_TMP": False, "MAX_MEMORY_FILE_SIZE": 0}
     try:
-        with writing(folder):
-            parser = FormParser(kind.decode(), None, files.append, boundary=options[b"boundary"], config=config)
+        with writing(path), path.open("wb") as file:
+            field = _FileField(file)
+            parser = MultipartParser(options[b"boundary"], field.callbacks())
             async for piece in request.stream():
                 await run_in_threadpool(parser.write, piece)
             parser.finalize()
     except ClientDisconnect:
         raise HTTPException(400, "the line broke") from None
-    except FileError as error:
-        raise OutputError(f"{folder}: cannot be written") from error
     except FormParserError as error:
         raise HTTPException(400, f"the body is not a multipart form ({error})") from error
-    finally:
-        for file in files:
-            file.close()
-    wanted = next((file for file in files if file.field_name == b"file"), None)
-    if wanted is None:
+    if not field.whole:
         raise HTTPException(422, "the form has no file in a field `file`")
-    if wanted.actual_file_name is None:
+    if not path.stat().st_size:
         raise HTTPException(415, "the file is empty")
-    name = (wanted.file_name or b"").decode(errors="replace")
-    return Path(wanted.actual_file_name.decode()), name or NAMELESS
+    return field.name or NAMELESS
+
+
+class _FileField:
+    """Writes the first field `file` of a form, and no other, as it comes.
+
+    Args:
+        target: to which it is written.
+
+    Attributes:
+        name: its owner's name of it.
+        whole: its end has come.
+    """
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self._header, self._value, self._disposition = b"", b"", b""
+        self._wanted = self.whole = False
+        self.name = ""
+
+    def callbacks(self) -> MultipartCallbacks:
+        """For a parser."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._add_to_header,
+            "on_header_value": self._add_to_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._choose,
+            "on_part_data": self._write,
+            "on_part_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._disposition = b""
+
+    def _add_to_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _choose(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._wanted = not self.whole and options.get(b"name") == b"file" and b"filename" in options
+        if self._wanted:
+            self.name = options[b"filename"].decode(errors="replace")
+
+    def _write(self, data: bytes, start: int, end: int) -> None:
+        if self._wanted:
+            self._target.write(data[start:end])
+
+    def _end(self) -> None:
+        self.whole = self.whole or self._wanted
