@@ -10,9 +10,9 @@ import numpy as np
 
 from stream.steady import Motion
 
-# A finding is shown once the network has been sure of it for so long, times when it was not taken off. What covers less
-# than SMALL of the map must last longer, by up to SMALL_S: almost all false alarms are small and short. One that was there
-# from a scene's first picture is shown at once, since nothing speaks against it.
+# A finding is shown once the network has been sure of it for so long, times when it was not taken off. What covers
+# less than SMALL of the map must last longer, by up to SMALL_S: almost all false alarms are small and short. One that
+# was there from a scene's first picture is shown at once, since nothing speaks against it.
 PERSISTENCE_S = 0.06
 SMALL, SMALL_S = 0.02, 0.4
 # What is small and was missing for longer must last anew before it is shown again.
