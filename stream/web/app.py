@@ -10,10 +10,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.routing import iter_route_contexts
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
@@ -58,6 +59,8 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
         redoc_url=None,
         max_body_size=MOST_BYTES,
         separate_input_output_schemas=False,
+        # For the description alone: the guard asks for it.
+        dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else None,
     )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     if is_loopback(host):

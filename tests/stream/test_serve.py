@@ -449,6 +449,14 @@ def test_health_and_description(app: Served) -> None:
         assert path in page
 
 
+def test_the_description_says_that_a_token_is_asked_for(tmp_path: Path, red_model: Path) -> None:
+    with served(tmp_path / "served", settings_for(red_model), token="secret") as app:
+        assert app.get("/openapi.json").status_code == 401
+        described = app.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
+        assert described["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+        assert all("security" in each for path in described["paths"].values() for each in path.values())
+
+
 def test_without_sources_the_live_page_says_how(app: Served) -> None:
     assert "polypstream serve --live" in app.get("/live").text
     assert app.get("/status.json").json() == []
