@@ -80,7 +80,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {"session": [], **{kind: [] for kind in kinds}}
     with (
         tempfile.TemporaryDirectory() as folder,
-        serve(Path(folder), [], segmenter, settings, "127.0.0.1", 0, None) as (address, _),
+        serve(Path(folder), [], segmenter, settings, "127.0.0.1", 0, None) as address,
     ):
         port = int(address.rstrip("/").rsplit(":", 1)[1])
         for _ in range(ROUNDS):

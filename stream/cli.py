@@ -262,10 +262,8 @@ def serve_pages(
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         complain(note)
-    with serve_application(folder, live or [], segmenter, settings, host, port, token) as (address, shown):
+    with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)
-        if shown is not None:
-            shown.run(lambda: None)
         threading.Event().wait()
 
 

@@ -35,18 +35,18 @@ def serve(
     host: str,
     port: int,
     token: str | None,
-) -> Iterator[tuple[str, Live | None]]:
+) -> Iterator[str]:
     """Serve the whole application beside a block.
 
     Args:
         folder: where uploads and their results are kept.
-        sources: live ones, `[NAME=]SOURCE` each; they are to be run in the block.
+        sources: live ones, `[NAME=]SOURCE` each. What ends or fails there ends nothing else.
         segmenter: shared by pictures and live sources; recordings are processed elsewhere, with one of their own.
         settings: of everything.
         host, port, token: see `web`.
 
     Yields:
-        The address; what is live, if anything is.
+        The address.
 
     Raises:
         SettingsError: it cannot be listened there, or a source is wrong.
@@ -56,17 +56,19 @@ def serve(
     cv2.setNumThreads(1)
     browser, batcher = Browser(), Batcher(segmenter)
     opened = open_sources(sources, settings)
-    live = Live(opened, segmenter, settings, [("web", browser)]) if opened else None
+    live = LivePage(Live(opened, segmenter, settings, [("web", browser)]) if opened else None, browser)
     with ExitStack() as stack:
         library = stack.enter_context(open_library(folder))
         queue = RecordingQueue(library, settings)
         pages: list[Page] = [
             PicturePage(segmenter, batcher, settings),
             RecordingsPage(library, queue, settings),
-            LivePage(live, browser),
+            live,
         ]
         for number in range(PICTURES_AT_ONCE):
             stack.enter_context(in_background(f"pictures-{number}", batcher.run, lambda: None))
         stack.callback(batcher.close)
+        address = stack.enter_context(web(pages, host, port, token))
         stack.enter_context(in_background("recordings", queue.run, queue.close))
-        yield stack.enter_context(web(pages, host, port, token)), live
+        stack.enter_context(in_background("live", live.run, live.close))
+        yield address

@@ -45,7 +45,7 @@ def read_still(file: IO[bytes]) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits of grey
-        grey = (np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8)
+        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 

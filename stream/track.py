@@ -10,17 +10,18 @@ import numpy as np
 
 from stream.steady import Motion
 
+# Times lie between those of whole frames at 24, 25, 30, 50 and 60 a second, or rounding would decide.
 # A finding is shown once the network has been sure of it for so long, times when it was not taken off. What covers
 # less than SMALL of the map must last longer, by up to SMALL_S: almost all false alarms are small and short. One that
 # was there from a scene's first picture is shown at once, since nothing speaks against it.
-PERSISTENCE_S = 0.06
+PERSISTENCE_S = 0.055
 SMALL, SMALL_S = 0.02, 0.4
 # What is small and was missing for longer must last anew before it is shown again.
-MISSING_S = 0.08
+MISSING_S = 0.09
 # One that the network has not been sure of for so long is shown no longer, however faintly it goes on.
 UNSURE_S = 1.0
 # One that is not seen is shown for so long where it was, moving with the wall, and is known again for so long.
-HELD_S, REMEMBERED_S = 0.05, 2.0
+HELD_S, REMEMBERED_S = 0.055, 2.0
 # A blob this near to where a track was, as a share of the map's side, may be the same polyp.
 NEAR = 0.06
 MOST_TRACKS = 255

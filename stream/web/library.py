@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from stream.sinks.files import writing
 State = Literal["uploading", "waiting", "processing", "finished", "failed", "cancelled"]
 ID_PATTERN = "^[0-9a-f]{16}$"
 # A recording that the server did not survive so often is not begun again.
-MOST_ATTEMPTS = 3
+MOST_CRASHES = 3
 LONGEST_NAME = 200
 DAY_S = 86400.0
 SCHEMA = """
@@ -38,11 +38,13 @@ CREATE TABLE IF NOT EXISTS recordings (
     state TEXT NOT NULL,
     created REAL NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,
     message TEXT NOT NULL DEFAULT '',
+    tracks INTEGER NOT NULL DEFAULT 0,
     found TEXT NOT NULL DEFAULT ''
 )
 """
-COLUMNS = "id, name, size, state, created, attempts, message, found"
+COLUMNS = "id, name, size, state, created, attempts, crashes, message, tracks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,9 @@ class Entry:
         state: what has become of it.
         created: seconds since 1970.
         attempts: how often it was begun.
+        crashes: how often the server did not survive it, this time included while it is being processed.
         message: what went wrong, or notes of a finished run.
-        found: JSON of a finished run, for the pages.
+        tracks: how many were found, once it is finished.
     """
 
     id: str
@@ -66,8 +69,9 @@ class Entry:
     state: State
     created: float
     attempts: int
+    crashes: int
     message: str
-    found: str
+    tracks: int
 
 
 class Library:
@@ -94,8 +98,9 @@ class Library:
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute("BEGIN EXCLUSIVE")
             self._database.execute(SCHEMA)
-            self._database.execute("UPDATE recordings SET state = 'waiting' WHERE state = 'processing'")
             self._database.execute("COMMIT")
+            for left in self.incoming.iterdir():  # by a server that was killed
+                shutil.rmtree(left, ignore_errors=True)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise OutputError(f"{folder}: another `polypstream serve` uses this folder; give --folder") from error
@@ -136,9 +141,9 @@ class Library:
             self.upload_path(id_).touch()
         shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
         with self._lock:
-            self._database.execute(
-                "INSERT INTO recordings (id, name, size, state, created) VALUES (?, ?, ?, 'uploading', ?)",
-                (id_, shown[:LONGEST_NAME] or "recording", size, time.time()),
+            values = (id_, shown[:LONGEST_NAME] or "recording", size, time.time())
+            self._write(
+                "INSERT INTO recordings (id, name, size, state, created) VALUES (?, ?, ?, 'uploading', ?)", *values
             )
             return self._known(id_)
 
@@ -156,47 +161,81 @@ class Library:
         """Every recording, the newest first."""
         return self._select("ORDER BY number DESC")
 
+    def some(self, first: int, count: int) -> list[Entry]:
+        """So many of them, from the first on, counted from 0."""
+        return self._select("ORDER BY number DESC LIMIT ? OFFSET ?", count, first)
+
     def received(self, entry: Entry) -> int:
         """Bytes of an upload that are here."""
+        if entry.state != "uploading":
+            return entry.size
         try:
             return self.upload_path(entry.id).stat().st_size
         except FileNotFoundError:
             return 0
 
-    def move(self, id_: str, before: State, after: State, message: str = "", found: str = "") -> bool:
+    def move(self, id_: str, before: State, after: State, message: str = "") -> bool:
         """Change a recording's state if it still is the one before; whether it was."""
         with self._lock:
-            changed = self._database.execute(
-                "UPDATE recordings SET state = ?, message = ?, found = ? WHERE id = ? AND state = ?",
-                (after, message, found, id_, before),
+            values = (after, message, id_, before)
+            return self._write("UPDATE recordings SET state = ?, message = ? WHERE id = ? AND state = ?", *values) > 0
+
+    def finish(self, id_: str, message: str, tracks: int, found: str) -> None:
+        """A recording that was being processed is finished."""
+        with self._lock:
+            self._write(
+                "UPDATE recordings SET state = 'finished', message = ?, tracks = ?, found = ? "
+                "WHERE id = ? AND state = 'processing'",
+                *(message, tracks, found, id_),
             )
-            return changed.rowcount > 0
+
+    def begin_again(self, id_: str) -> bool:
+        """Let a recording wait that failed or was cancelled; whether it did."""
+        with self._lock:
+            self._write("UPDATE recordings SET crashes = 0 WHERE id = ? AND state IN ('failed', 'cancelled')", id_)
+            return self.move(id_, "failed", "waiting") or self.move(id_, "cancelled", "waiting")
 
     def begin_next(self) -> Entry | None:
-        """Take the recording that has waited longest; it is being processed from now on."""
+        """Take the recording that has waited longest; it is being processed from now on, and no other is."""
         with self._lock:
+            # Left by a server that was killed, or by an error.
+            self._write("UPDATE recordings SET state = 'waiting' WHERE state = 'processing'")
             for entry in self._select("WHERE state = 'waiting' ORDER BY number LIMIT 1"):
-                if entry.attempts >= MOST_ATTEMPTS:
-                    said = f"it was begun {entry.attempts} times, and each time the server ended before it was done"
+                if entry.crashes >= MOST_CRASHES:
+                    said = f"it was begun {entry.crashes} times, and each time the server ended before it was done"
                     self.move(entry.id, "waiting", "failed", said)
                     return self.begin_next()
-                self._database.execute(
-                    "UPDATE recordings SET state = 'processing', attempts = attempts + 1 WHERE id = ?", (entry.id,)
+                self._write(
+                    "UPDATE recordings SET state = 'processing', attempts = attempts + 1, crashes = crashes + 1 "
+                    "WHERE id = ?",
+                    entry.id,
                 )
-                for attempt in range(1, entry.attempts + 1):
-                    shutil.rmtree(self._folder_of(entry.id) / str(attempt), ignore_errors=True)
-                return self._known(entry.id)
-        return None
+                begun = self._known(entry.id)
+                break
+            else:
+                return None
+        for attempt in range(1, begun.attempts):
+            shutil.rmtree(self._folder_of(begun.id) / str(attempt), ignore_errors=True)
+        return begun
 
-    def place_in_line(self, entry: Entry) -> int:
-        """How many waiting recordings are before it."""
-        waiting = self._select("WHERE state = 'waiting' ORDER BY number")
-        return next((place for place, other in enumerate(waiting) if other.id == entry.id), 0)
+    def put_back(self, entry: Entry) -> None:
+        """The server ends by itself: the recording at work waits again, and has not been the end of anything."""
+        with self._lock:
+            if self.move(entry.id, "processing", "waiting"):
+                self._write("UPDATE recordings SET crashes = crashes - 1 WHERE id = ?", entry.id)
+
+    def line(self) -> dict[str, int]:
+        """For each recording that waits, by its id, how many are before it."""
+        return {entry.id: place for place, entry in enumerate(self._select("WHERE state = 'waiting' ORDER BY number"))}
+
+    def remove_results(self, entry: Entry) -> None:
+        """Delete what a run left that came to nothing."""
+        shutil.rmtree(self.results_path(entry).parent, ignore_errors=True)
 
     def remove(self, id_: str) -> None:
         """Delete a recording with all that is its own."""
         with self._lock:
-            self._database.execute("DELETE FROM recordings WHERE id = ?", (id_,))
+            self._write("DELETE FROM recordings WHERE id = ?", id_)
         shutil.rmtree(self._folder_of(id_), ignore_errors=True)
 
     def remove_old(self, keep_days: float) -> None:
@@ -205,25 +244,43 @@ class Library:
         for entry in self.all():
             untouched = now - self._touched(entry)
             abandoned = entry.state == "uploading" and untouched > DAY_S
-            if abandoned or (entry.state != "processing" and untouched > keep_days * DAY_S):
+            if abandoned or (entry.state not in ("waiting", "processing") and untouched > keep_days * DAY_S):
                 self.remove(entry.id)
         known = {entry.id for entry in self.all()}
         for folder in (self.folder / "recordings").iterdir():
-            if folder.name not in known and now - folder.stat().st_mtime > DAY_S:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                if folder.name not in known and now - folder.stat().st_mtime > DAY_S:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _touched(self, entry: Entry) -> float:
         """When anything of it was last written."""
         times = [entry.created]
         for path in (self.upload_path(entry.id), self._folder_of(entry.id)):
-            if path.exists():
+            with suppress(FileNotFoundError):
                 times.append(path.stat().st_mtime)
         return max(times)
 
-    def _select(self, condition: str, *values: str) -> list[Entry]:
+    def found(self, id_: str) -> str:
+        """JSON of a finished run, for its page; or nothing."""
+        with self._lock:
+            row = self._database.execute("SELECT found FROM recordings WHERE id = ?", (id_,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def _select(self, condition: str, *values: object) -> list[Entry]:
         with self._lock:
             rows = self._database.execute(f"SELECT {COLUMNS} FROM recordings {condition}", values)
             return [Entry(*row) for row in rows]
+
+    def _write(self, statement: str, *values: object) -> int:
+        """The number of rows that changed.
+
+        Raises:
+            OutputError: the disk is full, or alike.
+        """
+        try:
+            return self._database.execute(statement, values).rowcount
+        except sqlite3.Error as error:
+            raise OutputError(f"{self.folder / 'library.sqlite'}: cannot be written ({error})") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -10,10 +11,12 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from stream.live import Live, Status
+from stream.live_rooms import words_of
 from stream.sinks.browser import Browser
 from stream.web.page import Described, Render, refusal
 
 BOUNDARY = "frame"
+LOG = logging.getLogger("uvicorn.error")
 
 
 class LivePage:
@@ -27,15 +30,32 @@ class LivePage:
     title, path = "Live", "/live"
 
     def __init__(self, live: Live | None, browser: Browser) -> None:
-        self._live, self._browser = live, browser
+        self._live, self._browser, self._problem = live, browser, ""
+
+    def run(self) -> None:
+        """Run what is live, where nobody else does. What goes wrong is a problem of this page alone."""
+        if self._live is None:
+            return
+        try:
+            self._live.run(lambda: None)
+        except Exception as error:
+            self._problem = f"live: it ended: {words_of(error)}"
+            LOG.exception("live sources")
+        else:
+            LOG.warning("live: every source has ended")
+
+    def close(self) -> None:
+        """Let `run` end."""
+        if self._live is not None:
+            self._live.close()
 
     def problems(self) -> list[str]:
         """What is wrong with sources, inference and sinks, one line each."""
         if self._live is None:
             return []
-        return [
-            f"{each.source}: {each.problem}" for each in self._live.status() if each.problem
-        ] + self._live.sink_problems()
+        ended = [self._problem] if self._problem else []
+        sources = [f"{each.source}: {each.problem}" for each in self._live.status() if each.problem]
+        return ended + sources + self._live.sink_problems()
 
     def page(self, request: Request, render: Render) -> Response:
         """The page itself."""

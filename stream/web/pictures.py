@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 import cv2
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, File, HTTPException, Query, Request, Response, UploadFile
 from PIL import Image
 from pydantic import BaseModel
@@ -73,7 +73,7 @@ class PicturePage:
     def __init__(self, segmenter: Segmenter, batcher: Batcher, settings: Settings) -> None:
         self._card, self._size, self._batcher, self._settings = segmenter.card, segmenter.size, batcher, settings
         self._rules = choose_rules(settings.findings, self._card.threshold, self._card.peak)
-        self._places = threading.BoundedSemaphore(AT_ONCE)
+        self._places = CapacityLimiter(AT_ONCE)
 
     def problems(self) -> list[str]:
         """None: it works or there is no page."""
@@ -96,7 +96,7 @@ class PicturePage:
             openapi_extra={"requestBody": {"content": {"multipart/form-data": {"encoding": ENCODING}}}},
             max_body_size=most,
         )
-        def segment(
+        async def segment(
             request: Request,
             file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP or BMP")],
             layer: Annotated[Layer, Query(description="What a PNG shows")] = "mask",
@@ -108,14 +108,16 @@ class PicturePage:
             it was read), or `application/x-npz` (NumPy: `probability` and `mask`, uint8 [height, width]).
             """
             wanted = choose_type(request.headers.get("Accept", "*/*"))
-            with self._places:
-                picture = read_still(file.file)
-                if wanted == PNG_TYPE and layer == "picture":
-                    return Response(_png(picture), media_type=PNG_TYPE)
-                looked = self._look(picture)
-                return _answer(looked, wanted, layer, self._card)
+            # In threads of its own, so that forty who send pictures do not keep everybody else waiting.
+            return await to_thread.run_sync(self._answer_to, file.file, wanted, layer, limiter=self._places)
 
         return router
+
+    def _answer_to(self, file: IO[bytes], wanted: str, layer: Layer) -> Response:
+        picture = read_still(file)
+        if wanted == PNG_TYPE and layer == "picture":
+            return Response(_png(picture), media_type=PNG_TYPE)
+        return _answer(self._look(picture), wanted, layer, self._card)
 
     def _look(self, picture: np.ndarray) -> Looked:
         view = view_of(picture)

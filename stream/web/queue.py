@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -11,9 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from stream.config import Settings
+from stream.live_rooms import words_of
 from stream.web.library import Entry, Library
 
 TIDY_S = 3600.0
+# After something unexpected, such as a full disk, it tries again.
+AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,10 @@ class RecordingQueue:
     Args:
         library: of the recordings.
         settings: of their runs.
+
+    Attributes:
+        progress: of the recording at work.
+        problem: what keeps it from working, for people; or nothing.
     """
 
     def __init__(self, library: Library, settings: Settings) -> None:
@@ -48,24 +56,34 @@ class RecordingQueue:
         self._stopping = False
         self._worker: subprocess.Popen[str] | None = None
         self.progress: Progress | None = None
+        self.problem = ""
 
     def look(self) -> None:
         """Something waits, perhaps."""
         self._work.set()
 
     def run(self) -> None:
-        """Work until `close`."""
-        tidied = float("-inf")
-        while not self._stopping:
-            if time.monotonic() - tidied > TIDY_S:
-                self._library.remove_old(self._settings.serve.keep_days)
-                tidied = time.monotonic()
+        """Work until `close`. What goes wrong with one recording, or with the disk, must not end it for the others."""
+        while True:
             self._work.clear()
-            entry = self._library.begin_next()
-            if entry is None:
-                self._work.wait(TIDY_S)
-            else:
-                self._process(entry)
+            if self._stopping:
+                return
+            try:
+                self._take_turn()
+                self.problem = ""
+            except Exception as error:
+                self.problem = f"recordings: {words_of(error)}"
+                logging.getLogger("uvicorn.error").exception("the queue of recordings")
+                self._work.wait(AGAIN_S)
+
+    def _take_turn(self) -> None:
+        """Process the recording that is next; without one, tidy up and wait for one."""
+        entry = self._library.begin_next()
+        if entry is not None:
+            self._process(entry)
+            return
+        self._library.remove_old(self._settings.serve.keep_days)
+        self._work.wait(TIDY_S)
 
     def close(self) -> None:
         """End; what is being processed is begun again by the next server."""
@@ -93,19 +111,32 @@ class RecordingQueue:
             "settings": self._settings.model_dump(mode="json"),
         }
         with self._lock:
+            if self._stopping:
+                self._library.put_back(entry)
+                return
             current = self._library.get(entry.id)
-            if self._stopping or current is None or current.state != "processing":
+            if current is None or current.state != "processing":
                 return
             self.progress = Progress(entry.id)
             worker = self._worker = subprocess.Popen(
-                [sys.executable, "-m", "stream.web.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-m", "stream.web.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a terminal's Ctrl-C is for the server, which ends it
             )
-        with worker:
-            said = self._follow(worker, entry, json.dumps(orders))
-        with self._lock:
-            self._worker, self.progress = None, None
-            if not self._stopping:
-                self._file(entry, said, worker.returncode)
+        said: dict[str, object] = {}
+        try:
+            with worker:
+                said = self._follow(worker, entry, json.dumps(orders))
+        finally:
+            worker.kill()
+            with self._lock:
+                self._worker, self.progress = None, None
+                if self._stopping:
+                    self._library.put_back(entry)
+                else:
+                    self._file(entry, said, worker.returncode)
 
     def _follow(self, worker: subprocess.Popen[str], entry: Entry, orders: str) -> dict[str, object]:
         """Hand over the orders and keep the progress; the last thing that the worker says, which is how it ended."""
@@ -117,6 +148,8 @@ class RecordingQueue:
         said: dict[str, object] = {}
         began: float | None = None
         for line in worker.stdout:
+            if not line.startswith("{"):
+                continue  # a library had something to say, too
             said = json.loads(line)
             if "done" not in said:
                 continue
@@ -127,7 +160,10 @@ class RecordingQueue:
         return said
 
     def _file(self, entry: Entry, said: dict[str, object], code: int) -> None:
-        """Write down how a recording ended. A cancelled one is no longer being processed, and stays as it is."""
+        """Write down how a recording ended; what is of no use goes. A cancelled one stays so: it is not processing."""
         message = str(said.get("message", f"the process that read it died (exit code {code})"))
-        found = str(said.get("found", ""))
-        self._library.move(entry.id, "processing", "finished" if found else "failed", message, found)
+        if "found" in said:
+            self._library.finish(entry.id, message, int(str(said["tracks"])), str(said["found"]))
+        else:
+            self._library.move(entry.id, "processing", "failed", message)
+            self._library.remove_results(entry)

@@ -24,12 +24,14 @@ from stream.web.queue import RecordingQueue
 from stream.web.upload import append_body, save_file_field
 
 GIGA = 10**9
+# Recordings on a page.
+PAGE = 100
 # Room that uploads leave on the disk, for results.
 SPARE_BYTES = 2 * GIGA
 MULTIPART_EXTRA = 64 * 1024
 # A page about other people's pictures: its own styles and script and nothing else.
 REPORT_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
+    "default-src 'none'; img-src data: {}; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
 )
 Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Of a recording")]
 UPLOAD: Described = BODY | {
@@ -134,8 +136,10 @@ class RecordingInfo(BaseModel):
     frames_done: int | None = None
     frames_expected: int | None = None
     seconds_left: float | None = None
+    findings: int | None = None
+    """How many, once it is finished."""
     tracks: list[FoundTrack] | None = None
-    """Once it is finished."""
+    """They themselves, where it was asked for by itself."""
     files: list[ResultFile] = []
 
 
@@ -164,14 +168,27 @@ class RecordingsPage:
         self._arriving: set[str] = set()
 
     def problems(self) -> list[str]:
-        """No room for uploads."""
+        """No room for uploads, or what keeps the queue from working."""
         free = self._library.free_bytes()
-        return [] if free > SPARE_BYTES else [f"recordings: the disk is full ({free / GIGA:.1f} GB are left)"]
+        full = [] if free > SPARE_BYTES else [f"recordings: the disk is full ({free / GIGA:.1f} GB are left)"]
+        return full + ([self._queue.problem] if self._queue.problem else [])
 
     def page(self, request: Request, render: Render) -> Response:
         """The page itself."""
-        recordings = [self._info(entry) for entry in self._library.all()]
-        return render(request, "recordings.html", recordings=recordings, most=self._most, days=self._keep_days)
+        try:
+            first = max(0, int(request.query_params.get("first", "0")))
+        except ValueError:
+            first = 0
+        entries, line = self._library.some(first, PAGE + 1), self._library.line()
+        return render(
+            request,
+            "recordings.html",
+            recordings=[self._info(entry, line) for entry in entries[:PAGE]],
+            newer=max(0, first - PAGE) if first else None,
+            older=first + PAGE if len(entries) > PAGE else None,
+            most=self._most,
+            days=self._keep_days,
+        )
 
     def router(self, render: Render) -> APIRouter:
         """What the pages ask for, and what scripts may."""
@@ -183,14 +200,15 @@ class RecordingsPage:
         @router.get("/recordings/{id}", include_in_schema=False)
         def recording(request: Request, id: Id) -> Response:
             entry = self._known(id)
-            found = Found.model_validate_json(entry.found) if entry.found else None
+            kept = self._library.found(entry.id)
+            found = Found.model_validate_json(kept) if kept else None
             timeline = found.timeline() if found else None
-            url = f"/api/recordings/{entry.id}/snapshots"
+            url = f"/api/recordings/{entry.id}/files/{SNAPSHOTS}"
             tracks = [
-                each.model_dump() | dict.fromkeys(("picture", "snapshot"), f"{url}/{each.track}.jpg")
+                each.model_dump() | dict.fromkeys(("picture", "snapshot"), f"{url}/track-{each.track}.jpg")
                 for each in (found.tracks if found else ())
             ]
-            values = {"recording": self._info(entry), "found": found, "timeline": timeline, "tracks": tracks}
+            values = {"recording": self._in_detail(entry), "found": found, "timeline": timeline, "tracks": tracks}
             return render(request, "recording.html", **values)
 
         return router
@@ -215,7 +233,7 @@ class RecordingsPage:
             self._see_room(int(request.headers.get("Content-Length") or 0))
             with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
                 path = Path(folder) / "upload"
-                name = await save_file_field(request, path)
+                name = await save_file_field(request, path, self._see_room)
                 entry = self._library.add(name, path.stat().st_size)
                 path.replace(self._library.upload_path(entry.id))
             return self._enqueue(entry)
@@ -226,7 +244,7 @@ class RecordingsPage:
             if what.size > self._most:
                 raise HTTPException(413, f"recordings may have {self._most / GIGA:g} GB")
             self._see_room(what.size)
-            return self._info(self._library.add(what.name, what.size))
+            return self._info(self._library.add(what.name, what.size), {})
 
         @router.patch(
             "/api/uploads/{id}",
@@ -251,21 +269,34 @@ class RecordingsPage:
                 raise HTTPException(409, "another piece of it is coming in")
             self._arriving.add(id)
             try:
-                await append_body(request, self._library.upload_path(id), entry.size - offset)
+                await append_body(request, self._library.upload_path(id), entry.size - offset, self._see_room)
             finally:
                 self._arriving.discard(id)
-            return self._enqueue(entry) if self._library.received(entry) == entry.size else self._info(entry)
+            return self._enqueue(entry) if self._library.received(entry) == entry.size else self._info(entry, {})
 
     def _add_states(self, router: APIRouter) -> None:
         @router.get("/api/recordings")
         def recordings() -> list[RecordingInfo]:
-            """Every recording, the newest first."""
-            return [self._info(entry) for entry in self._library.all()]
+            """Every recording, the newest first; of finished ones `tracks` and `files` are with each by itself."""
+            line = self._library.line()
+            return [self._info(entry, line) for entry in self._library.all()]
 
         @router.get("/api/recordings/{id}", responses=NOT_THERE)
         def recording(id: Id) -> RecordingInfo:
             """One recording, how far it is and what was found in it."""
-            return self._info(self._known(id))
+            return self._in_detail(self._known(id))
+
+        @router.post(
+            "/api/recordings/{id}/process",
+            responses=NOT_THERE | {409: refusal("It has neither failed nor been cancelled")},
+        )
+        def process(id: Id) -> RecordingInfo:
+            """Process a recording again that failed or was cancelled."""
+            entry = self._known(id)
+            if entry.size > self._library.upload_path(id).stat().st_size or not self._library.begin_again(id):
+                raise HTTPException(409, f"it is {entry.state}")
+            self._queue.look()
+            return self._info(self._known(id), self._library.line())
 
         @router.post(
             "/api/recordings/{id}/cancel",
@@ -276,7 +307,7 @@ class RecordingsPage:
             entry = self._known(id)
             if not self._queue.cancel(id):
                 raise HTTPException(409, f"it is {entry.state}")
-            return self._info(self._known(id))
+            return self._info(self._known(id), {})
 
         @router.delete("/api/recordings/{id}", status_code=204, response_class=Response, responses=NOT_THERE)
         def delete(id: Id) -> None:
@@ -291,17 +322,20 @@ class RecordingsPage:
             response_class=FileResponse,
             responses=NOT_THERE | in_parts(*RESULT_TYPES.values()),
         )
-        def file(id: Id, name: ResultFile) -> FileResponse:
+        def file(request: Request, id: Id, name: ResultFile) -> FileResponse:
             """A file of the results."""
             entry = self._known(id)
             path = self._library.results_path(entry) / name
             if entry.state != "finished" or not path.is_file():
                 raise HTTPException(404, "there is no such file, or not yet")
-            headers = {"Content-Security-Policy": REPORT_POLICY} if name is ResultFile.REPORT else None
+            headers = None
+            if name is ResultFile.REPORT:
+                beside = request.url_for("file", id=id, name=name).replace(path="").components
+                headers = {"Content-Security-Policy": REPORT_POLICY.format(f"{beside.scheme}://{beside.netloc}")}
             return FileResponse(path, 200, headers, RESULT_TYPES[name])
 
         @router.get(
-            "/api/recordings/{id}/snapshots/{track}.jpg",
+            "/api/recordings/{id}/files/snapshots/track-{track}.jpg",
             response_class=FileResponse,
             responses=NOT_THERE | in_parts("image/jpeg"),
         )
@@ -310,7 +344,8 @@ class RecordingsPage:
             path = self._library.results_path(self._known(id)) / SNAPSHOTS / f"track-{track}.jpg"
             if not path.is_file():
                 raise HTTPException(404, "there is no such track, or not yet")
-            return FileResponse(path, media_type="image/jpeg")
+            # The report, in its sandbox, counts as another site.
+            return FileResponse(path, headers={"Cross-Origin-Resource-Policy": "cross-origin"}, media_type="image/jpeg")
 
     def _known(self, id_: str) -> Entry:
         entry = self._library.get(id_)
@@ -318,17 +353,18 @@ class RecordingsPage:
             raise HTTPException(404, "there is no such recording")
         return entry
 
-    def _see_room(self, size: int) -> None:
+    def _see_room(self, size: int = 0) -> None:
         if self._library.free_bytes() < size + SPARE_BYTES:
             raise HTTPException(507, "the server's disk has no room for it")
 
     def _enqueue(self, entry: Entry) -> RecordingInfo:
         self._library.move(entry.id, "uploading", "waiting")
         self._queue.look()
-        return self._info(self._known(entry.id))
+        return self._info(self._known(entry.id), self._library.line())
 
-    def _info(self, entry: Entry) -> RecordingInfo:
-        results, progress = self._library.results_path(entry), self._queue.progress
+    def _info(self, entry: Entry, line: dict[str, int]) -> RecordingInfo:
+        """What there is to say without looking into files."""
+        progress = self._queue.progress
         info = RecordingInfo(
             id=entry.id,
             name=entry.name,
@@ -339,11 +375,19 @@ class RecordingsPage:
             created=datetime.fromtimestamp(entry.created, UTC),
         )
         if entry.state == "waiting":
-            info.place_in_line = self._library.place_in_line(entry)
+            info.place_in_line = line.get(entry.id)
         elif entry.state == "processing" and progress is not None and progress.id == entry.id:
             info.frames_done, info.frames_expected = progress.done, progress.of
             info.seconds_left = progress.seconds_left
         elif entry.state == "finished":
+            info.findings = entry.tracks
+        return info
+
+    def _in_detail(self, entry: Entry) -> RecordingInfo:
+        """What there is to say of one recording."""
+        info, kept = self._info(entry, self._library.line()), self._library.found(entry.id)
+        if kept:
+            results = self._library.results_path(entry)
             info.files = [name for name in ResultFile if (results / name).is_file()]
-            info.tracks = Found.model_validate_json(entry.found).tracks
+            info.tracks = Found.model_validate_json(kept).tracks
         return info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,18 +19,32 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 NAMELESS = "recording"
+# How much may come before the disk is looked at again.
+LOOK_BYTES = 16 * 2**20
 
 
-async def append_body(request: Request, path: Path, most: int) -> None:
+async def pieces_of(request: Request, see_room: Callable[[], None]) -> AsyncIterator[bytes]:
+    """A request's body as it comes; now and then it is seen that there is room for more."""
+    unseen = LOOK_BYTES
+    async for piece in request.stream():
+        unseen += len(piece)
+        if unseen >= LOOK_BYTES:
+            see_room()
+            unseen = 0
+        yield piece
+
+
+async def append_body(request: Request, path: Path, most: int, see_room: Callable[[], None]) -> None:
     """Append a request's body to a file; what came is kept if the line breaks.
 
     Args:
         request: whose body it is.
         path: of the file.
         most: bytes that it may have.
+        see_room: raises if the disk has no room.
 
     Raises:
-        HTTPException: it has more.
+        HTTPException: it has more, or there is no room.
         OutputError: the disk is full, or alike.
     """
 
@@ -38,21 +53,21 @@ async def append_body(request: Request, path: Path, most: int) -> None:
         file.flush()
 
     with writing(path), path.open("ab") as file, suppress(ClientDisconnect):
-        async for piece in request.stream():
+        async for piece in pieces_of(request, see_room):
             if len(piece) > most:
                 raise HTTPException(413, "more bytes than the recording was said to have")
             most -= len(piece)
             await run_in_threadpool(append, piece)
 
 
-async def save_file_field(request: Request, path: Path) -> str:
+async def save_file_field(request: Request, path: Path, see_room: Callable[[], None]) -> str:
     """Save the field `file` of a multipart body (RFC 7578) as a file, which is closed whatever happens.
 
     Returns:
         Its owner's name of it.
 
     Raises:
-        HTTPException: there is no such field, it is empty, or the body is not multipart.
+        HTTPException: there is no such field, it is empty, the body is not multipart, or `see_room` says so.
         OutputError: the disk is full, or alike.
     """
     kind, options = parse_options_header(request.headers.get("Content-Type"))
@@ -62,7 +77,7 @@ async def save_file_field(request: Request, path: Path) -> str:
         with writing(path), path.open("wb") as file:
             field = _FileField(file)
             parser = MultipartParser(options[b"boundary"], field.callbacks())
-            async for piece in request.stream():
+            async for piece in pieces_of(request, see_room):
                 await run_in_threadpool(parser.write, piece)
             parser.finalize()
     except ClientDisconnect:

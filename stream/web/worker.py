@@ -2,13 +2,14 @@
 
 What a stranger's file can do to a decoder then happens to this process and not to the server, and to cancel is to end
 it. Its orders are JSON on standard input. It answers on standard output, a JSON object a line: ten times a second
-`{"done": 12, "of": 250}`, at the end `{"message": "..."}`, with `"found"` if there are results.
+`{"done": 12, "of": 250}`, at the end `{"message": "..."}`, with `"tracks"` and `"found"` if there are results.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from stream.web.recordings import found_in
 
 # Leaves the processor to live pictures and to whoever waits for an answer.
 NICENESS = 5
+# The server's end is not its end: the server says what becomes of it.
+for ending in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(ending, signal.SIG_IGN)
 
 
 def work() -> None:
@@ -47,7 +51,7 @@ def work() -> None:
     if (results / "report.html").is_file():
         card = segmenter.card
         found = found_in(results, choose_rules(settings.findings, card.threshold, card.peak).peak)
-        _say(message=message, found=found.model_dump_json())
+        _say(message=message, tracks=len(found.tracks), found=found.model_dump_json())
     else:
         _say(message=message)
 

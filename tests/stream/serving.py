@@ -12,7 +12,6 @@ from typing import Any
 import requests
 
 from stream.config import Settings
-from stream.live import Live
 from stream.process import make_segmenter
 from stream.serve import serve
 
@@ -28,7 +27,6 @@ class Served:
 
     address: str
     folder: Path
-    live: Live | None = None
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.address + path, timeout=30, **options)
@@ -62,8 +60,8 @@ def settings_for(model: Path, **sections: dict[str, Any]) -> Settings:
 @contextmanager
 def served(folder: Path, settings: Settings, *sources: str, token: str | None = None) -> Iterator[Served]:
     """The application on a port of its own."""
-    with serve(folder, sources, make_segmenter(settings), settings, "127.0.0.1", 0, token) as (address, live):
-        yield Served(address.partition("?")[0].rstrip("/"), folder, live)
+    with serve(folder, sources, make_segmenter(settings), settings, "127.0.0.1", 0, token) as address:
+        yield Served(address.partition("?")[0].rstrip("/"), folder)
 
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:

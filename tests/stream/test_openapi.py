@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from stream.pipeline import in_background
 from tests.stream.serving import served, settings_for
 
 ROOT = Path(__file__).parents[2]
@@ -47,21 +46,19 @@ def test_the_api_is_as_it_is_described(tmp_path: Path, make: Callable[..., Path]
     room = make(name="room.mp4", width=160, height=120, frames=600, rate=Fraction(5))  # lasts longer than the test
     settings = settings_for(red_model, serve={"recording_gigabytes": 0.01}, live={"max_staleness": 60.0})
     with served(tmp_path / "served", settings, f"room=replay:{room}") as app:
-        assert app.live is not None
-        with in_background("live", lambda: app.live.run(lambda: None), app.live.close):
-            finished = app.send(make(frames=5))
-            app.wait_for(finished, "finished")
-            configuration = tmp_path / "schemathesis.toml"
-            configuration.write_text(CONFIGURATION.format(finished=finished))
-            schemathesis = [str(Path(sys.executable).with_name("schemathesis")), f"--config-file={configuration}"]
-            options = [f"--max-examples={EXAMPLES}", "--seed=1", "--continue-on-failure", "--no-color"]
-            done = subprocess.run(
-                [*schemathesis, "run", f"{app.address}/openapi.json", *options],
-                cwd=tmp_path,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
+        finished = app.send(make(frames=5))
+        app.wait_for(finished, "finished")
+        configuration = tmp_path / "schemathesis.toml"
+        configuration.write_text(CONFIGURATION.format(finished=finished))
+        schemathesis = [str(Path(sys.executable).with_name("schemathesis")), f"--config-file={configuration}"]
+        options = [f"--max-examples={EXAMPLES}", "--seed=1", "--continue-on-failure", "--no-color"]
+        done = subprocess.run(
+            [*schemathesis, "run", f"{app.address}/openapi.json", *options],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
     assert done.returncode == 0, done.stdout + done.stderr

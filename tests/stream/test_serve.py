@@ -24,12 +24,13 @@ import requests
 from fastapi import HTTPException
 from PIL import Image
 
+import stream.web.queue
 from stream.errors import OutputError
 from stream.find import choose_rules
 from stream.segment import Segmenter
 from stream.still import Looked, shrink, view_of
 from stream.web.batcher import Batcher
-from stream.web.library import MOST_ATTEMPTS, Library, open_library
+from stream.web.library import MOST_CRASHES, Library, open_library
 from stream.web.pictures import choose_type
 from tests.conftest import Clip, command, frames_of, make_clip, picture
 from tests.stream.serving import Served, served, settings_for, until
@@ -205,8 +206,8 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
     copy = sent.with_name("copy.mp4")
     copy.write_bytes(files["annotated.mp4"])
     assert len(frames_of(copy, "gray")) == 60
-    assert app.get(f"/api/recordings/{id_}/snapshots/1.jpg").headers["Content-Type"] == "image/jpeg"
-    assert app.get(f"/api/recordings/{id_}/snapshots/2.jpg").status_code == 404
+    assert app.get(f"/api/recordings/{id_}/files/snapshots/track-1.jpg").headers["Content-Type"] == "image/jpeg"
+    assert app.get(f"/api/recordings/{id_}/files/snapshots/track-2.jpg").status_code == 404
     page = app.get(f"/recordings/{id_}").text
     assert page.count('class="bar"') == page.count('class="card"') == 1
 
@@ -319,9 +320,13 @@ def test_progress_place_in_line_and_cancel(slow: Served, long: Path, make: Calla
     assert slow.post(f"/api/recordings/{first}/cancel").json()["state"] == "cancelled"
     worker.wait(10)
     assert slow.wait_for(third, "finished")
+    assert not list((slow.folder / "recordings" / first).glob("*/upload/*"))  # half a video is of no use
     assert [slow.info(each)["state"] for each in (first, second)] == ["cancelled", "cancelled"]
     again = slow.post(f"/api/recordings/{first}/cancel")
     assert (again.status_code, again.json()["detail"]) == (409, "it is cancelled")
+    assert slow.post(f"/api/recordings/{second}/process").json()["state"] in ("waiting", "processing")
+    assert slow.wait_for(second, "finished")["findings"] == 1
+    assert slow.post(f"/api/recordings/{second}/process").status_code == 409
 
 
 def test_a_recording_is_deleted_with_all_that_is_its_own(slow: Served, long: Path) -> None:
@@ -351,6 +356,7 @@ def start(folder: Path, model: Path) -> tuple[subprocess.Popen[str], Served]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     return process, Served(process.stdout.readline().strip().rstrip("/"), folder)
@@ -377,17 +383,78 @@ def test_a_killed_server_comes_back_with_its_queue(
         assert process.wait(20) == 130
 
 
-def test_ctrl_c_leaves_the_recording_at_work_for_the_next_time(tmp_path: Path, red_model: Path, long: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_end_leaves_the_recording_at_work_for_the_next_time(
+    tmp_path: Path, red_model: Path, long: Path, ending: signal.Signals
+) -> None:
     process, app = start(tmp_path / "kept", red_model)
     with process:
         id_ = app.send(long)
         until(lambda: app.info(id_)["frames_done"])
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
         assert process.stderr is not None
+        os.killpg(process.pid, ending)  # as a terminal does, and a service manager
+        assert process.wait(20) == 130
         assert process.stderr.read() == ""
     with open_library(tmp_path / "kept") as library:
-        assert [entry.state for entry in library.all()] == ["waiting"]
+        assert [(entry.state, entry.crashes) for entry in library.all()] == [("waiting", 0)]
+
+
+def test_an_unexpected_error_does_not_end_the_queue(
+    tmp_path: Path, red_model: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream.web.queue, "AGAIN_S", 0.5)
+    finish, fails = Library.finish, [True]
+
+    def on_a_full_disk(self: Library, *values: Any) -> None:
+        if fails and fails.pop():
+            raise OutputError("the disk is full")
+        finish(self, *values)
+
+    monkeypatch.setattr(Library, "finish", on_a_full_disk)
+    with served(tmp_path / "served", settings_for(red_model)) as app:
+        id_ = app.send(make(frames=10))
+        until(lambda: app.get("/healthz").status_code == 503)
+        assert app.get("/healthz").text == "recordings: the disk is full"
+        assert app.wait_for(id_, "finished")["findings"] == 1
+        until(lambda: app.get("/healthz").text == "ok")
+
+
+def test_uploads_leave_room_on_the_disk(
+    tmp_path: Path, red_model: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = make(frames=10).read_bytes()
+    with served(tmp_path / "served", settings_for(red_model)) as app:
+        id_ = announce(app, "a.mp4", len(content))["id"]
+        monkeypatch.setattr(Library, "free_bytes", lambda _: 10**9)
+        assert append(app, id_, 0, content).status_code == 507
+        assert app.post("/api/recordings", files={"file": content}).status_code == 507
+        assert app.info(id_)["received"] == 0
+        assert app.get("/healthz").text == "recordings: the disk is full (1.0 GB are left)"
+        monkeypatch.undo()
+        append(app, id_, 0, content)
+        app.wait_for(id_, "finished")
+
+
+def test_what_a_killed_server_was_receiving_is_cleared_away(tmp_path: Path) -> None:
+    with open_library(tmp_path) as library:
+        (library.incoming / "tmpabc").mkdir()
+        (library.incoming / "tmpabc" / "upload").write_bytes(bytes(1000))
+    with open_library(tmp_path) as library:
+        assert not list(library.incoming.iterdir())
+
+
+def test_there_are_a_hundred_recordings_on_a_page(app: Served, tmp_path: Path, red_model: Path) -> None:
+    with open_library(tmp_path / "many") as library:
+        for number in range(105):
+            library.add(f"number {number}.", 10)
+    with served(tmp_path / "many", settings_for(red_model)) as app:
+        first, second = app.get("/recordings").text, app.get("/recordings?first=100").text
+        assert (first.count("<tr data-id"), second.count("<tr data-id")) == (100, 5)
+        assert "number 104." in first
+        assert "number 0." in second
+        assert 'href="?first=100"' in first
+        assert 'href="?first=0"' in second
+        assert app.get("/recordings?first=x").text.count("<tr data-id") == 100
 
 
 @pytest.fixture
@@ -411,7 +478,7 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 
 
 def test_what_the_server_does_not_survive_is_not_begun_for_ever(tmp_path: Path) -> None:
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(MOST_CRASHES):
         with open_library(tmp_path) as library:
             entry = library.all()[0] if library.all() else library.add("bad.mp4", 1)
             library.move(entry.id, "uploading", "waiting")
@@ -425,9 +492,11 @@ def test_what_the_server_does_not_survive_is_not_begun_for_ever(tmp_path: Path) 
 
 def test_old_recordings_are_deleted_and_new_ones_are_not(library: Library) -> None:
     old, new, half, fresh_half = (library.add(name, 10) for name in ("old", "new", "half", "fresh half"))
+    line = library.add("in line", 10)
+    library.move(line.id, "uploading", "waiting")
     for entry in (old, new):
         library.move(entry.id, "uploading", "finished")
-    for entry, days in ((old, 8), (half, 2), (new, 6), (fresh_half, 0.5)):
+    for entry, days in ((old, 8), (half, 2), (new, 6), (fresh_half, 0.5), (line, 8)):
         then = time.time() - days * 86400
         os.utime(library.upload_path(entry.id), (then, then))
         os.utime(library.upload_path(entry.id).parent, (then, then))
@@ -436,8 +505,8 @@ def test_old_recordings_are_deleted_and_new_ones_are_not(library: Library) -> No
     stray.mkdir()
     os.utime(stray, (0, 0))
     library.remove_old(keep_days=7)
-    assert {entry.name for entry in library.all()} == {"new", "fresh half"}
-    assert {path.name for path in (library.folder / "recordings").iterdir()} == {new.id, fresh_half.id}
+    assert {entry.name for entry in library.all()} == {"new", "fresh half", "in line"}
+    assert {path.name for path in (library.folder / "recordings").iterdir()} == {new.id, fresh_half.id, line.id}
 
 
 def test_health_and_description(app: Served) -> None:
@@ -465,11 +534,9 @@ def test_without_sources_the_live_page_says_how(app: Served) -> None:
 def test_live_sources_are_shown_beside_the_rest(tmp_path: Path, red_model: Path, make: Callable[..., Path]) -> None:
     settings = settings_for(red_model, live={"max_staleness": 60.0})
     with served(tmp_path / "served", settings, f"theatre=replay:{make(frames=50)}") as app:
-        assert app.live is not None
-        runner = threading.Thread(target=app.live.run, args=(lambda: None,))
-        runner.start()
         until(lambda: app.get("/live/0/snapshot.jpg").status_code == 200)
         assert 'aria-label="theatre"' in app.get("/live").text
         assert segment(app, png(picture(Clip(), 0)), "application/json").json()["findings"]
-        app.live.close()
-        runner.join(20)
+        until(lambda: app.get("/healthz").status_code == 503)
+        assert app.get("/healthz").text == "theatre: it ended"
+        assert segment(app, png(picture(Clip(), 0)), "application/json").json()["findings"]  # and the rest goes on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,21 @@ def app(tmp_path: Path, red_model: Path) -> Iterator[Served]:
 
 def element(driver: Any, selector: str) -> Any:
     return driver.find_element("css selector", selector)
+
+
+def press(driver: Any, selector: str) -> None:
+    """Click on something that may still be on its way while the page loads."""
+    from selenium.common.exceptions import ElementClickInterceptedException
+
+    def pressed() -> bool:
+        try:
+            element(driver, selector).click()
+        except ElementClickInterceptedException:
+            return False
+        return True
+
+    driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", element(driver, selector))
+    until(pressed)
 
 
 def complaints(driver: Any) -> list[str]:
@@ -70,7 +84,7 @@ def test_a_picture_is_looked_at_and_the_slider_acts_at_once(
     driver.get(app.address + "/")
     path = saved(tmp_path)
     element(driver, ".drop input").send_keys(str(path))
-    until(lambda: said(driver) == "1 finding")
+    until(lambda: said(driver) == "disc.png: 1 finding")
     content = path.read_bytes()
     mask, probability = (
         app.post(
@@ -108,12 +122,12 @@ def test_unsure_blobs_are_shown_only_when_asked_for(browse: Callable[[], Any], a
     driver = browse()
     driver.get(app.address + "/picture")
     element(driver, ".drop input").send_keys(str(path))
-    until(lambda: said(driver) == "nothing found")
+    until(lambda: said(driver) == "unsure.png: no findings")
     move_slider(driver, 30)
     assert not pixels(driver, "mask").any()
     element(driver, "[name=findings]").click()
     assert (pixels(driver, "mask")[..., 0] > 0).sum() == pytest.approx(np.pi * 40**2, rel=0.05)
-    assert said(driver) == "nothing found"
+    assert said(driver) == "unsure.png: no findings"
 
 
 def test_samples_other_formats_downloads_and_wrong_files(
@@ -126,7 +140,8 @@ def test_samples_other_formats_downloads_and_wrong_files(
     until(lambda: element(driver, ".looked").is_displayed())
     assert pixels(driver, "input").shape == (576, 720, 3)
     element(driver, ".drop input").send_keys(str(saved(tmp_path, ".tiff")))  # which Chromium itself cannot show
-    until(lambda: pixels(driver, "input").shape == (240, 320, 3))
+    until(lambda: said(driver).startswith("disc.tiff: 1"))
+    assert pixels(driver, "input").shape == (240, 320, 3)
     downloads = tmp_path / "downloads"
     driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
     for name in ("input", "heat", "probability", "mask", "contour"):
@@ -137,7 +152,8 @@ def test_samples_other_formats_downloads_and_wrong_files(
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
     element(driver, ".drop input").send_keys(str(text))
-    until(lambda: said(driver).startswith("not a picture that can be read"))
+    until(lambda: said(driver).startswith("notes.txt: not a picture that can be read"))
+    assert not element(driver, ".looked").is_displayed()  # the one before is not taken for it
 
 
 def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
@@ -156,7 +172,7 @@ def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
     seek = "document.querySelector('video').currentTime = 4"
     driver.execute_script(seek)
     until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 4)
-    element(driver, ".bar").click()
+    press(driver, ".bar")
     until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 2)
     assert element(driver, ".card").get_attribute("class") == "card chosen"
     until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") == 320)
@@ -170,9 +186,37 @@ def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
     driver.get(report)
     assert element(driver, "h1").text == "clip.mp4"
     until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") > 0)
-    element(driver, ".bar").click()
+    press(driver, ".bar")
     assert "chosen" in element(driver, ".card").get_attribute("class")
     assert complaints(driver) == []
+    element(driver, ".card > a").click()  # the snapshot beside the report
+    until(lambda: driver.current_url.endswith("/files/snapshots/track-1.jpg"))
+    until(lambda: driver.execute_script("return document.images[0].naturalWidth") == 320)
+
+
+def test_an_upload_goes_on_where_the_line_broke(browse: Callable[[], Any], app: Served, tmp_path: Path) -> None:
+    """Also after the page was closed; but what another one began, of the same name and size, is not gone on with."""
+    big = tmp_path / "big.mp4"
+    big.write_bytes(bytes(20_000_000))
+    theirs = app.post("/api/uploads", json={"name": "big.mp4", "size": 20_000_000}).json()["id"]
+    driver = browse()
+    driver.get(app.address + "/recordings")
+    driver.set_network_conditions(latency=0, download_throughput=10**7, upload_throughput=4_000_000)
+    element(driver, ".drop input").send_keys(str(big))
+    until(lambda: [each for each in ours(app, theirs) if each["received"] >= 8 * 2**20])
+    driver.set_network_conditions(offline=True, latency=0, throughput=0)
+    until(lambda: "trying again" in element(driver, ".uploads").text)
+    driver.delete_network_conditions()
+    driver.switch_to.new_window("tab")
+    driver.get(app.address + "/recordings")
+    element(driver, ".drop input").send_keys(str(big))
+    until(lambda: ours(app, theirs)[0]["state"] == "failed", 60)  # all of it is here, and it is no recording
+    assert len(ours(app, theirs)) == 1
+    assert app.info(theirs)["received"] == 0
+
+
+def ours(app: Served, theirs: str) -> list[dict[str, Any]]:
+    return [each for each in app.get("/api/recordings").json() if each["id"] != theirs]
 
 
 def test_a_recording_is_deleted_from_its_page(
@@ -203,6 +247,9 @@ def test_a_recording_is_cancelled_from_its_page(
         assert "of 400 frames" in element(driver, "#state").text
         element(driver, "[data-act=cancel]").click()
         until(lambda: element(driver, "#state").text == "cancelled")
+        until(lambda: driver.find_elements("css selector", "[data-act=process]"))
+        element(driver, "[data-act=process]").click()
+        until(lambda: driver.find_elements("css selector", "#state progress"))
 
 
 def test_the_live_page_beside_the_others(
@@ -210,9 +257,6 @@ def test_the_live_page_beside_the_others(
 ) -> None:
     settings = settings_for(red_model, live={"max_staleness": 60.0})
     with served(tmp_path / "served", settings, f"theatre=replay:{make(frames=500)}") as app:
-        assert app.live is not None
-        runner = threading.Thread(target=app.live.run, args=(lambda: None,))
-        runner.start()
         driver = browse()
         driver.get(app.address + "/")
         driver.find_element("link text", "Live").click()
@@ -220,8 +264,6 @@ def test_the_live_page_beside_the_others(
         assert element(driver, "nav [aria-current]").text == "Live"
         until(lambda: driver.execute_script("return document.querySelector('.picture').naturalWidth") == 320)
         assert complaints(driver) == []
-        app.live.close()
-        runner.join(20)
 
 
 @pytest.mark.parametrize("page", ["/", "/recordings", "/live", "/api"])

@@ -21,14 +21,3 @@ function receiveFiles(take) {
     give(event.dataTransfer.files);
   });
 }
-
-// What an answer that is not well says, for people.
-async function reasonOf(answer) {
-  const text = await answer.text();
-  try {
-    const detail = JSON.parse(text).detail;
-    return typeof detail === "string" ? detail : detail.map((each) => each.msg).join("; ");
-  } catch {
-    return text || answer.statusText;
-  }
-}

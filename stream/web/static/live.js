@@ -4,6 +4,7 @@
 const sections = [...document.querySelectorAll(".source")];
 const controls = document.querySelector(".controls").elements;
 let speaker = null;
+let asking = false;
 
 function say(section, name, text) {
   section.querySelector(`[data-value=${name}]`).textContent = text;
@@ -61,18 +62,32 @@ function show(section, status) {
   showFindings(section, status.findings);
 }
 
-async function ask() {
+// A picture whose line broke keeps its last frame and never comes back by itself.
+function showPictures(there) {
+  for (const section of sections) {
+    const picture = section.querySelector(".picture");
+    if (!there) picture.removeAttribute("src");
+    else if (!picture.hasAttribute("src")) picture.src = `/live/${section.dataset.number}/stream?again=${Date.now()}`;
+  }
+}
+
+async function look() {
+  if (asking || document.hidden) return;
+  asking = true;
   try {
-    const answer = await fetch("/status.json");
+    const answer = await fetch("/status.json", { signal: AbortSignal.timeout(3000) });
     const statuses = await answer.json();
     controls.overlay.checked = statuses[0].overlay;
+    showPictures(true);
     sections.forEach((section, number) => show(section, statuses[number]));
   } catch {
+    showPictures(false);
     for (const section of sections) {
       section.querySelector(".light").className = "light bad";
       say(section, "state", "polypstream does not answer");
     }
   }
+  asking = false;
 }
 
 controls.overlay.addEventListener("change", () => {
@@ -84,5 +99,7 @@ controls.sound.addEventListener("change", () => {
   speaker ??= new AudioContext();
   speaker.resume();
 });
-setInterval(ask, 1000);
-ask();
+// Each picture holds one of the few lines that a browser has to a server.
+document.addEventListener("visibilitychange", () => (document.hidden ? showPictures(false) : look()));
+setInterval(look, 1000);
+look();

@@ -7,17 +7,14 @@ const peak = Math.ceil(bring.dataset.peak * 255);
 const MARKER = [0x40, 0xff, 0x60];
 // Probability 0 to 1 in equal steps: the colours between which the heat map's lie.
 const HEAT = [[20, 20, 120], [0, 140, 200], [60, 200, 90], [250, 210, 40], [220, 40, 30]];
+const HEAT_OF = heatColours();
 let shown = null;
-
-function say(text) {
-  document.querySelector("[data-value=said]").textContent = text;
-}
+let latest = 0;
 
 async function segment(file, layer) {
   const body = new FormData();
   body.append("file", file);
-  const answer = await fetch(`/api/segment?layer=${layer}`, { method: "POST", body, headers: { Accept: "image/png" } });
-  if (!answer.ok) throw new Error(await reasonOf(answer));
+  const answer = await ask(`/api/segment?layer=${layer}`, { method: "POST", body, headers: { Accept: "image/png" } });
   return { bitmap: await createImageBitmap(await answer.blob()), view: answer.headers.get("Field-Of-View") };
 }
 
@@ -28,53 +25,82 @@ function pixelsOf(bitmap) {
   return context.getImageData(0, 0, bitmap.width, bitmap.height).data;
 }
 
+// The picture as the server has read it; browsers do not show every format, nor turn all as it does.
+async function pictureOf(file, width, height) {
+  const own = await createImageBitmap(file).catch(() => null);
+  if (own?.width === width && own.height === height) return own;
+  return (await segment(file, "picture")).bitmap;
+}
+
 async function look(file) {
-  say("…");
+  const name = file.name || "picture";
+  const mine = (latest += 1);
+  shown = null;
+  document.querySelector(".looked").hidden = true;
+  say(`${name} …`);
   try {
     const { bitmap, view } = await segment(file, "probability");
-    // Browsers do not show every format that the server reads.
-    const picture = await createImageBitmap(file).catch(async () => (await segment(file, "picture")).bitmap);
+    const { width, height } = bitmap;
+    const picture = pixelsOf(await pictureOf(file, width, height));
+    if (mine !== latest) return; // another one was chosen meanwhile
     const colours = pixelsOf(bitmap);
-    const probability = new Uint8Array(bitmap.width * bitmap.height);
+    const probability = new Uint8Array(width * height);
     for (let place = 0; place < probability.length; place++) probability[place] = colours[4 * place];
-    const [, , width, height] = view.split(",").map(Number);
-    const smallest = bring.dataset.smallest * width * height;
-    shown = { name: file.name || "picture", width: bitmap.width, height: bitmap.height, probability, smallest };
-    shown.picture = pixelsOf(picture);
-    form.threshold.value = Math.round(bring.dataset.threshold * 100);
-    document.querySelector(".looked").hidden = false;
-    draw("input", (place) => colourAt(place));
-    draw("heat", (place) => mix(colourAt(place), heat(probability[place] / 255), 0.15 + 0.5 * (probability[place] / 255)));
-    draw("probability", (place) => [probability[place], probability[place], probability[place]]);
-    drawMask();
+    const [, , across, down] = view.split(",").map(Number);
+    shown = { name, width, height, probability, picture, smallest: bring.dataset.smallest * across * down };
   } catch (error) {
-    say(error.message);
+    if (mine === latest) say(`${name}: ${error.message}`);
+    return;
   }
+  form.threshold.value = Math.round(bring.dataset.threshold * 100);
+  document.querySelector(".looked").hidden = false;
+  draw("input", shown.picture);
+  draw("heat", heatMap());
+  draw("probability", inGrey(shown.probability));
+  drawMask();
 }
 
-function colourAt(place) {
-  return shown.picture.subarray(4 * place, 4 * place + 3);
+// Pixels are red, green, blue and opacity in turn. Plain loops: a picture may have forty million.
+function inGrey(values) {
+  const pixels = new Uint8ClampedArray(4 * values.length);
+  for (let place = 0; place < values.length; place++) {
+    pixels.fill(values[place], 4 * place, 4 * place + 3);
+    pixels[4 * place + 3] = 255;
+  }
+  return pixels;
 }
 
-function mix(under, over, share) {
-  return [0, 1, 2].map((channel) => under[channel] + share * (over[channel] - under[channel]));
+function heatMap() {
+  const pixels = new Uint8ClampedArray(shown.picture);
+  for (let place = 0; place < shown.probability.length; place++) {
+    const value = shown.probability[place];
+    const share = 0.15 + (0.5 * value) / 255;
+    for (let channel = 0; channel < 3; channel++) {
+      const under = pixels[4 * place + channel];
+      pixels[4 * place + channel] = under + share * (HEAT_OF[3 * value + channel] - under);
+    }
+  }
+  return pixels;
 }
 
-function heat(value) {
-  const place = value * (HEAT.length - 1);
-  const low = Math.min(Math.floor(place), HEAT.length - 2);
-  return mix(HEAT[low], HEAT[low + 1], place - low);
+// For each of 256 probabilities its colour.
+function heatColours() {
+  const colours = new Uint8ClampedArray(3 * 256);
+  for (let value = 0; value < 256; value++) {
+    const place = (value / 255) * (HEAT.length - 1);
+    const low = Math.min(Math.floor(place), HEAT.length - 2);
+    for (let channel = 0; channel < 3; channel++) {
+      const [under, over] = [HEAT[low][channel], HEAT[low + 1][channel]];
+      colours[3 * value + channel] = under + (place - low) * (over - under);
+    }
+  }
+  return colours;
 }
 
-function draw(name, colourOf) {
+function draw(name, pixels) {
   const canvas = document.getElementById(name);
   [canvas.width, canvas.height] = [shown.width, shown.height];
-  const image = new ImageData(shown.width, shown.height);
-  for (let place = 0; place < shown.width * shown.height; place++) {
-    image.data.set(colourOf(place), 4 * place);
-    image.data[4 * place + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d").putImageData(new ImageData(pixels, shown.width, shown.height), 0, 0);
 }
 
 // What is at or above the threshold; of findings alone, the blobs that are large and sure enough.
@@ -116,8 +142,8 @@ function drawMask() {
   form.shown.value = threshold.toFixed(2);
   const { mask, found } = maskAt(threshold, form.findings.checked);
   const { width, height } = shown;
-  draw("mask", (place) => [mask[place], mask[place], mask[place]]);
-  draw("contour", (place) => colourAt(place));
+  draw("mask", inGrey(mask));
+  draw("contour", shown.picture);
   const context = document.getElementById("contour").getContext("2d");
   const thick = Math.max(1, Math.round(height / 270));
   context.fillStyle = `rgb(${MARKER})`;
@@ -128,7 +154,7 @@ function drawMask() {
     if (inside && mask[place - 1] && mask[place + 1] && mask[place - width] && mask[place + width]) continue;
     context.fillRect(x - Math.floor(thick / 2), y - Math.floor(thick / 2), thick, thick);
   }
-  say(found ? `${found} finding${found > 1 ? "s" : ""}` : "nothing found");
+  say(`${shown.name}: ${found || "no"} finding${found === 1 ? "" : "s"}`);
 }
 
 function download(event) {
@@ -146,8 +172,12 @@ function download(event) {
 receiveFiles((files) => look(files[0]));
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {
-    const answer = await fetch(button.dataset.sample);
-    look(new File([await answer.blob()], button.dataset.sample.split("/").pop()));
+    try {
+      const answer = await ask(button.dataset.sample);
+      look(new File([await answer.blob()], button.dataset.sample.split("/").pop()));
+    } catch (error) {
+      say(error.message);
+    }
   });
 }
 for (const link of document.querySelectorAll("[data-download]")) link.addEventListener("click", download);

@@ -5,12 +5,15 @@ const section = document.querySelector(".recording");
 const video = section.querySelector("video");
 
 async function follow() {
-  const answer = await fetch(location.pathname).catch(() => null);
-  if (!answer?.ok) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const fresh = page.querySelector(".recording");
-  if (fresh.dataset.state !== section.dataset.state) location.reload();
-  document.getElementById("state").innerHTML = page.getElementById("state").innerHTML;
+  try {
+    const page = new DOMParser().parseFromString(await (await ask(location.pathname)).text(), "text/html");
+    const fresh = page.querySelector(".recording");
+    if (fresh.dataset.state !== section.dataset.state) location.reload();
+    document.getElementById("state").innerHTML = page.getElementById("state").innerHTML;
+    say("");
+  } catch (error) {
+    say(error.message);
+  }
 }
 
 function choose() {
@@ -32,8 +35,7 @@ function showHead() {
 if (video) {
   video.addEventListener("timeupdate", showHead);
   video.addEventListener("error", () => {
-    section.querySelector("[data-value=said]").textContent =
-      "This browser cannot play the video; download annotated.mp4 instead.";
+    say("This browser cannot play the video; download annotated.mp4 instead.");
   });
   // Also when the same one is clicked on again, which changes no address.
   section.addEventListener("click", (event) => {
@@ -48,7 +50,14 @@ if (video) {
 } else if (["uploading", "waiting", "processing"].includes(section.dataset.state)) {
   setInterval(follow, 1000);
 }
-section.querySelector("[data-act=cancel]")?.addEventListener("click", async () => {
-  await fetch(`/api/recordings/${section.dataset.id}/cancel`, { method: "POST" });
-  follow();
-});
+for (const button of section.querySelectorAll("[data-act]")) {
+  button.addEventListener("click", async () => {
+    try {
+      await ask(`/api/recordings/${section.dataset.id}/${button.dataset.act}`, { method: "POST" });
+    } catch (error) {
+      say(error.message);
+      return;
+    }
+    follow();
+  });
+}

@@ -2,13 +2,11 @@
 // Sends recordings in pieces, so that a broken line costs one piece; keeps the list of recordings as it is.
 
 const PIECE = 8 * 1024 * 1024;
+const LONGEST_WAIT_S = 30;
 const list = document.getElementById("recordings");
 const waiting = [];
 let busy = false;
-
-function say(text) {
-  document.querySelector("[data-value=said]").textContent = text;
-}
+let refreshing = false;
 
 function rowOf(file) {
   const row = document.createElement("li");
@@ -49,38 +47,59 @@ function sendPiece(upload, id, offset) {
   });
 }
 
+// Only what this browser began is gone on with: recorders give files of one size the same names, over and over.
+const keyOf = (file) => `upload ${file.name} ${file.size} ${file.lastModified}`;
+
 async function begin(file) {
-  const known = await (await fetch("/api/recordings")).json();
-  const begun = known.find((each) => each.state === "uploading" && each.name === file.name && each.size === file.size);
-  if (begun) return begun;
-  const answer = await fetch("/api/uploads", {
+  const begun = localStorage.getItem(keyOf(file));
+  if (begun) {
+    try {
+      const recording = await (await ask(`/api/recordings/${begun}`)).json();
+      if (recording.state === "uploading") return recording;
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    }
+  }
+  const answer = await ask("/api/uploads", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ name: file.name, size: file.size }),
   });
-  if (!answer.ok) throw new Error(await reasonOf(answer));
-  return answer.json();
+  const recording = await answer.json();
+  localStorage.setItem(keyOf(file), recording.id);
+  return recording;
 }
 
+// One piece, or the question how far it is; after a broken line that is not known here.
+async function goOn(upload) {
+  const known = upload.recording ? await (await ask(`/api/recordings/${upload.recording.id}`)).json() : null;
+  const recording = (upload.recording = known ?? (await begin(upload.file)));
+  upload.progress.value = recording.received;
+  if (recording.state !== "uploading") return true;
+  const request = await sendPiece(upload, recording.id, recording.received);
+  if (request.status >= 400) {
+    throw Object.assign(new Error(reasonOf(request.status, request.response)), { status: request.status });
+  }
+  return JSON.parse(request.response).state !== "uploading";
+}
+
+// What time may mend: no line, a piece that the server still waits for, its disk.
+const mayPass = (error) => !error.status || error.status >= 500 || [408, 409].includes(error.status);
+
 async function send(upload) {
-  let recording = await begin(upload.file);
-  for (let failures = 0; recording.state === "uploading" && !upload.stopped; ) {
+  for (let failures = 0, done = false; !done && !upload.stopped; ) {
     try {
-      const request = await sendPiece(upload, recording.id, recording.received);
-      if (request.status >= 400 && request.status !== 409) throw new Error(JSON.parse(request.response).detail);
+      done = await goOn(upload);
       failures = 0;
       upload.note.textContent = "";
     } catch (error) {
-      if (upload.stopped) return;
+      if (!upload.stopped && !mayPass(error)) throw error;
       failures += 1;
       upload.note.textContent = `${error.message}; trying again`;
-      await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(30, 2 ** failures)));
+      await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(LONGEST_WAIT_S, 2 ** (failures - 1))));
     }
-    const answer = await fetch(`/api/recordings/${recording.id}`).catch(() => null);
-    if (answer?.ok) recording = await answer.json();
-    else if (answer?.status === 404) throw new Error("it was deleted meanwhile");
-    upload.progress.value = recording.received;
   }
+  if (!upload.stopped) localStorage.removeItem(keyOf(upload.file));
 }
 
 // One after another: several at once would only share the line.
@@ -102,13 +121,22 @@ async function sendWaiting() {
 }
 
 async function refresh() {
-  const answer = await fetch("/recordings").catch(() => null);
-  if (!answer?.ok) return say("polypstream does not answer");
-  say("");
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const fresh = page.getElementById("recordings");
-  // A list that is replaced takes the keyboard's place with it.
-  if (fresh.innerHTML === list.innerHTML) return;
+  if (refreshing || document.hidden) return;
+  refreshing = true;
+  const line = document.querySelector("[data-value=line]");
+  try {
+    const page = new DOMParser().parseFromString(await (await ask(location.href)).text(), "text/html");
+    replaceList(page.getElementById("recordings"));
+    line.textContent = "";
+  } catch (error) {
+    line.textContent = error.message;
+  }
+  refreshing = false;
+}
+
+// A list that is replaced takes the keyboard's place with it.
+function replaceList(fresh) {
+  if (fresh.innerHTML === list.innerHTML || list.matches(":active")) return;
   const focused = document.activeElement.closest("tr")?.dataset.id;
   const act = document.activeElement.dataset?.act;
   list.innerHTML = fresh.innerHTML;
@@ -120,11 +148,13 @@ list.addEventListener("click", async (event) => {
   if (!act) return;
   const { id } = event.target.closest("tr").dataset;
   if (act === "delete" && !confirm(`Delete ${name} and what was found in it?`)) return;
-  const answer =
-    act === "delete"
-      ? await fetch(`/api/recordings/${id}`, { method: "DELETE" })
-      : await fetch(`/api/recordings/${id}/cancel`, { method: "POST" });
-  if (!answer.ok) say(await reasonOf(answer));
+  try {
+    if (act === "delete") await ask(`/api/recordings/${id}`, { method: "DELETE" });
+    else await ask(`/api/recordings/${id}/${act}`, { method: "POST" });
+    say("");
+  } catch (error) {
+    say(error.message);
+  }
   refresh();
 });
 
