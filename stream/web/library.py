@@ -29,6 +29,8 @@ ID_PATTERN = "^[0-9a-f]{16}$"
 MOST_CRASHES = 3
 LONGEST_NAME = 200
 DAY_S = 86400.0
+# Of the table, to be counted up when it changes.
+VERSION = 1
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS recordings (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -97,7 +99,12 @@ class Library:
             # Held until it is closed or the process dies: two servers would process each recording twice.
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute("BEGIN EXCLUSIVE")
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                self._database.close()
+                raise OutputError(f"{folder}: is of another version of polypstream; give another --folder")
             self._database.execute(SCHEMA)
+            self._database.execute(f"PRAGMA user_version = {VERSION}")
             self._database.execute("COMMIT")
             for left in self.incoming.iterdir():  # by a server that was killed
                 shutil.rmtree(left, ignore_errors=True)

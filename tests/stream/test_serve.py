@@ -477,6 +477,13 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
         Library(tmp_path)
 
 
+def test_a_folder_of_another_version_is_said(tmp_path: Path) -> None:
+    with open_library(tmp_path) as library:
+        library._database.execute("PRAGMA user_version = 7")
+    with pytest.raises(OutputError, match="is of another version of polypstream; give another --folder"):
+        Library(tmp_path)
+
+
 def test_what_the_server_does_not_survive_is_not_begun_for_ever(tmp_path: Path) -> None:
     for _ in range(MOST_CRASHES):
         with open_library(tmp_path) as library:
