@@ -27,6 +27,12 @@ def element(driver: Any, selector: str) -> Any:
     return driver.find_element("css selector", selector)
 
 
+def text_of(driver: Any, selector: str) -> str:
+    """The text of an element, asked in one go: a page that replaces its parts leaves no stale one in hand."""
+    script = "return (document.querySelector(arguments[0])?.innerText ?? '').trim()"
+    return str(driver.execute_script(script, selector))
+
+
 def press(driver: Any, selector: str) -> None:
     """Click on something that may still be on its way while the page loads."""
     from selenium.common.exceptions import ElementClickInterceptedException
@@ -66,7 +72,7 @@ def saved(folder: Path, kind: str = ".png") -> Path:
 
 
 def said(driver: Any) -> str:
-    return str(element(driver, "[data-value=said]").text)
+    return text_of(driver, "[data-value=said]")
 
 
 def move_slider(driver: Any, percent: int) -> None:
@@ -161,12 +167,12 @@ def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
 ) -> None:
     driver = browse()
     driver.get(app.address + "/recordings")
-    assert "No recording yet" in element(driver, "#recordings").text
+    assert "No recording yet" in text_of(driver, "#recordings")
     # Its times do not begin at zero, and a finding's time is the recording's own.
     clip = make(frames=100, pts=[50 + index for index in range(100)], time_base=None)
     element(driver, ".drop input").send_keys(str(clip))
     until(lambda: driver.find_elements("css selector", "tr[data-state=finished]"), 60)
-    assert "1 finding" in element(driver, "tbody tr").text
+    assert "1 finding" in text_of(driver, "tbody tr")
     element(driver, "tbody a").click()
     until(lambda: driver.execute_script("return document.querySelector('video').readyState >= 1"))
     seek = "document.querySelector('video').currentTime = 4"
@@ -205,7 +211,7 @@ def test_an_upload_goes_on_where_the_line_broke(browse: Callable[[], Any], app: 
     element(driver, ".drop input").send_keys(str(big))
     until(lambda: [each for each in ours(app, theirs) if each["received"] >= 8 * 2**20])
     driver.set_network_conditions(offline=True, latency=0, throughput=0)
-    until(lambda: "trying again" in element(driver, ".uploads").text)
+    until(lambda: "trying again" in text_of(driver, ".uploads"))
     driver.delete_network_conditions()
     driver.switch_to.new_window("tab")
     driver.get(app.address + "/recordings")
@@ -228,10 +234,10 @@ def test_a_recording_is_deleted_from_its_page(
     driver = browse()
     driver.get(app.address + "/recordings")
     until(lambda: driver.find_elements("css selector", "tr[data-state=failed]"))
-    assert "<b>notes</b>.mp4: not a recording that can be read" in element(driver, "tbody tr").text
+    assert "<b>notes</b>.mp4: not a recording that can be read" in text_of(driver, "tbody tr")
     element(driver, "[data-act=delete]").click()
     driver.switch_to.alert.accept()
-    until(lambda: "No recording yet" in element(driver, "#recordings").text)
+    until(lambda: "No recording yet" in text_of(driver, "#recordings"))
     assert app.get("/api/recordings").json() == []
 
 
@@ -244,9 +250,9 @@ def test_a_recording_is_cancelled_from_its_page(
         driver = browse()
         driver.get(f"{app.address}/recordings/{id_}")
         until(lambda: driver.find_elements("css selector", "#state progress"))
-        assert "of 400 frames" in element(driver, "#state").text
+        until(lambda: "of 400 frames" in text_of(driver, "#state"))
         element(driver, "[data-act=cancel]").click()
-        until(lambda: element(driver, "#state").text == "cancelled")
+        until(lambda: text_of(driver, "#state") == "cancelled")
         until(lambda: driver.find_elements("css selector", "[data-act=process]"))
         element(driver, "[data-act=process]").click()
         until(lambda: driver.find_elements("css selector", "#state progress"))
