@@ -148,9 +148,11 @@ class RecordingQueue:
         said: dict[str, object] = {}
         began: float | None = None
         for line in worker.stdout:
-            if not line.startswith("{"):
-                continue  # a library had something to say, too
-            said = json.loads(line)
+            try:
+                heard = json.loads(line)
+            except ValueError:  # a library had something to say, too, or the line was cut off
+                continue
+            said = heard if isinstance(heard, dict) else said
             if "done" not in said:
                 continue
             done, of = int(str(said["done"])), said["of"]
