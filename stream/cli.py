@@ -22,7 +22,7 @@ import models.cli
 from stream.annotations import write_annotations
 from stream.bench import bench
 from stream.bench_tables import print_bench
-from stream.config import load_settings
+from stream.config import Settings, load_settings
 from stream.deidentify import hashed_name, read_salt
 from stream.errors import OutputError, PolypstreamError
 from stream.extras import extra
@@ -35,6 +35,7 @@ from stream.process import process as process_recording
 from stream.progress import ProgressBar, StatusLines
 from stream.report import write_report
 from stream.score import score
+from stream.segment import Segmenter
 from stream.serve import serve as serve_application
 from stream.sinks.bell import Bell
 from stream.sinks.browser import Browser
@@ -50,6 +51,10 @@ from stream.web.server import parse_listen, web
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
 )
+# Options of every command that runs the model.
+ModelFile = Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")]
 AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
 RESULTS = Path("results")
 SERVED = Path("polypstream-served")
@@ -89,9 +94,9 @@ app.command()(export.cli.inspect)
 def process(
     recordings: Annotated[list[str], typer.Argument(metavar="RECORDING...", help="Video files, or demo:?seed=1")],
     output: Annotated[Path, typer.Option(help="Folder for the results, one folder in it per recording")],
-    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist")] = False,
     deidentify: Annotated[
@@ -107,9 +112,7 @@ def process(
     salt = None if hash_names is None else read_salt(hash_names)
     if deidentify or salt:
         settings = deidentifying(settings)
-    segmenter = make_segmenter(settings)
-    for note in segmenter.notes:
-        complain(note)
+    segmenter = _open_segmenter(settings)
     failed = False
     taken: dict[str, str] = {}
     for recording in recordings:
@@ -198,9 +201,9 @@ def live_sources(
     token: Annotated[
         str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What the web page asks for; made up if needed")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
 ) -> None:
     """Mark polyps in live video, until Ctrl-C."""
     settings = with_model(load_settings(config, set_ or []), model)
@@ -213,9 +216,7 @@ def live_sources(
         for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
         if sink
     ]
-    segmenter = make_segmenter(settings)
-    for note in segmenter.notes:
-        complain(note)
+    segmenter = _open_segmenter(settings)
     live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
@@ -253,15 +254,13 @@ def serve_pages(
     ] = None,
     folder: Annotated[Path, typer.Option(help="Keeps what is uploaded, and what was found in it")] = SERVED,
     live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
-    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
 ) -> None:
     """Pictures, recordings and live sources in the browser, and an HTTP API, until Ctrl-C."""
     settings = with_model(load_settings(config, set_ or []), model)
-    segmenter = make_segmenter(settings)
-    for note in segmenter.notes:
-        complain(note)
+    segmenter = _open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)
         threading.Event().wait()
@@ -284,15 +283,13 @@ def bench_machine(
     video: Annotated[str, typer.Argument(help="A recording of your own, or a demo")] = BENCH_VIDEO,
     seconds: Annotated[float, typer.Option(min=1, help="Longest time for each measurement")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
-    model: Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
 ) -> None:
     """Measure what this machine can do: recordings, live video, each provider."""
     settings = with_model(load_settings(config, set_ or []), model)
-    segmenter = make_segmenter(settings)
-    for note in segmenter.notes:
-        complain(note)
+    segmenter = _open_segmenter(settings)
     with ProgressBar(video, "frames") as progress:
         open_source(video, progress.show).close()  # a demo is rendered before anything is timed
     found = bench(partial(open_source, video), segmenter, settings, seconds, complain)
@@ -329,6 +326,14 @@ def demo_video(
     with ProgressBar(str(output), "frames") as progress:
         render_demo(settings, output, truth, progress.show)
     typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
+
+
+def _open_segmenter(settings: Settings) -> Segmenter:
+    """What the settings ask for, having said why a GPU is not used and the like."""
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        complain(note)
+    return segmenter
 
 
 def complain(message: object) -> None:

@@ -199,8 +199,8 @@ class Library:
     def begin_again(self, id_: str) -> bool:
         """Let a recording wait that failed or was cancelled; whether it did."""
         with self._lock:
-            self._write("UPDATE recordings SET crashes = 0 WHERE id = ? AND state IN ('failed', 'cancelled')", id_)
-            return self.move(id_, "failed", "waiting") or self.move(id_, "cancelled", "waiting")
+            again = "UPDATE recordings SET state = 'waiting', crashes = 0, message = '' WHERE id = ? "
+            return self._write(again + "AND state IN ('failed', 'cancelled')", id_) > 0
 
     def begin_next(self) -> Entry | None:
         """Take the recording that has waited longest; it is being processed from now on, and no other is."""

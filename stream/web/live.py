@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from stream.live import Live, Status
 from stream.live_rooms import words_of
 from stream.sinks.browser import Browser
-from stream.web.page import Described, Render, refusal
+from stream.web.page import BINARY, Described, Render, refusal
 
 BOUNDARY = "frame"
 LOG = logging.getLogger("uvicorn.error")
@@ -133,7 +133,7 @@ class LivePage:
 
 
 JPEG: Described = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    200: {"content": {"image/jpeg": BINARY}},
     404: refusal("There is none"),
 }
 

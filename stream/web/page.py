@@ -9,6 +9,10 @@ from pydantic import BaseModel
 
 # Of responses, by their status, as FastAPI takes them for the API's description.
 Described = dict[int | str, dict[str, Any]]
+JSON_TYPE = "application/json"
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+# What a multipart form has around its file, at most.
+MULTIPART_EXTRA = 64 * 1024
 
 
 class Problem(BaseModel):

@@ -19,14 +19,12 @@ from stream.model import NOTICE, ModelCard
 from stream.segment import Segmenter
 from stream.still import FORMATS, Looked, read_still, shrink, view_of
 from stream.web.batcher import Batcher
-from stream.web.page import BODY, Described, Render, refusal
+from stream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 
 SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
 # Pictures that are decoded at the same time; a large one takes 120 MB.
 AT_ONCE = 8
-MULTIPART_EXTRA = 64 * 1024
-JSON_TYPE, PNG_TYPE, NPZ_TYPE = "application/json", "image/png", "application/x-npz"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+PNG_TYPE, NPZ_TYPE = "image/png", "application/x-npz"
 Layer = Literal["mask", "probability", "picture"]
 
 

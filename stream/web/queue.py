@@ -99,7 +99,7 @@ class RecordingQueue:
             return True
         with self._lock:
             cancelled = self._library.move(id_, "processing", "cancelled")
-            if cancelled and self._worker is not None and self.progress is not None and self.progress.id == id_:
+            if cancelled and self._worker is not None:  # only one is being processed at a time
                 self._worker.kill()
         return cancelled
 
@@ -130,7 +130,6 @@ class RecordingQueue:
             with worker:
                 said = self._follow(worker, entry, json.dumps(orders))
         finally:
-            worker.kill()
             with self._lock:
                 self._worker, self.progress = None, None
                 if self._stopping:

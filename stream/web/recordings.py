@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from stream.config import Settings
-from stream.report import Timeline, read_table
 from stream.sinks.findings import SNAPSHOTS
+from stream.web.found import Found, FoundTrack
 from stream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
-from stream.web.page import BODY, Described, Render, refusal
+from stream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from stream.web.queue import RecordingQueue
 from stream.web.upload import append_body, save_file_field
 
@@ -28,7 +26,6 @@ GIGA = 10**9
 PAGE = 100
 # Room that uploads leave on the disk, for results.
 SPARE_BYTES = 2 * GIGA
-MULTIPART_EXTRA = 64 * 1024
 # A page about other people's pictures: its own styles and script and nothing else.
 REPORT_POLICY = (
     "default-src 'none'; img-src data: {}; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
@@ -42,8 +39,6 @@ FORM: Described = {
     415: refusal("The body is of another type, or the file is empty"),
     422: refusal("The form has no file in a field `file`"),
 }
-JSON_TYPE = "application/json"
-BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 NOT_THERE: Described = {404: refusal("There is no such recording, or it has none yet")}
 
 
@@ -77,45 +72,6 @@ def in_parts(*types: str) -> Described:
         400: {"content": {"text/plain": {}}, "description": "The Range header is malformed"},
         416: {"content": {"text/plain": {}}, "description": "There is no such part"},
     }
-
-
-class FoundTrack(BaseModel):
-    """One polyp over time; findings.json has its outlines."""
-
-    track: int
-    first_s: float
-    last_s: float
-    seconds_in_view: float
-    frames: int
-    peak_probability: float
-    mean_probability: float
-    largest_area_fraction: float
-    snapshot_pts_s: float
-
-
-class Found(BaseModel):
-    """What a page shows of a finished run, without reading its files again: they may be long."""
-
-    tracks: list[FoundTrack]
-    peak: float
-    """Probability that a finding must reach."""
-    start: float
-    end: float
-    """Of the recording, in seconds."""
-    highest: list[float]
-    """The highest probability in each column of the timeline."""
-
-    def timeline(self) -> Timeline:
-        """To draw it."""
-        return Timeline(self.start, self.end, np.array(self.highest))
-
-
-def found_in(results: Path, peak: float) -> Found:
-    """From the files of a finished run."""
-    timeline, _ = read_table(results / "frames.csv")
-    tracks = json.loads((results / "findings.json").read_text())["tracks"]
-    highest = timeline.highest.round(3).tolist()
-    return Found(tracks=tracks, peak=peak, start=timeline.start, end=timeline.end, highest=highest)
 
 
 class RecordingInfo(BaseModel):

@@ -21,7 +21,7 @@ from stream.errors import PolypstreamError
 from stream.find import choose_rules
 from stream.process import make_segmenter, process
 from stream.sources.recording import results_stem
-from stream.web.recordings import found_in
+from stream.web.found import found_in
 
 # Leaves the processor to live pictures and to whoever waits for an answer.
 NICENESS = 5

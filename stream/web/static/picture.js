@@ -131,7 +131,7 @@ function maskAt(threshold, findingsOnly) {
     }
     const counts = filled >= shown.smallest && highest >= Math.max(level, peak);
     found += counts;
-    const mark = counts ? 2 : findingsOnly ? 3 : 2;
+    const mark = counts || !findingsOnly ? 2 : 3;
     for (let index = 0; index < filled; index++) mask[stack[index]] = mark;
   }
   return { mask: mask.map((value) => (value === 2 ? 255 : 0)), found };

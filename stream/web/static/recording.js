@@ -17,9 +17,8 @@ async function follow() {
 }
 
 function choose() {
-  const bar = section.querySelector(`.bar[data-track="${location.hash.slice("#track-".length)}"]`);
-  for (const each of section.querySelectorAll(".bar")) each.classList.toggle("chosen", each === bar);
-  for (const card of section.querySelectorAll(".card")) card.classList.toggle("chosen", `#${card.id}` === location.hash);
+  markTrack();
+  const bar = section.querySelector(".bar.chosen");
   if (bar) video.currentTime = bar.dataset.first;
 }
 
