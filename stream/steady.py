@@ -8,7 +8,7 @@ pictures do not match (a cut, a light, something new) only the present counts. N
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -46,18 +46,37 @@ class Motion:
         return moved
 
 
+@dataclass(slots=True)
+class Memory:
+    """What a steadier knows when a picture is done: all that decides how it goes on.
+
+    Attributes:
+        before: time of the picture in seconds; None: there was none.
+        view: of the picture.
+        grey: uint8 [SIDE, SIDE], the picture.
+        smooth: float32 [h, w], its smoothed probability, 0..255.
+        seen: when something FAINT at least was last seen, in seconds.
+    """
+
+    before: float | None = None
+    view: FieldOfView | None = None
+    grey: np.ndarray = field(default_factory=lambda: np.zeros((SIDE, SIDE), np.uint8))
+    smooth: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    seen: float = float("-inf")
+
+
 class Steadier:
     """Attaches to each frame how it moved, and its probability smoothed along that motion; for one source.
+
+    Attributes:
+        memory: between two pictures; another steadier that is given it goes on in the same way.
 
     Flow is dense inverse search: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
     """
 
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        self._before: tuple[float, FieldOfView] | None = None
-        self._grey = np.zeros((SIDE, SIDE), np.uint8)
-        self._smooth = np.zeros(0, np.float32)
-        self._seen = float("-inf")
+        self.memory = Memory()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Frames in the order of their times."""
@@ -68,26 +87,27 @@ class Steadier:
     def _steady(self, frame: Frame) -> None:
         small = cv2.resize(frame.network_picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         grey, now = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), frame.probability
+        memory = self.memory
         if now.max() >= FAINT:
-            self._seen = frame.seconds
-        before, self._before = self._before, (frame.seconds, frame.view)
-        passed = frame.seconds - before[0] if before else 0.0
+            memory.seen = frame.seconds
+        passed = 0.0 if memory.before is None else frame.seconds - memory.before
         frame.motion = None
-        quiet = frame.seconds - self._seen > QUIET_S
-        if before and before[1] == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
+        quiet = frame.seconds - memory.seen > QUIET_S
+        if memory.view == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
             frame.motion = self._find_motion(grey, now.shape)
         if frame.motion is not None:
-            past, weight = frame.motion.followed(self._smooth), np.float32(np.exp(-passed / FORGETTING_S))
+            past, weight = frame.motion.followed(memory.smooth), np.float32(np.exp(-passed / FORGETTING_S))
             now = now + weight * frame.motion.trust * (past - now)
-        self._grey, self._smooth = grey, now.astype(np.float32)
-        frame.steadied = cv2.convertScaleAbs(self._smooth)
+        smooth = now.astype(np.float32)
+        self.memory = Memory(frame.seconds, frame.view, grey, smooth, memory.seen)
+        frame.steadied = cv2.convertScaleAbs(smooth)
 
     def _find_motion(self, grey: np.ndarray, shape: tuple[int, ...]) -> Motion | None:
         """None where this is another scene."""
-        flow = self._flow.calc(grey, self._grey, None)
+        flow = self._flow.calc(grey, self.memory.grey, None)
         # What came into view has no origin, and differs from the border's value as much as anything can.
         origin = flow + _grid(SIDE, SIDE)
-        difference = cv2.absdiff(grey, cv2.remap(self._grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
+        difference = cv2.absdiff(grey, cv2.remap(self.memory.grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
         difference = cv2.blur(difference, (3, 3)).astype(np.float32) / ALIKE
         trust = np.exp(-difference * difference)
         if trust.mean() < SAME_SCENE:

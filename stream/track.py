@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ HELD_S, REMEMBERED_S = 0.055, 2.0
 # A blob this near to where a track was, as a share of the map's side, may be the same polyp.
 NEAR = 0.06
 MOST_TRACKS = 255
+# More than this need not be remembered: it is enough for any finding.
+MOST_EVIDENCE_S = PERSISTENCE_S + SMALL_S
 
 
 @dataclass(slots=True)
@@ -35,7 +37,7 @@ class Track:
         number: from 1, in the order in which they are first shown; 0: it never was.
         last: when it was last seen, in seconds.
         sure: when the network was last sure of it.
-        evidence: for how many seconds it has been, those when it was not taken off.
+        evidence: for how many seconds it has been, those when it was not taken off; MOST_EVIDENCE_S at most.
         believed: it is shown.
         astray: the picture leapt since it was last seen, so that its place is not known.
     """
@@ -76,21 +78,37 @@ class Shown:
     numbers: np.ndarray
 
 
+@dataclass(slots=True)
+class Memory:
+    """What a tracker knows when a picture is done: all that decides how it goes on.
+
+    Attributes:
+        tracks: those that are not forgotten, the longest known first. The slot of each is its place here, from 1.
+        places: uint8 [h, w], at each place of the map the slot of the track that is there, or 0.
+        count: of the tracks that were ever shown.
+        before: time of the picture in seconds.
+    """
+
+    tracks: list[Track] = field(default_factory=list)
+    places: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    count: int = 0
+    before: float = float("-inf")
+
+
 class Tracker:
     """Follows the blobs of one source from picture to picture.
 
     Args:
         patient: wait before a finding is shown, and hold on to one that is not seen for a moment; otherwise every
             blob that the network is sure of is shown, and only gets a number.
+
+    Attributes:
+        memory: between two pictures; another tracker that is given it goes on in the same way.
     """
 
     def __init__(self, patient: bool) -> None:
         self._patient = patient
-        self._tracks: dict[int, Track] = {}
-        self._count = 0
-        self._before = float("-inf")
-        # For each place of the map the slot (1..255) of the track that is there.
-        self._places = np.zeros((0, 0), np.uint8)
+        self.memory = Memory()
 
     def update(self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]) -> Shown | None:
         """Find out who is who, and who is shown.
@@ -104,24 +122,26 @@ class Tracker:
         Returns:
             What is shown; None: nothing is.
         """
+        memory = self.memory
         fresh = self._move(seconds, motion, labels.shape)
-        if not blobs and not self._tracks:
+        if not blobs and not memory.tracks:
             return None
         slots = self._match(labels, blobs, seconds)
         parts: dict[int, list[Blob]] = {}
         for slot, blob in zip(slots, blobs, strict=True):
             parts.setdefault(slot, []).append(blob)
         for slot, of_it in parts.items():
-            self._believe(self._tracks[slot], of_it, seconds, fresh)
-        self._before = seconds
+            self._believe(memory.tracks[slot - 1], of_it, seconds, fresh)
+        memory.before = seconds
         seen = cv2.LUT(labels, _table(enumerate(slots, 1)))
         # What is not seen keeps its place where nothing else is.
-        missing = cv2.LUT(self._places, _table((slot, slot) for slot in self._tracks if slot not in slots))
-        self._places = seen + cv2.copyTo(missing, cv2.compare(seen, 0, cv2.CMP_EQ))
+        missing = set(range(1, len(memory.tracks) + 1)).difference(slots)
+        unseen = cv2.LUT(memory.places, _table((slot, slot) for slot in missing))
+        memory.places = seen + cv2.copyTo(unseen, cv2.compare(seen, 0, cv2.CMP_EQ))
         numbers = self._numbers(seconds)
         if not numbers.any():
             return None
-        shown = cv2.LUT(self._places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
+        shown = cv2.LUT(memory.places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
         if not self._patient:
             shown = cv2.copyTo(shown, cv2.LUT(labels, _table((blob.label, 255) for blob in blobs if blob.sure)))
         return Shown(shown, numbers) if cv2.countNonZero(shown) else None
@@ -132,56 +152,62 @@ class Tracker:
         Returns:
             Whether there is no past to be patient with: a scene's first picture, or a leap to another place.
         """
-        fresh = motion is None
-        if self._places.shape != shape:
-            self._places, self._tracks = np.zeros(shape, np.uint8), {}
-        if not self._tracks:
+        memory, fresh = self.memory, motion is None
+        if memory.places.shape != shape:
+            memory.places, memory.tracks = np.zeros(shape, np.uint8), []
+        if not memory.tracks:
             return fresh
         if motion is not None:
-            self._places = motion.followed(self._places, cv2.INTER_NEAREST)
-        present = cv2.calcHist([self._places], [0], None, [MOST_TRACKS + 1], [0, MOST_TRACKS + 1]).ravel()
-        kept = [slot for slot in self._tracks if present[slot] and seconds - self._tracks[slot].last <= REMEMBERED_S]
-        if len(kept) < len(self._tracks):
-            self._places = cv2.LUT(self._places, _table((slot, slot) for slot in kept))
-            self._tracks = {slot: self._tracks[slot] for slot in kept}
-        for track in self._tracks.values():
+            memory.places = motion.followed(memory.places, cv2.INTER_NEAREST)
+        present = _histogram(memory.places)
+        kept = [
+            slot
+            for slot, track in enumerate(memory.tracks, 1)
+            if present[slot] and seconds - track.last <= REMEMBERED_S
+        ]
+        if len(kept) < len(memory.tracks):
+            memory.places = cv2.LUT(memory.places, _table(zip(kept, range(1, len(kept) + 1), strict=True)))
+            memory.tracks = [memory.tracks[slot - 1] for slot in kept]
+        for track in memory.tracks:
             track.astray |= fresh
         return fresh
 
     def _match(self, labels: np.ndarray, blobs: Sequence[Blob], seconds: float) -> list[int]:
         """The slot of each blob's track: the one that it covers most of, or is nearest to, or a new one."""
-        slots: list[int] = []
+        memory, slots = self.memory, list[int]()
         reach = max(3, round(NEAR * max(labels.shape)))
         near: np.ndarray | None = None
         for blob in blobs:
             where = cv2.compare(labels, blob.label, cv2.CMP_EQ)
-            slot = self._commonest(self._places, where)
-            if not slot and self._tracks:
-                near = cv2.dilate(self._places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
+            slot = self._commonest(memory.places, where)
+            if not slot and memory.tracks:
+                near = cv2.dilate(memory.places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
                 slot = self._commonest(near, where)
             slots.append(slot or self._begin(seconds))
         return slots
 
     def _commonest(self, slots: np.ndarray, where: np.ndarray) -> int:
         """The slot of a track that most of a mask's places have, or 0."""
-        counts = cv2.calcHist([slots], [0], where, [MOST_TRACKS + 1], [0, MOST_TRACKS + 1]).ravel()
-        return max((slot for slot in self._tracks if counts[slot]), key=lambda slot: float(counts[slot]), default=0)
+        counts = _histogram(slots, where)[1 : len(self.memory.tracks) + 1]
+        return 1 + int(counts.argmax()) if counts.any() else 0
 
     def _begin(self, seconds: float) -> int:
-        free = (slot for slot in range(1, MOST_TRACKS + 1) if slot not in self._tracks)
-        slot = next(free, MOST_TRACKS)
-        self._tracks[slot] = Track(seconds)
-        return slot
+        """The slot of a new track; where there are too many, that of the youngest."""
+        tracks = self.memory.tracks
+        del tracks[MOST_TRACKS - 1 :]
+        tracks.append(Track(seconds))
+        return len(tracks)
 
     def _believe(self, track: Track, blobs: Sequence[Blob], seconds: float, fresh: bool) -> None:
         sure, share, passed = any(b.sure for b in blobs), sum(b.share for b in blobs), seconds - track.last
         # Pictures came that did not show it; at a low rate much time may pass without any.
-        if self._before - track.last > MISSING_S and share < SMALL:
+        before = self.memory.before
+        if before - track.last > MISSING_S and share < SMALL:
             track.believed, track.evidence = False, 0.0
         elif not sure:
             track.evidence = max(0.0, track.evidence - passed)
-        elif track.sure == track.last == self._before:
-            track.evidence += passed
+        elif track.sure == track.last == before:
+            track.evidence = min(track.evidence + passed, MOST_EVIDENCE_S)
         if sure:
             track.sure = seconds
             needed = PERSISTENCE_S + SMALL_S * max(0.0, 1 - share / SMALL)
@@ -190,17 +216,23 @@ class Tracker:
             track.believed = False
         track.last, track.astray = seconds, False
         if track.believed and not track.number:
-            self._count += 1
-            track.number = self._count
+            self.memory.count += 1
+            track.number = self.memory.count
 
     def _numbers(self, seconds: float) -> np.ndarray:
         """For each slot the number of its track, if it is shown, or 0."""
         held = HELD_S if self._patient else 0.0
         numbers = np.zeros(MOST_TRACKS + 1, np.int64)
-        for slot, track in self._tracks.items():
+        for slot, track in enumerate(self.memory.tracks, 1):
             if track.believed and not track.astray and seconds - track.last <= held:
                 numbers[slot] = track.number
         return numbers
+
+
+def _histogram(slots: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """How many places each slot has, inside a mask if one is given."""
+    counts: np.ndarray = cv2.calcHist([slots], [0], where, [MOST_TRACKS + 1], [0, MOST_TRACKS + 1]).ravel()
+    return counts
 
 
 def _table(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
