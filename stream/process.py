@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from stream.steady import Steadier
 from stream.view import FieldOfView, Viewer, find_field_of_view
 
 Poll = Callable[[int, int | None], None]
+Rooms = list[tuple[str, Room[Frame], int]]
 RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
 
 
@@ -43,12 +44,14 @@ class Run:
         frames: written to annotated.mp4.
         seconds: wall time.
         notes: what a user should know, one phrase each.
+        damage: what was wrong with the recording, likewise.
     """
 
     folder: Path
     frames: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
 
 
 def with_model(settings: Settings, model: Path | None) -> Settings:
@@ -129,9 +132,24 @@ def process(
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, name)
         folder = prepare_folder(output / source.stem, recording, overwrite)
-        return _Job(source, view, folder, segmenter, settings, masks).run(poll)
+        run = Job(source, view, folder, segmenter, settings, masks).run(poll)
+        return finish(run, source.name)
     finally:
         source.close()
+
+
+def finish(run: Run, name: str) -> Run:
+    """Write the report of a run whose other results are there.
+
+    Raises:
+        SourceError: the recording of this name was damaged.
+    """
+    write_report(run.folder)
+    if run.damage:
+        raise SourceError(
+            f"{name}: damaged: {'; '.join(run.damage)}. The {run.frames} frames that could be read are in {run.folder}"
+        )
+    return run
 
 
 def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Path:
@@ -156,7 +174,7 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Pat
     return folder
 
 
-def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> list[tuple[str, Room[Frame], int]]:
+def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Rooms:
     """The rooms that every frame goes through, each with its name and the most frames that it takes at once."""
     card, overlay, findings = segmenter.card, settings.overlay, settings.findings
     return [
@@ -169,32 +187,60 @@ def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> l
     ]
 
 
-class _Job:
-    """The pipeline of one recording."""
+class Job:
+    """The pipeline of one recording, or of a part of one.
+
+    Args:
+        source: the recording.
+        view: its field of view.
+        folder: for the results.
+        segmenter, settings, masks: as for `process`.
+        frames: of the part; all of the source's without it.
+        rooms: that the part's frames go through, as `make_rooms` makes them; fresh ones without it.
+        origin: pts at which the time of the part's annotated.mp4 begins.
+    """
 
     def __init__(
-        self, source: Source, view: FieldOfView, folder: Path, segmenter: Segmenter, settings: Settings, masks: bool
+        self,
+        source: Source,
+        view: FieldOfView,
+        folder: Path,
+        segmenter: Segmenter,
+        settings: Settings,
+        masks: bool,
+        frames: Iterator[Frame] | None = None,
+        rooms: Rooms | None = None,
+        origin: int = 0,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
-        self.video, sinks = self._open_sinks(masks)
-        self.pipeline = Pipeline([("decode", source.frames())], make_rooms(view, segmenter, settings), sinks)
+        sinks = self._open_sinks(masks, origin)
+        rooms = make_rooms(view, segmenter, settings) if rooms is None else rooms
+        self.pipeline = Pipeline([("decode", frames or source.frames())], rooms, sinks)
 
-    def _open_sinks(self, masks: bool) -> tuple[AnnotatedVideo, list[tuple[str, Sink[Frame]]]]:
+    def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
-        video = AnnotatedVideo(folder / "annotated.mp4", pictures, self.source.path, self.settings.output.video)
-        sinks: list[tuple[str, Sink[Frame]]] = [("encode", video)]
+        self.video = AnnotatedVideo(
+            folder / "annotated.mp4", pictures, self.source.path, self.settings.output.video, origin
+        )
+        sinks: list[tuple[str, Sink[Frame]]] = [("encode", self.video)]
         try:
             sinks.append(("table", FramesTable(folder / "frames.csv")))
-            sinks.append(("findings", FindingsFile(folder, self._about())))
+            self.findings = FindingsFile(folder, self._about())
+            sinks.append(("findings", self.findings))
             if masks:
                 sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
         except BaseException:
             for _, sink in sinks:
                 sink.close()
             raise
-        return video, sinks
+        return sinks
 
     def run(self, poll: Poll) -> Run:
+        """Everything but the report; the summary is written whatever happens.
+
+        Raises:
+            PolypstreamError: the results are not whole, for another reason than the recording's damage.
+        """
         started = time.monotonic()
         problem: BaseException | None = None
         try:
@@ -202,18 +248,11 @@ class _Job:
         except BaseException as error:
             problem = error
         notes = [*self.source.notes, *self.video.notes]
-        run = Run(self.folder, self.video.frames, time.monotonic() - started, notes)
         damage = [*self.source.damage, *self.video.damage]
-        self._write_summary(run, problem, damage)
-        if problem is None:
-            write_report(self.folder)
+        run = Run(self.folder, self.video.frames, time.monotonic() - started, notes, damage)
+        self._write_summary(run, problem)
         if problem is not None:
             raise problem
-        if damage:
-            raise SourceError(
-                f"{self.source.name}: damaged: {'; '.join(damage)}. "
-                f"The {run.frames} frames that could be read are in {self.folder}"
-            )
         return run
 
     def _about(self) -> dict[str, Any]:
@@ -232,15 +271,15 @@ class _Job:
         """A path as it may stand in the results: folders are often named after people."""
         return Path(text).name if self.settings.deidentify.enabled else text
 
-    def _write_summary(self, run: Run, problem: BaseException | None, damage: list[str]) -> None:
+    def _write_summary(self, run: Run, problem: BaseException | None) -> None:
         said = (str(problem) or type(problem).__name__) if problem else None
         if said and self.settings.deidentify.enabled:
             said = said.replace(str(self.folder), self.folder.name)
         summary: dict[str, Any] = {
             **self._about(),
-            "complete": problem is None and not damage,
+            "complete": problem is None and not run.damage,
             "problem": said,
-            "damage": damage,
+            "damage": run.damage,
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,
             "encoder": self.video.encoder,
@@ -253,14 +292,26 @@ class _Job:
             "seconds_per_room": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
             "notice": NOTICE,
         }
-        path, unfinished = self.folder / "summary.json", self.folder / "summary.json.unfinished"
         try:
-            unfinished.write_text(json.dumps(summary, indent=2) + "\n")
-            unfinished.replace(path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            write_summary(self.folder, summary)
+        except OutputError:
             if problem is None:
-                raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+                raise
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path, unfinished = folder / "summary.json", folder / "summary.json.unfinished"
+    try:
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def choose_view(source: Source, settings: Settings) -> FieldOfView:

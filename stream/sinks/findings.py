@@ -7,6 +7,7 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,17 @@ SIMPLER = 1.0
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of one track so far; of its outlines, where each stands in the spool."""
+    """What is known of one track so far; of its outlines, where each stands in the spool.
+
+    Probabilities are in grey levels and durations exact, so that parts of a recording add up to the whole.
+    """
 
     first: float
     last: float
-    seconds: float = 0.0
+    seconds: Fraction = Fraction(0)
     frames: int = 0
-    peak: float = 0.0
-    sum_of_peaks: float = 0.0
+    peak: int = 0
+    sum_of_peaks: int = 0
     largest: float = 0.0
     snapshot_s: float = 0.0
     outlines: array[int] = field(default_factory=lambda: array("Q"))
@@ -74,13 +78,13 @@ class FindingsFile:
     def _note(self, track: int, seen: _Seen, frame: Frame, polygons: list[np.ndarray]) -> None:
         peak = max(_peak(frame, polygon) for polygon in polygons)
         seen.last, seen.frames = frame.seconds, seen.frames + 1
-        seen.seconds += float((frame.picture.duration or 0) * frame.time_base)
+        seen.seconds += (frame.picture.duration or 0) * frame.time_base
         seen.peak, seen.sum_of_peaks = max(seen.peak, peak), seen.sum_of_peaks + peak
         simpler = [cv2.approxPolyDP(polygon, SIMPLER, True)[:, 0] for polygon in polygons]
         outline = {
             "frame": frame.index,
             "pts_s": round(frame.seconds, 6),
-            "probability": round(peak, 4),
+            "probability": round(peak / 255, 4),
             "box": list(cv2.boundingRect(np.concatenate(polygons))),
             "polygons": [polygon.ravel().tolist() for polygon in simpler],
         }
@@ -118,10 +122,10 @@ class FindingsFile:
                 "track": track,
                 "first_s": round(seen.first, 6),
                 "last_s": round(seen.last, 6),
-                "seconds_in_view": round(seen.seconds, 6),
+                "seconds_in_view": round(float(seen.seconds), 6),
                 "frames": seen.frames,
-                "peak_probability": round(seen.peak, 4),
-                "mean_probability": round(seen.sum_of_peaks / seen.frames, 4),
+                "peak_probability": round(seen.peak / 255, 4),
+                "mean_probability": round(seen.sum_of_peaks / 255 / seen.frames, 4),
                 "largest_area_fraction": round(seen.largest, 6),
                 "snapshot": f"{SNAPSHOTS}/track-{track}.jpg",
                 "snapshot_pts_s": round(seen.snapshot_s, 6),
@@ -134,10 +138,10 @@ class FindingsFile:
         yield "\n  ]\n}\n"
 
 
-def _peak(frame: Frame, polygon: np.ndarray) -> float:
-    """The highest probability that the network saw in the box around an outline."""
+def _peak(frame: Frame, polygon: np.ndarray) -> int:
+    """The highest probability that the network saw in the box around an outline, 0..255."""
     view, (rows, columns) = frame.view, frame.probability.shape
     x, y, width, height = cv2.boundingRect(polygon)
     left, top = (x - view.x) * columns // view.width, (y - view.y) * rows // view.height
     right, bottom = -(-(x + width - view.x) * columns // view.width), -(-(y + height - view.y) * rows // view.height)
-    return int(frame.probability[max(0, top) : bottom, max(0, left) : right].max(initial=0)) / 255
+    return int(frame.probability[max(0, top) : bottom, max(0, left) : right].max(initial=0))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import EOFError as DecoderFlushedError
 from av.error import FFmpegError, InvalidDataError
+from av.stream import Stream
 
 from stream.errors import SourceError
 from stream.frame import Frame
@@ -27,6 +29,8 @@ THUMBNAILS = 9
 # the last frames' (muxers round), a container's covers audio too, which often outlasts the pictures.
 END_FRAMES = 3
 END_S = 2.0
+# Where seeking does not land before the place that was asked for, so many seconds earlier is tried.
+EARLIER_S = (0, 5, 30)
 MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -85,25 +89,68 @@ class Recording:
         seconds, _ = self._announced_duration()
         return round(seconds * self.format.rate) if seconds else None
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame once. Damage is noted in `damage` when the last one is out."""
-        picture: av.VideoFrame | None = self._first
+    def frames(self, since: int | None = None, until: int | None = None) -> Iterator[Frame]:
+        """Frames in order, once. Damage is noted in `damage` when the last one is out.
+
+        Args:
+            since: pts of the first one, or that before which it comes; None: the recording's first.
+            until: pts before which the last one comes; None: the recording's last.
+        """
         last_pts: int | None = None
         index, end = 0, 0.0
         step = max(1, round(1 / (self.format.rate * self.format.time_base)))
-        while picture is not None:
+        for picture in chain([self._first], self._decoded) if since is None else self._pictures_since(since):
             self._concealed += picture.is_corrupt
             self._resized += (picture.width, picture.height) != (self.format.width, self.format.height)
             fitting = in_format(picture, self.format)
             duration = picture.duration if picture.pts is not None else 0  # without a time it is a guess
             fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
+            if until is not None and pts >= until:
+                break
             # Without a duration the last picture would lie behind the end of an MP4, and players drop it.
             fitting.duration = duration or step
             end = float((pts + fitting.duration) * self.format.time_base)
             yield Frame(index, fitting, pts, self.format.time_base)
             index += 1
-            picture = next(self._decoded, None)
-        self._note_damage(index, end)
+        else:
+            self._note_damage(index, end)
+            return
+        self._note_damage(index, None)
+
+    def _pictures_since(self, since: int) -> Iterator[av.VideoFrame]:
+        """Pictures from a time on; none where the recording does not let itself be entered before it."""
+        for earlier in EARLIER_S:
+            self._container.seek(since - round(earlier / self.format.time_base), stream=self._stream)
+            # What comes before the first key frame may refer to pictures that were not read.
+            pictures = dropwhile(lambda picture: not picture.key_frame, self._decode())
+            first = next(pictures, None)
+            if first is not None and first.pts is not None and first.pts <= since:
+                return (each for each in chain([first], pictures) if each.pts is None or each.pts >= since)
+        return iter(())
+
+    def key_frames(self, every: float) -> list[int]:
+        """The pts of key frames at which the recording can be cut into equal parts.
+
+        Args:
+            every: about how many seconds a part shall last.
+
+        Returns:
+            One fewer than there are parts; empty where it is too short, or has no such places.
+        """
+        seconds, _ = self._announced_duration()
+        parts = round(seconds / every) if seconds else 1
+        found: list[int] = []
+        if parts < 2 or self._first.pts is None:
+            return found
+        with open_container(self.path) as container:
+            stream = container.streams[self._stream.index]
+            length = round((seconds or 0) / self.format.time_base)
+            for number in range(1, parts):
+                place = self._first.pts + length * number // parts
+                key_frame = _key_frame_after(container, stream, place, found[-1] if found else self._first.pts)
+                if key_frame is not None:
+                    found.append(key_frame)
+        return found
 
     def _usable_pts(self, picture: av.VideoFrame, last: int | None, step: int) -> int:
         """The picture's own pts if time advances with it, and not by more than MP4 can count; else a likely one."""
@@ -129,7 +176,8 @@ class Recording:
                 self.damage.append(f"decoding stopped early ({error.strerror})")
                 return
 
-    def _note_damage(self, frames: int, end: float) -> None:
+    def _note_damage(self, frames: int, end: float | None) -> None:
+        """What was found wrong with so many frames, of which the last one ended the recording then, if it did."""
         if self._untimed == frames:
             self.notes.append(
                 f"its pictures carry no times; they were spaced at {float(self.format.rate):g} per second"
@@ -146,7 +194,7 @@ class Recording:
         announced, tolerance = self._announced_duration()
         start = float(self.format.start)
         # Matroska counts its duration from zero, other containers from the first picture.
-        if announced and max(end, end - start) < announced - tolerance:
+        if announced and end is not None and max(end, end - start) < announced - tolerance:
             self.damage.append(f"it ends at {end - start:.1f} s of {announced:.1f} s")
 
     def _announced_duration(self) -> tuple[float | None, float]:
@@ -193,6 +241,23 @@ def _picture_near(container: InputContainer, stream: av.VideoStream, share: floa
     except FFmpegError:
         pass  # a damaged or unseekable place: the other thumbnails serve
     return []
+
+
+def _key_frame_after(container: InputContainer, stream: Stream, place: int, last: int) -> int | None:
+    """The pts of the key frame at a place, or near it, but after the last one; None where there is none.
+
+    Seeking in an indexed file ends at the key frame before a place, in a transport stream at any packet.
+    """
+    try:
+        container.seek(place, stream=stream)
+        for packet in packets_of(container, [stream], []):
+            if packet.pts is None or packet.pts > 2 * place - last:
+                return None
+            if packet.is_keyframe and packet.pts > last:
+                return packet.pts
+    except FFmpegError:
+        pass  # a damaged or unseekable place
+    return None
 
 
 def _thumbnail(picture: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
