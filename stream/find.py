@@ -77,7 +77,7 @@ def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tupl
             box = np.s_[y : y + height, x : x + width]
             highest = probability[box][labels[box] == label].max()
             sure = bool(highest >= grey_level(max(rules.threshold, rules.peak)))
-            blobs.append(Blob(len(blobs) + 1, area / reach.size, sure))
+            blobs.append(Blob(len(blobs) + 1, float(area) / reach.size, sure))
             renamed[label] = len(blobs)
     if len(blobs) == count - 1:
         return labels.astype(np.uint8), blobs
@@ -90,11 +90,14 @@ class Finder:
     Args:
         rules: what counts as a finding in one picture.
         steady: the frames come from a Steadier, and what is shown shall be as steady.
+
+    Attributes:
+        tracker: that remembers what was found.
     """
 
     def __init__(self, rules: Rules, steady: bool) -> None:
         self.rules, self._steady = rules, steady
-        self._tracker = Tracker(patient=steady)
+        self.tracker = Tracker(patient=steady)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """One outline for each 8-connected blob of the mask."""
@@ -102,7 +105,7 @@ class Finder:
             reach = frame.steadied if self._steady else frame.probability
             labels, blobs = find_blobs(reach, frame.probability, self.rules)
             motion = frame.motion if self._steady else None
-            shown = self._tracker.update(frame.seconds, motion, labels, blobs)
+            shown = self.tracker.update(frame.seconds, motion, labels, blobs)
             if shown is None:
                 continue
             # What is held on to, though it is not seen now, keeps its last shape.

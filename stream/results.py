@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from stream.deidentify import Deidentified
 from stream.errors import DataError
 from stream.frame import Frame
 from stream.process import Poll, choose_view
-from stream.sinks.findings import SCHEMA
+from stream.sinks.findings import read_findings
 from stream.sources.base import Source
 from stream.sources.open import open_source, stem_of
 
@@ -85,16 +84,11 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    path = folder / "findings.json"
+    about = read_findings(folder)
     try:
-        about = json.loads(path.read_text())
-        if about["schema"] != SCHEMA:
-            raise DataError(f"{path}: is of schema {about['schema']}; this version of polypstream reads {SCHEMA}")
         return FinishedRun(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: holds no finished run of `polypstream process` (no findings.json)") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as findings ({error})") from error
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{folder / 'findings.json'}: cannot be read as findings ({error})") from error
 
 
 def find_run(recording: str, results: Path) -> FinishedRun:

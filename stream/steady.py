@@ -18,6 +18,8 @@ from stream.view import FieldOfView
 
 # Seconds in which the past loses two thirds of its weight.
 FORGETTING_S = 0.05
+# What the past still adds counts in such parts of a grey level: so it is forgotten within a second, to the last bit.
+FINEST = np.float32(1 / 64)
 # A source that was away for longer begins anew.
 LONGEST_GAP_S = 0.5
 # Motion is looked for in grey pictures of this side. A place whose grey differs by ALIKE after it was followed has
@@ -97,7 +99,7 @@ class Steadier:
             frame.motion = self._find_motion(grey, now.shape)
         if frame.motion is not None:
             past, weight = frame.motion.followed(memory.smooth), np.float32(np.exp(-passed / FORGETTING_S))
-            now = now + weight * frame.motion.trust * (past - now)
+            now = now + np.trunc(weight * frame.motion.trust * (past - now) / FINEST) * FINEST
         smooth = now.astype(np.float32)
         self.memory = Memory(frame.seconds, frame.view, grey, smooth, memory.seen)
         frame.steadied = cv2.convertScaleAbs(smooth)

@@ -83,7 +83,8 @@ class Memory:
     """What a tracker knows when a picture is done: all that decides how it goes on.
 
     Attributes:
-        tracks: those that are not forgotten, the longest known first. The slot of each is its place here, from 1.
+        tracks: those that are not forgotten; the slot of each is its place here, from 1. First those that were seen,
+            in the order of their blobs, then the others: so the order depends on nothing that is forgotten.
         places: uint8 [h, w], at each place of the map the slot of the track that is there, or 0.
         count: of the tracks that were ever shown.
         before: time of the picture in seconds.
@@ -125,6 +126,7 @@ class Tracker:
         memory = self.memory
         fresh = self._move(seconds, motion, labels.shape)
         if not blobs and not memory.tracks:
+            memory.before = seconds
             return None
         slots = self._match(labels, blobs, seconds)
         parts: dict[int, list[Blob]] = {}
@@ -133,11 +135,7 @@ class Tracker:
         for slot, of_it in parts.items():
             self._believe(memory.tracks[slot - 1], of_it, seconds, fresh)
         memory.before = seconds
-        seen = cv2.LUT(labels, _table(enumerate(slots, 1)))
-        # What is not seen keeps its place where nothing else is.
-        missing = set(range(1, len(memory.tracks) + 1)).difference(slots)
-        unseen = cv2.LUT(memory.places, _table((slot, slot) for slot in missing))
-        memory.places = seen + cv2.copyTo(unseen, cv2.compare(seen, 0, cv2.CMP_EQ))
+        self._arrange(labels, slots, list(parts))
         numbers = self._numbers(seconds)
         if not numbers.any():
             return None
@@ -186,13 +184,23 @@ class Tracker:
             slots.append(slot or self._begin(seconds))
         return slots
 
+    def _arrange(self, labels: np.ndarray, slots: list[int], seen: list[int]) -> None:
+        """Give every track its slot and place; what is not seen keeps its place where nothing else is."""
+        memory = self.memory
+        order = [*seen, *(slot for slot in range(1, len(memory.tracks) + 1) if slot not in seen)]
+        renamed = {slot: place for place, slot in enumerate(order, 1)}
+        memory.tracks = [memory.tracks[slot - 1] for slot in order]
+        now = cv2.LUT(labels, _table((label, renamed[slot]) for label, slot in enumerate(slots, 1)))
+        before = cv2.LUT(memory.places, _table((slot, renamed[slot]) for slot in order[len(seen) :]))
+        memory.places = now + cv2.copyTo(before, cv2.compare(now, 0, cv2.CMP_EQ))
+
     def _commonest(self, slots: np.ndarray, where: np.ndarray) -> int:
         """The slot of a track that most of a mask's places have, or 0."""
         counts = _histogram(slots, where)[1 : len(self.memory.tracks) + 1]
         return 1 + int(counts.argmax()) if counts.any() else 0
 
     def _begin(self, seconds: float) -> int:
-        """The slot of a new track; where there are too many, that of the youngest."""
+        """The slot of a new track; where there are too many, that of the last one."""
         tracks = self.memory.tracks
         del tracks[MOST_TRACKS - 1 :]
         tracks.append(Track(seconds))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from stream.errors import DataError
 from stream.frame import Frame
 from stream.model import NOTICE
 from stream.sinks.browser import SNAPSHOT_QUANTISER, Jpeg
@@ -41,8 +43,25 @@ class _Seen:
     peak: int = 0
     sum_of_peaks: int = 0
     largest: float = 0.0
+    snapshot_area: float = 0.0
     snapshot_s: float = 0.0
     outlines: array[int] = field(default_factory=lambda: array("Q"))
+
+
+class ExactTrack(NamedTuple):
+    """Of one track in one part of a recording, what is needed to add the parts up.
+
+    Attributes:
+        seconds: in view, numerator and denominator.
+        largest: share of the picture that it covers at most.
+        snapshot_area: share that it covers in its snapshot.
+        snapshot_s: time of the snapshot in seconds.
+    """
+
+    seconds: tuple[int, int]
+    largest: float
+    snapshot_area: float
+    snapshot_s: float
 
 
 class FindingsFile:
@@ -88,14 +107,57 @@ class FindingsFile:
             "box": list(cv2.boundingRect(np.concatenate(polygons))),
             "polygons": [polygon.ravel().tolist() for polygon in simpler],
         }
-        seen.outlines.append(self._spool.tell())
-        with writing(self._path):
-            self._spool.write(json.dumps(outline, separators=(",", ":")).encode() + b"\n")
+        self._spool_outline(seen, outline)
         area = sum(cv2.contourArea(polygon) for polygon in polygons) / (self._picture[0] * self._picture[1])
         if area > LARGER * seen.largest:
             self._save_snapshot(track, frame)
-            seen.snapshot_s = frame.seconds
+            seen.snapshot_area, seen.snapshot_s = area, frame.seconds
         seen.largest = max(seen.largest, area)
+
+    def _spool_outline(self, seen: _Seen, outline: dict[str, Any]) -> None:
+        seen.outlines.append(self._spool.tell())
+        with writing(self._path):
+            self._spool.write(json.dumps(outline, separators=(",", ":")).encode() + b"\n")
+
+    def exact_tracks(self) -> dict[int, ExactTrack]:
+        """What findings.json rounds, or does not say, of each track."""
+        return {
+            track: ExactTrack(seen.seconds.as_integer_ratio(), seen.largest, seen.snapshot_area, seen.snapshot_s)
+            for track, seen in self._tracks.items()
+        }
+
+    def add_part(
+        self, part: Path, exact: Mapping[int, ExactTrack], rename: Callable[[int], int], first_frame: int
+    ) -> None:
+        """Note what was found in the next part of a recording.
+
+        Args:
+            part: folder of its results.
+            exact: its `exact_tracks`.
+            rename: from its numbers of tracks to the recording's.
+            first_frame: number of its first frame in the recording.
+
+        Raises:
+            DataError: its findings.json cannot be read.
+        """
+        run = read_findings(part)
+        self._picture = tuple(run["picture_size"])
+        for row in run["tracks"]:
+            number, more = rename(row["track"]), exact[row["track"]]
+            seen = self._tracks.setdefault(number, _Seen(row["first_s"], row["last_s"]))
+            for outline in row["outlines"]:
+                level = round(outline["probability"] * 255)
+                seen.frames, seen.peak = seen.frames + 1, max(seen.peak, level)
+                seen.sum_of_peaks += level
+                self._spool_outline(seen, outline | {"frame": outline["frame"] + first_frame})
+            seen.last, seen.seconds = row["last_s"], seen.seconds + Fraction(*more.seconds)
+            # Its snapshot is of the last view that was so much larger than those before it in the part.
+            if more.snapshot_area > LARGER * seen.largest:
+                seen.snapshot_area, seen.snapshot_s = more.snapshot_area, more.snapshot_s
+                with writing(self._path):
+                    self._snapshots.mkdir(exist_ok=True)
+                    shutil.copyfile(part / row["snapshot"], self._snapshots / f"track-{number}.jpg")
+            seen.largest = max(seen.largest, more.largest)
 
     def _save_snapshot(self, track: int, frame: Frame) -> None:
         self._jpeg = self._jpeg or Jpeg(frame.picture.width, SNAPSHOT_QUANTISER)
@@ -136,6 +198,25 @@ class FindingsFile:
                 yield (",\n      " if index else "") + self._spool.readline().decode().rstrip()
             yield "\n    ]}"
         yield "\n  ]\n}\n"
+
+
+def read_findings(folder: Path) -> dict[str, Any]:
+    """findings.json of a folder of results.
+
+    Raises:
+        DataError: there is none, it cannot be read, or it is of another version's schema.
+    """
+    path = folder / "findings.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        schema = content["schema"]
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: holds no finished run of `polypstream process` (no findings.json)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as findings ({error})") from error
+    if schema != SCHEMA:
+        raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {SCHEMA}")
+    return content
 
 
 def _peak(frame: Frame, polygon: np.ndarray) -> int:

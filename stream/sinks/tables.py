@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -26,8 +27,8 @@ class FramesTable:
         self._path = path
         with writing(path):
             self._file = path.open("w", newline="", buffering=1)
-            self._rows = csv.writer(self._file, lineterminator="\n")
-            self._rows.writerow(HEADER)
+            self._rows = csv.DictWriter(self._file, HEADER, lineterminator="\n")
+            self._rows.writeheader()
 
     def write(self, frame: Frame) -> None:
         """Append a frame's line."""
@@ -45,6 +46,10 @@ class FramesTable:
             tracks,
             *wrong,
         )
+        self.write_row(dict(zip(HEADER, row, strict=True)))
+
+    def write_row(self, row: Mapping[str, object]) -> None:
+        """Append a line that is known already, by the names in HEADER."""
         with writing(self._path):
             self._rows.writerow(row)
 

@@ -128,7 +128,7 @@ class AnnotatedVideo:
             self.notes.append(
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
-        self._file = open_output(path, _mp4_options(pictures))
+        self._file = open_output(path, mp4_options(pictures))
         options = _encoder_options(encoder, pictures, settings)
         self._stream = add_pictures(self._file, encoder, pictures, options)
         self._audio = Audio(audio_from, self._file) if audio_from else None
@@ -234,7 +234,8 @@ def padding(pictures: PictureFormat) -> tuple[int, int]:
     return -pictures.width % across, -pictures.height % down
 
 
-def _mp4_options(pictures: PictureFormat) -> dict[str, str]:
+def mp4_options(pictures: PictureFormat) -> dict[str, str]:
+    """Of the container of annotated.mp4."""
     # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
     if abs(pictures.start) < LATE_START_S:
