@@ -37,5 +37,5 @@ $(VENV)/.readers: tests/readers.txt
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom,cluster,s3]' -c constraints.txt
 	touch $@

@@ -12,21 +12,28 @@ from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 import export.cli
 import models.cli
 from stream.annotations import write_annotations
+from stream.archive import archive, read_ledger
+from stream.archive_tables import describe as describe_row
+from stream.archive_tables import print_archive
+from stream.archive_worker import Order
 from stream.bench import bench
 from stream.bench_tables import print_bench
+from stream.cluster import Pool
 from stream.config import Settings, load_settings
 from stream.deidentify import hashed_name, read_salt
-from stream.errors import OutputError, PolypstreamError
+from stream.errors import OutputError, PolypstreamError, SourceError
 from stream.extras import extra
 from stream.frame import Frame
+from stream.ledger import Row, State
 from stream.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
 from stream.pipeline import POLL_S, Sink
@@ -58,6 +65,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
 RESULTS = Path("results")
 SERVED = Path("polypstream-served")
+MEGA = 10**6
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
 app = typer.Typer(
@@ -121,6 +129,8 @@ def process(
             claim_folder(recording, name, taken)
             with ProgressBar(recording, "frames") as progress:
                 run = process_recording(recording, output, segmenter, settings, masks, overwrite, name, progress.show)
+            if run.problem:
+                raise SourceError(run.problem)
         except PolypstreamError as error:
             complain(error)
             failed = True
@@ -133,6 +143,74 @@ def process(
         typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
     if failed:
         raise typer.Exit(1)
+
+
+class _ArchiveGroup(TyperGroup):
+    """`archive INPUT...` is `archive run INPUT...`, as long as the first word is not another command of it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] == ["status"] else ["run", *args])
+
+
+archive_app = typer.Typer(cls=_ArchiveGroup, pretty_exceptions_enable=False)
+app.add_typer(archive_app, name="archive", help="Annotate archives of recordings, on one machine or a cluster.")
+
+
+@archive_app.command("run")
+def archive_recordings(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Recordings, folders, glob patterns or CSV manifests; also s3://"),
+    ],
+    output: Annotated[str, typer.Option(help="Folder for the results and the ledger; also s3://")],
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; this machine without it")
+    ] = None,
+    segment_seconds: Annotated[
+        float, typer.Option(min=0, help="Cut long recordings into parts of about so many seconds; 0: never")
+    ] = 60.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many; one for each GPU, or for each 4 CPUs, without it")
+    ] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results of other settings, or that are in the way")
+    ] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave nothing but the endoscope's view; see docs/deidentification.md")
+    ] = False,
+) -> None:
+    """Annotate an archive; run again, it does what is missing or failed. `archive status DIR` says how far it is."""
+    settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
+    order = Order(output, deidentifying(settings) if deidentify else settings, masks, segment_seconds)
+    with ProgressBar(output, "MB") as progress:
+
+        def poll(done: int, of: int) -> None:
+            progress.show(done // MEGA, of // MEGA)
+
+        hire = partial(Pool, order, address, workers, complain)
+        rows = archive(inputs, order, hire, overwrite, _tell_of, complain, poll)
+    print_archive(rows, Console())
+    if any(row.state is not State.DONE for row in rows):
+        raise typer.Exit(1)
+
+
+def _tell_of(row: Row) -> None:
+    if row.state is State.DONE:
+        typer.echo(describe_row(row))
+    else:
+        complain(describe_row(row))
+
+
+@archive_app.command("status")
+def archive_status(
+    output: Annotated[str, typer.Argument(metavar="DIR", help="The --output of an archive")],
+) -> None:
+    """What became of each recording of an archive so far."""
+    print_archive(read_ledger(output), Console())
 
 
 @app.command("score")

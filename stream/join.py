@@ -22,6 +22,7 @@ from stream.joint import FIRST, Renaming, load_joint, renaming_at
 from stream.parts import BEGIN, END, TRACKS, CannotJoin, Plan
 from stream.pictures import PictureFormat
 from stream.process import Run, write_summary
+from stream.report import write_report
 from stream.sinks.audio import Audio
 from stream.sinks.files import writing
 from stream.sinks.findings import ExactTrack, FindingsFile, read_findings
@@ -53,7 +54,7 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
         settings, masks: as for the parts.
 
     Returns:
-        The run, of which only the report is still to be written.
+        The run; where the sound was damaged, it says so.
 
     Raises:
         CannotJoin: they do not fit together.
@@ -74,7 +75,9 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
             _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv")
     finally:
         source.close()
-    return _join_summaries(summaries, folder, notes, damage)
+    run = _join_summaries(summaries, folder, notes, damage)
+    write_report(folder)
+    return run
 
 
 def _renamings(parts: Sequence[Path]) -> list[Renaming]:
@@ -196,4 +199,4 @@ def _join_summaries(parts: Sequence[dict[str, Any]], folder: Path, notes: list[s
         "parts": len(parts),
     }
     write_summary(folder, summary)
-    return Run(folder, frames, seconds, [*said, *notes], damage)
+    return Run(parts[0]["input"], folder, frames, seconds, [*said, *notes], damage)

@@ -30,6 +30,7 @@ OVERLAP_S = 2.5
 # The last picture of a part is one of the last that come in so many seconds.
 DIGESTED_S = 1.0
 BEGIN, END, TRACKS = "begin.npz", "end.npz", "tracks.json"
+JOINT_FILES = (BEGIN, END)
 
 
 class CannotJoin(PolypstreamError):

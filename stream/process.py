@@ -12,7 +12,7 @@ from typing import Any
 
 from stream.config import Settings
 from stream.deidentify import Deidentified
-from stream.errors import OutputError, SettingsError, SourceError
+from stream.errors import OutputError, SettingsError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
 from stream.model import NOTICE, SHIPPED, WEIGHTS, shipped_weights
@@ -40,6 +40,7 @@ class Run:
     """One recording's results.
 
     Attributes:
+        name: of the recording, for people.
         folder: where they are.
         frames: written to annotated.mp4.
         seconds: wall time.
@@ -47,11 +48,20 @@ class Run:
         damage: what was wrong with the recording, likewise.
     """
 
+    name: str
     folder: Path
     frames: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the results, for people; nothing if they are whole."""
+        if not self.damage:
+            return ""
+        rest = f"The {self.frames} frames that could be read are in {self.folder}"
+        return f"{self.name}: damaged: {'; '.join(self.damage)}. {rest}"
 
 
 def with_model(settings: Settings, model: Path | None) -> Settings:
@@ -122,6 +132,9 @@ def process(
         poll: told the frames done and the frames expected (None: unknown), a few times a second.
         title: what the recording is called in its results and in errors; its path without it.
 
+    Returns:
+        The run; where the recording was damaged, of what could be read.
+
     Raises:
         PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
     """
@@ -133,23 +146,10 @@ def process(
             source = Deidentified(source, view, settings, name)
         folder = prepare_folder(output / source.stem, recording, overwrite)
         run = Job(source, view, folder, segmenter, settings, masks).run(poll)
-        return finish(run, source.name)
+        write_report(run.folder)
+        return run
     finally:
         source.close()
-
-
-def finish(run: Run, name: str) -> Run:
-    """Write the report of a run whose other results are there.
-
-    Raises:
-        SourceError: the recording of this name was damaged.
-    """
-    write_report(run.folder)
-    if run.damage:
-        raise SourceError(
-            f"{name}: damaged: {'; '.join(run.damage)}. The {run.frames} frames that could be read are in {run.folder}"
-        )
-    return run
 
 
 def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Path:
@@ -249,7 +249,7 @@ class Job:
             problem = error
         notes = [*self.source.notes, *self.video.notes]
         damage = [*self.source.damage, *self.video.damage]
-        run = Run(self.folder, self.video.frames, time.monotonic() - started, notes, damage)
+        run = Run(self.source.name, self.folder, self.video.frames, time.monotonic() - started, notes, damage)
         self._write_summary(run, problem)
         if problem is not None:
             raise problem

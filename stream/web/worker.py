@@ -44,9 +44,10 @@ def work() -> None:
         return
     try:
         run = process(recording, output, segmenter, settings, masks=True, poll=_say_progress, title=name)
-        message = "; ".join(run.notes)
+        message = run.problem or "; ".join(run.notes)
     except PolypstreamError as error:
-        message = str(error).replace(recording, name).replace(str(results), "its results")
+        message = str(error)
+    message = message.replace(recording, name).replace(str(results), "its results")
     # A damaged recording's report is there too, of what could be read.
     if (results / "report.html").is_file():
         card = segmenter.card

@@ -1,0 +1,118 @@
+"""What became of each recording of an archive, in one SQLite file beside the results."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from stream.errors import DataError
+from stream.storage import Item
+
+LEDGER = "archive.sqlite"
+BUSY_S = 30.0
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS recordings (
+    address TEXT PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, version TEXT NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL, frames INTEGER NOT NULL, parts INTEGER NOT NULL,
+    worker_seconds REAL NOT NULL, changed TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (settings TEXT NOT NULL);
+"""
+
+
+class State(StrEnum):
+    """Of a recording."""
+
+    WAITING = "waiting"
+    BEGUN = "begun"
+    DONE = "done"
+    BROKEN = "broken"
+    """It cannot be read, or not whole; it would not be better the next time."""
+    FAILED = "failed"
+    """Something else went wrong; the next run tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A recording in the ledger.
+
+    Attributes:
+        item: the recording.
+        state: what became of it.
+        reason: why it is broken or failed, or what else is to know.
+        frames: that were written.
+        parts: in which it was processed, 1 if as a whole, 0 if not yet.
+        worker_seconds: that workers spent on it.
+    """
+
+    item: Item
+    state: State = State.WAITING
+    reason: str = ""
+    frames: int = 0
+    parts: int = 0
+    worker_seconds: float = 0.0
+
+
+class Ledger:
+    """The ledger in a file; each change is there at once.
+
+    Raises:
+        DataError: the file is something else, or of no use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+            self._file.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: cannot be used as the ledger of an archive ({error})") from error
+
+    def settings(self) -> dict[str, Any] | None:
+        """What the results were made with; None: there are none yet."""
+        row = self._file.execute("SELECT settings FROM runs").fetchone()
+        found: dict[str, Any] | None = json.loads(row[0]) if row else None
+        return found
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Note what the results are made with from now on; those made with anything else are forgotten."""
+        self._file.executescript("DELETE FROM runs; DELETE FROM recordings;")
+        self._file.execute("INSERT INTO runs VALUES (?)", [json.dumps(settings)])
+
+    def rows(self) -> dict[str, Row]:
+        """Every recording by its address, in the order in which they were first seen."""
+        columns = "address, name, size, version, state, reason, frames, parts, worker_seconds"
+        rows = self._file.execute(f"SELECT {columns} FROM recordings ORDER BY rowid")
+        return {row[0]: Row(Item(*row[:4]), State(row[4]), *row[5:]) for row in rows}
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Note recordings, or what has become of them."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._file.execute("BEGIN")
+        for row in rows:
+            item = row.item
+            values = (item.address, item.name, item.size, item.version)
+            more = (row.state, row.reason, row.frames, row.parts, round(row.worker_seconds, 3), now)
+            self._file.execute(
+                "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET "
+                "name = excluded.name, size = excluded.size, version = excluded.version, state = excluded.state, "
+                "reason = excluded.reason, frames = excluded.frames, parts = excluded.parts, "
+                "worker_seconds = excluded.worker_seconds, changed = excluded.changed",
+                (*values, *more),
+            )
+        self._file.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file; more than once does no harm."""
+        self._file.close()
+
+
+def counts_of(rows: Iterable[Row]) -> Counter[State]:
+    """How many are in each state."""
+    return Counter(row.state for row in rows)
