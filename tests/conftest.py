@@ -223,6 +223,8 @@ def audio_packets_of(path: Path) -> list[list[tuple[Fraction, bytes]]]:
     """For every audio track, each packet's time in seconds and content."""
     with av.open(str(path)) as file:
         tracks: dict[int, list[tuple[Fraction, bytes]]] = {track.index: [] for track in file.streams.audio}
+        if not tracks:
+            return []  # demuxing no stream means all
         for packet in file.demux(*file.streams.audio):
             if packet.pts is not None:
                 tracks[packet.stream.index].append((packet.pts * packet.time_base, bytes(packet)))
