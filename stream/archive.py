@@ -329,9 +329,10 @@ def _missing(
         row = known.get(item.address)
         if row and row.state in FINISHED and row.item == item:
             continue
-        if row is None and not overwrite and store.has(item.name):
-            reason = f"{store.root}/{item.name}: holds results already; give --overwrite to replace them"
-            rows.append(Row(item, State.FAILED, reason))
+        begun = row is not None and row.state not in (State.WAITING, State.BLOCKED)
+        if not begun and not overwrite and store.has(item.name):
+            reason = f"{store.root}/{item.name}: is there already; give --overwrite to replace it"
+            rows.append(Row(item, State.BLOCKED, reason))
             tell(rows[-1])
             continue
         rows.append(Row(item))

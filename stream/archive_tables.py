@@ -32,7 +32,7 @@ def print_archive(rows: Sequence[Row], console: Console) -> None:
     table.add_section()
     table.add_row("all", *_sums(rows))
     for row in rows:
-        if row.reason and row.state in (State.BROKEN, State.FAILED):
+        if row.state in (State.BROKEN, State.FAILED, State.BLOCKED):
             console.print(describe(row), markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 

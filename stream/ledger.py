@@ -36,6 +36,8 @@ class State(StrEnum):
     """It cannot be read, or not whole; it would not be better the next time."""
     FAILED = "failed"
     """Something else went wrong; the next run tries again."""
+    BLOCKED = "blocked"
+    """Something that is not this archive's stands where its results shall be."""
 
 
 @dataclass(frozen=True, slots=True)
