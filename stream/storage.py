@@ -320,9 +320,12 @@ class ObjectStore:
         self.root = root.rstrip("/")
         self._system, self._path = file_system(self.root)
 
+    def _at(self, *names: str) -> str:
+        return "/".join(filter(None, (self._path, *names)))
+
     def has(self, name: str) -> bool:
         self._system.invalidate_cache()
-        return bool(self._system.exists(f"{self._path}/{name}"))
+        return bool(self._system.exists(self._at(name)))
 
     @contextmanager
     def working(self) -> Iterator[Path]:
@@ -334,10 +337,10 @@ class ObjectStore:
         with self.working() as folder:
             self._system.invalidate_cache()
             if files is None:
-                self._system.get(f"{self._path}/{name}/", f"{folder}/", recursive=True)
+                self._system.get(f"{self._at(name)}/", f"{folder}/", recursive=True)
             for file in files or ():
-                if self._system.exists(f"{self._path}/{name}/{file}"):
-                    self._system.get_file(f"{self._path}/{name}/{file}", str(folder / file))
+                if self._system.exists(self._at(name, file)):
+                    self._system.get_file(self._at(name, file), str(folder / file))
             yield folder
 
     def publish(self, folder: Path, name: str) -> None:
@@ -348,10 +351,10 @@ class ObjectStore:
 
     def keep_file(self, path: Path, name: str) -> None:
         try:
-            self._system.put_file(str(path), f"{self._path}/{name}")
+            self._system.put_file(str(path), self._at(name))
         except Exception as error:  # each file system has errors of its own
             raise OutputError(f"{self.root}/{name}: cannot be written ({error})") from error
 
     def remove(self, name: str) -> None:
         if self.has(name):
-            self._system.rm(f"{self._path}/{name}", recursive=True)
+            self._system.rm(self._at(name), recursive=True)
