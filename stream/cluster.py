@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ OBJECT_STORE_BYTES = 100_000_000
 MOST_STILLBORN = 3
 # A worker that cannot be had is mentioned after so long, and again.
 PATIENCE_S = 30.0
+KNOCK_S = 10.0
 
 
 class Share(NamedTuple):
@@ -84,6 +86,17 @@ class _Hand:
     node: str = ""
 
 
+def _knock(address: str) -> None:
+    """See that somebody listens at HOST:PORT: Ray ends the whole process if nobody does.
+
+    Raises:
+        OSError, ValueError: nobody does, or it is no address.
+    """
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+
+
 class Pool:
     """The workers of an archive.
 
@@ -126,8 +139,9 @@ class Pool:
                     **quiet,
                 )
             else:
+                _knock(address)
                 self._ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = "on this machine" if address is None else f"at {address}"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SettingsError(f"--address: no Ray cluster can be had {where} ({reason})") from error
