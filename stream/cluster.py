@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,8 +24,9 @@ CPU_SHARE = 4
 GPU_PROVIDERS = ("cuda", "tensorrt", "auto")
 # Nothing big goes through Ray's object store: results go by the storage.
 OBJECT_STORE_BYTES = 100_000_000
-# So many workers may die before they were ever ready; then what kills them is not chance.
-MOST_STILLBORN = 3
+# So many workers in a row may die before they were ready, with longer and longer waits between them, in which a cluster
+# finds out that a node is gone; then what kills them is not chance.
+MOST_STILLBORN = 6
 # A worker that cannot be had is mentioned after so long, and again.
 PATIENCE_S = 30.0
 KNOCK_S = 10.0
@@ -123,6 +125,8 @@ class Pool:
         self._hands: list[_Hand] = []
         self._like: About | None = None
         self._stillborn = 0
+        # When workers are asked for in the place of dead ones.
+        self._vacant: list[float] = []
         self._mentioned = time.monotonic()
         for _ in range(self.share.workers):
             self._hire()
@@ -140,10 +144,13 @@ class Pool:
                 )
             else:
                 _knock(address)
-                self._ray.init(address=address, **quiet)
+                with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
+                    self._ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             where = "on this machine" if address is None else f"at {address}"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if address is not None and address.startswith("ray://"):
+                reason += "; where a cluster asks for a token, set RAY_AUTH_MODE=token, and see docs/scaling.md"
             raise SettingsError(f"--address: no Ray cluster can be had {where} ({reason})") from error
 
     def _hire(self) -> None:
@@ -174,17 +181,25 @@ class Pool:
         Raises:
             PolypstreamError: no worker can work.
         """
-        refs = [hand.ref for hand in self._hands if hand.ref is not None]
-        if not refs:
-            raise PolypstreamError("there are no workers left")
-        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        ready = ready or self._ray.wait(refs, timeout=seconds)[0]
-        for hand in [hand for hand in self._hands if hand.ref in ready]:
+        for hand in self._speaking(seconds):
             task, hand.task = hand.task, None
             said = self._hear(hand)
             if task is not None:
                 yield task, said
+        for due in [due for due in self._vacant if due <= time.monotonic()]:
+            self._vacant.remove(due)
+            self._hire()
         self._mention_missing()
+
+    def _speaking(self, seconds: float) -> list[_Hand]:
+        """Those that have something to say, waited for so long at most."""
+        refs = [hand.ref for hand in self._hands if hand.ref is not None]
+        if not refs:
+            time.sleep(seconds)
+            return []
+        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+        ready = ready or self._ray.wait(refs, timeout=seconds)[0]
+        return [hand for hand in self._hands if hand.ref in ready]
 
     def _hear(self, hand: _Hand) -> Outcome | None:
         """What a worker says; one that died is replaced."""
@@ -208,8 +223,8 @@ class Pool:
         else:
             self._stillborn += 1
         if self._stillborn <= MOST_STILLBORN:
-            self._hire()
-        elif not self._hands:
+            self._vacant.append(time.monotonic() + self._stillborn)
+        elif not self._hands and not self._vacant:
             raise PolypstreamError(f"no worker could be started ({reason})")
 
     def _admit(self, hand: _Hand, about: About) -> None:
@@ -232,7 +247,7 @@ class Pool:
         self._complain(f"a worker on {about.node} is not used: {problem}")
 
     def _mention_missing(self) -> None:
-        missing = sum(hand.ref is not None and hand.task is None for hand in self._hands)
+        missing = sum(not hand.node for hand in self._hands) + len(self._vacant)
         if missing and time.monotonic() - self._mentioned > PATIENCE_S:
             self._mentioned = time.monotonic()
             self._complain(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -95,12 +96,17 @@ def fill(folder: Path, masters: list[Path]) -> dict[Path, Path]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A Ray cluster of two nodes with one CPU each."""
-    pytest.importorskip("ray")
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with one CPU each; `client` is its address for drivers from outside."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.client = f"ray://{made.address.split(':')[0]}:{port}"
     made.second = made.add_node(num_cpus=1)
     try:
         yield made
@@ -129,8 +135,8 @@ def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], clust
     copies = fill(tmp_path / "in", masters)
     output = tmp_path / "out"
     arguments = ["archive", str(tmp_path / "in"), "--output", str(output), "--masks", "--segment-seconds", "1"]
-    arguments += ["--address", cluster.address]
-    driver = subprocess.Popen([*command(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    driver_inside = [*command(), *arguments, "--address", cluster.address]
+    driver = subprocess.Popen(driver_inside, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: finished(output) >= 12, driver)
         cluster.remove_node(cluster.second, allow_graceful=False)
@@ -142,8 +148,9 @@ def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], clust
     assert "its work is done by another" in said
     before = finished(output)
     assert 28 <= before < GOOD + BROKEN
-    again = call(*arguments, check=False)
+    again = call(*arguments, "--address", cluster.client, check=False)
     assert again.returncode == 1  # some are broken
+    assert "recordings" in again.stdout, again.stderr  # the table at the end
     assert f"{GOOD + BROKEN - before} of {GOOD + BROKEN} recordings to process" in again.stderr
     rows = {row.item.address: row for row in read_ledger(str(output))}
     assert len(rows) == GOOD + BROKEN
