@@ -12,12 +12,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from stream.archive_worker import Order, Outcome, Task, part_name, parts_name
-from stream.errors import OutputError
+from stream.archive_worker import Engine, Order, Outcome, Task, part_name, parts_name
+from stream.errors import DataError, OutputError
 from stream.join import fits
 from stream.ledger import LEDGER, Ledger, Row, State
 from stream.parts import JOINT_FILES, Plan
@@ -27,7 +28,6 @@ from stream.storage import (
     HIDDEN,
     LAST_FILE,
     PARTS,
-    FolderStore,
     Item,
     Store,
     find_recordings,
@@ -41,10 +41,13 @@ POLL_S = 1.0
 # The ledger of an object store is kept here, and copied there so often.
 COPY_S = 5.0
 FINISHED = (State.DONE, State.BROKEN)
+LOCK = "lock.sqlite"
 
 
 class Workers(Protocol):
     """What the driver needs of a pool of workers; `stream.cluster.Pool` is one."""
+
+    engine: Engine | None
 
     @property
     def idle(self) -> int: ...
@@ -124,7 +127,7 @@ class Archive:
         self._as_a_whole: deque[Item] = deque()
         self._in_parts: dict[Item, InParts] = {}
         self._rows = {item: Row(item) for item in todo}
-        self._deaths = Counter[Item]()
+        self._deaths = Counter[tuple[Item, str, int]]()
         self._bytes, self._bytes_done = sum(item.size for item in todo), 0.0
 
     def run(self) -> None:
@@ -187,10 +190,12 @@ class Archive:
             self._finish(item, State.BROKEN if outcome.broken else State.DONE, outcome)
 
     def _note_death(self, task: Task) -> None:
-        item = task.item
-        self._deaths[item] += 1
-        parts = self._in_parts.get(item)
-        if self._deaths[item] >= MOST_DEATHS:
+        item, parts = task.item, self._in_parts.get(task.item)
+        if task.kind in ("part", "join") and parts is None:
+            return  # it goes as a whole meanwhile
+        this = (item, task.kind, task.part)
+        self._deaths[this] += 1
+        if self._deaths[this] >= MOST_DEATHS:
             self._finish(item, State.FAILED, Outcome(problem=f"its worker died {MOST_DEATHS} times"))
         elif task.kind == "part" and parts:
             parts.waiting.add(task.part)
@@ -198,7 +203,7 @@ class Archive:
             parts.joining = False
         elif task.kind == "begin":
             self._new.appendleft(item)
-        elif task.kind == "whole":
+        else:
             self._as_a_whole.appendleft(item)
 
     def _begin_parts(self, item: Item, plan: Plan) -> None:
@@ -229,18 +234,22 @@ class Archive:
         plan, looking = self._in_parts[item].plan, self._store.looking
         before, part = part_name(item, plan, number - 1), part_name(item, plan, number)
         with looking(before, JOINT_FILES) as ours, looking(part, JOINT_FILES) as theirs:
-            return fits(ours, theirs)
+            try:
+                return fits(ours, theirs)
+            except DataError:  # a joint that cannot be read is made again
+                return False
 
-    def _forget_parts(self, item: Item) -> None:
+    def _forget_parts(self, item: Item, keep: bool = False) -> None:
         parts = self._in_parts.pop(item, None)
         if parts:
             self._bytes_done -= item.size * len(parts.done) / len(parts.plan.parts)
-            self._store.remove(parts_name(item, parts.plan))
+            if not keep:
+                self._store.remove(parts_name(item, parts.plan))
 
     def _finish(self, item: Item, state: State, outcome: Outcome) -> None:
         parts = self._in_parts.get(item)
         count = len(parts.plan.parts) if parts else 1
-        self._forget_parts(item)
+        self._forget_parts(item, keep=state is State.FAILED)
         self._bytes_done += item.size
         run = outcome.run
         reason = outcome.problem or "; ".join(run.notes if run else [])
@@ -255,7 +264,7 @@ class Archive:
 def archive(
     inputs: Sequence[str],
     order: Order,
-    hire: Callable[[], Workers],
+    hire: Callable[[Engine | None], Workers],
     overwrite: bool,
     tell: Callable[[Row], None],
     note: Callable[[str], None],
@@ -266,7 +275,7 @@ def archive(
     Args:
         inputs: as for `find_recordings`.
         order: what the results are made with.
-        hire: makes the workers, if there is anything to do.
+        hire: makes the workers, if there is anything to do, such that work with the same as those before.
         overwrite: replace results that exist, and begin anew what was made with other settings.
         tell: is given each row of the ledger that is finished.
         note: is given one line for people now and then.
@@ -282,37 +291,52 @@ def archive(
     if others:
         note(f"{others} files with other endings than those of recordings were left out")
     store = open_store(order.output)
-    with _alone(order.output), _open_ledger(store, order.output) as (ledger, keep):
-
-        def poll_and_keep(done: int, of: int) -> None:
-            keep()
-            poll(done, of)
-
-        _begin_ledger(ledger, store, order, overwrite)
+    with _alone(order.output, store), _open_ledger(store, order.output) as (ledger, keep):
+        facts = _begin_ledger(ledger, store, order, overwrite)
         known = ledger.rows()
         items = settle_names(items, {address: row.item.name for address, row in known.items()})
         todo = list(_missing(items, known, store, ledger, overwrite, tell))
+        keep(0.0)
         if todo:
             note(f"{len(todo)} of {len(items)} recordings to process")
-            with closing(hire()) as workers:
-                Archive(store, ledger, todo, workers, tell, poll_and_keep).run()
-        store.remove(HIDDEN)
+            with closing(hire(Engine(**facts["engine"]) if facts["engine"] else None)) as workers:
+
+                def look_up(done: int, of: int) -> None:
+                    if workers.engine and not facts["engine"]:
+                        facts["engine"] = asdict(workers.engine)
+                        ledger.note_made_with(facts)
+                    keep(COPY_S)
+                    poll(done, of)
+
+                Archive(store, ledger, todo, workers, tell, look_up).run()
         rows = ledger.rows()
+        if all(row.state in FINISHED for row in rows.values()):
+            store.remove(f"{HIDDEN}/{PARTS}")
         return [rows[item.address] for item in items]
 
 
-def _begin_ledger(ledger: Ledger, store: Store, order: Order, overwrite: bool) -> None:
-    wanted = {"settings": order.settings.model_dump(mode="json"), "masks": order.masks, "version": order.version}
-    found = ledger.settings()
-    if found not in (None, wanted) and not overwrite:
-        changed = next(key for key in wanted if found is None or found.get(key) != wanted[key])
+def _begin_ledger(ledger: Ledger, store: Store, order: Order, overwrite: bool) -> dict[str, Any]:
+    """See that all results are made with the same.
+
+    Returns:
+        What that is; its `engine` is None until a worker has told.
+    """
+    wanted = order.facts()
+    found = ledger.made_with()
+    changed = [key for key in wanted if found is not None and found.get(key) != wanted[key]]
+    if changed and not overwrite:
         raise OutputError(
-            f"{order.output}: its results were made with another {changed}; give another --output, "
+            f"{order.output}: its results were made with another {changed[0]}; give another --output, "
             "or --overwrite to make them all anew"
         )
-    if found != wanted:
+    if found is None or changed:
         store.remove(f"{HIDDEN}/{PARTS}")
-        ledger.begin(wanted)
+        if store.has(f"{HIDDEN}/{PARTS}"):
+            raise OutputError(f"{order.output}/{HIDDEN}/{PARTS}: cannot be removed; remove it by hand")
+        ledger.forget()
+        found = {**wanted, "engine": None}
+        ledger.note_made_with(found)
+    return found
 
 
 def _missing(
@@ -327,15 +351,17 @@ def _missing(
     rows = []
     for item in items:
         row = known.get(item.address)
-        if row and row.state in FINISHED and row.item == item:
-            continue
-        begun = row is not None and row.state not in (State.WAITING, State.BLOCKED)
-        if not begun and not overwrite and store.has(item.name):
-            reason = f"{store.root}/{item.name}: is there already; give --overwrite to replace it"
+        if row and row.item == item and row.state in FINISHED:
+            # A broken one may have left nothing; results that somebody took away are made again.
+            if row.state is State.BROKEN or store.has(f"{item.name}/{LAST_FILE}"):
+                continue
+        elif (row is None or row.state is State.BLOCKED) and not overwrite and store.has(item.name):
+            reason = f"{store.root}/{item.name}: is there already; give --overwrite to replace results of another run"
             rows.append(Row(item, State.BLOCKED, reason))
             tell(rows[-1])
             continue
-        rows.append(Row(item))
+        if row is None or row.state is State.BLOCKED:
+            rows.append(Row(item))
         yield item
     ledger.write(rows)
 
@@ -353,6 +379,7 @@ def settle_names(items: Sequence[Item], known: dict[str, str]) -> list[Item]:
     for item in items:
         name = known.get(item.address) or _free_name(item, taken, folders)
         taken.add(name.casefold())
+        folders.update(_folders_of(name))
         settled.append(replace(item, name=name))
     return settled
 
@@ -363,7 +390,7 @@ def _free_name(item: Item, taken: Collection[str], folders: Collection[str]) -> 
         path = PurePosixPath(*(f"{part}_" for part in path.parts[:-1]), path.name)
     # The ending tells two recordings apart that have the rest in common; otherwise a number does.
     whole = str(path.parent / PurePosixPath(item.address).name.strip("."))
-    candidates = [str(path), whole, *(f"{whole}-{number}" for number in range(2, len(taken) + 3))]
+    candidates = chain([str(path), whole], (f"{whole}-{number}" for number in count(2)))
     return next(name for name in candidates if name.casefold() not in taken and name.casefold() not in folders)
 
 
@@ -388,7 +415,7 @@ def read_ledger(output: str) -> list[Row]:
 
 
 @contextmanager
-def _alone(output: str) -> Iterator[None]:
+def _alone(output: str, store: Store) -> Iterator[None]:
     """See that no other driver works on the same results, and clean up after one that was killed.
 
     Raises:
@@ -400,33 +427,33 @@ def _alone(output: str) -> Iterator[None]:
     hidden = Path(output, HIDDEN)
     with writing(hidden):
         hidden.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(hidden / "lock.sqlite", timeout=0.5, isolation_level=None)
+    lock = sqlite3.connect(hidden / LOCK, timeout=0.5, isolation_level=None)
     with closing(lock):
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             raise OutputError(f"{output}: another `polypstream archive` is at work on it ({error})") from error
-        FolderStore(Path(output)).remove(f"{HIDDEN}/{AT_WORK}")
+        store.remove(f"{HIDDEN}/{AT_WORK}")
         yield
 
 
 @contextmanager
-def _open_ledger(store: Store, output: str) -> Iterator[tuple[Ledger, Callable[[], None]]]:
-    """The ledger, and what to call now and then so that the store has it."""
+def _open_ledger(store: Store, output: str) -> Iterator[tuple[Ledger, Callable[[float], None]]]:
+    """The ledger, and what lets the store have it if it last had it so many seconds ago."""
     if not is_address(output):
         with closing(Ledger(Path(output, LEDGER))) as ledger:
-            yield ledger, lambda: None
+            yield ledger, lambda _: None
         return
     with store.looking("", [LEDGER]) as folder, closing(Ledger(folder / LEDGER)) as ledger:
         copied = time.monotonic()
 
-        def keep() -> None:
+        def keep(after: float) -> None:
             nonlocal copied
-            if time.monotonic() - copied > COPY_S:
+            if time.monotonic() - copied >= after:
                 store.keep_file(folder / LEDGER, LEDGER)
                 copied = time.monotonic()
 
         try:
             yield ledger, keep
         finally:
-            store.keep_file(folder / LEDGER, LEDGER)
+            keep(0.0)

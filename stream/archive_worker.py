@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stream.config import Settings
 from stream.errors import PolypstreamError, SourceError
 from stream.join import join_parts
+from stream.model import SHIPPED, WEIGHTS
 from stream.parts import JOINT_FILES, CannotJoin, Plan, plan_parts, process_part
 from stream.process import Run, make_segmenter, process
 from stream.segment import Segmenter
@@ -42,6 +43,13 @@ class Order:
     masks: bool
     part_seconds: float
     version: str = field(default_factory=lambda: version("polypstream"))
+
+    def facts(self) -> dict[str, Any]:
+        """What results are made with, apart from the machine: only results of the same may lie together."""
+        settings = self.settings.model_dump(mode="json")
+        model = settings.pop("inference")["model"]
+        digest = None if model in (SHIPPED, *WEIGHTS) or not Path(model).is_file() else digest_of(Path(model))
+        return {"settings": settings, "masks": self.masks, "version": self.version, "model": [model, digest]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +94,32 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """What decides a result to the last grey level.
+
+    Attributes:
+        provider: that the model runs on.
+        model: digest of its file.
+    """
+
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class About:
     """What a worker says of itself.
 
     Attributes:
         node: name of its machine.
         version: of polypstream.
-        provider: that its model runs on.
-        model: digest of its model file.
+        engine: what it works with.
         problem: why it cannot work.
     """
 
     node: str
     version: str
-    provider: str = ""
-    model: str = ""
+    engine: Engine | None = None
     problem: str = ""
 
 
@@ -126,8 +145,7 @@ class Worker:
             self._segmenter = make_segmenter(self._sharing())
         except PolypstreamError as error:
             return replace(here, problem=str(error))
-        digest = hashlib.sha256(self._segmenter.model.read_bytes()).hexdigest()
-        return replace(here, provider=self._segmenter.provider, model=digest)
+        return replace(here, engine=Engine(self._segmenter.provider, digest_of(self._segmenter.model)))
 
     def _sharing(self) -> Settings:
         """The settings as this worker's share of its machine allows; results say those that were asked for."""
@@ -152,8 +170,6 @@ class Worker:
 
     def _do(self, task: Task) -> Outcome:
         item, plan = task.item, task.plan
-        if not item.size:
-            raise SourceError(f"{item.address}: there is no such file, or it is empty")
         with fetched(item.address) as path, self._store.working() as working, _called(item.address, path):
             if task.kind == "begin":
                 plan = self._plan(path)
@@ -202,6 +218,11 @@ class Worker:
     @property
     def _how(self) -> tuple[Segmenter, Settings, bool]:
         return self._segmenter, self._order.settings, self._order.masks
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def parts_name(item: Item, plan: Plan) -> str:

@@ -24,7 +24,7 @@ from stream.annotations import write_annotations
 from stream.archive import archive, read_ledger
 from stream.archive_tables import describe as describe_row
 from stream.archive_tables import print_archive
-from stream.archive_worker import Order
+from stream.archive_worker import Engine, Order
 from stream.bench import bench
 from stream.bench_tables import print_bench
 from stream.cluster import Pool
@@ -52,6 +52,7 @@ from stream.sources.demo import checked, parse_size, render_demo
 from stream.sources.demo_colon import DemoSettings
 from stream.sources.devices import list_devices
 from stream.sources.open import open_source
+from stream.storage import is_address
 from stream.web.live import LivePage
 from stream.web.server import parse_listen, web
 
@@ -149,7 +150,7 @@ class _ArchiveGroup(TyperGroup):
     """`archive INPUT...` is `archive run INPUT...`, as long as the first word is not another command of it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args if args[:1] == ["status"] else ["run", *args])
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 
 
 archive_app = typer.Typer(cls=_ArchiveGroup, pretty_exceptions_enable=False)
@@ -185,13 +186,16 @@ def archive_recordings(
 ) -> None:
     """Annotate an archive; run again, it does what is missing or failed. `archive status DIR` says how far it is."""
     settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
+    output = output if is_address(output) else str(Path(output).absolute())
     order = Order(output, deidentifying(settings) if deidentify else settings, masks, segment_seconds)
     with ProgressBar(output, "MB") as progress:
 
         def poll(done: int, of: int) -> None:
             progress.show(done // MEGA, of // MEGA)
 
-        hire = partial(Pool, order, address, workers, complain)
+        def hire(engine: Engine | None) -> Pool:
+            return Pool(order, address, workers, complain, engine)
+
         rows = archive(inputs, order, hire, overwrite, _tell_of, complain, poll)
     print_archive(rows, Console())
     if any(row.state is not State.DONE for row in rows):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stream.archive_worker import About, Order, Outcome, Task, Worker
+from stream.archive_worker import About, Engine, Order, Outcome, Task, Worker
 from stream.errors import PolypstreamError, SettingsError
 from stream.extras import extra
 
@@ -62,7 +62,8 @@ def share_out(nodes: list[dict[str, float]], wanted: int | None, provider: str) 
     cpus = [node.get("CPU", 0.0) for node in nodes]
     gpus = int(sum(node.get("GPU", 0.0) for node in nodes)) if provider in GPU_PROVIDERS else 0
     workers = wanted or gpus or sum(max(1, int(count // CPU_SHARE)) for count in cpus if count)
-    return Share(workers, _fair_share(cpus, workers), _part_of(gpus, workers))
+    on_a_gpu = math.ceil(workers / gpus) if gpus else 1
+    return Share(workers, _fair_share(cpus, workers), _part_of(1, on_a_gpu) if gpus else 0.0)
 
 
 def _fair_share(cpus: list[float], workers: int) -> float:
@@ -107,13 +108,24 @@ class Pool:
         address: of a Ray cluster ("auto", "ray://host:10001", "host:6379"); None: Ray is started on this machine.
         workers: how many; None: as `share_out` says.
         complain: is given one line for people about a worker that cannot be used, or had.
+        engine: what the workers must work with; None: as the first of them does.
+
+    Attributes:
+        engine: what they work with, once it is known.
 
     Raises:
         MissingExtra: Ray is not installed.
-        SettingsError: there is no such cluster.
+        SettingsError: there is no such cluster, or no CPU in it.
     """
 
-    def __init__(self, order: Order, address: str | None, workers: int | None, complain: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        order: Order,
+        address: str | None,
+        workers: int | None,
+        complain: Callable[[str], None],
+        engine: Engine | None = None,
+    ) -> None:
         with extra("cluster"):
             # Set before the import: what a hospital's machine does is nobody else's business.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -122,8 +134,10 @@ class Pool:
         self._connect(address)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.share = share_out(nodes, workers, order.settings.inference.provider)
+        if not self.share.cpus:
+            raise SettingsError("--address: the cluster has no CPUs")
         self._hands: list[_Hand] = []
-        self._like: About | None = None
+        self.engine = engine
         self._stillborn = 0
         # When workers are asked for in the place of dead ones.
         self._vacant: list[float] = []
@@ -222,28 +236,29 @@ class Pool:
             self._complain(f"a worker on {hand.node} died; its work is done by another ({reason})")
         else:
             self._stillborn += 1
-        if self._stillborn <= MOST_STILLBORN:
-            self._vacant.append(time.monotonic() + self._stillborn)
+        if hand.node or self._stillborn <= MOST_STILLBORN:
+            self._vacant.append(time.monotonic() + (0 if hand.node else self._stillborn))
         elif not self._hands and not self._vacant:
             raise PolypstreamError(f"no worker could be started ({reason})")
 
     def _admit(self, hand: _Hand, about: About) -> None:
         """See that a worker's results will be like the others'."""
         hand.node, self._stillborn = about.node, 0
-        ours = self._order.version
-        like = self._like or about
-        problem = about.problem
-        if about.version != ours:
-            problem = f"it has polypstream {about.version}, this is {ours}"
-        elif (about.provider, about.model) != (like.provider, like.model):
-            problem = f"it would run {about.provider} with another model or provider than {like.node} ({like.provider})"
+        wanted, problem = self.engine or about.engine, about.problem
+        if about.version != self._order.version:
+            problem = f"it has polypstream {about.version}, this is {self._order.version}"
+        elif wanted and about.engine and about.engine != wanted:
+            what = f"runs on {about.engine.provider} instead of {wanted.provider}"
+            if about.engine.provider == wanted.provider:
+                what = "has another model file"
+            problem = f"it {what}, and its results would differ from those of the others"
         if not problem:
-            self._like = like
+            self.engine = wanted
             return
         self._hands.remove(hand)
         self._ray.kill(hand.actor)
         if not self._hands:
-            raise PolypstreamError(problem)
+            raise PolypstreamError(f"a worker on {about.node}: {problem}")
         self._complain(f"a worker on {about.node} is not used: {problem}")
 
     def _mention_missing(self) -> None:
@@ -251,8 +266,8 @@ class Pool:
         if missing and time.monotonic() - self._mentioned > PATIENCE_S:
             self._mentioned = time.monotonic()
             self._complain(
-                f"{missing} of {self.share.workers} workers could not be had yet: the cluster has no "
-                f"{self.share.cpus:g} CPUs" + (" and GPU" if self.share.gpus else "") + " free for each"
+                f"{missing} of {self.share.workers} workers are not ready yet: they load their model, or wait for "
+                f"{self.share.cpus:g} CPUs" + (" and a GPU" if self.share.gpus else "") + " that are free"
             )
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from stream.view import FieldOfView, lit_outline
 
 # So long after a picture from outside the body the camera may still be there.
 STILL_OUTSIDE_S = 1.0
+BLANKED = "frames that look as if outside the body, or a second after, were blanked"
 LEAST_SALT = 16
 NAME_DIGITS = 16
 
@@ -40,13 +41,21 @@ class Deidentified:
         view: the field of view that the network sees.
         settings: of the run.
         name: in place of the source's own; None: its file's name without the folders.
+        since: pts from which blanked frames are counted.
 
     Raises:
         SourceError: the view was to be found and cannot be.
     """
 
-    def __init__(self, source: Source, view: FieldOfView, settings: Settings, name: str | None = None) -> None:
-        self._source, self._blank_outside = source, settings.deidentify.blank_outside
+    def __init__(
+        self,
+        source: Source,
+        view: FieldOfView,
+        settings: Settings,
+        name: str | None = None,
+        since: int | None = None,
+    ) -> None:
+        self._source, self._blank_outside, self._since = source, settings.deidentify.blank_outside, since
         self.name = name or Path(source.name).name
         self.stem = name or source.stem
         self.path: Path | None = None  # no sink may copy from it
@@ -83,10 +92,10 @@ class Deidentified:
             frame.picture = self._cleaned(frame.picture)
             if self._blank_outside and self._is_outside(frame):
                 frame.picture = self._cleaned(frame.picture, blank=True)
-                blanked += 1
+                blanked += self._since is None or frame.pts >= self._since
             yield frame
         if blanked:
-            self.notes.append(f"{blanked} frames that look as if outside the body, or a second after, were blanked")
+            self.notes.append(f"{blanked} {BLANKED}")
 
     def _cleaned(self, picture: VideoFrame, blank: bool = False) -> VideoFrame:
         """A picture of its own, without side data such as captions and timecodes; all black if it is to be blank."""

@@ -17,6 +17,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from stream.config import Settings
+from stream.deidentify import BLANKED
 from stream.errors import DataError
 from stream.joint import FIRST, Renaming, load_joint, renaming_at
 from stream.parts import BEGIN, END, TRACKS, CannotJoin, Plan
@@ -69,7 +70,7 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
         _join_tables(parts, renamings, firsts, folder)
         origins = [part.start or 0 for part in plan.parts]
         videos = [part / "annotated.mp4" for part in parts]
-        sound = None if settings.deidentify.enabled else path
+        sound = None if settings.deidentify.enabled else source.path
         notes, damage = _join_videos(videos, origins, folder / "annotated.mp4", source.format, sound)
         if masks:
             _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv")
@@ -186,7 +187,7 @@ def _join_summaries(parts: Sequence[dict[str, Any]], folder: Path, notes: list[s
     rooms = Counter[str]()
     for part in parts:
         rooms.update(part["seconds_per_room"])
-    said = list(dict.fromkeys(note for part in parts for note in part["notes"]))
+    said = _join_notes([note for part in parts for note in part["notes"]])
     summary = parts[0] | {
         "complete": not damage,
         "damage": damage,
@@ -200,3 +201,10 @@ def _join_summaries(parts: Sequence[dict[str, Any]], folder: Path, notes: list[s
     }
     write_summary(folder, summary)
     return Run(parts[0]["input"], folder, frames, seconds, [*said, *notes], damage)
+
+
+def _join_notes(notes: Sequence[str]) -> list[str]:
+    """Each note once, and the frames that were blanked in all parts in one."""
+    blanked = [note.removesuffix(BLANKED) for note in notes if note.endswith(BLANKED)]
+    others = list(dict.fromkeys(note for note in notes if not note.endswith(BLANKED)))
+    return [*others, f"{sum(map(int, blanked))} {BLANKED}"] if blanked else others

@@ -8,12 +8,14 @@ not assumed but compared, bit for bit; only the numbers of the tracks may differ
 from __future__ import annotations
 
 import copy
+import io
 import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -172,7 +174,7 @@ def load_joint(path: Path) -> Joint:
         DataError: there is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))
             tracks = [Track(**each) for each in facts["tracks"]]
             track = TrackMemory(tracks, file["places"], facts["count"], facts["before"])
@@ -181,6 +183,6 @@ def load_joint(path: Path) -> Joint:
                 known = facts["steady"]
                 view = None if known["view"] is None else FieldOfView(*known["view"])
                 steady = SteadyMemory(known["before"], view, file["grey"], file["smooth"], known["seen"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as the joint of two parts ({error})") from error
     return Joint(facts["pts"], facts["digest"], steady, track)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from stream.errors import DataError
+from stream.errors import DataError, OutputError
 from stream.storage import Item
 
 LEDGER = "archive.sqlite"
@@ -24,6 +24,12 @@ CREATE TABLE IF NOT EXISTS recordings (
     worker_seconds REAL NOT NULL, changed TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (settings TEXT NOT NULL);
 """
+WRITE = (
+    "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET "
+    "name = excluded.name, size = excluded.size, version = excluded.version, state = excluded.state, "
+    "reason = excluded.reason, frames = excluded.frames, parts = excluded.parts, "
+    "worker_seconds = excluded.worker_seconds, changed = excluded.changed"
+)
 
 
 class State(StrEnum):
@@ -76,45 +82,65 @@ class Ledger:
         except sqlite3.Error as error:
             raise DataError(f"{path}: cannot be used as the ledger of an archive ({error})") from error
 
-    def settings(self) -> dict[str, Any] | None:
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._file
+        except sqlite3.Error as error:
+            raise OutputError(f"{self._path}: the ledger cannot be read or written ({error})") from error
+
+    def made_with(self) -> dict[str, Any] | None:
         """What the results were made with; None: there are none yet."""
-        row = self._file.execute("SELECT settings FROM runs").fetchone()
+        with self._using() as file:
+            row = file.execute("SELECT settings FROM runs").fetchone()
         found: dict[str, Any] | None = json.loads(row[0]) if row else None
         return found
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Note what the results are made with from now on; those made with anything else are forgotten."""
-        self._file.executescript("DELETE FROM runs; DELETE FROM recordings;")
-        self._file.execute("INSERT INTO runs VALUES (?)", [json.dumps(settings)])
+    def note_made_with(self, facts: dict[str, Any]) -> None:
+        """Note what the results are made with."""
+        with self._using() as file:
+            file.execute("BEGIN")
+            file.execute("DELETE FROM runs")
+            file.execute("INSERT INTO runs VALUES (?)", [json.dumps(facts)])
+            file.execute("COMMIT")
+
+    def forget(self) -> None:
+        """Begin anew."""
+        with self._using() as file:
+            file.executescript("DELETE FROM runs; DELETE FROM recordings;")
 
     def rows(self) -> dict[str, Row]:
         """Every recording by its address, in the order in which they were first seen."""
         columns = "address, name, size, version, state, reason, frames, parts, worker_seconds"
-        rows = self._file.execute(f"SELECT {columns} FROM recordings ORDER BY rowid")
+        with self._using() as file:
+            found = file.execute(f"SELECT {columns} FROM recordings ORDER BY rowid").fetchall()
+        rows = (tuple(map(_from_column, row)) for row in found)
         return {row[0]: Row(Item(*row[:4]), State(row[4]), *row[5:]) for row in rows}
 
     def write(self, rows: Iterable[Row]) -> None:
         """Note recordings, or what has become of them."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._file.execute("BEGIN")
-        for row in rows:
-            item = row.item
-            values = (item.address, item.name, item.size, item.version)
-            more = (row.state, row.reason, row.frames, row.parts, round(row.worker_seconds, 3), now)
-            self._file.execute(
-                "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET "
-                "name = excluded.name, size = excluded.size, version = excluded.version, state = excluded.state, "
-                "reason = excluded.reason, frames = excluded.frames, parts = excluded.parts, "
-                "worker_seconds = excluded.worker_seconds, changed = excluded.changed",
-                (*values, *more),
-            )
-        self._file.execute("COMMIT")
+        with self._using() as file:
+            file.execute("BEGIN")
+            for row in rows:
+                item = row.item
+                told = (item.address, item.name, item.size, item.version, str(row.state), row.reason)
+                numbers = (row.frames, row.parts, round(row.worker_seconds, 3), now)
+                file.execute(WRITE, tuple(map(_to_column, (*told, *numbers))))
+            file.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
         self._file.close()
 
 
-def counts_of(rows: Iterable[Row]) -> Counter[State]:
-    """How many are in each state."""
-    return Counter(row.state for row in rows)
+def _to_column(value: Any) -> Any:
+    """File names may be any bytes; those that are not text are kept as bytes."""
+    if isinstance(value, str) and not value.isascii():
+        content = value.encode("utf-8", "surrogateescape")
+        return content if content.decode("utf-8", "replace") != value else value
+    return value
+
+
+def _from_column(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

@@ -17,7 +17,7 @@ from stream.errors import PolypstreamError
 from stream.frame import Frame
 from stream.joint import Joint, digest_of, load_joint, memory_of, remind, save_joint
 from stream.pipeline import Room
-from stream.process import Job, Poll, Run, choose_view, make_rooms
+from stream.process import Job, Run, choose_view, make_rooms
 from stream.segment import Segmenter
 from stream.sinks.files import writing
 from stream.sources.base import Source
@@ -116,7 +116,6 @@ def process_part(
     segmenter: Segmenter,
     settings: Settings,
     masks: bool,
-    poll: Poll = lambda *_: None,
 ) -> Run:
     """Annotate one part of a recording into a folder, from which `join_parts` takes it.
 
@@ -128,7 +127,7 @@ def process_part(
         folder: for the results, empty.
         before: results of the part before, where they are true; its rooms' memory is then taken over. Without it the
             memory is that of the overlap alone, and remains to be compared.
-        segmenter, settings, masks, poll: as for `process`.
+        segmenter, settings, masks: as for `process`.
 
     Raises:
         CannotJoin: the pictures cannot be had without those before them.
@@ -141,7 +140,7 @@ def process_part(
         view = FieldOfView(*plan.view)
         source: Source = PartOfRecording(recording, part)
         if settings.deidentify.enabled:
-            source = Deidentified(source, view, settings)
+            source = Deidentified(source, view, settings, since=part.start)
         rooms = make_rooms(view, segmenter, settings)
         by_name = {name: room for name, room, _ in rooms}
         frames: Iterator[Frame] = source.frames()
@@ -150,7 +149,7 @@ def process_part(
             frames = _enter(frames, part.start, by_name, true, folder)
         ending = _Ending(frames, part.end, 1 / recording.format.time_base)
         job = Job(source, view, folder, segmenter, settings, masks, iter(ending), rooms, part.start or 0)
-        run = job.run(poll)
+        run = job.run(lambda *_: None)
         if part.end is not None:
             save_joint(Joint(*ending.last(), *memory_of(by_name)), folder / END)
         with writing(folder / TRACKS):

@@ -95,7 +95,8 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     )
     path = run / "report.html"
     with writing(path):
-        path.write_text(page, encoding="utf-8")
+        # File names may be any bytes.
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -125,7 +126,9 @@ def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
     """For each track its snapshot as a data URL while there is room, then as a link."""
     room = MOST_BYTES
     for track in tracks:
-        picture = cv2.imread(str(run / track["snapshot"]))
+        # OpenCV's own reader crashes on file names that are not text.
+        file = run / track["snapshot"]
+        picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.is_file() else None
         if picture is None or room <= 0:
             yield track["snapshot"]
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from stream.errors import DataError, OutputError, SourceError
+from stream.errors import DataError, OutputError, PolypstreamError, SourceError
 from stream.extras import extra
 from stream.sinks.files import writing
 from stream.sources.recording import results_stem
@@ -28,7 +29,7 @@ ENDINGS = {
     ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 }  # fmt: skip
 # Inside the results' folder: what workers are at, and parts that wait to be joined.
-HIDDEN, AT_WORK, PARTS = ".archive", "at-work", "parts"
+HIDDEN, AT_WORK, PARTS = ".polypstream-archive", "at-work", "parts"
 LAST_FILE = "summary.json"
 
 
@@ -80,7 +81,7 @@ def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int
     Args:
         inputs: recordings, folders (with all below them), glob patterns, or CSV manifests, whose column `recording` has
             paths from the manifest's own folder or addresses, and whose column `name`, if any, that of the results.
-        output: folder of the results, in which nothing is looked for.
+        output: folder of the results, in which nothing is looked for that is not named itself.
 
     Returns:
         The recordings; how many other files the folders hold.
@@ -92,13 +93,13 @@ def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int
     found: dict[str, Item] = {}
     others = 0
     for text in inputs:
-        items = list(_items_of(text))
+        named = text.lower().endswith(".csv") or Path(text).is_file()
+        items = [item for item in _items_of(text) if named or not _is_within(item.address, output)]
         recordings = [item for item in items if item.name]
-        inside = [item for item in recordings if not _is_within(item.address, output)]
-        if not inside:
+        if not recordings:
             raise SourceError(f"{text}: holds no recording" if items else f"{text}: there is no such recording")
         others += len(items) - len(recordings)
-        found |= {item.address: item for item in inside if item.address not in found}
+        found |= {item.address: item for item in recordings if item.address not in found}
     return list(found.values()), others
 
 
@@ -110,7 +111,7 @@ def _items_of(text: str) -> Iterator[Item]:
         yield from _in_file_system(text)
     elif Path(text).is_dir():
         yield from _in_folder(Path(text).absolute())
-    elif Path(text).exists():
+    elif os.path.lexists(text):
         yield _item(Path(text).absolute(), results_stem(Path(text)))
     elif glob.has_magic(text):
         root = _root_of(text)
@@ -120,23 +121,30 @@ def _items_of(text: str) -> Iterator[Item]:
 
 
 def _in_folder(folder: Path) -> Iterator[Item]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
+    """All files but hidden ones."""
+    for root, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(root, name)
             is_recording = path.suffix.lower() in ENDINGS
-            yield _item(path, _name(str(path.relative_to(folder))) if is_recording else "")
+            if not name.startswith("."):
+                yield _item(path, _name(str(path.relative_to(folder))) if is_recording else "")
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: cannot be listed ({error.strerror})")
 
 
 def _in_file_system(address: str) -> Iterator[Item]:
     system, path = file_system(address)
     try:
-        if glob.has_magic(path):
-            root, files = _root_of(path), system.glob(path, detail=True)
-        elif system.isdir(path):
+        if system.isdir(path):
             root, files = path, system.find(path, detail=True)
-        else:
+        elif system.exists(path) or not glob.has_magic(path):
             root, files = str(PurePosixPath(path).parent), {path: system.info(path)} if system.exists(path) else {}
-    except (OSError, ValueError) as error:
+        else:
+            root, files = _root_of(path), system.glob(path, detail=True)
+    except Exception as error:  # each file system has errors of its own
         raise SourceError(f"{address}: cannot be listed ({error})") from error
     for each, info in sorted(files.items()):
         if info.get("type") == "file":
@@ -203,8 +211,10 @@ def _safe(name: str) -> str:
 
 
 def _is_within(address: str, output: str) -> bool:
-    root = output if is_address(output) else str(Path(output).absolute())
-    return address.startswith(root.rstrip("/") + "/")
+    """Whether something is one of the results, whatever the ways to them are called."""
+    if is_address(address) or is_address(output):
+        return address.startswith(output.rstrip("/") + "/")
+    return Path(address).resolve().is_relative_to(Path(output).resolve())
 
 
 @contextmanager
@@ -212,9 +222,14 @@ def fetched(address: str) -> Iterator[Path]:
     """A recording as a file of this machine: itself, or a copy for the time of a block.
 
     Raises:
-        SourceError: it cannot be copied.
+        PolypstreamError: it cannot be reached now; what is in it is another matter.
     """
     if not is_address(address):
+        try:
+            with Path(address).open("rb"):
+                pass
+        except OSError as error:
+            raise PolypstreamError(f"{address}: cannot be read on {platform.node()} ({error.strerror})") from error
         yield Path(address)
         return
     system, path = file_system(address)
@@ -223,7 +238,7 @@ def fetched(address: str) -> Iterator[Path]:
         try:
             system.get_file(path, str(copy))
         except Exception as error:  # each file system has errors of its own
-            raise SourceError(f"{address}: cannot be read ({error})") from error
+            raise PolypstreamError(f"{address}: cannot be read ({error})") from error
         yield copy
 
 
@@ -246,10 +261,10 @@ class Store(Protocol):
         """A folder of this machine with what is under a name, or some files of it, for the time of a block."""
 
     def publish(self, folder: Path, name: str) -> None:
-        """Move a folder of this machine under a name, in place of what is there.
+        """Move a folder of results under a name, in place of other results there.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or what is there is something else.
         """
 
     def keep_file(self, path: Path, name: str) -> None:
@@ -270,6 +285,11 @@ def open_store(output: str) -> Store:
         MissingExtra, SourceError: as by `file_system`.
     """
     return ObjectStore(output) if is_address(output) else FolderStore(Path(output))
+
+
+def _check_replaceable(place: str, has_results: bool) -> None:
+    if not has_results:
+        raise OutputError(f"{place}: is not a folder of results, and is not replaced; move it away")
 
 
 class FolderStore:
@@ -298,7 +318,8 @@ class FolderStore:
         target = self._root / name
         with writing(target), self.working() as old:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
+            if os.path.lexists(target):
+                _check_replaceable(str(target), (target / LAST_FILE).is_file())
                 target.rename(old / "replaced")
             folder.rename(target)
 
@@ -323,9 +344,20 @@ class ObjectStore:
     def _at(self, *names: str) -> str:
         return "/".join(filter(None, (self._path, *names)))
 
+    @contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        """What goes wrong is told of a name; each file system has errors of its own."""
+        try:
+            yield
+        except PolypstreamError:
+            raise
+        except Exception as error:
+            raise OutputError(f"{self.root}/{name}: cannot be reached ({error})") from error
+
     def has(self, name: str) -> bool:
-        self._system.invalidate_cache()
-        return bool(self._system.exists(self._at(name)))
+        with self._reaching(name):
+            self._system.invalidate_cache()
+            return bool(self._system.exists(self._at(name)))
 
     @contextmanager
     def working(self) -> Iterator[Path]:
@@ -335,26 +367,28 @@ class ObjectStore:
     @contextmanager
     def looking(self, name: str, files: Sequence[str] | None = None) -> Iterator[Path]:
         with self.working() as folder:
-            self._system.invalidate_cache()
-            if files is None:
-                self._system.get(f"{self._at(name)}/", f"{folder}/", recursive=True)
-            for file in files or ():
-                if self._system.exists(self._at(name, file)):
-                    self._system.get_file(self._at(name, file), str(folder / file))
+            with self._reaching(name):
+                self._system.invalidate_cache()
+                if files is None:
+                    self._system.get(f"{self._at(name)}/", f"{folder}/", recursive=True)
+                for file in files or ():
+                    if self._system.exists(self._at(name, file)):
+                        self._system.get_file(self._at(name, file), str(folder / file))
             yield folder
 
     def publish(self, folder: Path, name: str) -> None:
-        self.remove(name)
+        if self.has(name):
+            _check_replaceable(f"{self.root}/{name}", self.has(f"{name}/{LAST_FILE}"))
+            self.remove(name)
         files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         for path in sorted(files, key=lambda path: path.name == LAST_FILE):
             self.keep_file(path, f"{name}/{path.relative_to(folder).as_posix()}")
 
     def keep_file(self, path: Path, name: str) -> None:
-        try:
+        with self._reaching(name):
             self._system.put_file(str(path), self._at(name))
-        except Exception as error:  # each file system has errors of its own
-            raise OutputError(f"{self.root}/{name}: cannot be written ({error})") from error
 
     def remove(self, name: str) -> None:
-        if self.has(name):
-            self._system.rm(self._at(name), recursive=True)
+        with self._reaching(name):
+            if self.has(name):
+                self._system.rm(self._at(name), recursive=True)

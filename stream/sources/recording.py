@@ -125,7 +125,7 @@ class Recording:
             pictures = dropwhile(lambda picture: not picture.key_frame, self._decode())
             first = next(pictures, None)
             if first is not None and first.pts is not None and first.pts <= since:
-                return (each for each in chain([first], pictures) if each.pts is None or each.pts >= since)
+                return dropwhile(lambda each: each.pts is not None and each.pts < since, chain([first], pictures))
         return iter(())
 
     def key_frames(self, every: float) -> list[int]:

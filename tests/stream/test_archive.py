@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from stream.archive import archive, read_ledger, settle_names
-from stream.archive_worker import Order, Outcome, Task, Worker
+from stream.archive import LOCK, archive, read_ledger, settle_names
+from stream.archive_worker import Engine, Order, Outcome, Task, Worker, part_name
 from stream.config import load_settings
 from stream.errors import DataError, OutputError, SourceError
-from stream.ledger import LEDGER, Row, State
+from stream.ledger import LEDGER, Ledger, Row, State
 from stream.process import make_segmenter, process, with_model
 from stream.storage import HIDDEN, Item, find_recordings
-from tests.conftest import audio_packets_of, call, frames_of, pts_of, summary_of
+from tests.conftest import audio_packets_of, call, frames_of, make_red_model, pts_of, summary_of
 
 Make = Callable[..., Path]
 SMALL = {"width": 96, "height": 64, "options": {"g": "10"}}
@@ -42,11 +43,15 @@ class Here:
     order: Order
     hands: int = 2
     dies: Callable[[Task], str | None] = lambda _: None
+    engine: Engine | None = None
     done: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._worker = Worker(self.order, 1)
-        assert self._worker.begin().problem == ""
+        about = self._worker.begin()
+        assert about.problem == ""
+        assert self.engine in (None, about.engine)
+        self.engine = about.engine
         self._given: list[Task] = []
 
     @property
@@ -110,8 +115,8 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
         told: list[Row] = []
         notes: list[str] = []
 
-        def hire() -> Here:
-            pools.append(Here(order, hands, dies))
+        def hire(engine: Engine | None) -> Here:
+            pools.append(Here(order, hands, dies, engine))
             return pools[-1]
 
         rows = archive([str(each) for each in inputs], order, hire, overwrite, told.append, notes.append)
@@ -135,6 +140,11 @@ def compare(results: Path, recording: Path, model: Path, folder: Path) -> None:
     snapshots = [{path.name: path.read_bytes() for path in (each / "snapshots").glob("*")} for each in (results, whole)]
     assert snapshots[0] == snapshots[1]
     assert summary_of(results)["complete"] is True
+
+
+def left_in(output: Path) -> list[Path]:
+    """What is still in the hidden folder, apart from its lock."""
+    return [path for path in (output / HIDDEN).rglob("*") if path.is_file() and path.name != LOCK]
 
 
 def broken_files(folder: Path, good: Path) -> list[Path]:
@@ -169,7 +179,7 @@ def test_an_archive_is_what_process_makes_of_each(
         assert row.reason.startswith(str(recording))
         assert str(tmp_path / "out" / HIDDEN) not in row.reason
     assert len(ran.told) == 8
-    assert not (tmp_path / "out" / HIDDEN).exists()
+    assert left_in(tmp_path / "out") == []
     again = run(tmp_path / "in")
     assert again.tasks == []
     assert again.rows == ran.rows
@@ -305,6 +315,7 @@ def test_results_in_the_way_are_not_replaced_unasked(make: Make, run: Callable[.
     one, two = make(name="one.mp4", frames=10, **SMALL), make(name="two.mp4", frames=10, **SMALL)
     (tmp_path / "out" / "one").mkdir(parents=True)
     (tmp_path / "out" / "one" / "mine.txt").write_text("keep me")
+    (tmp_path / "out" / "one" / "summary.json").write_text("{}")  # of another run
     ran = run(one, two)
     assert ran.states() == {"one": State.BLOCKED, "two": State.DONE}
     assert "is there already; give --overwrite" in ran.rows[str(one)].reason
@@ -344,13 +355,145 @@ def test_a_ledger_that_is_something_else_is_refused(make: Make, run: Callable[..
         run(make(frames=10, **SMALL))
 
 
-def test_workers_that_cannot_write_fail_their_recordings_only(
+def test_what_is_no_folder_of_results_is_never_replaced(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    """The results' folder is the recordings' own, by another name, and one is called as another's results would be."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "in")
+    one, two = make(name="in/a.mkv", frames=10, **SMALL), make(name="in/a.mp4", frames=10, **SMALL)
+    (tmp_path / "in" / ".archive").mkdir()
+    (tmp_path / "in" / ".archive" / "mine.txt").write_text("keep me")
+    content = {path: path.read_bytes() for path in (one, two)}
+    ran = run(one, two, overwrite=True)
+    assert ran.states() == {"a": State.DONE, "a.mp4": State.FAILED}
+    assert "is not a folder of results, and is not replaced" in ran.rows[str(two)].reason
+    assert content == {path: path.read_bytes() for path in content}
+    assert (tmp_path / "in" / ".archive" / "mine.txt").read_text() == "keep me"
+    with pytest.raises(SourceError):
+        run(tmp_path / "in" / "a")
+    with pytest.raises(SourceError):  # all that is there are results, whatever the way to them is called
+        run(tmp_path / "in" / "..")
+
+
+def test_a_recording_that_is_not_there_now_is_tried_again(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("recording\nlate.mp4\n")
+    ran = run(tmp_path / "list.csv")
+    assert ran.states() == {"late": State.FAILED}
+    assert "No such file" in ran.rows[str(tmp_path / "late.mp4")].reason
+    make(name="late.mp4", frames=10, **SMALL)
+    assert run(tmp_path / "list.csv").states() == {"late": State.DONE}
+
+
+def test_results_that_were_taken_away_are_made_again(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    recording = make(frames=10, **SMALL)
+    run(recording)
+    shutil.rmtree(tmp_path / "out" / "clip")
+    assert [task.kind for task in run(recording).tasks] == ["begin"]
+    assert (tmp_path / "out" / "clip" / "summary.json").is_file()
+
+
+def test_what_was_never_begun_is_not_in_its_own_way(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    recording = make(frames=10, **SMALL)
+    run(recording)
+    make(frames=12, **SMALL)
+
+    def nobody(_: Task) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(recording, dies=nobody)
+    assert run(recording).rows[str(recording)].frames == 12
+
+
+def test_another_model_at_the_same_path_is_noticed(make: Make, run: Callable[..., Ran], red_model: Path) -> None:
+    recording = make(frames=10, **SMALL)
+    original = red_model.read_bytes()
+    run(recording)
+    try:
+        make_red_model(red_model, model_version="2")
+        with pytest.raises(OutputError, match="made with another model"):
+            run(recording)
+    finally:
+        red_model.write_bytes(original)
+
+
+def test_workers_hear_what_those_before_worked_with(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    run(make(frames=10, **SMALL))
+    ledger = Ledger(tmp_path / "out" / LEDGER)
+    facts = ledger.made_with()
+    assert facts is not None
+    assert facts["engine"]["provider"] == make_segmenter(load_settings(None, [])).provider
+    ledger.note_made_with(facts | {"engine": {"provider": "cuda", "model": "another"}})
+    ledger.close()
+    with pytest.raises(AssertionError):  # of Here
+        run(make(name="b.mp4", frames=10, **SMALL))
+
+
+def test_a_joint_that_cannot_be_read_is_made_again(
+    make: Make, run: Callable[..., Ran], red_model: Path, tmp_path: Path
+) -> None:
+    recording = make(frames=100, **SMALL)
+    spoilt: list[Path] = []
+
+    def spoil(task: Task) -> None:
+        if task.kind == "part" and task.part == 3 and not spoilt:
+            assert task.plan is not None
+            begin = tmp_path / "out" / part_name(task.item, task.plan, 2) / "begin.npz"
+            if begin.exists():
+                spoilt.append(begin)
+                begin.write_bytes(begin.read_bytes()[:50])
+        if task.kind == "part" and task.part == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(recording, dies=spoil, hands=1)
+    assert spoilt
+    assert run(recording).states() == {"clip": State.DONE}
+    compare(tmp_path / "out" / "clip", recording, red_model, tmp_path)
+
+
+def test_three_workers_lost_on_three_parts_are_no_reason_to_give_up(
     make: Make, run: Callable[..., Ran], tmp_path: Path
 ) -> None:
-    one, two = make(name="one.mp4", frames=10, **SMALL), make(name="two.mp4", frames=10, **SMALL)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "one").write_text("a file where a folder shall be")
-    assert run(one, two, overwrite=True).states()["two"] is State.DONE
+    dead: set[int] = set()
+
+    def dies(task: Task) -> str | None:
+        if task.kind != "part" or task.part in dead:
+            return None
+        dead.add(task.part)
+        return "before"
+
+    ran = run(make(frames=100, **SMALL), dies=dies, hands=4)
+    assert len(dead) == 5
+    assert ran.states() == {"clip": State.DONE}
+    assert len(ran.told) == 1
+
+
+def test_a_clock_that_leaps_in_one_part_is_told_as_by_process(
+    make: Make, run: Callable[..., Ran], red_model: Path, tmp_path: Path
+) -> None:
+    """Some pictures in the middle have times of the beginning."""
+    pieces = [(range(60), "a.ts"), (range(1, 6), "b.ts"), (range(65, 100), "c.ts")]
+    made = [make(name=name, frames=len(pts), pts=pts, codec="mpeg2video", **SMALL) for pts, name in pieces]
+    leaping = tmp_path / "leaping.ts"
+    leaping.write_bytes(b"".join(piece.read_bytes() for piece in made))
+    settings = with_model(load_settings(None, []), red_model)
+    alone = process(str(leaping), tmp_path / "process", make_segmenter(settings), settings)
+    assert alone.problem
+    row = run(leaping).rows[str(leaping)]
+    assert row.state is State.BROKEN
+    assert row.frames == alone.frames
+    assert row.reason.split(". The")[0] == alone.problem.split(". The")[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_names_may_be_any_bytes(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"in/k\xf6rper \xc3\xa4.mp4")
+    make(frames=10, **SMALL).rename(tmp_path / name)
+    ran = run(tmp_path / "in")
+    assert list(ran.states().values()) == [State.DONE]
+    assert run(tmp_path / "in").tasks == []
+    assert [row.item.address for row in read_ledger(str(tmp_path / "out"))] == [str(tmp_path / name)]
 
 
 def item(address: str, name: str) -> Item:
@@ -369,6 +512,11 @@ def test_no_results_lie_in_or_over_those_of_another() -> None:
     names = [each.name for each in settle_names(wanted, {})]
     assert names == ["a.mp4", "a.mov", "A.MP4-2", "a/b", "a.mp4-3", "b"]
     assert len({name.casefold() for name in names}) == len(names)
+
+
+def test_a_name_that_was_changed_is_not_given_again() -> None:
+    wanted = [item("/in/a/b.mp4", "a/b"), item("/in/a_.mp4", "a_")]
+    assert [each.name for each in settle_names(wanted, {"/in/a.mp4": "a"})] == ["a_/b", "a_.mp4"]
 
 
 def test_a_name_once_given_stays() -> None:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream.archive import read_ledger
+from stream.archive import LOCK, read_ledger
 from stream.cluster import Share, share_out
 from stream.config import Settings
 from stream.errors import OutputError
 from stream.ledger import LEDGER, State
 from stream.process import make_segmenter, process
 from stream.sources.demo import open_demo
+from stream.storage import HIDDEN
 from tests.conftest import Clip as Wanted
 from tests.conftest import audio_packets_of, call, command, frames_of, make_clip, pts_of
 
@@ -43,7 +44,9 @@ PATIENCE_S = 240
         ([{"CPU": 32.0, "GPU": 2.0}, {"CPU": 16.0}], None, "auto", Share(2, 16, 1)),
         ([{"CPU": 32.0, "GPU": 2.0}], 4, "cuda", Share(4, 8, 0.5)),
         ([{"CPU": 32.0, "GPU": 2.0}], None, "cpu", Share(8, 4, 0)),
+        ([{"CPU": 32.0, "GPU": 2.0}], 3, "cuda", Share(3, 10, 0.5)),
         ([{"CPU": 8.0}, {}], None, "cpu", Share(2, 4, 0)),
+        ([{}], None, "cpu", Share(0, 0, 0)),
     ],
 )
 def test_one_worker_for_each_gpu_or_share_of_cpus(
@@ -164,7 +167,8 @@ def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], clust
     third = call(*arguments, check=False)
     assert "to process" not in third.stderr
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert {path.name for path in output.iterdir()} == {"ward0", "ward1", "ward2", LEDGER}
+    assert {path.name for path in output.iterdir()} == {"ward0", "ward1", "ward2", LEDGER, HIDDEN}
+    assert {path.name for path in (output / HIDDEN).rglob("*") if path.is_file()} == {LOCK}
 
 
 def _compare(copies: dict[Path, Path], inputs: Path, output: Path, folder: Path) -> None:
@@ -186,13 +190,17 @@ def _compare(copies: dict[Path, Path], inputs: Path, output: Path, folder: Path)
         assert audio_packets_of(results / "annotated.mp4") == audio_packets_of(whole / "annotated.mp4")
 
 
-def test_without_a_cluster_ray_is_started_here(make: Make, red_model: Path, tmp_path: Path) -> None:
+def test_without_a_cluster_ray_is_started_here(
+    make: Make, red_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths are the caller's, wherever the workers are, and results may lie beside the recording."""
     recording = make(frames=60, width=160, height=120, options={"g": "10"})
-    arguments = ("archive", recording, "--output", tmp_path / "out", "--model", red_model, "--segment-seconds", 1)
-    done = call(*arguments, "--workers", 2)
+    monkeypatch.chdir(tmp_path)
+    done = call("archive", "clip.mp4", "--output", ".", "--model", red_model, "--segment-seconds", 1, "--workers", 2)
     assert f"{recording}: 60 frames in 2 parts" in done.stdout
     assert "1 of 1 recordings to process" in done.stderr
-    assert "done" in call("archive", "status", tmp_path / "out").stdout
+    assert (tmp_path / "clip" / "annotated.mp4").is_file()
+    assert "done" in call("archive", "status", tmp_path).stdout
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto", "nowhere"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stream.archive import archive, read_ledger
-from stream.archive_worker import Order, Task
+from stream.archive_worker import Engine, Order, Task
 from stream.config import load_settings
 from stream.errors import OutputError, SourceError
 from stream.ledger import LEDGER, Row, State
@@ -85,8 +85,8 @@ def run(
     order = Order(f"{bucket}/out", with_model(load_settings(None, []), model), True, 0.8)
     pools: list[Here] = []
 
-    def hire() -> Here:
-        pools.append(Here(order, 2, dies))
+    def hire(engine: Engine | None) -> Here:
+        pools.append(Here(order, 2, dies, engine))
         return pools[-1]
 
     rows = archive(inputs, order, hire, False, lambda _: None, lambda _: None)
@@ -132,6 +132,8 @@ def test_a_changed_object_is_done_again(make: Make, bucket: str, red_model: Path
 
 def test_a_manifest_in_a_bucket(make: Make, bucket: str, tmp_path: Path) -> None:
     put(make(frames=10, **SMALL), f"{bucket}/in/clip.mp4")
+    put(make(frames=10, **SMALL), f"{bucket}/in/case[1].mp4")
+    assert find_recordings([f"{bucket}/in/case[1].mp4"], "out")[0][0].name == "case[1]"
     (tmp_path / "list.csv").write_text(f"recording,name\nin/clip.mp4,one\n{bucket}/gone.mp4,two\n")
     put(tmp_path / "list.csv", f"{bucket}/list.csv")
     found, _ = find_recordings([f"{bucket}/list.csv"], "out")
@@ -149,8 +151,8 @@ def test_what_is_not_there_is_an_error(bucket: str, address: str) -> None:
 
 def test_a_bucket_that_cannot_be_written_is_an_error(make: Make, bucket: str, red_model: Path) -> None:
     order = Order("s3://no-such-bucket-here/out", with_model(load_settings(None, []), red_model), False, 0)
-    with pytest.raises(OutputError, match="cannot be written"):
-        archive([str(make(frames=10, **SMALL))], order, lambda: Here(order), False, lambda _: None, lambda _: None)
+    with pytest.raises(OutputError, match="cannot be reached"):
+        archive([str(make(frames=10, **SMALL))], order, lambda _: Here(order), False, lambda _: None, lambda _: None)
 
 
 def test_the_command_with_ray_and_a_bucket(make: Make, bucket: str, server: str, red_model: Path) -> None:
