@@ -30,7 +30,7 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
 	touch $@
 
-# Public readers of annotation formats; tests that want them are skipped without.
+# Public readers of annotation formats and an S3 server; tests that want them are skipped without.
 $(VENV)/.readers: tests/readers.txt
 	$(PYTHON) -m venv $(VENV)/readers
 	$(VENV)/readers/bin/python -m pip install --quiet -r tests/readers.txt
