@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream.config import Settings
-from stream.errors import PolypstreamError, SourceError
+from stream.errors import DataError, PolypstreamError, SourceError
 from stream.join import join_parts
 from stream.model import SHIPPED, WEIGHTS
 from stream.parts import JOINT_FILES, CannotJoin, Plan, plan_parts, process_part
@@ -158,7 +158,7 @@ class Worker:
         started = time.monotonic()
         try:
             outcome = self._do(task)
-        except CannotJoin as error:
+        except (CannotJoin, DataError) as error:  # of no use, or unreadable: so are the results of its parts
             outcome = Outcome(problem=str(error), as_a_whole=True)
         except SourceError as error:
             # A part's damage is told as that of the recording: as a whole, once.
