@@ -155,14 +155,14 @@ class Worker:
 
     def work(self, task: Task) -> Outcome:
         """Do a task; what goes wrong is told, not raised."""
-        started = time.monotonic()
+        started, in_parts = time.monotonic(), task.kind in ("part", "join")
         try:
             outcome = self._do(task)
-        except (CannotJoin, DataError) as error:  # of no use, or unreadable: so are the results of its parts
-            outcome = Outcome(problem=str(error), as_a_whole=True)
+        except (CannotJoin, DataError) as error:  # the results of its parts are of no use
+            outcome = Outcome(problem=str(error), as_a_whole=in_parts)
         except SourceError as error:
             # A part's damage is told as that of the recording: as a whole, once.
-            outcome = Outcome(problem=str(error), broken=True, as_a_whole=task.kind in ("part", "join"))
+            outcome = Outcome(problem=str(error), broken=True, as_a_whole=in_parts)
         except Exception as error:
             said = str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
             outcome = Outcome(problem=said)
