@@ -31,6 +31,8 @@ ENDINGS = {
 # Inside the results' folder: what workers are at, and parts that wait to be joined.
 HIDDEN, AT_WORK, PARTS = ".polypstream-archive", "at-work", "parts"
 LAST_FILE = "summary.json"
+# In an object store, among results that are being written.
+UNFINISHED = "summary.json.unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,11 +380,15 @@ class ObjectStore:
 
     def publish(self, folder: Path, name: str) -> None:
         if self.has(name):
-            _check_replaceable(f"{self.root}/{name}", self.has(f"{name}/{LAST_FILE}"))
+            ours = self.has(f"{name}/{LAST_FILE}") or self.has(f"{name}/{UNFINISHED}")
+            _check_replaceable(f"{self.root}/{name}", ours)
             self.remove(name)
+        with self._reaching(name):
+            self._system.pipe_file(self._at(name, UNFINISHED), b"")
         files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         for path in sorted(files, key=lambda path: path.name == LAST_FILE):
             self.keep_file(path, f"{name}/{path.relative_to(folder).as_posix()}")
+        self.remove(f"{name}/{UNFINISHED}")
 
     def keep_file(self, path: Path, name: str) -> None:
         with self._reaching(name):

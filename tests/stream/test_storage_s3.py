@@ -17,7 +17,7 @@ from stream.config import load_settings
 from stream.errors import OutputError, SourceError
 from stream.ledger import LEDGER, Row, State
 from stream.process import with_model
-from stream.storage import find_recordings
+from stream.storage import ObjectStore, find_recordings
 from tests.conftest import call
 from tests.stream.test_archive import Here, Killed, compare, kill_at
 
@@ -119,6 +119,24 @@ def test_from_a_bucket_into_it(make: Make, bucket: str, red_model: Path, tmp_pat
     compare(results, recording, red_model, tmp_path)
     assert run(bucket, red_model, f"{bucket}/in") == (rows, [])
     assert {row.item.name: row for row in read_ledger(f"{bucket}/out")} == rows
+
+
+def test_a_worker_killed_while_it_writes_leaves_nothing_in_the_way(
+    make: Make, bucket: str, red_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(make(frames=10, **SMALL), f"{bucket}/in/clip.mp4")
+    keep_file = ObjectStore.keep_file
+
+    def killed_at_findings(store: ObjectStore, path: Path, name: str) -> None:
+        if path.name == "findings.json":
+            raise Killed
+        keep_file(store, path, name)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(ObjectStore, "keep_file", killed_at_findings)
+        run(bucket, red_model, f"{bucket}/in")
+    rows, _ = run(bucket, red_model, f"{bucket}/in")
+    assert rows["clip"].state is State.DONE
 
 
 def test_a_changed_object_is_done_again(make: Make, bucket: str, red_model: Path) -> None:
