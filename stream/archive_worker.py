@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from stream.archive_inputs import Item
 from stream.config import Settings
 from stream.errors import DataError, PolypstreamError, SourceError
 from stream.join import join_parts
@@ -21,7 +22,7 @@ from stream.process import Run, make_segmenter, process
 from stream.segment import Segmenter
 from stream.sources.open import open_source
 from stream.sources.recording import results_stem
-from stream.storage import HIDDEN, PARTS, Item, Store, fetched, open_store
+from stream.storage import HIDDEN, PARTS, Store, fetched, open_store
 
 Kind = Literal["begin", "whole", "part", "join"]
 

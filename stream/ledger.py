@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from stream.archive_inputs import Item
 from stream.errors import DataError, OutputError
-from stream.storage import Item
 
 LEDGER = "archive.sqlite"
 BUSY_S = 30.0

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from stream.archive import archive, read_ledger
+from stream.archive_inputs import find_recordings
 from stream.archive_worker import Engine, Order, Task
 from stream.config import load_settings
 from stream.errors import OutputError, SourceError
 from stream.ledger import LEDGER, Row, State
 from stream.process import with_model
-from stream.storage import ObjectStore, find_recordings
+from stream.storage import ObjectStore
 from tests.conftest import call
 from tests.stream.test_archive import Here, Killed, compare, kill_at
 
