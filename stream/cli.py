@@ -196,7 +196,11 @@ def archive_recordings(
         def hire(engine: Engine | None) -> Pool:
             return Pool(order, address, workers, complain, engine)
 
-        rows = archive(inputs, order, hire, overwrite, _tell_of, complain, poll)
+        try:
+            rows = archive(inputs, order, hire, overwrite, _tell_of, complain, poll)
+        except KeyboardInterrupt:
+            complain(f"{output}: interrupted; the same command goes on with it")
+            raise
     print_archive(rows, Console())
     if any(row.state is not State.DONE for row in rows):
         raise typer.Exit(1)

@@ -159,7 +159,10 @@ class Pool:
             else:
                 _knock(address)
                 with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
-                    self._ray.init(address=address, **quiet)
+                    try:
+                        self._ray.init(address=address, **quiet)
+                    except ConnectionError:  # a busy head may need longer for one more client than Ray waits
+                        self._ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             where = "on this machine" if address is None else f"at {address}"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -211,8 +214,11 @@ class Pool:
         if not refs:
             time.sleep(seconds)
             return []
-        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        ready = ready or self._ray.wait(refs, timeout=seconds)[0]
+        try:
+            ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+            ready = ready or self._ray.wait(refs, timeout=seconds)[0]
+        except ConnectionError as error:
+            raise PolypstreamError(f"the Ray cluster was lost ({error}); the same command goes on") from error
         return [hand for hand in self._hands if hand.ref in ready]
 
     def _hear(self, hand: _Hand) -> Outcome | None:
