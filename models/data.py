@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from stream.errors import DataError, SettingsError
+from stream.pictures import read_image
 from stream.still import shrink, view_of
 from stream.view import LIT
 
@@ -127,8 +128,8 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: a file cannot be decoded, or the two differ in size.
     """
-    picture = cv2.imread(str(pair.image), cv2.IMREAD_COLOR_RGB)
-    mask = cv2.imread(str(pair.mask), cv2.IMREAD_GRAYSCALE)
+    picture = read_image(pair.image, cv2.IMREAD_COLOR_RGB)
+    mask = read_image(pair.mask, cv2.IMREAD_GRAYSCALE)
     if picture is None or mask is None:
         raise DataError(f"{pair.image if picture is None else pair.mask}: cannot be read as a picture")
     if picture.shape[:2] != mask.shape:

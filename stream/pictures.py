@@ -5,8 +5,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 from av.video.format import VideoFormat
 from av.video.reformatter import ColorRange, Colorspace
@@ -157,3 +159,16 @@ def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
         lines = np.frombuffer(memoryview(plane), kind).reshape(plane.height, plane.line_size // np.dtype(kind).itemsize)
         planes.append(lines[:, : plane.width])
     return planes
+
+
+def read_image(path: Path, flags: int) -> np.ndarray | None:
+    """A picture's file, as OpenCV decodes it; None where it cannot.
+
+    Not by OpenCV's own reader, which brings the process down on a file name that is not text.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
+    decoded: np.ndarray | None = cv2.imdecode(content, flags) if content.size else None
+    return decoded

@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stream.errors import DataError
+from stream.pictures import read_image
 from stream.sinks.files import writing
 from stream.sinks.tables import QUALITIES
 
@@ -126,9 +127,7 @@ def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
     """For each track its snapshot as a data URL while there is room, then as a link."""
     room = MOST_BYTES
     for track in tracks:
-        # OpenCV's own reader crashes on file names that are not text.
-        file = run / track["snapshot"]
-        picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.is_file() else None
+        picture = read_image(run / track["snapshot"], cv2.IMREAD_COLOR)
         if picture is None or room <= 0:
             yield track["snapshot"]
             continue

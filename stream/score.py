@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from stream.errors import DataError
+from stream.pictures import read_image
 from stream.sources.recording import Recording
 
 # A polyp counts if it was in view for so long, and is found once something overlapped it for so long, in seconds.
@@ -95,7 +96,7 @@ def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
         return
     polyp, before = 0, False
     for path in sorted(path for path in truth.iterdir() if path.is_file()):
-        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        mask = read_image(path, cv2.IMREAD_GRAYSCALE)
         if mask is None:
             raise DataError(f"{path}: cannot be read as a picture")
         there = bool((mask > 127).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.data import (
+    Pair,
     _close_up,
     _random_affine,
     augment,
@@ -200,3 +202,13 @@ def test_pictures_of_several_folders_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--names"):
         named_pairs([one, two], two / "train.txt")
     assert [pair.name for pair in spread(find_pairs(make_data(tmp_path / "many", 7)), 3)] == ["p0", "p3", "p6"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_names_of_pictures_may_be_any_bytes(tmp_path: Path) -> None:
+    """OpenCV's own reader brings the process down on them."""
+    path = tmp_path / os.fsdecode(b"k\xf6rper.png")
+    path.write_bytes(cv2.imencode(".png", np.full((8, 8, 3), 200, np.uint8))[1].tobytes())
+    picture, mask = read_pair(Pair("k", path, path))
+    assert picture.shape == (8, 8, 3)
+    assert mask.min() == 255
