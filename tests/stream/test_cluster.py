@@ -133,7 +133,7 @@ def finished(output: Path) -> int:
         return 0  # not begun yet
 
 
-@pytest.mark.filterwarnings("default")  # Ray's own
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], cluster: Any, tmp_path: Path) -> None:
     copies = fill(tmp_path / "in", masters)
     output = tmp_path / "out"

@@ -220,13 +220,6 @@ def test_a_part_that_guessed_wrong_is_found_out(tmp_path: Path, red_model: Path)
     twice.compare()
 
 
-def test_parts_of_the_real_clip(real_data: Path, tmp_path: Path) -> None:
-    (clip,) = (real_data / "clips").glob("*.mp4")
-    recording = tmp_path / clip.name
-    recording.symlink_to(clip)
-    Twice(recording, Path("shipped"), 4).compare()
-
-
 @pytest.mark.parametrize(
     ("wanted", "seconds"),
     [
