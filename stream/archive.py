@@ -6,12 +6,9 @@ workers, so that a second run does what is missing and two at once do not happen
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from stream.archive_driver import Driver, Workers
@@ -19,13 +16,11 @@ from stream.archive_inputs import Item, find_recordings, settle_names
 from stream.archive_worker import Engine, Order
 from stream.errors import OutputError
 from stream.ledger import LEDGER, Ledger, Row, State
-from stream.sinks.files import writing
-from stream.storage import AT_WORK, HIDDEN, LAST_FILE, PARTS, Store, is_address, open_store
+from stream.storage import HIDDEN, LAST_FILE, PARTS, Store, open_store
 
 # The ledger of an object store is kept here, and copied there so often.
 COPY_S = 5.0
 FINISHED = (State.DONE, State.BROKEN)
-LOCK = "lock.sqlite"
 
 
 def archive(
@@ -58,7 +53,7 @@ def archive(
     if others:
         note(f"{others} files with other endings than those of recordings were left out")
     store = open_store(order.output)
-    with _alone(order.output, store), _open_ledger(store, order.output) as (ledger, keep):
+    with store.alone(), store.opened(LEDGER) as (path, keep), closing(Ledger(path)) as ledger:
         facts = _begin_ledger(ledger, store, order, overwrite)
         known = ledger.rows()
         items = settle_names(items, {address: row.item.name for address, row in known.items()})
@@ -144,48 +139,3 @@ def read_ledger(output: str) -> list[Row]:
         raise OutputError(f"{output}: holds no archive (no {LEDGER})")
     with store.looking("", [LEDGER]) as folder, closing(Ledger(folder / LEDGER)) as ledger:
         return list(ledger.rows().values())
-
-
-@contextmanager
-def _alone(output: str, store: Store) -> Iterator[None]:
-    """See that no other driver works on the same results, and clean up after one that was killed.
-
-    Raises:
-        OutputError: another one does.
-    """
-    if is_address(output):
-        yield  # an object store has no locks
-        return
-    hidden = Path(output, HIDDEN)
-    with writing(hidden):
-        hidden.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(hidden / LOCK, timeout=0.5, isolation_level=None)
-    with closing(lock):
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise OutputError(f"{output}: another `polypstream archive` is at work on it ({error})") from error
-        store.remove(f"{HIDDEN}/{AT_WORK}")
-        yield
-
-
-@contextmanager
-def _open_ledger(store: Store, output: str) -> Iterator[tuple[Ledger, Callable[[float], None]]]:
-    """The ledger, and what lets the store have it if it last had it so many seconds ago."""
-    if not is_address(output):
-        with closing(Ledger(Path(output, LEDGER))) as ledger:
-            yield ledger, lambda _: None
-        return
-    with store.looking("", [LEDGER]) as folder, closing(Ledger(folder / LEDGER)) as ledger:
-        copied = time.monotonic()
-
-        def keep(after: float) -> None:
-            nonlocal copied
-            if time.monotonic() - copied >= after:
-                store.keep_file(folder / LEDGER, LEDGER)
-                copied = time.monotonic()
-
-        try:
-            yield ledger, keep
-        finally:
-            keep(0.0)

@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from stream.errors import DataError, SourceError
+from stream.errors import DataError, PolypstreamError, SourceError
 from stream.sources.recording import results_stem
 from stream.storage import file_system, is_address
 
@@ -104,10 +104,12 @@ def _in_file_system(address: str) -> Iterator[Item]:
     try:
         if system.isdir(path):
             root, files = path, system.find(path, detail=True)
-        elif system.exists(path) or not glob.has_magic(path):
-            root, files = str(PurePosixPath(path).parent), {path: system.info(path)} if system.exists(path) else {}
-        else:
+        elif system.exists(path):
+            root, files = str(PurePosixPath(path).parent), {path: system.info(path)}
+        elif glob.has_magic(path):
             root, files = _root_of(path), system.glob(path, detail=True)
+        else:
+            return
     except Exception as error:  # each file system has errors of its own
         raise SourceError(f"{address}: cannot be listed ({error})") from error
     for each, info in sorted(files.items()):
@@ -123,7 +125,9 @@ def _in_manifest(text: str) -> Iterator[Item]:
     try:
         with _open_text(text) as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except PolypstreamError:
+        raise
+    except Exception as error:  # each file system has errors of its own
         raise DataError(f"{text}: cannot be read as a manifest ({error})") from error
     if not rows or "recording" not in rows[0]:
         raise DataError(f"{text}: has no lines, or no column `recording`")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,7 +64,7 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
     """
     renamings = _renamings(parts)
     summaries = [_summary_of(part) for part in parts]
-    firsts = [sum(each["frames_out"] for each in summaries[:number]) for number in range(len(parts))]
+    firsts = list(accumulate((each["frames_out"] for each in summaries[:-1]), initial=0))
     source = open_source(str(path))
     try:
         _join_tables(parts, renamings, firsts, folder)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -22,6 +24,8 @@ from stream.sinks.files import writing
 # Inside the results' folder: what workers are at, and parts that wait to be joined.
 HIDDEN, AT_WORK, PARTS = ".polypstream-archive", "at-work", "parts"
 LAST_FILE = "summary.json"
+# Held by the driver that works on the results: two would do everything twice.
+LOCK = "lock.sqlite"
 # In an object store, among results that are being written.
 UNFINISHED = "summary.json.unfinished"
 
@@ -101,11 +105,21 @@ class Store(Protocol):
             OutputError: it cannot be written, or what is there is something else.
         """
 
-    def keep_file(self, path: Path, name: str) -> None:
-        """Copy a file of this machine under a name.
+    def alone(self) -> AbstractContextManager[None]:
+        """For the time of a block no other driver works here; what a killed one was at is removed first.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: another one does.
+        """
+
+    def opened(self, name: str) -> AbstractContextManager[tuple[Path, Callable[[float], None]]]:
+        """A file under a name, made if absent, as one of this machine that may be written, for the time of a block.
+
+        Returns:
+            Its path; what lets the store have the file as it is now, if it last had it so many seconds ago.
+
+        Raises:
+            OutputError: it cannot be read or written.
         """
 
     def remove(self, name: str) -> None:
@@ -157,12 +171,22 @@ class FolderStore:
                 target.rename(old / "replaced")
             folder.rename(target)
 
-    def keep_file(self, path: Path, name: str) -> None:
-        target = self._root / name
-        with writing(target), self.working() as folder:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / path.name)
-            (folder / path.name).replace(target)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        hidden = self._root / HIDDEN
+        with writing(hidden):
+            hidden.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(hidden / LOCK, timeout=0.5, isolation_level=None)) as lock:
+            try:
+                lock.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                raise OutputError(f"{self.root}: another `polypstream archive` is at work on it ({error})") from error
+            self.remove(f"{HIDDEN}/{AT_WORK}")
+            yield
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[tuple[Path, Callable[[float], None]]]:
+        yield self._root / name, lambda _: None
 
     def remove(self, name: str) -> None:
         shutil.rmtree(self._root / name, ignore_errors=True)
@@ -219,12 +243,32 @@ class ObjectStore:
             self._system.pipe_file(self._at(name, UNFINISHED), b"")
         files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         for path in sorted(files, key=lambda path: path.name == LAST_FILE):
-            self.keep_file(path, f"{name}/{path.relative_to(folder).as_posix()}")
+            self._put(path, f"{name}/{path.relative_to(folder).as_posix()}")
         self.remove(f"{name}/{UNFINISHED}")
 
-    def keep_file(self, path: Path, name: str) -> None:
+    def _put(self, path: Path, name: str) -> None:
         with self._reaching(name):
             self._system.put_file(str(path), self._at(name))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        yield  # an object store has no locks
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[tuple[Path, Callable[[float], None]]]:
+        with self.looking("", [name]) as folder:
+            copied = time.monotonic()
+
+            def keep(after: float) -> None:
+                nonlocal copied
+                if time.monotonic() - copied >= after:
+                    self._put(folder / name, name)
+                    copied = time.monotonic()
+
+            try:
+                yield folder / name, keep
+            finally:
+                keep(0.0)
 
     def remove(self, name: str) -> None:
         with self._reaching(name):

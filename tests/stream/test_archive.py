@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from stream.archive import LOCK, archive, read_ledger
+from stream.archive import archive, read_ledger
 from stream.archive_inputs import Item, find_recordings, settle_names
 from stream.archive_worker import Engine, Order, Outcome, Task, Worker, part_name
 from stream.config import load_settings
 from stream.errors import DataError, OutputError, SourceError
 from stream.ledger import LEDGER, Ledger, Row, State
 from stream.process import make_segmenter, process, with_model
-from stream.storage import HIDDEN
+from stream.storage import HIDDEN, LOCK
 from tests.conftest import audio_packets_of, call, frames_of, make_red_model, pts_of, summary_of
 
 Make = Callable[..., Path]

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream.archive import LOCK, read_ledger
+from stream.archive import read_ledger
 from stream.cluster import Share, share_out
 from stream.config import Settings
 from stream.errors import OutputError
 from stream.ledger import LEDGER, State
 from stream.process import make_segmenter, process
 from stream.sources.demo import open_demo
-from stream.storage import HIDDEN
+from stream.storage import HIDDEN, LOCK
 from tests.conftest import Clip as Wanted
 from tests.conftest import audio_packets_of, call, command, frames_of, make_clip, pts_of
 

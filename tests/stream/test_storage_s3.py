@@ -126,15 +126,15 @@ def test_a_worker_killed_while_it_writes_leaves_nothing_in_the_way(
     make: Make, bucket: str, red_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(make(frames=10, **SMALL), f"{bucket}/in/clip.mp4")
-    keep_file = ObjectStore.keep_file
+    put_file = ObjectStore._put
 
     def killed_at_findings(store: ObjectStore, path: Path, name: str) -> None:
         if path.name == "findings.json":
             raise Killed
-        keep_file(store, path, name)
+        put_file(store, path, name)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(ObjectStore, "keep_file", killed_at_findings)
+        patched.setattr(ObjectStore, "_put", killed_at_findings)
         run(bucket, red_model, f"{bucket}/in")
     rows, _ = run(bucket, red_model, f"{bucket}/in")
     assert rows["clip"].state is State.DONE
