@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stream.errors import DataError
 from stream.pictures import read_image
 from stream.sinks.files import writing
+from stream.sinks.findings import read_findings
 from stream.sinks.tables import QUALITIES
 
 # The timeline is so wide, and has at most so many columns, however long the recording is.
@@ -77,7 +78,7 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     """
     try:
         summary = json.loads((run / "summary.json").read_text())
-        tracks = json.loads((run / "findings.json").read_text())["tracks"]
+        tracks = read_findings(run)["tracks"]
         timeline, qualities = read_table(run / "frames.csv")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error

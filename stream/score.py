@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
@@ -14,6 +13,7 @@ import numpy as np
 
 from stream.errors import DataError
 from stream.pictures import read_image
+from stream.sinks.findings import read_findings
 from stream.sources.recording import Recording
 
 # A polyp counts if it was in view for so long, and is found once something overlapped it for so long, in seconds.
@@ -62,12 +62,13 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
         id_switches_per_minute: changes of the track that overlaps a polyp; None if there are no tracks.
 
     Raises:
-        DataError: the run has no masks, or the truth is not of as many frames or not of their size.
+        DataError: the run has no masks, its findings cannot be read, or the truth is not of as many frames or
+            not of their size.
     """
     masks = run / "masks.mkv"
     if not masks.is_file():
         raise DataError(f"{masks}: is not there; run `polypstream process` with --masks")
-    tracks, tally = _tracks_of(run / "findings.json"), _Tally()
+    tracks, tally = _tracks_of(run), _Tally()
     for index, (found, true) in enumerate(zip_longest(_planes_of(masks), _truths_of(truth))):
         if found is None or true is None:
             raise DataError(f"{truth}: holds {'fewer' if true is None else 'more'} frames than {masks}")
@@ -105,10 +106,10 @@ def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
         yield 0.0, np.where(mask > 127, min(polyp, 255), 0).astype(np.uint8)
 
 
-def _tracks_of(findings: Path) -> dict[int, list[tuple[int, list[np.ndarray]]]]:
+def _tracks_of(run: Path) -> dict[int, list[tuple[int, list[np.ndarray]]]]:
     """For each frame its tracks and their outlines."""
     frames: dict[int, list[tuple[int, list[np.ndarray]]]] = {}
-    for track in json.loads(findings.read_text())["tracks"] if findings.is_file() else ():
+    for track in read_findings(run)["tracks"] if (run / "findings.json").is_file() else ():
         for outline in track["outlines"]:
             polygons = [np.array(polygon, np.int32).reshape(-1, 2) for polygon in outline["polygons"]]
             frames.setdefault(outline["frame"], []).append((track["track"], polygons))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
 from stream.report import Timeline, read_table
+from stream.sinks.findings import read_findings
 
 
 class FoundTrack(BaseModel):
@@ -45,6 +45,6 @@ class Found(BaseModel):
 def found_in(results: Path, peak: float) -> Found:
     """From the files of a finished run."""
     timeline, _ = read_table(results / "frames.csv")
-    tracks = json.loads((results / "findings.json").read_text())["tracks"]
+    tracks = read_findings(results)["tracks"]
     highest = timeline.highest.round(3).tolist()
     return Found(tracks=tracks, peak=peak, start=timeline.start, end=timeline.end, highest=highest)

@@ -13,6 +13,7 @@ import pytest
 
 from stream.errors import DataError
 from stream.score import score
+from stream.sinks.findings import SCHEMA
 from tests.conftest import call
 
 RATE = 25
@@ -51,7 +52,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
             {"track": track, "outlines": [{"frame": frame, "polygons": [box]} for frame in frames]}
             for track, frames in (tracks or {}).items()
         ]
-        (folder / "findings.json").write_text(json.dumps({"tracks": rows}))
+        (folder / "findings.json").write_text(json.dumps({"schema": SCHEMA, "tracks": rows}))
         return folder
 
     return make
@@ -123,3 +124,12 @@ def test_truth_that_does_not_fit_is_refused(run: Callable[..., Path], tmp_path: 
     (folder / "masks.mkv").unlink()
     with pytest.raises(DataError, match="run `polypstream process` with --masks"):
         score(folder, tmp_path / "long.mkv")
+
+
+def test_damaged_findings_are_said(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run([NOTHING] * 3)
+    (folder / "findings.json").write_text('{"schema"')
+    done = call("score", folder, "--truth", folder / "masks.mkv", check=False)
+    assert done.returncode == 1
+    assert "findings.json: cannot be read as findings" in done.stderr
+    assert "Traceback" not in done.stderr
