@@ -23,7 +23,7 @@ from export.int8 import quantise
 from models.checkpoint import load_checkpoint
 from models.data import find_pairs, names_file_of, read_pair, spread
 from models.picture_net import PictureNet, gmac_of
-from models.sa_unet import SAUNet, check_size
+from models.sa_unet import check_size
 from stream.errors import ModelError, OutputError, SettingsError
 from stream.model import INPUT, NOTICE, OUTPUT
 from stream.segment import Segmenter
@@ -89,19 +89,20 @@ def export(
     os.close(handle)
     unfinished = Path(name)
     try:
-        model = to_onnx(network, size)
+        net = PictureNet(network, int(card["views"])).eval()
+        model = to_onnx(net, size)
         if precision == "fp16":
             halve_weights(model)
         if precision == "int8":
             model = quantise(model, shown)
-        helper.set_model_props(model, describe(network, card, checkpoint, size, precision, scores))
+        helper.set_model_props(model, describe(net, card, checkpoint, size, precision, scores))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, unfinished)
         if precision == "int8":
-            agreement = agree(network, unfinished, shown, grey_level(card["threshold"]))
+            agreement = agree(net, unfinished, shown, grey_level(card["threshold"]))
             proof, too_far = f"its masks and torch's have a Dice of {agreement:.4f}", agreement < LEAST_AGREEMENT
         else:
-            largest = prove(network, unfinished, size)
+            largest = prove(net, unfinished, size)
             proof, too_far = f"at most {largest} of 255 grey levels from torch", largest > ALLOWED_GREY_LEVELS
         if too_far:
             raise ModelError(f"{output}: {proof}, which is too far; nothing was written")
@@ -114,14 +115,14 @@ def export(
     return proof
 
 
-def to_onnx(network: SAUNet, size: int) -> onnx.ModelProto:
+def to_onnx(net: PictureNet, size: int) -> onnx.ModelProto:
     """The network behind the picture contract, batch dimension dynamic."""
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch's exporter
         program = torch.onnx.export(
-            PictureNet(network).eval(),
+            net,
             (example,),
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -159,7 +160,7 @@ def halve_weights(model: onnx.ModelProto) -> None:
 
 
 def describe(
-    network: SAUNet, card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
+    net: PictureNet, card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
 ) -> dict[str, str]:
     """The file's metadata; see stream.model.ModelCard."""
     training = card["training"]
@@ -168,9 +169,10 @@ def describe(
         "model_name": "SA-UNet",
         "model_version": VERSION,
         "input_size": str(size),
+        "views": str(net.views),
         "threshold": str(card["threshold"]),
         "peak": str(card["peak"]),
-        "gmac": str(round(gmac_of(network, size), 3)),
+        "gmac": str(round(gmac_of(net.network, size, net.views), 3)),
         "precision": precision,
         "trained_on": str(training["data"]),
         "terms": str(training["terms"]),
@@ -181,7 +183,7 @@ def describe(
     }
 
 
-def prove(network: SAUNet, model: Path, size: int) -> int:
+def prove(net: PictureNet, model: Path, size: int) -> int:
     """Run torch and ONNX Runtime on pictures of the demo source and on noise, in batches of several sizes.
 
     Returns:
@@ -191,32 +193,32 @@ def prove(network: SAUNet, model: Path, size: int) -> int:
     noise = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(3)]
     colon = DemoColon(DemoSettings(width=size, height=size))
     shown = [*(colon.render(index)[0] for index in range(0, len(colon), DEMO_STEP)), *noise]
-    reference, segmenter = PictureNet(network).eval(), Segmenter(model, provider="cpu")
+    segmenter = Segmenter(model, provider="cpu")
     largest = 0
     with torch.inference_mode():
         for batch in PROVEN_BATCHES:
             for start in range(0, len(shown), batch):
                 stacked = np.stack(shown[start : start + batch])
-                expected = reference(torch.from_numpy(stacked)).numpy().astype(int)
+                expected = net(torch.from_numpy(stacked)).numpy().astype(int)
                 found = segmenter.run(stacked)
                 largest = max(largest, int(np.abs(found - expected).max()))
     return largest
 
 
-def agree(network: SAUNet, model: Path, pictures: Sequence[np.ndarray], level: int) -> float:
+def agree(net: PictureNet, model: Path, pictures: Sequence[np.ndarray], level: int) -> float:
     """The Dice of the pixels that torch and ONNX Runtime find, those of all pictures pooled.
 
     Args:
-        network: in torch.
+        net: in torch.
         model: the ONNX file.
         pictures: uint8 [size, size, 3].
         level: grey level of probability, 1..255, from which a pixel is found.
     """
-    reference, segmenter = PictureNet(network).eval(), Segmenter(model, provider="cpu")
+    segmenter = Segmenter(model, provider="cpu")
     both = either = 0
     with torch.inference_mode():
         for picture in pictures:
-            expected = reference(torch.from_numpy(picture[None])).numpy() >= level
+            expected = net(torch.from_numpy(picture[None])).numpy() >= level
             found = segmenter.run(picture[None]) >= level
             both, either = both + 2 * int((expected & found).sum()), either + int(expected.sum() + found.sum())
     return both / either if either else 1.0

@@ -30,12 +30,15 @@ def save_atomically(content: Any, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
-def pack(network: SAUNet, size: int, threshold: float, peak: float, training: dict[str, Any]) -> dict[str, Any]:
+def pack(
+    network: SAUNet, size: int, views: int, threshold: float, peak: float, training: dict[str, Any]
+) -> dict[str, Any]:
     """The content of a checkpoint file.
 
     Args:
         network: the trained network.
         size: side in pixels of the pictures that it is meant for: those it was trained on, until `tune` says more.
+        views: of each picture that it looks at; see PictureNet.
         threshold: probability from which a pixel counts as polyp.
         peak: probability that a finding must reach somewhere.
         training: what it was trained on and how, plain values only.
@@ -45,6 +48,7 @@ def pack(network: SAUNet, size: int, threshold: float, peak: float, training: di
         "architecture": network.architecture,
         "state_dict": network.state_dict(),
         "size": size,
+        "views": views,
         "threshold": threshold,
         "peak": peak,
         "training": training,
@@ -86,7 +90,7 @@ def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
     missing = [key for key in ("size", "threshold", "peak", "training") if key not in content]
     if missing:
         raise ModelError(f"{path}: lacks {', '.join(missing)}")
-    return network.eval(), content
+    return network.eval(), {"views": 1} | content  # older ones do not speak of views
 
 
 def _from_seed(state_dict: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -50,7 +50,11 @@ def train(
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to start from, or EfficientNet-Lite1's ImageNet weights for the encoder"),
+        typer.Option(help="Checkpoint to start from, or EfficientNet-Lite2's ImageNet weights for the encoder"),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="File with pictures to validate on, folder/picture a line; in place of a random share"),
     ] = None,
     terms: Annotated[str, typer.Option(help="Terms of use of the data, kept in the model's metadata")] = "not stated",
 ) -> None:
@@ -70,7 +74,9 @@ def train(
         without=tuple(sorted(without or [])),
     )
     with ProgressBar(str(out), "steps") as progress:
-        checkpoint = run_training(data, names, out, recipe, terms, start, typer.echo, progress.show)
+        checkpoint = run_training(
+            data, names, out, recipe, terms, typer.echo, start=start, held_out=held_out, poll=progress.show
+        )
     typer.echo(f"best weights: {checkpoint}")
 
 
@@ -80,13 +86,17 @@ def tune(
     size: Annotated[
         int | None, typer.Option(min=32, help="Side of the pictures it will run on; as the checkpoint says without it")
     ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(min=1, max=2, help="2: look at each picture upside down, too; quieter, for twice the work"),
+    ] = None,
 ) -> None:
     """Choose how sure the model must be of a finding, on the pictures held out in training."""
     with extra("train"):
         from models.operating_point import choose_operating_point
     with ProgressBar(str(checkpoint), "pictures") as progress:
         point = choose_operating_point(
-            checkpoint, data, size, load_settings(None, []).findings.smallest, typer.echo, progress.show
+            checkpoint, data, size, views, load_settings(None, []).findings.smallest, typer.echo, progress.show
         )
     typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} somewhere")
 

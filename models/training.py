@@ -30,8 +30,10 @@ from models.data import (
     Levels,
     Pair,
     augment,
+    hold_out,
     levels_of,
     named_pairs,
+    read_names,
     read_pair,
     split_off_validation,
 )
@@ -94,7 +96,8 @@ class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng((self.recipe.seed, self.epoch, index))
-        picture, mask = augment(self.content[index], self.recipe.size, random, self.recipe.without)
+        palette = self.content[random.integers(len(self.content))].palette
+        picture, mask = augment(self.content[index], palette, self.recipe.size, random, self.recipe.without)
         return torch.from_numpy(picture), torch.from_numpy(mask)
 
 
@@ -104,8 +107,10 @@ def train(
     out: Path,
     recipe: Recipe,
     terms: str,
-    start: Path | None,
     report: Callable[[str], None],
+    *,
+    start: Path | None = None,
+    held_out: Path | None = None,
     poll: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Train, or go on where an interrupted run stopped.
@@ -116,9 +121,10 @@ def train(
         out: folder of the run, made if absent.
         recipe: how to train.
         terms: terms of use of the data, kept in the checkpoint.
+        report: is given one line for people after each epoch.
         start: checkpoint whose weights to start from, or ImageNet weights for the encoder; None: random ones. What
             the checkpoint's run held out is held out again.
-        report: is given one line for people after each epoch.
+        held_out: file with pictures to validate on, `folder/picture` a line, in place of a random share.
         poll: told the steps done and all steps.
 
     Returns:
@@ -127,8 +133,8 @@ def train(
     Raises:
         DataError: the data are not as needed.
         ModelError: `start` is no checkpoint of this network.
-        SettingsError: `out` holds a run with another recipe, the size does not fit the network, or the recipe is to
-            do without what it does not have.
+        SettingsError: `out` holds a run with another recipe, the size does not fit the network, the recipe is to do
+            without what it does not have, or what is held out is said twice.
     """
     check_size(OURS, recipe.size)
     unknown = set(recipe.without) - set(PARTS)
@@ -138,11 +144,7 @@ def train(
         raise ModelError(f"{start}: no such checkpoint")
     pairs = named_pairs(data, names)
     content = [_read_small(pair, recipe.size) for _, pair in pairs]
-    held_out_before = _held_out_by(start)
-    validation = [index for index, (name, _) in enumerate(pairs) if name in held_out_before]
-    training = [index for index in range(len(pairs)) if index not in set(validation)]
-    if not validation:
-        training, validation = split_off_validation([each.small[0] for each in content], recipe.validation, recipe.seed)
+    training, validation = _split([name for name, _ in pairs], content, recipe, start, held_out)
     if len(training) < 2 or not validation:
         folders = ", ".join(str(folder) for folder in data)
         raise DataError(f"{folders}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
@@ -160,10 +162,10 @@ def train(
     shown = [index for index in training for _ in range(1 if content[index].small[1].any() else recipe.healthy_views)]
     run = Run(out, recipe, description, len(shown), start)
     report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
-    held_out = [content[index].small for index in validation]
+    unseen = [content[index].small for index in validation]
     for epoch in range(run.epoch, recipe.epochs):
         row = run.train_epoch([content[index] for index in shown], epoch, poll)
-        row |= run.validate(held_out)
+        row |= run.validate(unseen)
         run.finish_epoch(row)
         report(
             f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
@@ -190,7 +192,7 @@ class Run:
         groups = [{"params": new, "share": 1.0}, {"params": list(pretrained.parameters()), "share": PRETRAINED_RATE}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.steps = recipe.epochs * (views // recipe.batch)
-        self.epoch, self.step, self.best = 0, 0, -1.0
+        self.epoch, self.step, self.lowest = 0, 0, math.inf
         self.history: list[dict[str, float]] = []
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -214,7 +216,7 @@ class Run:
         try:
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
-            self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+            self.epoch, self.step, self.lowest = state["epoch"], state["step"], state["lowest"]
             self.history = state["history"]
         except (KeyError, ValueError, RuntimeError) as error:
             raise ModelError(f"{path}: cannot be resumed from; delete it or give another --out") from error
@@ -300,16 +302,21 @@ class Run:
         return logits, target, loss
 
     def finish_epoch(self, row: dict[str, float]) -> None:
-        """Write the run's state, and the checkpoint if it is the best one so far."""
+        """Write the run's state, and the checkpoint if it is the best one so far.
+
+        The validation loss says so: it also tells how sure the network is of what it finds, where the Dice of the masks
+        tells nothing of that and jumps with single polyps (docs/model-card.md).
+        """
         self.history.append(row)
         self.epoch += 1
-        if row["validation_dice"] > self.best:
-            self.best = row["validation_dice"]
-            training = self.description | {"epoch": self.epoch, "validation_dice": self.best}
+        if row["validation_loss"] < self.lowest:
+            self.lowest = row["validation_loss"]
+            training = self.description | {"epoch": self.epoch, "validation_dice": row["validation_dice"]}
             network = cast(SAUNet, self.averaged.module)
-            save_atomically(pack(network, self.recipe.size, THRESHOLD, THRESHOLD, training), self.out / "checkpoint.pt")
+            content = pack(network, self.recipe.size, 1, THRESHOLD, THRESHOLD, training)
+            save_atomically(content, self.out / "checkpoint.pt")
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"description": self.description, "epoch": self.epoch, "step": self.step, "best": self.best}
+        state |= {"description": self.description, "epoch": self.epoch, "step": self.step, "lowest": self.lowest}
         save_atomically(state | {"history": self.history}, self.out / "run.pt")
         self._write_history()
 
@@ -320,6 +327,22 @@ class Run:
         writer.writerows({key: round(value, 6) for key, value in row.items()} for row in self.history)
         write_output(self.out / "history.csv", table.getvalue().encode())
         draw_curves(self.history, self.out / "curves.png")
+
+
+def _split(
+    names: Sequence[str], content: Sequence[Levels], recipe: Recipe, start: Path | None, held_out: Path | None
+) -> tuple[list[int], list[int]]:
+    """Indices for training and for validation: as the run before had them, as the file says, or a random share."""
+    pictures = [levels.small[0] for levels in content]
+    before = _held_out_by(start)
+    if before and held_out:
+        raise SettingsError(f"--held-out {held_out}: the run that {start} comes from has held out others; leave it out")
+    wanted = set(read_names(held_out)) if held_out else before
+    missing = sorted(wanted - set(names))
+    if missing and held_out:
+        raise DataError(f"{held_out}: no picture to train on is named {missing[0]}; names are folder/picture")
+    chosen = [index for index, name in enumerate(names) if name in wanted]
+    return hold_out(pictures, chosen) if chosen else split_off_validation(pictures, recipe.validation, recipe.seed)
 
 
 def _held_out_by(start: Path | None) -> set[str]:

@@ -26,6 +26,8 @@ class ModelCard(BaseModel):
     model_name: str
     model_version: str
     input_size: int = Field(gt=0)
+    # Of each picture, upside down being the second; files from before there was a choice do not say.
+    views: int = Field(default=1, gt=0)
     threshold: float = Field(gt=0, lt=1)
     peak: float = Field(gt=0, lt=1)
     precision: str

@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
     for _ in range(3):  # so that the normalisations have seen something
         network(torch.rand(4, 3, 64, 64))
     training = {"data": "tests", "terms": "free", "validation_dice": 0.5}
-    torch.save(pack(network.eval(), 64, 0.45, 0.7, training), tmp_path / "c.pt")
+    torch.save(pack(network.eval(), 64, 2, 0.45, 0.7, training), tmp_path / "c.pt")
     return tmp_path / "c.pt"
 
 
@@ -46,10 +46,10 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
     segmenter = Segmenter(output, "cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
     with torch.inference_mode():
-        expected = PictureNet(load_checkpoint(checkpoint)[0]).eval()(torch.from_numpy(pictures)).numpy()
+        expected = PictureNet(load_checkpoint(checkpoint)[0], 2).eval()(torch.from_numpy(pictures)).numpy()
     assert np.abs(segmenter.run(pictures).astype(int) - expected).max() <= 1
     card = segmenter.card
-    assert (card.input_size, card.threshold, card.peak, card.precision) == (96, 0.45, 0.7, precision)
+    assert (card.input_size, card.views, card.threshold, card.peak, card.precision) == (96, 2, 0.45, 0.7, precision)
     assert (card.trained_on, card.terms, card.scores["mean_dice"]) == ("tests", "free", 0.9)
     assert card.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert "torch 2" in card.exported_with
@@ -77,16 +77,17 @@ def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training, "OURS", SMALL)
     data, output = make_data(tmp_path / "d", count=15, size=(96, 96)), tmp_path / "m.onnx"
     recipe = training.Recipe(epochs=6, size=64, batch=4, learning_rate=1e-2)
-    checkpoint = training.train([data], None, tmp_path / "run", recipe, "free", None, print)
+    checkpoint = training.train([data], None, tmp_path / "run", recipe, "free", print)
     call("export", checkpoint, "--output", output, "--precision", "int8", "--calibration", data)
     kinds = {node.op_type for node in onnx.load(str(output)).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert Segmenter(output, "cpu").card.precision == "int8"
     pictures = [cv2.resize(read_pair(pair)[0], (64, 64)) for pair in find_pairs(data)]
     network = load_checkpoint(checkpoint)[0]
-    assert onnx_file.agree(network, output, pictures, 128) >= onnx_file.LEAST_AGREEMENT
+    net = PictureNet(network, 1).eval()
+    assert onnx_file.agree(net, output, pictures, 128) >= onnx_file.LEAST_AGREEMENT
     network.last_blocks[1].weight.data.neg_()  # another network finds other pixels
-    assert onnx_file.agree(network, output, pictures, 128) < onnx_file.LEAST_AGREEMENT
+    assert onnx_file.agree(net, output, pictures, 128) < onnx_file.LEAST_AGREEMENT
 
 
 def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:

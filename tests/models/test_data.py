@@ -99,7 +99,7 @@ def test_augmentation_moves_picture_and_mask_together(tmp_path: Path) -> None:
     picture, mask = read_pair(find_pairs(make_data(tmp_path / "d"))[0])
     levels, areas = levels_of(picture, mask, 96), []
     for seed in range(100):
-        view, truth = augment(levels, 96, np.random.default_rng(seed))
+        view, truth = augment(levels, levels.palette, 96, np.random.default_rng(seed))
         assert view.shape == (96, 96, 3)
         assert set(np.unique(truth)) <= {0, 255}
         redness = np.clip(view[..., 0].astype(int) - view[..., 1] + 128, 0, 255).astype(np.uint8)
@@ -116,7 +116,7 @@ def test_augmentation_moves_picture_and_mask_together(tmp_path: Path) -> None:
 def test_a_random_view_is_a_function_of_its_seed(tmp_path: Path) -> None:
     levels = levels_of(*read_pair(find_pairs(make_data(tmp_path / "d"))[0]), 64)
     for seed in range(20):
-        views = [augment(levels, 64, np.random.default_rng(seed)) for _ in range(2)]
+        views = [augment(levels, levels.palette, 64, np.random.default_rng(seed)) for _ in range(2)]
         assert np.array_equal(views[0][0], views[1][0])
         assert np.array_equal(views[0][1], views[1][1])
 
@@ -125,10 +125,12 @@ def test_parts_of_a_view_can_be_left_out(tmp_path: Path) -> None:
     levels = levels_of(*read_pair(find_pairs(make_data(tmp_path / "d"))[0]), 96)
 
     def areas(*without: str) -> np.ndarray:
-        return np.array([augment(levels, 96, np.random.default_rng(seed), without)[1].mean() for seed in range(60)])
+        return np.array(
+            [augment(levels, levels.palette, 96, np.random.default_rng(seed), without)[1].mean() for seed in range(60)]
+        )
 
     def reds(*without: str) -> np.ndarray:
-        views = [augment(levels, 96, np.random.default_rng(seed), without)[0] for seed in range(60)]
+        views = [augment(levels, levels.palette, 96, np.random.default_rng(seed), without)[0] for seed in range(60)]
         return np.array([view.reshape(-1, 3).max(axis=0) for view in views])
 
     assert areas("scale", "close-ups").std() < areas("close-ups").std() / 2
@@ -138,6 +140,28 @@ def test_parts_of_a_view_can_be_left_out(tmp_path: Path) -> None:
     assert ((plain <= 121) | ((plain >= 205) & (plain <= 211))).all()
     assert ((coloured > 121) & (coloured < 205)).sum() > 10
     assert reds("colour").max() == 255  # text and spots
+
+
+def test_a_view_takes_on_anothers_palette(tmp_path: Path) -> None:
+    """The other picture is the same one, darker, paler and bluer; what is black around it stays so."""
+    picture, mask = read_pair(find_pairs(make_data(tmp_path / "d"))[0])
+    picture = cv2.copyMakeBorder(picture, 0, 0, 20, 20, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    mask = cv2.copyMakeBorder(mask, 0, 0, 20, 20, cv2.BORDER_CONSTANT, value=0)
+    other = np.where(picture > 0, picture * 0.6 + (20, 25, 60), 0).astype(np.uint8)
+    levels, palette = levels_of(picture, mask, 96), levels_of(other, mask, 96).palette
+
+    def views(*without: str) -> list[np.ndarray]:
+        without = ("scale", "close-ups", "colour", "spoiling", *without)
+        return [augment(levels, palette, 96, np.random.default_rng(seed), without)[0] for seed in range(20)]
+
+    as_it_is = views("palette")
+    repainted = [(own, seen) for own, seen in zip(as_it_is, views(), strict=True) if not np.array_equal(own, seen)]
+    assert 4 < len(repainted) < 16
+    for own, seen in repainted:
+        lit = own.min(axis=2) > 60  # away from the rim, where lit and black mix
+        expected = other[picture.min(axis=2) > 60].mean(axis=0)
+        assert np.abs(seen[lit].mean(axis=0) - expected).max() < 12
+        assert seen[own.max(axis=2) == 0].max() == 0
 
 
 def test_healthy_crops_show_no_polyp_and_are_always_the_same() -> None:

@@ -28,16 +28,16 @@ def test_the_lowest_quiet_peak_is_taken_unless_it_costs_too_much() -> None:
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(3)
     training = {"data": "tests", "terms": "free", "validation_names": ["d/p1", "d/p4"]}
-    torch.save(pack(SAUNet(**SMALL).eval(), 64, 0.5, 0.51, training), tmp_path / "c.pt")
+    torch.save(pack(SAUNet(**SMALL).eval(), 64, 1, 0.5, 0.51, training), tmp_path / "c.pt")
     return tmp_path / "c.pt"
 
 
 def test_the_checkpoint_keeps_the_size_and_the_peak(tmp_path: Path, checkpoint: Path) -> None:
     data = make_data(tmp_path / "d", size=(128, 96))
     weights = load_checkpoint(checkpoint)[0].state_dict()
-    done = call("tune", checkpoint, data, "--size", 96)
+    done = call("tune", checkpoint, data, "--size", 96, "--views", 2)
     network, card = load_checkpoint(checkpoint)
-    assert card["size"] == 96
+    assert (card["size"], card["views"]) == (96, 2)
     assert card["peak"] in PEAKS
     assert f"must reach {card['peak']:g}" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("peak ")]) == len(PEAKS)

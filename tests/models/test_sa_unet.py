@@ -55,7 +55,7 @@ def test_logits_have_the_pictures_size(architecture: Architecture) -> None:
 
 
 def test_our_network_is_real_time_sized() -> None:
-    assert 1 < gmac_of(SAUNet(**OURS).eval(), 352) <= 10
+    assert 1 < gmac_of(SAUNet(**OURS).eval(), 352, views=2) <= 10
 
 
 def test_narrowing_before_enlarging_gives_what_narrowing_after_would() -> None:
@@ -79,17 +79,29 @@ def test_attention_weighs_places_by_maximum_then_mean() -> None:
 
 
 def test_pictures_in_pictures_out() -> None:
-    net = PictureNet(SAUNet(**SMALL)).eval()
+    net = PictureNet(SAUNet(**SMALL), views=1).eval()
     maps = net(torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8))
     assert maps.shape == (3, 32, 32)
     assert maps.dtype == torch.uint8
 
 
+def test_two_views_do_not_care_which_way_up_a_picture_is() -> None:
+    network = SAUNet(**SMALL).eval()
+    pictures = torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
+    upright = PictureNet(network, views=2).logits(pictures)
+    turned = PictureNet(network, views=2).logits(pictures.flip(1, 2))
+    assert torch.allclose(upright, turned.flip(1, 2), atol=1e-4)
+    once = PictureNet(network, views=1)
+    mean = (once.logits(pictures) + once.logits(pictures.flip(1, 2)).flip(1, 2)) / 2
+    assert torch.allclose(upright, mean, atol=1e-4)
+    assert gmac_of(network, 32, views=2) == pytest.approx(2 * gmac_of(network, 32, views=1))
+
+
 def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
     network = SAUNet(**SMALL).eval()
-    torch.save(pack(network, 64, 0.4, 0.8, {"data": "d", "terms": "t"}), tmp_path / "c.pt")
+    torch.save(pack(network, 64, 2, 0.4, 0.8, {"data": "d", "terms": "t"}), tmp_path / "c.pt")
     loaded, card = load_checkpoint(tmp_path / "c.pt")
-    assert (card["size"], card["threshold"], card["peak"]) == (64, 0.4, 0.8)
+    assert (card["size"], card["views"], card["threshold"], card["peak"]) == (64, 2, 0.4, 0.8)
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(loaded(x), network(x))
 
@@ -115,10 +127,10 @@ def without(content: dict[str, object], *keys: str) -> dict[str, object]:
         (b"no checkpoint at all", "not a checkpoint"),
         ({"a": torch.zeros(1)}, "153 of its 153 tensors"),
         ([1, 2], "holds list"),
-        (pack(SAUNet(**SMALL), 64, 0.5, 0.5, {}) | {"architecture": OURS}, "do not fit"),
-        (pack(SAUNet(**SMALL), 64, 0.5, 0.5, {}) | {"architecture": {"depth": 3}}, "do not fit"),
-        (pack(SAUNet(**SMALL), 64, 0.5, 0.5, {}) | {"architecture": SMALL | {"widths": []}}, "do not fit"),
-        (without(pack(SAUNet(**SMALL), 64, 0.5, 0.5, {}), "size", "training"), "lacks size, training"),
+        (pack(SAUNet(**SMALL), 64, 1, 0.5, 0.5, {}) | {"architecture": OURS}, "do not fit"),
+        (pack(SAUNet(**SMALL), 64, 1, 0.5, 0.5, {}) | {"architecture": {"depth": 3}}, "do not fit"),
+        (pack(SAUNet(**SMALL), 64, 1, 0.5, 0.5, {}) | {"architecture": SMALL | {"widths": []}}, "do not fit"),
+        (without(pack(SAUNet(**SMALL), 64, 1, 0.5, 0.5, {}), "size", "training"), "lacks size, training"),
     ],
     ids=["empty", "text", "other-tensors", "list", "other-architecture", "no-architecture", "no-widths", "incomplete"],
 )

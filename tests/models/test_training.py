@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,11 +52,11 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     data = make_data(tmp_path / "data", 15)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     lines: list[str] = []
-    checkpoint = train([data], None, whole, RECIPE, "free", None, lines.append)
+    checkpoint = train([data], None, whole, RECIPE, "free", lines.append)
     with pytest.raises(Interrupted):
         train([data], None, broken, RECIPE, "free", None, stop_after(1))
     assert len(history_of(broken)) == 1
-    train([data], None, broken, RECIPE, "free", None, lines.append)
+    train([data], None, broken, RECIPE, "free", lines.append)
 
     rows = history_of(whole)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -77,30 +78,49 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
 
 def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
-    first = train([data], None, tmp_path / "first", replace(RECIPE, epochs=2), "free", None, print)
+    first = train([data], None, tmp_path / "first", replace(RECIPE, epochs=2), "free", print)
     slow = replace(RECIPE, epochs=1, learning_rate=1e-9)
-    second = train([data], None, tmp_path / "second", slow, "free", first, print)
+    second = train([data], None, tmp_path / "second", slow, "free", print, start=first)
     (before, _), (after, card) = load_checkpoint(first), load_checkpoint(second)
     for name, weights in before.named_parameters():
         assert torch.allclose(after.get_parameter(name), weights, atol=1e-6)
     assert card["training"]["started_from"] == "first/checkpoint.pt"
     other_split = replace(slow, seed=7, size=32, validation=0.4)
-    third = train([data], None, tmp_path / "same", other_split, "free", first, print)
+    third = train([data], None, tmp_path / "same", other_split, "free", print, start=first)
     held_out = [load_checkpoint(path)[1]["training"]["validation_names"] for path in (first, third)]
     assert held_out[0] == held_out[1]
-    torch.save(pack(SAUNet(**SMALL | {"widths": [4, 8], "decoder": [4]}), 64, 0.5, 0.5, {}), tmp_path / "other.pt")
+    torch.save(pack(SAUNet(**SMALL | {"widths": [4, 8], "decoder": [4]}), 64, 1, 0.5, 0.5, {}), tmp_path / "other.pt")
     with pytest.raises(ModelError, match="another architecture"):
-        train([data], None, tmp_path / "third", slow, "free", tmp_path / "other.pt", print)
+        train([data], None, tmp_path / "third", slow, "free", print, start=tmp_path / "other.pt")
+
+
+def test_what_is_held_out_can_be_named(tmp_path: Path) -> None:
+    """A hospital's pictures, for instance. A near-duplicate of one of them is not trained on either."""
+    data = make_data(tmp_path / "data", 12)
+    for part in ("images", "masks"):
+        shutil.copy(data / part / "p3.png", data / part / "again.png")
+    names = tmp_path / "held_out.txt"
+    names.write_text("data/p3\n\ndata/p5.jpg\n")
+    once = replace(RECIPE, epochs=1)
+    checkpoint = train([data], None, tmp_path / "run", once, "free", print, held_out=names)
+    assert load_checkpoint(checkpoint)[1]["training"]["validation_names"] == ["data/again", "data/p3", "data/p5"]
+    with pytest.raises(SettingsError, match="has held out others"):
+        train([data], None, tmp_path / "next", once, "free", print, start=checkpoint, held_out=names)
+    names.write_text("p3\n")
+    with pytest.raises(DataError, match="names are folder/picture"):
+        train([data], None, tmp_path / "other", once, "free", print, held_out=names)
+    with pytest.raises(DataError, match=r"missing\.txt: cannot be read"):
+        train([data], None, tmp_path / "other", once, "free", print, held_out=tmp_path / "missing.txt")
 
 
 def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "OURS", OURS)
-    theirs = published(tmp_path / "imagenet.pth")
+    theirs = published(tmp_path / "imagenet.pth", "efficientnet-lite2")
     data = make_data(tmp_path / "data", 6)
     still = replace(RECIPE, epochs=1, learning_rate=1e-9)
-    checkpoint = train([data], None, tmp_path / "run", still, "free", tmp_path / "imagenet.pth", print)
+    checkpoint = train([data], None, tmp_path / "run", still, "free", print, start=tmp_path / "imagenet.pth")
     network, card = load_checkpoint(checkpoint)
     kernel = network.state_dict()["downsample.1.0.depthwise.0.weight"]
     assert torch.allclose(kernel, theirs["_blocks.4._depthwise_conv.weight"], atol=1e-6)
@@ -108,14 +128,14 @@ def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
     groups = torch.load(tmp_path / "run" / "run.pt", weights_only=True)["optimizer"]["param_groups"]
     assert groups[0]["lr"] > groups[1]["lr"] > 0
     with pytest.raises(ModelError, match=r"nothing\.pth: no such checkpoint"):
-        train([data], None, tmp_path / "other", still, "free", tmp_path / "nothing.pth", print)
+        train([data], None, tmp_path / "other", still, "free", print, start=tmp_path / "nothing.pth")
 
 
 def test_several_folders_are_one_data_set_and_a_folders_own_names_count(tmp_path: Path) -> None:
     one, two = make_data(tmp_path / "one", 8), make_data(tmp_path / "two", 8)
     (one / "train.txt").write_text("p0\np1\np2\np3\np4\n")
     lines: list[str] = []
-    checkpoint = train([one, two], None, tmp_path / "run", replace(RECIPE, epochs=1), "free", None, lines.append)
+    checkpoint = train([one, two], None, tmp_path / "run", replace(RECIPE, epochs=1), "free", lines.append)
     training_pictures, held_out = (int(part.split()[0]) for part in lines[0].split(", ")[:2])
     assert training_pictures + held_out == 13
     assert load_checkpoint(checkpoint)[1]["training"]["data"].startswith("one and two")
@@ -130,7 +150,7 @@ def test_healthy_pictures_can_be_shown_more_often(tmp_path: Path) -> None:
     steps = []
     for views in (1, 4):
         out = tmp_path / str(views)
-        train([data], None, out, replace(RECIPE, epochs=1, healthy_views=views), "free", None, print)
+        train([data], None, out, replace(RECIPE, epochs=1, healthy_views=views), "free", print)
         steps.append(torch.load(out / "run.pt", weights_only=True)["step"])
     assert steps[0] == 3
     assert steps[1] >= 3 * 2
@@ -140,7 +160,7 @@ def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     for without, equal in (((), False), (("averaging",), True)):
         out = tmp_path / ("-".join(without) or "whole")
-        train([data], None, out, replace(RECIPE, epochs=1, without=without), "free", None, print)
+        train([data], None, out, replace(RECIPE, epochs=1, without=without), "free", print)
         state = torch.load(out / "run.pt", weights_only=True)
         weights = state["network"]["last_blocks.1.weight"]
         assert torch.equal(state["averaged"]["module.last_blocks.1.weight"], weights) is equal
@@ -152,7 +172,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train([data], None, run, RECIPE, "free", None, stop_after(1))
     with pytest.raises(SettingsError, match="another learning_rate"):
-        train([data], None, run, replace(RECIPE, learning_rate=1e-3), "free", None, print)
+        train([data], None, run, replace(RECIPE, learning_rate=1e-3), "free", print)
 
 
 def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: Path) -> None:
@@ -160,27 +180,27 @@ def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: 
     with pytest.raises(Interrupted):
         train([data], None, run, RECIPE, "free", None, stop_after(1))
     with pytest.raises(SettingsError, match="another data"):
-        train([make_data(tmp_path / "other", 12)], None, run, RECIPE, "free", None, print)
+        train([make_data(tmp_path / "other", 12)], None, run, RECIPE, "free", print)
     state = torch.load(run / "run.pt", weights_only=True)
     torch.save(state | {"network": {}}, run / "run.pt")
     with pytest.raises(ModelError, match="cannot be resumed"):
-        train([data], None, run, RECIPE, "free", None, print)
+        train([data], None, run, RECIPE, "free", print)
     (run / "run.pt").write_bytes(b"broken")
     with pytest.raises(ModelError, match="cannot be resumed"):
-        train([data], None, run, RECIPE, "free", None, print)
+        train([data], None, run, RECIPE, "free", print)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):
-        train([data], None, tmp_path / "file" / "run", RECIPE, "free", None, print)
+        train([data], None, tmp_path / "file" / "run", RECIPE, "free", print)
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 2)
     with pytest.raises(SettingsError, match="multiple of 4, at least 8"):
-        train([data], None, tmp_path / "run", replace(RECIPE, size=70), "free", None, print)
+        train([data], None, tmp_path / "run", replace(RECIPE, size=70), "free", print)
     with pytest.raises(SettingsError, match="--without sleep: is none of scale"):
-        train([data], None, tmp_path / "run", replace(RECIPE, without=("sleep",)), "free", None, print)
+        train([data], None, tmp_path / "run", replace(RECIPE, without=("sleep",)), "free", print)
     with pytest.raises(DataError, match="too few"):
-        train([data], None, tmp_path / "run", RECIPE, "free", None, print)
+        train([data], None, tmp_path / "run", RECIPE, "free", print)
 
 
 def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> None:
