@@ -15,9 +15,9 @@ from stream.steady import Motion
 # less than SMALL of the map must last longer, by up to SMALL_S: almost all false alarms are small and short. One that
 # was there from a scene's first picture is shown at once, since nothing speaks against it.
 PERSISTENCE_S = 0.055
-SMALL, SMALL_S = 0.02, 0.4
+SMALL, SMALL_S = 0.04, 0.4
 # What is small and was missing for longer must last anew before it is shown again.
-MISSING_S = 0.09
+MISSING_S = 0.055
 # One that the network has not been sure of for so long is shown no longer, however faintly it goes on.
 UNSURE_S = 1.0
 # One that is not seen is shown for so long where it was, moving with the wall, and is known again for so long.

@@ -68,7 +68,7 @@ def first_shown(rate: int, share: float, sure: Sequence[bool]) -> float | None:
 @pytest.mark.parametrize("rate", [5, 25, 60])
 def test_what_is_small_must_last_longer(rate: int) -> None:
     always = [True] * (2 * rate)
-    large, small, tiny = (first_shown(rate, share, always) for share in (0.02, 0.01, 0.001))
+    large, small, tiny = (first_shown(rate, share, always) for share in (0.04, 0.02, 0.001))
     assert large is not None
     assert small is not None
     assert tiny is not None
@@ -83,7 +83,7 @@ def test_what_the_network_is_sure_of_now_and_then_is_not_shown() -> None:
     assert first_shown(25, 0.05, [True, True, True, False] * 50) == 0.08
 
 
-@pytest.mark.parametrize(("share", "missing", "after"), [(0.01, 2, [1]), (0.01, 4, []), (0.05, 4, [1])])
+@pytest.mark.parametrize(("share", "missing", "after"), [(0.01, 1, [1]), (0.01, 2, []), (0.05, 4, [1])])
 def test_what_is_small_must_last_anew_after_more_than_a_moment(share: float, missing: int, after: list[int]) -> None:
     tracker = Tracker(True)
     see(tracker, 0.0, [(50, 50)], None, share=share)
