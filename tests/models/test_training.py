@@ -54,7 +54,7 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     lines: list[str] = []
     checkpoint = train([data], None, whole, RECIPE, "free", lines.append)
     with pytest.raises(Interrupted):
-        train([data], None, broken, RECIPE, "free", None, stop_after(1))
+        train([data], None, broken, RECIPE, "free", stop_after(1))
     assert len(history_of(broken)) == 1
     train([data], None, broken, RECIPE, "free", lines.append)
 
@@ -170,7 +170,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train([data], None, run, RECIPE, "free", None, stop_after(1))
+        train([data], None, run, RECIPE, "free", stop_after(1))
     with pytest.raises(SettingsError, match="another learning_rate"):
         train([data], None, run, replace(RECIPE, learning_rate=1e-3), "free", print)
 
@@ -178,7 +178,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
 def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: Path) -> None:
     data, run = make_data(tmp_path / "data", 12), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train([data], None, run, RECIPE, "free", None, stop_after(1))
+        train([data], None, run, RECIPE, "free", stop_after(1))
     with pytest.raises(SettingsError, match="another data"):
         train([make_data(tmp_path / "other", 12)], None, run, RECIPE, "free", print)
     state = torch.load(run / "run.pt", weights_only=True)
@@ -205,13 +205,6 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
 
 def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> None:
     lines: list[str] = []
-    train(
-        [make_data(tmp_path / "data", 4)],
-        None,
-        tmp_path / "run",
-        replace(RECIPE, epochs=1, batch=16),
-        "free",
-        None,
-        lines.append,
-    )
+    recipe = replace(RECIPE, epochs=1, batch=16)
+    train([make_data(tmp_path / "data", 4)], None, tmp_path / "run", recipe, "free", lines.append)
     assert any("batches of 3" in line for line in lines)
