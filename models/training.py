@@ -339,7 +339,9 @@ def _split(
         raise SettingsError(f"--held-out {held_out}: the run that {start} comes from has held out others; leave it out")
     wanted = set(read_names(held_out)) if held_out else before
     missing = sorted(wanted - set(names))
-    if missing and held_out:
+    if held_out and not wanted:
+        raise DataError(f"{held_out}: holds no names")
+    if held_out and missing:
         raise DataError(f"{held_out}: no picture to train on is named {missing[0]}; names are folder/picture")
     chosen = [index for index, name in enumerate(names) if name in wanted]
     return hold_out(pictures, chosen) if chosen else split_off_validation(pictures, recipe.validation, recipe.seed)

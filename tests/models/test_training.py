@@ -109,6 +109,9 @@ def test_what_is_held_out_can_be_named(tmp_path: Path) -> None:
     names.write_text("p3\n")
     with pytest.raises(DataError, match="names are folder/picture"):
         train([data], None, tmp_path / "other", once, "free", print, held_out=names)
+    names.write_text("\n")
+    with pytest.raises(DataError, match="holds no names"):
+        train([data], None, tmp_path / "other", once, "free", print, held_out=names)
     with pytest.raises(DataError, match=r"missing\.txt: cannot be read"):
         train([data], None, tmp_path / "other", once, "free", print, held_out=tmp_path / "missing.txt")
 
