@@ -46,7 +46,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights, order and augmentation")] = 0,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out scale, close-ups, colour, spoiling or averaging"),
+        typer.Option(help="Leave out scale, close-ups, palette, colour, spoiling or averaging"),
     ] = None,
     start: Annotated[
         Path | None,
