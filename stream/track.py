@@ -140,8 +140,9 @@ class Tracker:
         if not numbers.any():
             return None
         shown = cv2.LUT(memory.places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
-        if not self._patient:
-            shown = cv2.copyTo(shown, cv2.LUT(labels, _table((blob.label, 255) for blob in blobs if blob.sure)))
+        faint = self._faint(parts.values())
+        if faint:
+            shown = cv2.copyTo(shown, cv2.bitwise_not(cv2.LUT(labels, _table((blob.label, 255) for blob in faint))))
         return Shown(shown, numbers) if cv2.countNonZero(shown) else None
 
     def _move(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
@@ -226,6 +227,12 @@ class Tracker:
         if track.believed and not track.number:
             self.memory.count += 1
             track.number = self.memory.count
+
+    def _faint(self, parts: Iterable[list[Blob]]) -> list[Blob]:
+        """The blobs, given by tracks, that are not shown: what is shown may go on faintly, but in one piece only."""
+        pieces = 1 if self._patient else 0
+        by_size = (sorted(of_it, key=lambda blob: blob.share, reverse=True) for of_it in parts)
+        return [blob for of_it in by_size for blob in of_it[pieces:] if not blob.sure]
 
     def _numbers(self, seconds: float) -> np.ndarray:
         """For each slot the number of its track, if it is shown, or 0."""

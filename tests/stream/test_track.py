@@ -181,6 +181,17 @@ def test_without_patience_a_faint_neighbour_neither_hides_a_finding_nor_is_shown
         assert shown.slots[50, 50] > 0
 
 
+def test_what_goes_on_faintly_is_shown_in_one_piece() -> None:
+    for sure, shown_at in ((False, [True, False]), (True, [True, True])):
+        tracker = Tracker(True)
+        see(tracker, 1.0, [(50, 50)], None)
+        labels = np.zeros((SIZE, SIZE), np.uint8)
+        labels[45:55, 45:55], labels[45:55, 56:60] = 1, 2
+        shown = tracker.update(1.04, STILL, labels, [Blob(1, 0.1, False), Blob(2, 0.04, sure)])
+        assert shown is not None
+        assert [bool(shown.slots[50, x]) for x in (50, 58)] == shown_at
+
+
 def test_what_has_left_long_ago_does_not_bring_two_new_ones_together() -> None:
     tracker = Tracker(True)
     see(tracker, 0.0, [(80, 80)], None)
