@@ -53,7 +53,29 @@ def find_region(probability: np.ndarray, view: FieldOfView, rules: Rules) -> Reg
     sure[1 : len(blobs) + 1] = [255 * blob.sure for blob in blobs]
     if not sure.any():
         return None
-    return region_above(cv2.copyTo(probability, cv2.LUT(labels, sure)), view, rules.threshold)
+    return _enlarge(cv2.LUT(labels, sure), probability, view, rules.threshold)[0]
+
+
+def _enlarge(
+    places: np.ndarray, reach: np.ndarray, view: FieldOfView, threshold: float
+) -> tuple[Region | None, list[np.ndarray]]:
+    """These places of a map and no others, in picture pixels, and their outlines.
+
+    What is held on to, though it is not seen now, keeps its last shape. What is next to a finding stays as probable
+    as it is, if below the threshold: the outline runs where the probability crosses that, between the map's pixels.
+    Thin parts come apart there; what is finer than the map's own pixels is left out.
+    """
+    level = grey_level(threshold)
+    region = region_above(cv2.copyTo(cv2.max(reach, level), places, cv2.min(reach, level - 1)), view, threshold)
+    if region is None:
+        return None, []
+    outlines, finest = outlines_of(region), view.width * view.height / reach.size
+    specks = [outline for outline in outlines if cv2.contourArea(outline) < finest]
+    if not specks:
+        return region, outlines
+    cv2.drawContours(region.mask, specks, -1, 0, cv2.FILLED, offset=(-region.x, -region.y))
+    left = [outline for outline in outlines if cv2.contourArea(outline) >= finest]
+    return (region, left) if left else (None, [])
 
 
 def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tuple[np.ndarray, list[Blob]]:
@@ -108,13 +130,8 @@ class Finder:
             shown = self.tracker.update(frame.seconds, motion, labels, blobs)
             if shown is None:
                 continue
-            # What is held on to, though it is not seen now, keeps its last shape.
-            level = grey_level(self.rules.threshold)
-            above = cv2.copyTo(cv2.max(reach, level), shown.slots)
-            frame.region = region_above(above, frame.view, self.rules.threshold)
-            if frame.region is not None:
-                frame.outlines = outlines_of(frame.region)
-                frame.tracks = [_track_at(outline, shown, frame.view) for outline in frame.outlines]
+            frame.region, frame.outlines = _enlarge(shown.slots, reach, frame.view, self.rules.threshold)
+            frame.tracks = [_track_at(outline, shown, frame.view) for outline in frame.outlines]
         return frames
 
 
@@ -130,6 +147,6 @@ def _track_at(outline: np.ndarray, shown: Shown, view: FieldOfView) -> int:
     rows, columns = shown.slots.shape
     x = ((outline[:, 0] - view.x) * columns // view.width).clip(0, columns - 1)
     y = ((outline[:, 1] - view.y) * rows // view.height).clip(0, rows - 1)
-    # An outline lies half a map's pixel outside at most.
+    # An outline lies less than a map's pixel outside.
     around = cv2.dilate(shown.slots, np.ones((3, 3), np.uint8))[y, x]
     return int(shown.numbers[np.bincount(around[around > 0], minlength=1).argmax()])

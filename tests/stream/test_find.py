@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -51,6 +52,30 @@ def test_a_blob_must_be_large_enough() -> None:
     assert faint == 0
     assert strong > 0
     assert share_of(probability, Rules(0.5, smallest=0.2)) == (0, 0)
+
+
+def test_thin_parts_that_come_apart_when_enlarged_are_left_out() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    probability[20:60, 20:60] = 250
+    for step in range(20):
+        probability[60 + step, 60 + step] = 200  # joined to the blob at corners alone
+    region = find_region(probability, VIEW, Rules(0.5, peak=0.9, smallest=0.001))
+    assert region is not None
+    assert cv2.connectedComponents(region.mask)[0] == 2
+    alone = np.where(probability == 200, probability, 0).astype(np.uint8)
+    assert find_region(alone, VIEW, Rules(0.5)) is None
+
+
+def test_the_outline_runs_where_the_probability_crosses_the_threshold() -> None:
+    probability = np.full((100, 100), 120, np.uint8)
+    probability[:, 50:] = 200
+    region = find_region(probability, VIEW, Rules(0.5))
+    assert region is not None
+    found = np.zeros((240, 360), np.uint8)
+    found[region.slices] = region.mask
+    # A tenth of the way from the middle of column 49 to that of column 50; a column is three picture pixels wide.
+    edge = VIEW.x + 3 * 49.5 + 3 * (128 - 120) / (200 - 120)
+    assert abs(np.flatnonzero(found[100]).min() - edge) <= 1
 
 
 @pytest.mark.parametrize(
