@@ -69,13 +69,12 @@ def _enlarge(
     region = region_above(cv2.copyTo(cv2.max(reach, level), places, cv2.min(reach, level - 1)), view, threshold)
     if region is None:
         return None, []
-    outlines, finest = outlines_of(region), view.width * view.height / reach.size
-    specks = [outline for outline in outlines if cv2.contourArea(outline) < finest]
-    if not specks:
-        return region, outlines
+    finest = view.width * view.height / reach.size
+    findings, specks = list[np.ndarray](), list[np.ndarray]()
+    for outline in outlines_of(region):
+        (findings if cv2.contourArea(outline) >= finest else specks).append(outline)
     cv2.drawContours(region.mask, specks, -1, 0, cv2.FILLED, offset=(-region.x, -region.y))
-    left = [outline for outline in outlines if cv2.contourArea(outline) >= finest]
-    return (region, left) if left else (None, [])
+    return (region, findings) if findings else (None, [])
 
 
 def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tuple[np.ndarray, list[Blob]]:
