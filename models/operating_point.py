@@ -147,7 +147,7 @@ def _measure(
     rules: Rules, pictures: Sequence[tuple[np.ndarray, Seen]], healthy: Sequence[tuple[np.ndarray, Seen]]
 ) -> Point:
     dices = [compare(mask_of(map_, seen.view, rules, seen.truth.shape), seen.truth).dice for map_, seen in pictures]
-    alarms = [find_region(map_, seen.view, rules) is not None for map_, seen in healthy]
+    alarms = [bool(find_region(map_, seen.view, rules)[1]) for map_, seen in healthy]
     return Point(rules.peak, float(np.mean(dices)), float(np.mean(alarms)) if alarms else 0.0)
 
 

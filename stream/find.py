@@ -40,20 +40,23 @@ def choose_rules(wanted: Findings, threshold: float, peak: float) -> Rules:
     )
 
 
-def find_region(probability: np.ndarray, view: FieldOfView, rules: Rules) -> Region | None:
-    """The findings of one probability map by itself, in picture pixels; None where there are none.
+def find_region(probability: np.ndarray, view: FieldOfView, rules: Rules) -> tuple[Region | None, list[np.ndarray]]:
+    """The findings of one probability map by itself, in picture pixels.
 
     Args:
         probability: uint8 [h, w] at the network's size, 0..255 meaning 0..1.
         view: the field of view that the network saw.
         rules: what counts as a finding.
+
+    Returns:
+        Where they are, None if there are none; the outline of each, int32 [n, 2], x and y.
     """
     labels, blobs = find_blobs(probability, probability, rules)
     sure = np.zeros(256, np.uint8)
     sure[1 : len(blobs) + 1] = [255 * blob.sure for blob in blobs]
     if not sure.any():
-        return None
-    return _enlarge(cv2.LUT(labels, sure), probability, view, rules.threshold)[0]
+        return None, []
+    return _enlarge(cv2.LUT(labels, sure), probability, view, rules.threshold)
 
 
 def _enlarge(
@@ -71,7 +74,7 @@ def _enlarge(
         return None, []
     finest = view.width * view.height / reach.size
     findings, specks = list[np.ndarray](), list[np.ndarray]()
-    for outline in outlines_of(region):
+    for outline in _outlines_of(region):
         (findings if cv2.contourArea(outline) >= finest else specks).append(outline)
     cv2.drawContours(region.mask, specks, -1, 0, cv2.FILLED, offset=(-region.x, -region.y))
     return (region, findings) if findings else (None, [])
@@ -134,7 +137,7 @@ class Finder:
         return frames
 
 
-def outlines_of(region: Region) -> list[np.ndarray]:
+def _outlines_of(region: Region) -> list[np.ndarray]:
     """One polygon for each 8-connected blob, int32 [n, 2], x and y in picture pixels."""
     offset = (region.x, region.y)
     outlines, _ = cv2.findContours(region.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stream.errors import SourceError, TooLarge
-from stream.find import Rules, find_region, outlines_of
+from stream.find import Rules, find_region
 from stream.pictures import MOST_PIXELS
 from stream.view import FieldOfView, find_field_of_view, region_above, thumbnail_size
 
@@ -67,7 +67,7 @@ def shrink(picture: np.ndarray, size: int) -> np.ndarray:
 def mask_of(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
     """The findings of one probability map as a mask of its picture, uint8 [H, W] of 0 and 255."""
     mask = np.zeros(shape, np.uint8)
-    region = find_region(probability, view, rules)
+    region, _ = find_region(probability, view, rules)
     if region is not None:
         mask[region.slices] = region.mask
     return mask
@@ -116,11 +116,11 @@ class Looked:
 
     def findings(self) -> list[Finding]:
         """One for each blob, outlined."""
-        region = find_region(self.probability, self.view, self.rules)
+        region, outlines = find_region(self.probability, self.view, self.rules)
         if region is None:
             return []
         found = []
-        for polygon in outlines_of(region):
+        for polygon in outlines:
             x, y, width, height = cv2.boundingRect(polygon)
             box = np.s_[y - region.y : y - region.y + height, x - region.x : x - region.x + width]
             inside = np.zeros((height, width), np.uint8)

@@ -26,7 +26,7 @@ def two_blobs(faint: int, strong: int) -> np.ndarray:
 def share_of(probability: np.ndarray, rules: Rules) -> tuple[float, float]:
     """The shares of the faint and of the strong blob's quarter that are found."""
     found = np.zeros((240, 360), np.uint8)
-    region = find_region(probability, VIEW, rules)
+    region, _ = find_region(probability, VIEW, rules)
     if region is not None:
         found[region.slices] = region.mask
     view = VIEW.crop(found) > 0
@@ -59,17 +59,17 @@ def test_thin_parts_that_come_apart_when_enlarged_are_left_out() -> None:
     probability[20:60, 20:60] = 250
     for step in range(20):
         probability[60 + step, 60 + step] = 200  # joined to the blob at corners alone
-    region = find_region(probability, VIEW, Rules(0.5, peak=0.9, smallest=0.001))
+    region, _ = find_region(probability, VIEW, Rules(0.5, peak=0.9, smallest=0.001))
     assert region is not None
     assert cv2.connectedComponents(region.mask)[0] == 2
     alone = np.where(probability == 200, probability, 0).astype(np.uint8)
-    assert find_region(alone, VIEW, Rules(0.5)) is None
+    assert find_region(alone, VIEW, Rules(0.5)) == (None, [])
 
 
 def test_the_outline_runs_where_the_probability_crosses_the_threshold() -> None:
     probability = np.full((100, 100), 120, np.uint8)
     probability[:, 50:] = 200
-    region = find_region(probability, VIEW, Rules(0.5))
+    region, _ = find_region(probability, VIEW, Rules(0.5))
     assert region is not None
     found = np.zeros((240, 360), np.uint8)
     found[region.slices] = region.mask
