@@ -147,6 +147,7 @@ class SAUNet(nn.Module):
         self.architecture = Architecture(
             encoder=encoder, widths=widths, decoder=decoder, shortcut_kernel=shortcut_kernel, narrow=narrow
         )
+        self.stride = finest_stride(encoder)
         self.downsample = _encoder(encoder, widths, shortcut_kernel)
         self.sa = SpatialAttention()
 
@@ -161,7 +162,7 @@ class SAUNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        size, skips = x.shape[2:], []
+        skips = []
         for block in self.downsample:
             x = block(x)
             skips.append(x)
@@ -169,8 +170,9 @@ class SAUNet(nn.Module):
         for up in self.upsample:
             x = up(x, skips.pop())
         logits: Tensor = self.last_blocks(x)
-        if logits.shape[2:] != size:
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if self.stride > 1:
+            # By a factor, not to x's size: arithmetic on shapes would go to the CPU, and a CUDA session be refused.
+            logits = F.interpolate(logits, scale_factor=float(self.stride), mode="bilinear", align_corners=False)
         return logits
 
     @torch.no_grad()
@@ -191,10 +193,14 @@ def _encoder(name: Encoder, widths: list[int], shortcut_kernel: int) -> nn.Modul
     return stages
 
 
+def finest_stride(encoder: Encoder) -> int:
+    """Pixels of the picture to one of the finest map."""
+    return 1 if encoder == "residual" else 4
+
+
 def size_multiple(architecture: Architecture) -> int:
     """Sides of a network's pictures must be multiples of this many pixels."""
-    finest = 1 if architecture["encoder"] == "residual" else 4
-    return int(finest * 2 ** (len(architecture["widths"]) - 1))
+    return int(finest_stride(architecture["encoder"]) * 2 ** (len(architecture["widths"]) - 1))
 
 
 def check_size(architecture: Architecture, size: int) -> None:

@@ -36,6 +36,11 @@ GPU: frozenset[Provider] = frozenset({"tensorrt", "cuda"})
 # ONNX Runtime 1.27 and later are built with CUDA 13.
 OLDEST_DRIVER = 13_000
 INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+# What the provider is made with: its name for people, its files on Linux and Windows.
+CUDA_LIBRARIES = (
+    ("cuBLAS of CUDA 13", "libcublasLt.so.13", "cublasLt64_13.dll"),
+    ("cuDNN 9", "libcudnn.so.9", "cudnn64_9.dll"),
+)
 FATAL_ONLY = 4
 
 
@@ -187,8 +192,9 @@ def _probe_gpu(provider: Provider) -> Absent | None:
         return Absent("the NVIDIA driver is too old for CUDA 13", "install driver 580 or later", surprising=True)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; we say so ourselves
         ort.preload_dlls(directory="")
-    if not _can_load("libcudnn.so.9", "cudnn64_9.dll"):
-        return Absent("cuDNN 9 was not found", INSTALL_CUDA, surprising=True)
+    for name, linux, windows in CUDA_LIBRARIES:
+        if not _can_load(linux, windows):
+            return Absent(f"{name} was not found", INSTALL_CUDA, surprising=True)
     if provider == "tensorrt" and not _can_load("libnvinfer.so.10", "nvinfer_10.dll"):
         return Absent("TensorRT 10 was not found", "pip install 'tensorrt>=10,<11', or choose cuda")
     return None

@@ -19,6 +19,7 @@ from stream.providers import Absent, choose, probe
 from stream.segment import Segmenter
 from stream.sources.demo_colon import DemoColon, DemoSettings
 from tests.conftest import make_red_model
+from tests.stream import fake_cuda
 
 HERE = [name for name in providers.FASTEST_FIRST if probe(name) is None]
 
@@ -104,6 +105,16 @@ def test_auto_goes_on_when_a_provider_fails_after_all(monkeypatch: pytest.Monkey
     assert segmenter.provider == "cpu"
     assert "cuda" in segmenter.notes[0]
     assert "next best" in segmenter.notes[0]
+
+
+@pytest.mark.skipif(not fake_cuda.POSSIBLE, reason="gcc, objdump or ONNX Runtime's CUDA provider is missing")
+def test_a_cuda_session_of_the_shipped_weights_opens(tmp_path: Path) -> None:
+    """Nothing of the network may be left to the CPU: ONNX Runtime leaves arithmetic on shapes, for one, to it."""
+    fake_cuda.build(tmp_path)
+    program = f"from stream.providers import *; open_session(Path({str(shipped_weights())!r}), 'cuda', 0)"
+    found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
