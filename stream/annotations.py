@@ -16,7 +16,7 @@ from stream.annotation_formats import FORMATS, Annotated
 from stream.errors import OutputError
 from stream.frame import Frame
 from stream.model import NOTICE
-from stream.process import Poll
+from stream.process import ANNOTATIONS, Poll
 from stream.results import Outline, find_run, frames_again, open_again
 from stream.scale import Scaler, own_size
 from stream.sinks.files import writing
@@ -57,7 +57,7 @@ def write_annotations(
         OutputError: the folder cannot be written, or holds something.
     """
     run = find_run(recording, results)
-    target = output or run.folder / f"annotations-{name}"
+    target = output or run.folder / f"{ANNOTATIONS}{name}"
     encode, pictures, findings = _jpeg_encoder(), 0, 0
     with _replacing(target, overwrite) as folder:
         writer = FORMATS[name](folder, *run.picture_size)

@@ -116,7 +116,8 @@ def process(
         typer.Option(metavar="SALT_FILE", help="De-identify and name results by a hash of the file's name"),
     ] = None,
 ) -> None:
-    """Annotate recordings: annotated.mp4, frames.csv, summary.json and, with --masks, masks.mkv for each."""
+    """Annotate recordings: for each a folder with annotated.mp4, frames.csv, findings.json, snapshots, report.html,
+    summary.json and, with --masks, masks.mkv."""
     settings = with_model(load_settings(config, set_ or []), model)
     salt = None if hash_names is None else read_salt(hash_names)
     if deidentify or salt:

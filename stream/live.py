@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from stream.signs import Signs
 from stream.sinks.push import Push
 from stream.sinks.rolling import RollingRecording
 from stream.sinks.window import Windows
-from stream.sources.live import LiveSource, open_live, redacted, split_name
+from stream.sources.live import NAME, LiveSource, open_live, redacted, split_name
 from stream.steady import Steadier
 
 # Nothing waits that need not: one frame of each source before each room.
@@ -50,6 +51,7 @@ class Status:
         losses: how often the source went away.
         frames_in, shown: counted since the start.
         dropped: frames not shown, by reason; once nothing is on its way, frames_in is the sum of these and `shown`.
+        unrecorded: frames that were shown, but that its recording had no time for.
         delay_ms: of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, longest.
         markers_age_ms: of the latest frames, from the arrival of the frame that the markers were found in to their
             being drawn, likewise; in-step it is a part of the delay.
@@ -63,6 +65,7 @@ class Status:
     frames_in: int
     shown: int
     dropped: dict[str, int]
+    unrecorded: int
     delay_ms: tuple[float, ...] | None
     markers_age_ms: tuple[float, ...] | None
     shown_per_second: float
@@ -80,6 +83,7 @@ def describe(status: Status) -> str:
         + (f" ({status.problem})" if status.problem else "")
         + f", {status.frames_in} frames in, {status.shown} shown at {status.shown_per_second:.1f} per second"
         + (f", dropped: {drops}" if drops else "")
+        + (f", not recorded: {status.unrecorded}" if status.unrecorded else "")
         + delay
         + (f", lost {status.losses} times" if status.losses else "")
     )
@@ -105,11 +109,15 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
 
     Raises:
         OutputError: a file exists already.
+        SettingsError: there are several, and one has no name that a file could have.
     """
+    nameless = [source.name for source in sources if not NAME.fullmatch(source.name)]
+    if nameless and len(sources) > 1:
+        raise SettingsError(f"--record: {nameless[0]} needs a name for its file; write NAME=ADDRESS")
     sinks = []
     for source in sources:
         own = path if len(sources) == 1 else path.with_stem(f"{path.stem}-{source.name}")
-        sinks.append((f"record {source.name}", RollingRecording(own, source, settings.output)))
+        sinks.append((_recording(source), RollingRecording(own, source, settings.output)))
     return sinks
 
 
@@ -155,7 +163,7 @@ class Live:
         sinks: Sequence[tuple[str, Sink[Frame]]],
     ) -> None:
         if settings.deidentify.enabled:
-            raise SettingsError("deidentify.enabled: is for recordings; record, then use `process --deidentify`")
+            raise SettingsError("deidentify.enabled: is for recordings; live pictures are not de-identified")
         self.sources = sources
         self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings
@@ -184,23 +192,15 @@ class Live:
             sinks = [*sinks, ("aside", Aside(self._pictures, markers))]
         incoming = [(_reading(source), source.frames()) for source in sources]
         self._sinks = [(name, Sturdy(sink)) for name, sink in sinks]
-        self.pipeline = Pipeline(incoming, [*rooms, *drawing], self._sinks, QUEUE, _source_of)
+        self.pipeline = Pipeline(incoming, [*rooms, *drawing], self._sinks, QUEUE, _source_of, self.close)
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Until every source has ended or `poll`, called about so often, raises; KeyboardInterrupt is a user's end."""
-
-        def poll_or_close() -> None:
-            try:
-                poll()
-            except BaseException:
-                self.close()  # a source that waits to connect again would be waited for
-                raise
-
         if self._aside is None:
-            self.pipeline.run(poll_or_close, every)
+            self.pipeline.run(poll, every)
         else:
             with in_background("aside", self._look_aside, self._pictures.end):
-                self.pipeline.run(poll_or_close, every)
+                self.pipeline.run(poll, every)
 
     def _look_aside(self) -> None:
         assert self._aside is not None
@@ -238,6 +238,7 @@ class Live:
             frames_in=self.pipeline.work[_reading(source)].items,
             shown=self._meter.shown[source.name],
             dropped={"newer": self.pipeline.dropped[source.name], "stale": self._fresh.dropped[source.name]},
+            unrecorded=self.pipeline.dropped_by_sinks.get(_recording(source), Counter[Hashable]())[source.name],
             delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
             markers_age_ms=percentiles_of([age for _, _, age in latest]) if latest else None,
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
@@ -256,6 +257,11 @@ def _source_of(frame: Frame) -> str:
 def _reading(source: LiveSource) -> str:
     """What the thread is called that reads a source; no room is called so."""
     return f"read {source.name}"
+
+
+def _recording(source: LiveSource) -> str:
+    """What the sink is called that records it."""
+    return f"record {source.name}"
 
 
 def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows) -> dict[str, Callable[[], None]]:

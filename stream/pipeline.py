@@ -151,6 +151,7 @@ class Pipeline(Generic[T]):
             not say otherwise.
         newest: tells of which kind an item is; full queues drop the oldest item of a kind instead of holding the
             sources back. None: nothing is dropped.
+        close: lets sources end that wait for something; called at the first error, from any thread.
 
     Attributes:
         work: what each thread has done, by name.
@@ -163,7 +164,9 @@ class Pipeline(Generic[T]):
         sinks: Sequence[tuple[str, Sink[T]]],
         queue: int = QUEUE,
         newest: Callable[[T], Hashable] | None = None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
+        self._close = close
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
@@ -280,6 +283,7 @@ class Pipeline(Generic[T]):
         with self._error_lock:
             self._error = self._error or error
         self._stopping.set()
+        self._close()
 
 
 @contextmanager

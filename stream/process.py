@@ -32,6 +32,8 @@ from stream.view import FieldOfView, Viewer, find_field_of_view
 
 Poll = Callable[[int, int | None], None]
 Rooms = list[tuple[str, Room[Frame], int]]
+# Folders of `polypstream masks` among a run's results begin so.
+ANNOTATIONS = "annotations-"
 RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
 
 
@@ -144,7 +146,7 @@ def process(
         view, recording = choose_view(source, settings), source.path
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, name)
-        folder = prepare_folder(output / source.stem, recording, overwrite)
+        folder = prepare_folder(output / source.stem, recording, overwrite, settings.deidentify.enabled)
         run = Job(source, view, folder, segmenter, settings, masks).run(poll)
         write_report(run.folder)
         return run
@@ -152,11 +154,12 @@ def process(
         source.close()
 
 
-def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Path:
+def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deidentified: bool) -> Path:
     """Make the results' folder, without touching a file that the user has not given up.
 
     Raises:
-        OutputError: results exist and may not be replaced, or the folder cannot be written.
+        OutputError: results exist and may not be replaced, or the folder cannot be written; or it holds annotations
+            of an earlier run, whose pictures would lie among de-identified results.
     """
     try:
         existing = [folder / name for name in RESULTS if (folder / name).exists()]
@@ -166,6 +169,8 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool) -> Pat
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
             raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
+        for annotations in folder.glob(f"{ANNOTATIONS}*") if deidentified else ():
+            raise OutputError(f"{annotations}: has pictures of an earlier run; move it away, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
         for path in existing:
             path.unlink()

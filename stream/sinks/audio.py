@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import av
-from av import BitStreamFilterContext
+from av import AudioFrame, AudioResampler, BitStreamFilterContext, Codec
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.error import FFmpegError
@@ -25,6 +25,7 @@ from stream.sources.container import open_container, packets_of
 COPIED = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
 # Layouts that the AAC encoder takes. Others, and the unnamed ones of old codecs, become mono or stereo.
 AAC_LAYOUTS = frozenset({"mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1"})
+AAC_RATES = Codec("aac", "w").audio_rates or ()
 # A packet that starts so much later than the one before it, and also later than the one after, has a damaged time.
 JUMP_S = 1.0
 # Packets read ahead, at most, in search of the first one of a track.
@@ -124,12 +125,15 @@ class _Track:
         if _is_raw_aac(source):
             self._filter = BitStreamFilterContext("aac_adtstoasc", source)
             header = _aac_header(source, ahead)
+        self._resampler: AudioResampler | None = None
+        self._sampled: tuple[str, str, int] | None = None
         self._encodes = name not in COPIED or not _fits_mp4(source, header)
         if self._encodes:
             layout = source.codec_context.layout
             plain = "mono" if layout.nb_channels == 1 else "stereo"
             wanted = layout.name if layout.name in AAC_LAYOUTS else plain
-            self._target = output.add_stream("aac", rate=self._rate, layout=wanted)
+            rate = min(AAC_RATES, key=lambda rate: abs(rate - self._rate))
+            self._target = output.add_stream("aac", rate=rate, layout=wanted)
             self.note = f"audio track {self.index} ({name}) was encoded as AAC, which every MP4 player reads"
         else:
             self._target = _add_copy(source, header, output)
@@ -183,7 +187,17 @@ class _Track:
         return cast("list[Packet[AudioStream]]", copies)
 
     def _encode(self, packet: Packet[AudioStream]) -> list[Packet[AudioStream]]:
-        return [encoded for frame in packet.decode() for encoded in self._target.encode(frame)]
+        fitting = [part for frame in packet.decode() for part in self._resample(frame)]
+        return [encoded for part in fitting for encoded in self._target.encode(part)]
+
+    def _resample(self, frame: AudioFrame) -> list[AudioFrame]:
+        """As the encoder takes it; what a track's sound is like may change midway (broadcasts do so)."""
+        sampled = frame.format.name, frame.layout.name, frame.sample_rate
+        if self._resampler is None or sampled != self._sampled:
+            target = self._target.codec_context
+            self._resampler = AudioResampler(target.format, target.layout, target.sample_rate)
+            self._sampled = sampled
+        return self._resampler.resample(frame)
 
 
 def _is_raw_aac(track: AudioStream) -> bool:

@@ -70,6 +70,9 @@ class RollingRecording:
     def _open(self, frame: Frame) -> None:
         assert self._source.format is not None
         self._format, self._started = self._source.format, frame.seconds
+        if frame.signal:  # which may be from before the source's pictures changed
+            width, height, name = frame.picture.width, frame.picture.height, frame.picture.format.name
+            self._format = replace(self._format, width=width, height=height, pixel_format=name)
         path = self._next_path()
         self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)
         self.files.append(path)

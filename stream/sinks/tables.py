@@ -16,8 +16,8 @@ HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probabili
 
 
 class FramesTable:
-    """Writes frames.csv: number, time in seconds, findings, their share of the picture, highest probability, tracks,
-    and 1 for each thing that is wrong with the picture.
+    """Writes frames.csv: number, time in seconds, polyps shown, their share of the picture, highest probability, their
+    tracks, and 1 for each thing that is wrong with the picture.
 
     Raises:
         OutputError: it cannot be written.
@@ -40,7 +40,7 @@ class FramesTable:
         row = (
             frame.index,
             f"{frame.seconds:.6f}",
-            len(frame.outlines),
+            len(set(frame.tracks)),
             f"{share:.6f}",
             f"{highest:.4f}",
             tracks,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 import av
 from av.container import InputContainer
@@ -15,6 +16,7 @@ from av.stream import Stream
 from stream.errors import SourceError
 from stream.pictures import MOST_PIXELS
 
+StreamT = TypeVar("StreamT", bound=Stream)
 # Only containers of moving pictures: not FFmpeg's picture, text, playlist and device readers, which would take a
 # photograph for a video, or a text file for a list of other files to open.
 CONTAINERS = (
@@ -63,21 +65,33 @@ def open_container(path: Path) -> InputContainer:
     return container
 
 
-def packets_of(container: InputContainer, streams: list[Stream], damage: list[str]) -> Iterator[Packet[Stream]]:
-    """Every packet of some streams, then an empty one for each; what stops the reading early goes to `damage`."""
-    packets = container.demux(*streams)
-    strangers = 0
+def demuxed(container: InputContainer, streams: Sequence[StreamT]) -> Iterator[Packet[StreamT] | None]:
+    """Every packet of some streams; None for each packet of a track that was not there at the beginning.
+
+    Raises:
+        FFmpegError: the reading stopped early.
+    """
+    packets = cast("Iterator[Packet[StreamT]]", container.demux(*streams))
     while True:
         try:
             yield next(packets)
         except StopIteration:
-            break
-        except IndexError:
-            # A track that was not there at the beginning: PyAV's iterator ends with this error, a new one goes on.
-            strangers += 1
-            packets = container.demux(*streams)
-        except FFmpegError as error:
-            damage.append(f"reading stopped early ({error.strerror})")
-            break
+            return
+        except IndexError:  # such a track: PyAV's iterator ends with this error, a new one goes on
+            packets = cast("Iterator[Packet[StreamT]]", container.demux(*streams))
+            yield None
+
+
+def packets_of(container: InputContainer, streams: list[Stream], damage: list[str]) -> Iterator[Packet[Stream]]:
+    """Every packet of some streams, then an empty one for each; what stops the reading early goes to `damage`."""
+    strangers = 0
+    try:
+        for packet in demuxed(container, streams):
+            if packet is None:
+                strangers += 1
+            else:
+                yield packet
+    except FFmpegError as error:
+        damage.append(f"reading stopped early ({error.strerror})")
     if strangers:
         damage.append(f"{strangers} packets of a track that appears midway were left out")

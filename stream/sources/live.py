@@ -23,6 +23,7 @@ from stream.errors import SourceError
 from stream.frame import Frame
 from stream.pictures import PictureFormat, copy_of, in_format, picture_format, planes_of
 from stream.sources.base import Source
+from stream.sources.container import demuxed
 from stream.sources.demo import SCHEME
 from stream.sources.open import open_source
 from stream.srt import srt_received
@@ -145,7 +146,8 @@ def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
 
 def redacted(uri: str) -> str:
     """An address without user, password and query, which may hold keys; also where it is written wrongly."""
-    return re.sub(r"/[^/]*@", "/", re.split(r"[?#]", uri, maxsplit=1)[0])
+    # A password may hold any of the characters that mean something elsewhere: all up to the last @ goes first.
+    return re.split(r"[?#]", re.sub(r"^([^/]*/+)?.*@", r"\1", uri), maxsplit=1)[0]
 
 
 def back_off(attempts: int, longest: float) -> float:
@@ -221,7 +223,8 @@ class Stream:
                     for frame in self._read(container):
                         attempts = 0
                         yield frame
-                self._lost("it ended")
+                if not self._closed.is_set():
+                    self._lost("it ended")
             except (FFmpegError, SourceError) as error:
                 self._lost(reason(error))
             if not self._closed.is_set():
@@ -259,9 +262,11 @@ class Stream:
         stream.thread_type = "SLICE"
         stream.codec_context.flags |= Flags.low_delay
         clock, self._wanted = _Clock(self._opened), None  # a new connection may bring other pictures of the same size
-        for packet in container.demux(stream):
+        for packet in demuxed(container, [stream]):
             if self._closed.is_set():
                 return
+            if packet is None:
+                continue
             arrived = time.monotonic()
             pictures = self._pictures_of(packet)
             # A device's packets lie in its driver's memory, and must be gone before it is closed.

@@ -154,6 +154,7 @@ def exposition(statuses: Sequence[Status]) -> str:
         ("frames_in_total", "counter", "Frames that came in.", lambda each: {"": each.frames_in}),
         ("frames_shown_total", "counter", "Frames that were shown.", lambda each: {"": each.shown}),
         ("frames_dropped_total", "counter", "Frames that were not shown.", _dropped),
+        ("frames_unrecorded_total", "counter", "Frames shown but not recorded.", lambda each: {"": each.unrecorded}),
         ("delay_seconds", "gauge", "From a frame's arrival to its showing, latest frames.", _delays),
     ):
         lines += [f"# HELP polypstream_{name} {help_}", f"# TYPE polypstream_{name} {kind}"]

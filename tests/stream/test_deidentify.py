@@ -268,6 +268,19 @@ def test_a_view_that_is_not_found_is_an_error(tmp_path: Path, model: Path) -> No
     assert all(luma.max() <= 20 for luma in frames_of(tmp_path / "out" / "dark" / "annotated.mp4", "gray"))
 
 
+def test_pictures_of_an_earlier_run_do_not_stay_among_the_results(tmp_path: Path, named: Path, model: Path) -> None:
+    results = tmp_path / named.stem
+    call("process", named, "--output", tmp_path, "--model", model)
+    call("masks", named, "--results", tmp_path, "--format", "png")
+    again = ("process", named, "--output", tmp_path, "--model", model, "--overwrite")
+    done = call(*again, "--deidentify", check=False)
+    assert done.returncode == 1
+    assert f"{results / 'annotations-png'}: has pictures of an earlier run" in done.stderr
+    call(*again)
+    (results / "annotations-png").rename(tmp_path / "elsewhere")
+    call(*again, "--deidentify")
+
+
 def test_names(tmp_path: Path) -> None:
     salt = b"0123456789abcdef"
     assert hashed_name("a.mp4", salt) == hashed_name("a.mp4", salt)
@@ -282,4 +295,4 @@ def test_names(tmp_path: Path) -> None:
 def test_live_pictures_are_refused() -> None:
     done = call("live", "demo:?seconds=1", "--set", "deidentify.enabled=true", check=False)
     assert done.returncode == 1
-    assert "process --deidentify" in done.stderr
+    assert "live pictures are not de-identified" in done.stderr

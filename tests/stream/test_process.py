@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 
 from stream.config import load_settings
+from stream.frame import Frame
 from stream.process import make_segmenter, process, with_model
+from stream.quality import Quality
+from stream.sinks.tables import FramesTable
 from tests.conftest import (
     RED,
     Clip,
@@ -155,6 +159,47 @@ def test_audio_that_mp4_cannot_hold_is_encoded_and_said(make: Make, red_model: P
         track = file.streams.audio[0]
         assert float(track.duration * track.time_base) == pytest.approx(2.36, abs=0.1)
     assert any("encoded as AAC" in note for note in summary_of(folder)["notes"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
+@pytest.mark.parametrize(("rate", "nearest"), [(192000, 96000), (22254, 22050), (6000, 7350)])
+def test_audio_at_a_rate_that_aac_lacks_is_resampled(rate: int, nearest: int, tmp_path: Path, red_model: Path) -> None:
+    recording = tmp_path / "c.mkv"
+    ffmpeg(*PICTURES, "-i", f"sine=r={rate}:d=2", "-c:a", "pcm_s16le", recording)
+    with av.open(str(run(recording, red_model) / "annotated.mp4")) as file:
+        track = file.streams.audio[0]
+        assert track.codec_context.sample_rate == nearest
+        assert float(track.duration * track.time_base) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
+def test_audio_that_changes_its_channels_midway_is_encoded_to_its_end(tmp_path: Path, red_model: Path) -> None:
+    recording = tmp_path / "c.ts"
+    for start, channels in ((0, 2), (2, 4)):
+        sound = ("-i", "sine=r=48000:d=2", "-ac", channels, "-c:a", "s302m", "-strict", "-2")
+        ffmpeg(*PICTURES, *sound, "-output_ts_offset", start, "-muxdelay", 0, "-f", "mpegts", tmp_path / f"{start}.ts")
+    recording.write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "2.ts").read_bytes())
+    with av.open(str(run(recording, red_model) / "annotated.mp4")) as file:
+        track = file.streams.audio[0]
+        assert float(track.duration * track.time_base) == pytest.approx(4, abs=0.1)
+
+
+PICTURES = ("-f", "lavfi", "-i", "testsrc=s=64x64:r=10:d=2", "-f", "lavfi")
+
+
+def ffmpeg(*arguments: object) -> None:
+    subprocess.run(["ffmpeg", "-loglevel", "error", *map(str, arguments)], check=True)
+
+
+def test_a_polyp_in_two_pieces_is_counted_once(tmp_path: Path) -> None:
+    frame = Frame(0, av.VideoFrame(8, 8, "yuv420p"), 0, Fraction(1, 25))
+    frame.probability, frame.quality = np.zeros((8, 8), np.uint8), Quality(False, False, False)
+    frame.outlines, frame.tracks = [np.zeros((3, 2), np.int32)] * 3, [7, 2, 7]
+    table = FramesTable(tmp_path / "frames.csv")
+    table.write(frame)
+    table.close()
+    (row,) = table_of(tmp_path)
+    assert (row["polyp_count"], row["tracks"]) == ("2", "2 7")
 
 
 BT709 = {"colorspace": 1, "color_range": 1, "color_primaries": 1, "color_trc": 1}

@@ -56,7 +56,8 @@ function show(section, status) {
   const drops = Object.entries(status.dropped).filter(([, count]) => count);
   const dropped = drops.reduce((sum, [, count]) => sum + count, 0);
   const reasons = drops.map(([reason, count]) => `${count} ${reason}`).join(", ");
-  say(section, "dropped", `${dropped} of ${status.frames_in}` + (reasons && ` (${reasons})`));
+  const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
+  say(section, "dropped", `${dropped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
   say(section, "losses", `${status.losses} times`);
   say(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);
