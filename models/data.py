@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from stream.errors import DataError, SettingsError
-from stream.pictures import read_image
+from stream.pictures import read_image, read_mask
 from stream.still import shrink, view_of
 from stream.view import LIT
 
@@ -145,15 +145,15 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """A picture, uint8 RGB [H, W, 3], and its mask, uint8 [H, W] of 0 and 255.
 
     Raises:
-        DataError: a file cannot be decoded, or the two differ in size.
+        DataError: a file cannot be decoded, the two differ in size, or the mask is none.
     """
     picture = read_image(pair.image, cv2.IMREAD_COLOR_RGB)
-    mask = read_image(pair.mask, cv2.IMREAD_GRAYSCALE)
+    mask = read_mask(pair.mask)
     if picture is None or mask is None:
         raise DataError(f"{pair.image if picture is None else pair.mask}: cannot be read as a picture")
     if picture.shape[:2] != mask.shape:
         raise DataError(f"{pair.mask}: its size {mask.shape[::-1]} is not its picture's {picture.shape[1::-1]}")
-    return picture, cv2.compare(mask, 127, cv2.CMP_GT)
+    return picture, mask
 
 
 def healthy_crops(picture: np.ndarray, mask: np.ndarray) -> list[tuple[float, np.ndarray]]:

@@ -14,6 +14,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import ColorRange, Colorspace
 
 from stream.colour import HD_LINES, bits_of
+from stream.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class PictureFormat:
 
 # A picture of 8K has 33 million. A small file may claim billions.
 MOST_PIXELS = 40_000_000
+# Of 255, above which a mask says polyp.
+MASK_THRESHOLD = 127
 # MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.
 MP4_LONGEST_STEP = 2**31 - 1
 # FFmpeg doubles an MP4's units per second until they are at least so many.
@@ -159,6 +162,21 @@ def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
         lines = np.frombuffer(memoryview(plane), kind).reshape(plane.height, plane.line_size // np.dtype(kind).itemsize)
         planes.append(lines[:, : plane.width])
     return planes
+
+
+def read_mask(path: Path) -> np.ndarray | None:
+    """A mask's file as uint8 [H, W] of 0 and 255, thresholded at 127 (so that JPEG will do); None if it is no picture.
+
+    Raises:
+        DataError: it is no mask of 0 and 255, but of 0 and 1 for instance, and would count as empty.
+    """
+    mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        return None
+    brightest = int(mask.max())
+    if 0 < brightest <= MASK_THRESHOLD:
+        raise DataError(f"{path}: is no mask of 0 and 255, its highest value is {brightest}")
+    return cv2.compare(mask, MASK_THRESHOLD, cv2.CMP_GT)
 
 
 def read_image(path: Path, flags: int) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 
 from stream.errors import DataError
-from stream.pictures import read_image
+from stream.pictures import read_mask
 from stream.sinks.findings import read_findings
 from stream.sources.recording import Recording
 
 # A polyp counts if it was in view for so long, and is found once something overlapped it for so long, in seconds.
 IN_VIEW_S, FOUND_S = 1.0, 0.2
+# Codecs that keep every pixel's value.
+LOSSLESS = frozenset({"ffv1", "ffvhuff", "huffyuv", "png", "rawvideo", "utvideo"})
 # False alarms less than so many seconds apart are one.
 APART_S = 0.5
 
@@ -47,8 +49,9 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
 
     Args:
         run: folder of results of `process --masks`.
-        truth: a video whose pixels hold the number of the polyp (0: none), as `demo-video --truth` writes, or a folder
-            of masks, one a frame in the order of their names; there each stretch of frames with a polyp is one polyp.
+        truth: a lossless video whose pixels hold the number of the polyp (0: none), as `demo-video --truth` writes, or
+            a folder of masks, one a frame in the order of their names; there each stretch of frames with a polyp is
+            one polyp.
 
     Returns:
         mean_dice, mean_iou: of the frames; 1 where neither mask has anything.
@@ -62,8 +65,8 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
         id_switches_per_minute: changes of the track that overlaps a polyp; None if there are no tracks.
 
     Raises:
-        DataError: the run has no masks, its findings cannot be read, or the truth is not of as many frames or
-            not of their size.
+        DataError: the run has no masks, its findings cannot be read, or the truth is not of as many frames, not of
+            their size, or not lossless.
     """
     masks = run / "masks.mkv"
     if not masks.is_file():
@@ -80,10 +83,14 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
     return _figures(tally, bool(tracks))
 
 
-def _planes_of(video: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and luma of every frame."""
+def _planes_of(video: Path, codecs: Collection[str] = ()) -> Iterator[tuple[float, np.ndarray]]:
+    """Time and luma of every frame; of one of these codecs, if any are given."""
     source = Recording(video)
     try:
+        if codecs and source.codec not in codecs:
+            raise DataError(
+                f"{video}: {source.codec} does not keep the polyps' numbers; use FFV1, or a folder of masks"
+            )
         for frame in source.frames():
             yield frame.seconds, frame.picture.to_ndarray(format="gray")
     finally:
@@ -93,17 +100,17 @@ def _planes_of(video: Path) -> Iterator[tuple[float, np.ndarray]]:
 def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
     """Time and numbers of the polyps, uint8, of every frame; the time of a mask in a folder is nothing."""
     if not truth.is_dir():
-        yield from _planes_of(truth)
+        yield from _planes_of(truth, LOSSLESS)
         return
     polyp, before = 0, False
     for path in sorted(path for path in truth.iterdir() if path.is_file()):
-        mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+        mask = read_mask(path)
         if mask is None:
             raise DataError(f"{path}: cannot be read as a picture")
-        there = bool((mask > 127).any())
+        there = bool(mask.any())
         polyp += there and not before
         before = there
-        yield 0.0, np.where(mask > 127, min(polyp, 255), 0).astype(np.uint8)
+        yield 0.0, cv2.min(mask, min(polyp, 255))
 
 
 def _tracks_of(run: Path) -> dict[int, list[tuple[int, list[np.ndarray]]]]:
@@ -152,10 +159,11 @@ def _track_on(place: np.ndarray, tracks: Iterable[tuple[int, list[np.ndarray]]])
 
 def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
     times, alarms = zip(*tally.false_alarms, strict=True)
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    # Not the median: Matroska rounds times to milliseconds, and 30 frames at 30 a second would be 0.99 s.
+    step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     minutes = max((times[-1] - times[0] + step) / 60, 1e-9)
-    polyps = [each for each in tally.polyps.values() if len(each.seconds) * step >= IN_VIEW_S]
-    found = [each for each in polyps if sum(each.hit) * step >= FOUND_S]
+    polyps = [each for each in tally.polyps.values() if _last(len(each.seconds), step, IN_VIEW_S)]
+    found = [each for each in polyps if _last(sum(each.hit), step, FOUND_S)]
     first = [each.seconds[each.hit.index(True)] - each.seconds[0] for each in found]
     flicker = sum(_changes(_between_hits(each.hit)) for each in polyps) + _changes([False, *alarms, False])
     switches = sum(_changes([track for track in each.tracks if track]) for each in polyps)
@@ -172,6 +180,11 @@ def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
         "flicker_per_minute": flicker / minutes,
         "id_switches_per_minute": switches / minutes if tracked else None,
     }
+
+
+def _last(frames: int, step: float, seconds: float) -> bool:
+    """Whether so many frames last so long; to the nearest frame, the step being measured."""
+    return (frames + 0.5) * step > seconds
 
 
 def _mean(values: Sequence[bool]) -> float | None:

@@ -46,6 +46,9 @@ class Recording:
         path: of the file.
         untimed_rate: pictures per second, for a stream whose pictures carry no times; None: as the stream says.
 
+    Attributes:
+        codec: FFmpeg's name of that of its pictures.
+
     Raises:
         SourceError: the file cannot be read, has no moving picture, or none that can be decoded.
     """
@@ -60,6 +63,7 @@ class Recording:
         try:
             self._stream = self._picture_stream()
             self._stream.thread_type = "AUTO"
+            self.codec = self._stream.codec_context.codec.canonical_name
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:

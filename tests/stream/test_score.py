@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import av
@@ -19,10 +21,10 @@ from tests.conftest import call
 RATE = 25
 
 
-def write_video(path: Path, pictures: list[np.ndarray]) -> Path:
-    """Lossless grey, 25 frames a second."""
+def write_video(path: Path, pictures: list[np.ndarray], rate: Fraction | int = RATE) -> Path:
+    """Lossless grey, so many frames a second."""
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("ffv1", rate=RATE)
+        stream = file.add_stream("ffv1", rate=rate)
         stream.width, stream.height, stream.pix_fmt = pictures[0].shape[1], pictures[0].shape[0], "gray"
         for picture in pictures:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "gray")))
@@ -43,10 +45,10 @@ NOTHING = np.zeros((64, 96), np.uint8)
 def run(tmp_path: Path) -> Callable[..., Path]:
     """run(masks, tracks) is a folder of results."""
 
-    def make(masks: list[np.ndarray], tracks: dict[int, list[int]] | None = None) -> Path:
+    def make(masks: list[np.ndarray], tracks: dict[int, list[int]] | None = None, rate: Fraction | int = RATE) -> Path:
         folder = tmp_path / "run"
-        folder.mkdir()
-        write_video(folder / "masks.mkv", masks)
+        folder.mkdir(exist_ok=True)
+        write_video(folder / "masks.mkv", masks, rate)
         box = [20, 20, 39, 20, 39, 39, 20, 39]
         rows = [
             {"track": track, "outlines": [{"frame": frame, "polygons": [box]} for frame in frames]}
@@ -124,6 +126,31 @@ def test_truth_that_does_not_fit_is_refused(run: Callable[..., Path], tmp_path: 
     (folder / "masks.mkv").unlink()
     with pytest.raises(DataError, match="run `polypstream process` with --masks"):
         score(folder, tmp_path / "long.mkv")
+
+
+def test_truth_that_would_be_misread_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder, masks = run([square(255)] * 3), tmp_path / "masks"
+    with av.open(str(tmp_path / "lossy.mp4"), "w") as file:
+        video = file.add_stream("libx264", rate=25)
+        video.width, video.height = NOTHING.shape[::-1]
+        file.mux([*video.encode(av.VideoFrame.from_ndarray(square(255), "gray")), *video.encode(None)])
+    with pytest.raises(DataError, match="h264 does not keep the polyps' numbers"):
+        score(folder, tmp_path / "lossy.mp4")
+    masks.mkdir()
+    cv2.imwrite(str(masks / "0.png"), square(1))
+    with pytest.raises(DataError, match=r"0\.png: is no mask of 0 and 255, its highest value is 1"):
+        score(folder, masks)
+
+
+@pytest.mark.parametrize("rate", [24, 25, Fraction(30000, 1001), 30, 60])
+def test_a_second_is_a_second_at_any_rate(rate: Fraction | int, run: Callable[..., Path], tmp_path: Path) -> None:
+    """Though Matroska's times are whole milliseconds."""
+    seen, hit = round(rate), ceil(rate / 5)
+    for less, expected in ((0, (1, 1)), (1, (1, 0))):
+        found = [square(255)] * (hit - less) + [NOTHING] * (3 * seen)
+        truth = [square(1)] * seen + [NOTHING] * (len(found) - seen)
+        figures = score(run(found, rate=rate), write_video(tmp_path / "truth.mkv", truth, rate))
+        assert (figures["polyps"], figures["polyps_found"]) == expected
 
 
 def test_damaged_findings_are_said(run: Callable[..., Path], tmp_path: Path) -> None:
