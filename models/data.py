@@ -92,12 +92,13 @@ def _ending_of(name: str) -> str:
     return ending if ending.lower() in PICTURE_ENDINGS else ""
 
 
-def named_pairs(folders: Sequence[Path], names_file: Path | None = None) -> list[tuple[str, Pair]]:
+def named_pairs(folders: Sequence[Path], names_file: Path | None = None, every: bool = False) -> list[tuple[str, Pair]]:
     """The pictures of several data sets, each with the name `folder/picture`.
 
     Args:
         folders: each holds images/ and masks/, and train.txt if not all of them are meant.
         names_file: takes the place of train.txt where there is one folder.
+        every: take every picture, whatever a train.txt says.
 
     Raises:
         DataError: as of find_pairs, or two folders are called the same.
@@ -111,7 +112,7 @@ def named_pairs(folders: Sequence[Path], names_file: Path | None = None) -> list
     return [
         (f"{title}/{pair.name}", pair)
         for title, folder in zip(titles, folders, strict=True)
-        for pair in find_pairs(folder, names_file or names_file_of(folder))
+        for pair in find_pairs(folder, None if every else names_file or names_file_of(folder))
     ]
 
 

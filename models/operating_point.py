@@ -152,7 +152,7 @@ def _measure(
 
 
 def _held_out(data: Sequence[Path], names: Sequence[str]) -> list[Pair]:
-    by_name = dict(named_pairs(data))
+    by_name = dict(named_pairs(data, every=True))  # `train --names` may have taken others than a train.txt lists
     missing = [name for name in names if name not in by_name]
     if missing or not names:
         problem = f"lacks {missing[0]}, which was held out in training" if missing else "none was held out in training"

@@ -134,7 +134,7 @@ def train(
         DataError: the data are not as needed.
         ModelError: `start` is no checkpoint of this network.
         SettingsError: `out` holds a run with another recipe, the size does not fit the network, the recipe is to do
-            without what it does not have, or what is held out is said twice.
+            without what it does not have, what is held out is said twice, or the training diverges.
     """
     check_size(OURS, recipe.size)
     unknown = set(recipe.without) - set(PARTS)
@@ -144,7 +144,7 @@ def train(
         raise ModelError(f"{start}: no such checkpoint")
     pairs = named_pairs(data, names)
     content = [_read_small(pair, recipe.size) for _, pair in pairs]
-    training, validation = _split([name for name, _ in pairs], content, recipe, start, held_out)
+    training, validation = _split([name for name, _ in pairs], content, recipe, start, held_out, report)
     if len(training) < 2 or not validation:
         folders = ", ".join(str(folder) for folder in data)
         raise DataError(f"{folders}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
@@ -166,6 +166,10 @@ def train(
     for epoch in range(run.epoch, recipe.epochs):
         row = run.train_epoch([content[index] for index in shown], epoch, poll)
         row |= run.validate(unseen)
+        if not math.isfinite(row["train_loss"] + row["validation_loss"]):
+            raise SettingsError(
+                f"{out}: the loss is no number any more; give a lower --learning-rate and another --out"
+            )
         run.finish_epoch(row)
         report(
             f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
@@ -330,11 +334,22 @@ class Run:
 
 
 def _split(
-    names: Sequence[str], content: Sequence[Levels], recipe: Recipe, start: Path | None, held_out: Path | None
+    names: Sequence[str],
+    content: Sequence[Levels],
+    recipe: Recipe,
+    start: Path | None,
+    held_out: Path | None,
+    report: Callable[[str], None],
 ) -> tuple[list[int], list[int]]:
     """Indices for training and for validation: as the run before had them, as the file says, or a random share."""
     pictures = [levels.small[0] for levels in content]
-    before = _held_out_by(start)
+    known = _held_out_by(start)
+    before = known & set(names)
+    if len(before) < len(known):
+        report(
+            f"{len(known - before)} of the {len(known)} pictures that the run of {start} held out are not here. If "
+            "they are, under other names (folder/picture), pictures to validate on now have been trained on then"
+        )
     if before and held_out:
         raise SettingsError(f"--held-out {held_out}: the run that {start} comes from has held out others; leave it out")
     wanted = set(read_names(held_out)) if held_out else before

@@ -1,4 +1,4 @@
-"""Formats of annotation tools, each a folder that the tool imports as it is.
+"""Formats of annotation tools, each a folder that the tool imports.
 
 Every writer takes one annotated picture after another and finishes its files when closed. Coordinates are pixels of the
 picture as stored, from its left top corner; a track is one polyp, and keeps its number where a format can say so.
@@ -120,7 +120,7 @@ class Yolo:
     """Ultralytics' segmentation labels: data.yaml, images/train/, labels/train/ with a line for each polygon.
 
     A line is the class, 0, and x y x y … as shares of the picture's width and height; a picture without findings has
-    an empty file. Source: https://docs.ultralytics.com/datasets/segment/
+    an empty file. Without a `path` the folder of data.yaml is meant, wherever it lies. Source: https://docs.ultralytics.com/datasets/segment/
     """
 
     def __init__(self, folder: Path, width: int, height: int) -> None:
@@ -128,7 +128,7 @@ class Yolo:
         self._size = np.array([width, height], np.float64)
         for place in (self.images, self._labels):
             place.mkdir(parents=True)
-        (folder / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
+        (folder / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
 
     def write(self, picture: Annotated) -> None:
         lines = [
@@ -243,7 +243,7 @@ def _solid(outline: Outline) -> list[np.ndarray]:
 
     Outlines go through the middles of the outermost pixels, and in these formats a middle is at half a pixel.
     """
-    return [(polygon if len(polygon) > 2 else _box(polygon)) + 0.5 for polygon in outline.polygons]
+    return [polygon + 0.5 if len(polygon) > 2 else _box(polygon) for polygon in outline.polygons]
 
 
 def _area(polygon: np.ndarray) -> float:
@@ -251,8 +251,9 @@ def _area(polygon: np.ndarray) -> float:
 
 
 def _box(polygon: np.ndarray) -> np.ndarray:
+    """Around the outer edges of the outline's pixels."""
     x, y, width, height = cv2.boundingRect(polygon)
-    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.int32)
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
 
 
 FORMATS: dict[str, type[Writer]] = {"coco": Coco, "png": Png, "yolo": Yolo, "cvat": Cvat, "labelme": Labelme}

@@ -230,14 +230,14 @@ def score_run(
 ) -> None:
     """Compare a run with the truth: Dice, polyps, time to detection, false alarms, flicker; also in its report."""
     figures = score(run, truth)
-    if (run / "summary.json").is_file():
-        write_report(run, figures)
     for name, value in figures.items():
         text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
         typer.echo(name.replace("_", " ").ljust(28) + text)
     if json_file is not None:
         with writing(json_file):
             json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    if (run / "summary.json").is_file():
+        write_report(run, figures)
 
 
 @app.command("masks")

@@ -80,7 +80,7 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         summary = json.loads((run / "summary.json").read_text())
         tracks = read_findings(run)["tracks"]
         timeline, qualities = read_table(run / "frames.csv")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
     page = (
         environment()

@@ -86,8 +86,11 @@ def read_run(folder: Path) -> FinishedRun:
     """
     about = read_findings(folder)
     try:
-        return FinishedRun(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
-    except (ValueError, KeyError) as error:
+        run = FinishedRun(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
+        if min(run.picture_size) < 1:
+            raise ValueError("no picture_size")
+        return run
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / 'findings.json'}: cannot be read as findings ({error})") from error
 
 

@@ -44,7 +44,9 @@ def read_still(file: IO[bytes]) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits of grey
+    if image.mode in ("I", "F"):
+        raise SourceError("a grey picture of 32 bits; save it with 8 or 16")
+    if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Video files. This is the one place that opens a container to write."""
+"""Video files: annotated.mp4 and masks.mkv. This is the one place that makes them."""
 
 from __future__ import annotations
 

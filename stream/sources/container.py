@@ -1,4 +1,4 @@
-"""Opening a file of any container to read, and its packets. This is the one place that does."""
+"""Opening a user's file of any container to read, and its packets. This is the one place that does."""
 
 from __future__ import annotations
 

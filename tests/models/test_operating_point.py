@@ -62,4 +62,7 @@ def test_what_cannot_be_tuned_is_said(tmp_path: Path, checkpoint: Path) -> None:
     done = call("tune", checkpoint, data, check=False)
     assert done.returncode == 1
     assert "lacks d/p4" in done.stderr
+    data = make_data(tmp_path / "more" / "d")
+    (data / "train.txt").write_text("p0\np2\n")  # `train --names` had others
+    call("tune", checkpoint, data)
     assert "multiple of 4" in call("tune", checkpoint, data, "--size", 50, check=False).stderr

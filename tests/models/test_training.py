@@ -116,6 +116,20 @@ def test_what_is_held_out_can_be_named(tmp_path: Path) -> None:
         train([data], None, tmp_path / "other", once, "free", print, held_out=tmp_path / "missing.txt")
 
 
+def test_pictures_held_out_before_that_are_not_here_are_said(tmp_path: Path) -> None:
+    data, lines = make_data(tmp_path / "data", 12), list[str]()
+    once = replace(RECIPE, epochs=1)
+    first = train([data], None, tmp_path / "first", once, "free", print)
+    train([data.rename(tmp_path / "other")], None, tmp_path / "next", once, "free", lines.append, start=first)
+    assert lines[0].startswith("2 of the 2 pictures that the run of")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    data, wild = make_data(tmp_path / "data", 12), replace(RECIPE, learning_rate=1e30)
+    with pytest.raises(SettingsError, match="lower --learning-rate"):
+        train([data], None, tmp_path / "run", wild, "free", print)
+
+
 def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

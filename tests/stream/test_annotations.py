@@ -16,6 +16,7 @@ import pytest
 
 from models.data import find_pairs, read_pair
 from stream.annotation_formats import Annotated, Cvat, Yolo
+from stream.errors import DataError
 from stream.results import Outline, read_run
 from tests.conftest import Clip, call, disc, make_clip
 
@@ -124,6 +125,10 @@ def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
     assert all(0 < float(share) < 1 for share in line[1:])
+    writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])]))
+    shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
+    assert (min(shares), max(shares)) == (0.98, 1.0)  # x 98 to 100 of 100, y 49 to 50 of 50
+    assert "path" not in (tmp_path / "data.yaml").read_text()  # which Ultralytics takes from wherever it is started
 
 
 def test_odd_sizes_keep_their_pixels(tmp_path: Path, red_model: Path) -> None:
@@ -173,3 +178,8 @@ def test_findings_of_another_version_are_refused(processed: tuple[Path, Path], t
     (tmp_path / "findings.json").write_text(json.dumps(content | {"schema": "polypstream-findings-9"}))
     with pytest.raises(Exception, match="polypstream-findings-9"):
         read_run(tmp_path)
+    for size in ({}, {"picture_size": None}, {"picture_size": [0, 0]}):
+        damaged = {key: value for key, value in content.items() if key != "picture_size"} | size
+        (tmp_path / "findings.json").write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match=r"findings\.json: cannot be read as findings"):
+            read_run(tmp_path)

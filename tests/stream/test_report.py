@@ -81,6 +81,10 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
 def test_what_is_no_run_is_said(tmp_path: Path, run: Path) -> None:
     with pytest.raises(DataError, match="holds no finished run"):
         write_report(tmp_path)
+    table = (run / "frames.csv").read_text()
+    (run / "frames.csv").write_text(table + "99,3.9\n")  # as a full disk ends it
+    with pytest.raises(DataError, match="holds no finished run"):
+        write_report(run)
     shutil.copy(run / "summary.json", run / "findings.json")
     with pytest.raises(DataError, match=r"findings\.json: cannot be read"):
         write_report(run)

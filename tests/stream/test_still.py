@@ -70,6 +70,13 @@ def test_sixteen_bits_of_grey_keep_their_brightness(kind: str) -> None:
     assert (found == (grey >> 8)[..., None]).all()
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_thirty_two_bits_of_grey_are_refused(kind: type) -> None:
+    """Whether they go to 1, 255 or 65535 nobody says."""
+    with pytest.raises(SourceError, match="save it with 8 or 16"):
+        read_still(packed(Image.fromarray(np.zeros((120, 160), kind)), "TIFF"))
+
+
 def test_of_several_pictures_the_first_is_taken() -> None:
     first, second = Image.fromarray(picture()), Image.new("RGB", (8, 8))
     assert (read_still(packed(first, "TIFF", save_all=True, append_images=[second])) == picture()).all()
