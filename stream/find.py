@@ -124,7 +124,7 @@ class Finder:
         self.tracker = Tracker(patient=steady)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """One outline for each 8-connected blob of the mask."""
+        """One outline around each 8-connected blob of the mask."""
         for frame in frames:
             reach = frame.steadied if self._steady else frame.probability
             labels, blobs = find_blobs(reach, frame.probability, self.rules)
@@ -138,10 +138,11 @@ class Finder:
 
 
 def _outlines_of(region: Region) -> list[np.ndarray]:
-    """One polygon for each 8-connected blob, int32 [n, 2], x and y in picture pixels."""
+    """One polygon around each 8-connected blob, int32 [n, 2], x and y in picture pixels; holes have none."""
     offset = (region.x, region.y)
-    outlines, _ = cv2.findContours(region.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset)
-    return [outline[:, 0] for outline in outlines]
+    # Not RETR_EXTERNAL, which passes over a blob in another's hole.
+    contours, levels = cv2.findContours(region.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=offset)
+    return [contour[:, 0] for contour, (*_, parent) in zip(contours, levels[0], strict=True) if parent < 0]
 
 
 def _track_at(outline: np.ndarray, shown: Shown, view: FieldOfView) -> int:

@@ -66,6 +66,15 @@ def test_thin_parts_that_come_apart_when_enlarged_are_left_out() -> None:
     assert find_region(alone, VIEW, Rules(0.5)) == (None, [])
 
 
+def test_a_finding_in_the_hole_of_another_has_an_outline_too() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    for radius, level in ((40, 250), (25, 0), (12, 250)):
+        cv2.circle(probability, (50, 50), radius, level, cv2.FILLED)
+    region, outlines = find_region(probability, VIEW, Rules(0.5))
+    assert region is not None
+    assert cv2.connectedComponents(region.mask)[0] - 1 == len(outlines) == 2
+
+
 def test_the_outline_runs_where_the_probability_crosses_the_threshold() -> None:
     probability = np.full((100, 100), 120, np.uint8)
     probability[:, 50:] = 200
