@@ -63,13 +63,13 @@ class Recording:
         try:
             self._stream = self._picture_stream()
             self._stream.thread_type = "AUTO"
-            self.codec = self._stream.codec_context.codec.canonical_name
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
                 most = MOST_PIXELS // 10**6
                 raise SourceError(f"{path}: none of its pictures can be decoded, or they exceed {most} million pixels")
             self._first = first
+            self.codec = self._stream.codec_context.codec.canonical_name
             self.format = picture_format(self._stream, self._first)
             if untimed_rate and first.pts is None:
                 self.format = replace(self.format, rate=untimed_rate)
