@@ -149,9 +149,9 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         DataError: a file cannot be decoded, the two differ in size, or the mask is none.
     """
     picture = read_image(pair.image, cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise DataError(f"{pair.image}: cannot be read as a picture")
     mask = read_mask(pair.mask)
-    if picture is None or mask is None:
-        raise DataError(f"{pair.image if picture is None else pair.mask}: cannot be read as a picture")
     if picture.shape[:2] != mask.shape:
         raise DataError(f"{pair.mask}: its size {mask.shape[::-1]} is not its picture's {picture.shape[1::-1]}")
     return picture, mask

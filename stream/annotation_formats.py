@@ -120,7 +120,8 @@ class Yolo:
     """Ultralytics' segmentation labels: data.yaml, images/train/, labels/train/ with a line for each polygon.
 
     A line is the class, 0, and x y x y … as shares of the picture's width and height; a picture without findings has
-    an empty file. Without a `path` the folder of data.yaml is meant, wherever it lies. Source: https://docs.ultralytics.com/datasets/segment/
+    an empty file. Without a `path` the folder of data.yaml is meant, wherever it lies.
+    Source: https://docs.ultralytics.com/datasets/segment/
     """
 
     def __init__(self, folder: Path, width: int, height: int) -> None:

@@ -164,15 +164,15 @@ def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
     return planes
 
 
-def read_mask(path: Path) -> np.ndarray | None:
-    """A mask's file as uint8 [H, W] of 0 and 255, thresholded at 127 (so that JPEG will do); None if it is no picture.
+def read_mask(path: Path) -> np.ndarray:
+    """A mask's file as uint8 [H, W] of 0 and 255, thresholded at 127 (so that JPEG will do).
 
     Raises:
-        DataError: it is no mask of 0 and 255, but of 0 and 1 for instance, and would count as empty.
+        DataError: it is no picture, or no mask of 0 and 255, but of 0 and 1 for instance, and would count as empty.
     """
     mask = read_image(path, cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        return None
+        raise DataError(f"{path}: cannot be read as a picture")
     brightest = int(mask.max())
     if 0 < brightest <= MASK_THRESHOLD:
         raise DataError(f"{path}: is no mask of 0 and 255, its highest value is {brightest}")

@@ -169,7 +169,8 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
             raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
-        for annotations in folder.glob(f"{ANNOTATIONS}*") if deidentified else ():
+        annotations = next(folder.glob(f"{ANNOTATIONS}*"), None)
+        if annotations and deidentified:
             raise OutputError(f"{annotations}: has pictures of an earlier run; move it away, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
         for path in existing:
