@@ -59,7 +59,7 @@ class Deidentified:
         self.name = name or Path(source.name).name
         self.stem = name or source.stem
         self.path: Path | None = None  # no sink may copy from it
-        self.format, self.expected_frames = source.format, source.expected_frames
+        self.format, self.shifts = source.format, source.shifts
         self.damage, self.notes = source.damage, source.notes
         inside = self._inside(view, settings)
         hidden = 1 - cv2.countNonZero(inside) / inside.size
@@ -112,6 +112,11 @@ class Deidentified:
         if inspect(self._small(frame.picture).to_ndarray()).outside:
             self._outside_until = frame.seconds + STILL_OUTSIDE_S
         return frame.seconds < self._outside_until
+
+    @property
+    def expected_frames(self) -> int | None:
+        """As of the source."""
+        return self._source.expected_frames
 
     def thumbnails(self) -> list[np.ndarray]:
         """As of the source: they are looked at, never written."""

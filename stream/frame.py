@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from av import VideoFrame
 
+from stream.orientation import AS_STORED, Orientation
+
 if TYPE_CHECKING:
     from stream.quality import Quality
     from stream.steady import Motion
@@ -27,6 +29,8 @@ class Frame:
         time_base: seconds per unit of pts.
         arrived: when it came in, in seconds of time.monotonic.
         source: where it comes from, where there are several.
+        last: the source ends with it.
+        orientation: how it is turned and stretched for people.
         signal: the source gave it; otherwise it stands for the want of one, and the network never sees it.
         problem: why the network did not see it, for people; by the segmenter's guard.
         markers_age: seconds since the frame arrived that the markers were found in; 0 if it is this one.
@@ -47,6 +51,8 @@ class Frame:
     time_base: Fraction
     arrived: float = field(default_factory=time.monotonic)
     source: str = ""
+    last: bool = False
+    orientation: Orientation = AS_STORED
     signal: bool = True
     problem: str = ""
     markers_age: float = 0.0

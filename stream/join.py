@@ -24,13 +24,13 @@ from stream.parts import BEGIN, END, TRACKS, CannotJoin, Plan
 from stream.pictures import PictureFormat
 from stream.process import Run, write_summary
 from stream.report import write_report
-from stream.sinks.audio import Audio
 from stream.sinks.files import writing
 from stream.sinks.findings import ExactTrack, FindingsFile, read_findings
 from stream.sinks.tables import FramesTable
-from stream.sinks.video import MASK_OPTIONS, mp4_options, open_output
+from stream.sinks.video import MASK_OPTIONS, open_mp4, open_output
 from stream.sources.container import open_container, packets_of
 from stream.sources.open import open_source
+from stream.timestamps import ClockShifts
 
 ABOUT = ("input", "model", "settings", "polypstream")
 
@@ -71,7 +71,7 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
         origins = [part.start or 0 for part in plan.parts]
         videos = [part / "annotated.mp4" for part in parts]
         sound = None if settings.deidentify.enabled else source.path
-        notes, damage = _join_videos(videos, origins, folder / "annotated.mp4", source.format, sound)
+        notes, damage = _join_videos(videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts)
         if masks:
             _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv")
     finally:
@@ -115,14 +115,22 @@ def _join_tables(parts: Sequence[Path], renamings: Sequence[Renaming], firsts: S
 
 
 def _join_videos(
-    videos: Sequence[Path], origins: Sequence[int], target: Path, pictures: PictureFormat, sound: Path | None
+    videos: Sequence[Path],
+    origins: Sequence[int],
+    target: Path,
+    pictures: PictureFormat,
+    sound: Path | None,
+    shifts: ClockShifts,
 ) -> tuple[list[str], list[str]]:
     """The encoded pictures one after another, the recording's sound beside them; notes and damage of the sound."""
-    with writing(target), closing(open_output(target, mp4_options(pictures))) as file:
+    file, audio = open_mp4(target, pictures, sound, shifts)
+    with writing(target), closing(file):
         stream = _stream_like(file, videos)
         stream.time_base = pictures.time_base
-        audio = Audio(sound, file) if sound else None
+        if audio:
+            audio.add_to(file)
         try:
+            file.start_encoding()
             for video, origin in zip(videos, origins, strict=True):
                 for packet in _packets(video, pictures.time_base, origin):
                     if audio:
@@ -131,6 +139,7 @@ def _join_videos(
                     file.mux(packet)
             if audio:
                 audio.mux_until(float("inf"))
+                audio.finish()
         finally:
             if audio:
                 audio.close()

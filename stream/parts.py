@@ -84,7 +84,7 @@ class PartOfRecording:
     def __init__(self, recording: Recording, part: Part) -> None:
         self._recording, self._part = recording, part
         self.name, self.stem, self.format = recording.name, recording.stem, recording.format
-        self.damage, self.notes = recording.damage, recording.notes
+        self.shifts, self.damage, self.notes = recording.shifts, recording.damage, recording.notes
         self.path: Path | None = None
         self.expected_frames: int | None = None
 

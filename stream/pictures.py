@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
@@ -13,8 +15,13 @@ import numpy as np
 from av.video.format import VideoFormat
 from av.video.reformatter import ColorRange, Colorspace
 
-from stream.colour import HD_LINES, bits_of
+from stream.colour import HD_LINES, bits_of, is_full_range, matrix_name, name_of_matrix, says_full_range
 from stream.errors import DataError
+from stream.orientation import ONE, Orientation
+from stream.scale import Scaler
+
+# FFmpeg's words: pictures hold no two fields, or the upper one, or the lower one, is the earlier.
+FieldOrder = Literal["progressive", "tff", "bff"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ class PictureFormat:
         display_matrix: FFmpeg's nine integers that rotate the picture for display, or None.
         colorspace, color_range, color_primaries, color_trc: FFmpeg's numbers of the colour tags (2, or 0 for the
             range: untagged).
-        interlaced: pictures hold two fields.
+        field_order: whether pictures hold two fields, and which is the earlier.
     """
 
     width: int
@@ -46,7 +53,12 @@ class PictureFormat:
     color_range: int = 0
     color_primaries: int = 2
     color_trc: int = 2
-    interlaced: bool = False
+    field_order: FieldOrder = "progressive"
+
+    @property
+    def orientation(self) -> Orientation:
+        """What is done to a picture to show it to people."""
+        return Orientation.of(self.display_matrix, self.sample_aspect_ratio)
 
 
 # A picture of 8K has 33 million. A small file may claim billions.
@@ -55,6 +67,10 @@ MOST_PIXELS = 40_000_000
 MASK_THRESHOLD = 127
 # MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.
 MP4_LONGEST_STEP = 2**31 - 1
+# Announced rates above this are no rates but units of time, which some recorders write instead.
+MOST_RATE = 300
+# FFmpeg's numbers of field orders (AVFieldOrder): stored and shown, the upper field first or the lower one.
+FIELD_ORDERS: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 # FFmpeg doubles an MP4's units per second until they are at least so many.
 MP4_LEAST_TIMESCALE = 10_000
 # Planar YUV that we draw on and that H.264 encoders take as it is.
@@ -66,33 +82,66 @@ KEPT = frozenset(
 
 
 def picture_format(stream: av.VideoStream, picture: av.VideoFrame) -> PictureFormat:
-    """What the pictures of a stream have in common, told by the stream and its first picture."""
+    """What the pictures of a stream have in common, told by the stream and its first picture.
+
+    What the container says of the shape of pixels and the order of fields goes before what the pictures say, as
+    players have it.
+    """
     context = stream.codec_context
     assert stream.time_base is not None
     colorspace, color_range = yuv_tags(picture)
+    rates = (stream.guessed_rate, stream.average_rate)
     return PictureFormat(
         width=picture.width,
         height=picture.height,
         pixel_format=nearest_kept(picture.format),
         time_base=stream.time_base,
-        rate=stream.guessed_rate or stream.average_rate or Fraction(25),
+        rate=next((rate for rate in rates if rate and rate <= MOST_RATE), Fraction(25)),
         start=(picture.pts or 0) * stream.time_base,
-        sample_aspect_ratio=context.sample_aspect_ratio or stream.sample_aspect_ratio or Fraction(0),
+        sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(0),
         display_matrix=_display_matrix(picture),
         colorspace=colorspace,
         color_range=color_range,
         color_primaries=int(picture.color_primaries),
         color_trc=int(picture.color_trc),
-        interlaced=picture.interlaced_frame,
+        field_order=FIELD_ORDERS.get(context.field_order) or field_order_of(picture),
     )
 
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
     try:
         matrix = picture.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+        return struct.unpack("=9i", bytes(matrix))
     except KeyError:
         return None
-    return struct.unpack("=9i", bytes(matrix))
+    except ValueError:
+        # PyAV 18.1 cannot list side data of a kind that it has no name for, such as EXIF; it knows the angle, though.
+        return _matrix_of(round(picture.rotation / 90) * 90) if picture.rotation else None
+
+
+def _matrix_of(degrees: int) -> tuple[int, ...]:
+    """FFmpeg's display matrix of an angle, counter-clockwise (av_display_rotation_set, libavutil/display.c)."""
+    cosine, sine = round(math.cos(math.radians(degrees))), round(math.sin(math.radians(degrees)))
+    return (cosine * ONE, -sine * ONE, 0, sine * ONE, cosine * ONE, 0, 0, 0, 1 << 30)
+
+
+def field_order_of(picture: av.VideoFrame) -> FieldOrder:
+    """What a picture itself says of its fields."""
+    if not picture.interlaced_frame:
+        return "progressive"
+    # PyAV does not tell which field is the earlier; FFmpeg's select filter lets only those through that are asked for.
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 1000)
+    )
+    select, sink = graph.add("select", "eq(interlace_type\\,TOPFIRST)"), graph.add("buffersink")
+    graph.link_nodes(source, select, sink).configure()
+    graph.vpush(picture)
+    try:
+        graph.vpull()
+    except av.error.BlockingIOError:
+        return "bff"
+    return "tff"
 
 
 def nearest_kept(pixel_format: VideoFormat) -> str:
@@ -110,17 +159,77 @@ def nearest_kept(pixel_format: VideoFormat) -> str:
     return f"yuv{sampling}p{depth}"
 
 
-def in_format(picture: av.VideoFrame, pictures: PictureFormat) -> av.VideoFrame:
-    """The picture itself if it already fits, else a converted one with the same pts and tags."""
-    if (picture.width, picture.height, picture.format.name) == (pictures.width, pictures.height, pictures.pixel_format):
-        return picture
-    tags: dict[str, int] = {}
-    if picture.format.is_rgb:
-        tags = {"dst_colorspace": pictures.colorspace, "dst_color_range": pictures.color_range}
-    converted = picture.reformat(pictures.width, pictures.height, pictures.pixel_format, **tags)
-    converted.colorspace, converted.color_range = pictures.colorspace, pictures.color_range
-    converted.pts, converted.time_base, converted.duration = picture.pts, picture.time_base, picture.duration
-    return converted
+class Conformer:
+    """Makes pictures that are not as a recording's first ones: of their size, format, colours and shape of pixels.
+
+    A picture whose shape differs is fitted between black bars, so that round things stay round.
+
+    Args:
+        pictures: what they shall be like.
+    """
+
+    def __init__(self, pictures: PictureFormat) -> None:
+        self._pictures = pictures
+        self._scaler: Scaler | None = None
+        self._scaler_for: tuple[object, ...] = ()
+
+    def __call__(self, picture: av.VideoFrame, shape: Fraction = Fraction(1)) -> av.VideoFrame:
+        """The picture itself if it already is so, else another one with the same pts.
+
+        Args:
+            picture: of any kind.
+            shape: width of its pixels, over that of the wanted ones, at the same height.
+        """
+        wanted = self._pictures
+        if (
+            shape != 1
+            or (picture.width, picture.height) != (wanted.width, wanted.height)
+            or not self._is_alike(picture)
+        ):
+            converted = self._fitted(picture, shape)
+        elif picture.format.name == wanted.pixel_format:
+            return picture
+        else:
+            tags: dict[str, int] = {}
+            if picture.format.is_rgb:
+                tags = {"dst_colorspace": wanted.colorspace, "dst_color_range": wanted.color_range}
+            converted = picture.reformat(format=wanted.pixel_format, **tags)
+        converted.colorspace, converted.color_range = wanted.colorspace, wanted.color_range
+        converted.pts, converted.time_base, converted.duration = picture.pts, picture.time_base, picture.duration
+        return converted
+
+    def _is_alike(self, picture: av.VideoFrame) -> bool:
+        """Whether its numbers mean the colours that those of the wanted pictures mean."""
+        return picture.format.is_rgb or (is_full_range(picture), matrix_name(picture)) == self._colours
+
+    @property
+    def _colours(self) -> tuple[bool, str]:
+        wanted = self._pictures
+        return (
+            says_full_range(wanted.color_range, wanted.pixel_format),
+            name_of_matrix(wanted.colorspace, wanted.height),
+        )
+
+    def _fitted(self, picture: av.VideoFrame, shape: Fraction) -> av.VideoFrame:
+        kind = (picture.width, picture.height, shape)
+        if self._scaler is None or kind != self._scaler_for:
+            self._scaler, self._scaler_for = self._build(picture.width, picture.height, shape), kind
+        return self._scaler(picture)
+
+    def _build(self, width: int, height: int, shape: Fraction) -> Scaler:
+        wanted = self._pictures
+        across = float(width * shape)
+        scale = min(wanted.width / across, wanted.height / height)
+        inside = [max(2, round(side * scale / 2) * 2) for side in (across, height)]
+        # Rounded to whole chroma samples, and whole where that is all that is missing.
+        size = [
+            whole if abs(whole - side) <= 2 else side
+            for whole, side in zip((wanted.width, wanted.height), inside, strict=True)
+        ]
+        full, matrix = self._colours
+        colours = f":out_color_matrix={matrix}:out_range={'full' if full else 'limited'}"
+        bars = f"{wanted.width}:{wanted.height}:(ow-iw)/2:(oh-ih)/2:black"
+        return Scaler(wanted.pixel_format, lambda _: (size[0], size[1]), colours=colours, then=[("pad", bars)])
 
 
 def copy_of(picture: av.VideoFrame) -> av.VideoFrame:

@@ -226,7 +226,12 @@ class Job:
     def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
         self.video = AnnotatedVideo(
-            folder / "annotated.mp4", pictures, self.source.path, self.settings.output.video, origin
+            folder / "annotated.mp4",
+            pictures,
+            self.source.path,
+            self.settings.output.video,
+            origin,
+            self.source.shifts,
         )
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", self.video)]
         try:

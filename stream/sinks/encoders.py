@@ -34,11 +34,11 @@ def _x264(preset: str, crf: float) -> dict[str, str]:
 
 
 def _nvenc(preset: str, crf: float) -> dict[str, str]:
-    return {"preset": NVENC_PRESETS[preset], "rc": "vbr", "cq": str(crf), "b": "0"}
+    return {"preset": NVENC_PRESETS[preset], "rc": "vbr", "cq": str(crf), "b": "0", "forced-idr": "1"}
 
 
 def _qsv(preset: str, crf: float) -> dict[str, str]:
-    return {"preset": QSV_PRESETS.get(preset, preset), "global_quality": str(round(crf))}
+    return {"preset": QSV_PRESETS.get(preset, preset), "global_quality": str(round(crf)), "forced_idr": "1"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from stream.config import VideoSettings
 from stream.errors import SettingsError, SourceError
 from stream.frame import Frame
-from stream.pictures import PictureFormat, in_format
+from stream.pictures import Conformer, PictureFormat
 from stream.sinks.encoders import NO_B_FRAMES, choose_encoder
 from stream.sinks.video import add_pictures, pad, padding
 from stream.sources.live import LiveSource, back_off, reason, redacted
@@ -73,7 +73,7 @@ class Push:
         if self._output is None:
             self._connect(pictures)
         assert self._output is not None
-        picture = pad(in_format(frame.picture, pictures), *padding(pictures))
+        picture = pad(self._conform(frame.picture), *padding(pictures))
         self._output.mux(self._stream.encode(picture))
         self.problem, self._attempts = "", 0
         self.frames += 1
@@ -89,6 +89,7 @@ class Push:
         key_frames = {"g": str(max(1, round(pictures.rate * KEY_FRAME_EVERY_S)))}
         encoding = {**quality, **NO_B_FRAMES, **encoder.no_delay, **key_frames}
         self._stream, self._pictures = add_pictures(self._output, encoder, pictures, encoding), pictures
+        self._conform = Conformer(pictures)
 
     def _lost(self, problem: str) -> None:
         self.problem = problem

@@ -9,7 +9,7 @@ from pathlib import Path
 from stream.config import Output
 from stream.errors import OutputError
 from stream.frame import Frame
-from stream.pictures import in_format
+from stream.pictures import Conformer
 from stream.sinks.video import AnnotatedVideo
 from stream.sources.live import LiveSource
 
@@ -54,7 +54,7 @@ class RollingRecording:
         if self._video is None:
             self._open(frame)
         assert self._video is not None
-        self._video.write(frame if frame.signal else replace(frame, picture=in_format(frame.picture, self._format)))
+        self._video.write(frame if frame.signal else replace(frame, picture=self._conform(frame.picture)))
 
     def _must_roll(self, frame: Frame) -> bool:
         if self._video is None:
@@ -73,6 +73,7 @@ class RollingRecording:
         if frame.signal:  # which may be from before the source's pictures changed
             width, height, name = frame.picture.width, frame.picture.height, frame.picture.format.name
             self._format = replace(self._format, width=width, height=height, pixel_format=name)
+        self._conform = Conformer(self._format)
         path = self._next_path()
         self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)
         self.files.append(path)

@@ -14,15 +14,19 @@ import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
 from av.packet import Packet
+from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from stream.config import VideoSettings
+from stream.errors import OutputError
 from stream.frame import Frame
-from stream.pictures import PictureFormat, planes_of
+from stream.pictures import PictureFormat, longest_step, planes_of
+from stream.scale import Filtered
 from stream.sinks.audio import Audio
 from stream.sinks.encoders import NO_B_FRAMES, Encoder, choose_encoder
 from stream.sinks.files import writing
-from stream.sources.container import file_url
+from stream.sources.container import file_url, open_container, packets_of
+from stream.timestamps import ClockShifts
 
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.
 FRAGMENT_US = 500_000
@@ -39,8 +43,10 @@ MP4_OPTIONS = {
     "max_interleave_delta": str(FRAGMENT_US),
     "flush_packets": "1",
 }
-# With `empty_moov` a video is playable before its last audio track has begun. But FFmpeg 8.1 crashes there when a track
-# starts later than 31 bits of its time scale, as recordings of a running transport stream do.
+# With this a video is playable before its last audio track has begun. But FFmpeg cannot write such a header for AC-3
+# and E-AC-3, of which it must see a packet first, and FFmpeg 8.1 crashes when a track starts later than 31 bits of its
+# time scale, as recordings of a running transport stream do. Without it the header comes with the first fragment.
+AT_ONCE = "+empty_moov"
 LATE_START_S = 600
 MOST_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
@@ -67,7 +73,7 @@ def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int,
     context.color_primaries, context.color_trc = pictures.color_primaries, pictures.color_trc
     # Without this flag every picture lasts 1/rate, and the last one of a variable-rate recording ends wrongly.
     context.flags |= Flags.frame_duration
-    if pictures.interlaced:
+    if pictures.field_order != "progressive":
         context.flags |= Flags.interlaced_dct
     if pictures.display_matrix is not None:
         stream.set_display_matrix(pictures.display_matrix)
@@ -100,9 +106,10 @@ class AnnotatedVideo:
     Args:
         path: the file to write.
         pictures: format of the frames to come.
-        audio_from: recording whose audio and metadata are copied.
+        audio_from: recording whose audio, chapters and metadata are copied.
         settings: the encoder, its speed and its quality.
         origin: pts at which the file's time begins, for pictures alone.
+        shifts: by how much the times of the recording were moved.
 
     Attributes:
         encoder: FFmpeg's name of the encoder in use.
@@ -116,7 +123,13 @@ class AnnotatedVideo:
     """
 
     def __init__(
-        self, path: Path, pictures: PictureFormat, audio_from: Path | None, settings: VideoSettings, origin: int = 0
+        self,
+        path: Path,
+        pictures: PictureFormat,
+        audio_from: Path | None,
+        settings: VideoSettings,
+        origin: int = 0,
+        shifts: ClockShifts | None = None,
     ) -> None:
         encoder = choose_encoder(settings.codec, pictures.pixel_format)
         self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin, encoder.codec, 0, 0
@@ -128,30 +141,66 @@ class AnnotatedVideo:
             self.notes.append(
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
-        self._file = open_output(path, mp4_options(pictures))
-        options = _encoder_options(encoder, pictures, settings)
-        self._stream = add_pictures(self._file, encoder, pictures, options)
-        self._audio = Audio(audio_from, self._file) if audio_from else None
-        if self._audio:
-            self.notes += self._audio.notes
+        self._interlaced = None if pictures.field_order == "progressive" else Filtered("setfield", pictures.field_order)
+        # When the last key frame came out of the encoder or was asked for, in seconds.
+        self._key_frame_s = float("-inf")
+        self._held: Packet[VideoStream] | None = None
+        self._ends: float | None = None
+        self._file, self._audio = open_mp4(path, pictures, audio_from, shifts)
+        try:
+            self._stream = add_pictures(self._file, encoder, pictures, _encoder_options(encoder, pictures, settings))
+            if self._audio:
+                self._audio.add_to(self._file)
+                self.notes += self._audio.notes
+            with writing(path):
+                self._file.start_encoding()
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, frame: Frame) -> None:
         """Encode a picture, and mux it with the audio up to its time."""
         picture = pad(frame.picture, *self._padding)
-        picture.pict_type = 0  # the source's own picture types would force the encoder's
+        if self._interlaced and not picture.interlaced_frame:
+            picture = self._interlaced(picture)
         with writing(self._path):
-            if self._audio:
-                self._audio.mux_until(frame.seconds)
+            # The source's own picture types would force the encoder's.
+            picture.pict_type = PictureType.I if self._wants_key_frame(frame.seconds) else PictureType.NONE
             self._mux(self._stream.encode(picture))
         self.frames += 1
+        self._ends = None if frame.last else frame.seconds + float((picture.duration or 0) * frame.time_base)
+
+    def _wants_key_frame(self, seconds: float) -> bool:
+        """By time: the encoder counts frames, of a rate that a recording may announce wrongly."""
+        wanted = seconds - self._key_frame_s >= KEY_FRAME_EVERY_S
+        if wanted:
+            self._key_frame_s = seconds
+        return wanted
 
     def _mux(self, packets: list[Packet[VideoStream]]) -> None:
-        # Other sinks have the same picture at the same time: its own pts must stay.
+        """Each picture waits for the next one: a fragment that ends with it would else end by a guessed duration.
+
+        FFmpeg then takes the pictures of the next fragment to follow at once (ff_mov_write_packet).
+        """
         for packet in packets:
-            self.bytes += packet.size
-            if self._origin and packet.pts is not None and packet.dts is not None:
-                packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
-        self._file.mux(packets)
+            if packet.is_keyframe:
+                self._key_frame_s = max(self._key_frame_s, float((packet.pts or 0) * packet.time_base))
+            if self._held is not None and self._held.dts is not None and packet.dts is not None:
+                self._held.duration = packet.dts - self._held.dts
+            self._release()
+            self._held = packet
+
+    def _release(self) -> None:
+        packet, self._held = self._held, None
+        if packet is None:
+            return
+        if self._audio:
+            self._audio.mux_until(float((packet.pts or 0) * packet.time_base))
+        self.bytes += packet.size
+        # Other sinks have the same picture at the same time: its own pts must stay.
+        if self._origin and packet.pts is not None and packet.dts is not None:
+            packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
+        self._file.mux(packet)
 
     def close(self) -> None:
         """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
@@ -166,8 +215,11 @@ class AnnotatedVideo:
 
     def _flush(self) -> None:
         self._mux(self._stream.encode(None))
+        self._release()
         if self._audio:
-            self._audio.mux_until(float("inf"))
+            # Where the pictures were cut short, by Ctrl-C for instance, so is the sound.
+            self._audio.mux_until(float("inf") if self._ends is None else self._ends)
+            self._audio.finish()
 
 
 class MaskVideo:
@@ -181,8 +233,9 @@ class MaskVideo:
         self._shape = (pictures.height, pictures.width)
         self._time_base = pictures.time_base
         self._file = open_output(path, MASK_OPTIONS)
-        # Version 3 with slices: decoded and encoded in parallel, each slice with a checksum.
-        options = {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}
+        # Version 3 with slices: decoded and encoded in parallel, each slice with a checksum. A line cannot be divided.
+        slices = "4" if min(self._shape) > 1 else "1"
+        options = {"level": "3", "slices": slices, "slicecrc": "1", "g": "1"}
         self._stream = self._file.add_stream("ffv1", rate=pictures.rate, options=options)
         context = self._stream.codec_context
         context.width, context.height, context.pix_fmt = pictures.width, pictures.height, "gray"
@@ -234,13 +287,58 @@ def padding(pictures: PictureFormat) -> tuple[int, int]:
     return -pictures.width % across, -pictures.height % down
 
 
-def mp4_options(pictures: PictureFormat) -> dict[str, str]:
-    """Of the container of annotated.mp4."""
+def open_mp4(
+    path: Path, pictures: PictureFormat, audio_from: Path | None, shifts: ClockShifts | None
+) -> tuple[OutputContainer, Audio | None]:
+    """Create an MP4 whose header can be written for the sound that shall go into it, and plan that.
+
+    Args:
+        path: the file to write.
+        pictures: format of its pictures.
+        audio_from: recording whose audio, chapters and metadata are to be copied.
+        shifts: by how much the times of the recording were moved.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    ways = _mp4_options(pictures)
+    if audio_from is None:
+        return open_output(path, ways[0]), None
+    longest = longest_step(pictures.time_base) * pictures.time_base
+    audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, ways)
+    try:
+        file = open_output(path, audio.options)
+        file.set_chapters(audio.chapters())
+    except BaseException:
+        audio.close()
+        raise
+    return file, audio
+
+
+def _mp4_options(pictures: PictureFormat) -> list[dict[str, str]]:
+    """Of the container of annotated.mp4, for each way in which its header may be written, the best one first."""
     # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
-    if abs(pictures.start) < LATE_START_S:
-        options["movflags"] += "+empty_moov"
-    return options
+    at_once = options | {"movflags": options["movflags"] + AT_ONCE}
+    return [at_once, options] if abs(pictures.start) < LATE_START_S else [options]
+
+
+def check_frames(path: Path, frames: int) -> None:
+    """See that a video that was written holds so many pictures, by reading it; nothing is decoded.
+
+    Raises:
+        OutputError: it holds another number.
+    """
+    damage: list[str] = []
+    found = 0
+    with open_container(path) as container:
+        stream = container.streams.video[0]
+        for other in container.streams:
+            if other is not stream:
+                other.discard = other.discard.all
+        found = sum(packet.size > 0 for packet in packets_of(container, [stream], damage))
+    if found != frames:
+        raise OutputError(f"{path}: {found} of the {frames} frames that were written can be read; please report this")
 
 
 def _encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoSettings) -> dict[str, str]:

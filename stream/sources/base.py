@@ -10,6 +10,7 @@ import numpy as np
 
 from stream.frame import Frame
 from stream.pictures import PictureFormat
+from stream.timestamps import ClockShifts
 
 
 class Source(Protocol):
@@ -20,20 +21,26 @@ class Source(Protocol):
         stem: names the folder of its results.
         path: the file behind it, from which sinks copy sound; None: nothing may be copied.
         format: what is the same for every picture.
-        expected_frames: how many frames it says it has, or None.
+        shifts: by how much the times of that file were moved, and so must be those of the sound.
+        expected_frames: how many frames it has: as it says, or by the time read so far; None: nobody knows.
         damage: what was found wrong with it while reading, one phrase each.
         notes: what else a user should know, likewise.
     """
 
     name: str
     stem: str
-    format: PictureFormat
-    expected_frames: int | None
+    shifts: ClockShifts
     damage: list[str]
     notes: list[str]
 
     @property
     def path(self) -> Path | None: ...
+
+    @property
+    def format(self) -> PictureFormat: ...
+
+    @property
+    def expected_frames(self) -> int | None: ...
 
     def frames(self) -> Iterator[Frame]: ...
 

@@ -82,6 +82,12 @@ def demuxed(container: InputContainer, streams: Sequence[StreamT]) -> Iterator[P
             yield None
 
 
+def is_encrypted(packet: Packet[StreamT]) -> bool:
+    """Whether a packet can only be decoded with a key, which nobody gave (Common Encryption, ISO/IEC 23001-7)."""
+    # FFmpeg says so on each packet of an MP4, and once for a track of a WebM.
+    return packet.has_sidedata("encryption_info") or "enc_key_id" in packet.stream.metadata
+
+
 def packets_of(container: InputContainer, streams: list[Stream], damage: list[str]) -> Iterator[Packet[Stream]]:
     """Every packet of some streams, then an empty one for each; what stops the reading early goes to `damage`."""
     strangers = 0

@@ -21,7 +21,7 @@ from av.packet import Packet
 from stream.config import LiveSettings
 from stream.errors import SourceError
 from stream.frame import Frame
-from stream.pictures import PictureFormat, copy_of, in_format, picture_format, planes_of
+from stream.pictures import Conformer, PictureFormat, copy_of, picture_format, planes_of
 from stream.sources.base import Source
 from stream.sources.container import demuxed
 from stream.sources.demo import SCHEME
@@ -210,6 +210,7 @@ class Stream:
     _closed: threading.Event = field(default_factory=threading.Event)
     _opened: float = field(default_factory=time.monotonic)
     _wanted: PictureFormat | None = None
+    _conform: Conformer = field(init=False)
     _count: int = 0
     _last_pts: int = -1
 
@@ -281,7 +282,8 @@ class Stream:
         for picture in _decode(packet):
             if self._wanted is None or (picture.width, picture.height) != (self._wanted.width, self._wanted.height):
                 self._wanted = self.format = replace(picture_format(packet.stream, picture), time_base=TIME_BASE)
-            fitting = in_format(picture, self._wanted)
+                self._conform = Conformer(self._wanted)
+            fitting = self._conform(picture)
             borrowed = fitting is picture and packet.stream.codec_context.name == "rawvideo"
             pictures.append(copy_of(picture) if borrowed else fitting)
         return pictures

@@ -7,21 +7,32 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import chain, dropwhile
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import EOFError as DecoderFlushedError
-from av.error import FFmpegError, InvalidDataError
+from av.error import FFmpegError
 from av.stream import Stream
 
+from stream.colour import forget_unknown_tags
 from stream.errors import SourceError
 from stream.frame import Frame
-from stream.pictures import MOST_PIXELS, in_format, longest_step, picture_format
+from stream.pictures import (
+    MOST_PIXELS,
+    MOST_RATE,
+    Conformer,
+    FieldOrder,
+    PictureFormat,
+    field_order_of,
+    longest_step,
+    picture_format,
+)
 from stream.sources.container import open_container, packets_of
+from stream.sources.decoding import Decoding
+from stream.timestamps import ClockShifts, TimestampMender
 from stream.view import thumbnail_size
 
 THUMBNAILS = 9
@@ -29,14 +40,38 @@ THUMBNAILS = 9
 # the last frames' (muxers round), a container's covers audio too, which often outlasts the pictures.
 END_FRAMES = 3
 END_S = 2.0
-# Where seeking does not land before the place that was asked for, so many seconds earlier is tried.
-EARLIER_S = (0, 5, 30)
+# Containers whose tracks announce the duration of the file, not their own.
+SHARED_DURATION = ("asf", "flv")
 MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+# An announced number of frames per second is believed while the times agree with it to this share.
+RATE_TOLERANCE = 0.05
 
 
 def results_stem(path: Path) -> str:
     """The name of the folder for a recording's results: its own without the ending, and never `..` or hidden."""
     return path.stem.strip(".") or "recording"
+
+
+class _Timed(NamedTuple):
+    """A picture, its time before `ClockShifts.origin` is added, and the time of the next one; None: it is the last."""
+
+    picture: av.VideoFrame
+    pts: int
+    following: int | None
+
+
+class _Announced(NamedTuple):
+    """How long a recording says that it is.
+
+    Attributes:
+        seconds: its duration; None: it does not say.
+        tolerance: how far that can be trusted, in seconds.
+        shared: it covers the sound too.
+    """
+
+    seconds: float | None
+    tolerance: float
+    shared: bool
 
 
 class Recording:
@@ -48,6 +83,7 @@ class Recording:
 
     Attributes:
         codec: FFmpeg's name of that of its pictures.
+        shifts: by how much the times of the file were moved.
 
     Raises:
         SourceError: the file cannot be read, has no moving picture, or none that can be decoded.
@@ -58,25 +94,32 @@ class Recording:
         self.name, self.stem = str(path), results_stem(path)
         self.damage: list[str] = []
         self.notes: list[str] = []
-        self._undecodable = self._concealed = self._untimed = self._mistimed = self._resized = 0
+        self.shifts = ClockShifts()
+        self._concealed = self._changed = 0
+        self._mender: TimestampMender[av.VideoFrame]
+        # Frames handed out, and the time that they have covered, in seconds.
+        self._read, self._covered = 0, 0.0
         self._container = open_container(path)
         try:
             self._stream = self._picture_stream()
             self._stream.thread_type = "AUTO"
-            self._decoded = self._decode()
-            first = next(self._decoded, None)
+            self._decoding = Decoding(path, self._container, self._stream)
+            decoded = self._decoding.pictures()
+            first = next(decoded, None)
             if first is None:
-                most = MOST_PIXELS // 10**6
-                raise SourceError(f"{path}: none of its pictures can be decoded, or they exceed {most} million pixels")
-            self._first = first
+                raise SourceError(f"{path}: {self._why_nothing()}")
+            self._pixel_shape = self._stream.codec_context.sample_aspect_ratio
             self.codec = self._stream.codec_context.codec.canonical_name
-            self.format = picture_format(self._stream, self._first)
+            self._format = picture_format(self._stream, first)
             if untimed_rate and first.pts is None:
-                self.format = replace(self.format, rate=untimed_rate)
+                self._format = replace(self._format, rate=untimed_rate)
+            self._timed = self._with_times(chain([first], decoded))
+            self._first = next(self._timed)
+            self.shifts.origin = self._origin()
+            self._format = replace(self._format, start=self._seconds(self._first.pts))
         except BaseException:
             self._container.close()
             raise
-        self.expected_frames = self._stream.frames or self._frames_from_duration()
 
     def _picture_stream(self) -> av.VideoStream:
         moving = [
@@ -87,11 +130,52 @@ class Recording:
         if not moving:
             raise SourceError(f"{self.path}: has no moving picture (only sound or stills)")
         best = self._container.streams.best("video")
-        return best if best in moving else moving[0]
+        stream = best if best in moving else moving[0]
+        for other in moving:
+            if other is not stream:
+                self.notes.append(f"video track {other.index} was left out: only track {stream.index} is looked at")
+        return stream
 
-    def _frames_from_duration(self) -> int | None:
-        seconds, _ = self._announced_duration()
-        return round(seconds * self.format.rate) if seconds else None
+    def _why_nothing(self) -> str:
+        if self._decoding.encrypted:
+            return "is encrypted; decrypt it first"
+        return f"none of its pictures can be decoded, or they exceed {MOST_PIXELS // 10**6} million pixels"
+
+    def _origin(self) -> Fraction:
+        """Seconds to add to all times, sound's too, so that none is negative."""
+        first = self._first.pts * self._format.time_base
+        if first >= 0:
+            return Fraction(0)
+        # Sound often begins a little earlier; long before it, there is something wrong with that.
+        start = Fraction(self._container.start_time or 0, av.time_base)
+        earliest = start if first - END_S < start < first else first
+        return -(earliest // self._format.time_base) * self._format.time_base
+
+    def _seconds(self, pts: int) -> Fraction:
+        return pts * self._format.time_base + self.shifts.origin
+
+    @cached_property
+    def format(self) -> PictureFormat:
+        """What is the same for every picture."""
+        if self._format.field_order != "progressive":
+            return self._format
+        # A recording may begin with progressive pictures, such as a still title, and hold interlaced ones.
+        orders = [look.field_order for look in self._looks if look.field_order != "progressive"]
+        return replace(self._format, field_order=orders[0]) if orders else self._format
+
+    @property
+    def expected_frames(self) -> int | None:
+        """How many frames it has: as it says, or else by the time that those read so far have covered."""
+        if self._stream.frames:
+            return self._stream.frames
+        seconds, _, _ = self._announced()
+        if not seconds:
+            return None
+        by_rate = round(seconds * self._format.rate)
+        if self._covered <= 0:
+            return by_rate
+        by_time = max(self._read, round(self._read * seconds / self._covered))
+        return by_rate if abs(by_time - by_rate) <= RATE_TOLERANCE * by_rate else by_time
 
     def frames(self, since: int | None = None, until: int | None = None) -> Iterator[Frame]:
         """Frames in order, once. Damage is noted in `damage` when the last one is out.
@@ -100,37 +184,89 @@ class Recording:
             since: pts of the first one, or that before which it comes; None: the recording's first.
             until: pts before which the last one comes; None: the recording's last.
         """
-        last_pts: int | None = None
-        index, end = 0, 0.0
-        step = max(1, round(1 / (self.format.rate * self.format.time_base)))
-        for picture in chain([self._first], self._decoded) if since is None else self._pictures_since(since):
-            self._concealed += picture.is_corrupt
-            self._resized += (picture.width, picture.height) != (self.format.width, self.format.height)
-            fitting = in_format(picture, self.format)
-            duration = picture.duration if picture.pts is not None else 0  # without a time it is a guess
-            fitting.pts = last_pts = pts = self._usable_pts(picture, last_pts, step)
+        origin = round(self.shifts.origin / self._format.time_base)
+        timed: Iterator[_Timed] = chain([self._first], self._timed)
+        if since is not None:
+            timed = self._with_times(self._decoding.pictures_since(since - origin))
+        conform, orientation, end = Conformer(self._format), self._format.orientation, 0.0
+        for index, (picture, told, following) in enumerate(timed):
+            pts = told + origin
             if until is not None and pts >= until:
-                break
-            # Without a duration the last picture would lie behind the end of an MP4, and players drop it.
-            fitting.duration = duration or step
-            end = float((pts + fitting.duration) * self.format.time_base)
-            yield Frame(index, fitting, pts, self.format.time_base)
-            index += 1
-        else:
-            self._note_damage(index, end)
-            return
-        self._note_damage(index, None)
+                self._note_damage(index, None)
+                return
+            fitting = conform(picture, self._shape_of(picture))
+            fitting.pts, fitting.duration = pts, self._duration(picture, told, following)
+            end = float((pts + fitting.duration) * self._format.time_base)
+            self._read, self._covered = index + 1, end - float(self._format.start)
+            yield Frame(
+                index,
+                fitting,
+                pts,
+                self._format.time_base,
+                last=following is None,
+                orientation=orientation,
+            )
+        self._note_damage(self._read, end)
 
-    def _pictures_since(self, since: int) -> Iterator[av.VideoFrame]:
-        """Pictures from a time on; none where the recording does not let itself be entered before it."""
-        for earlier in EARLIER_S:
-            self._container.seek(since - round(earlier / self.format.time_base), stream=self._stream)
-            # What comes before the first key frame may refer to pictures that were not read.
-            pictures = dropwhile(lambda picture: not picture.key_frame, self._decode())
-            first = next(pictures, None)
-            if first is not None and first.pts is not None and first.pts <= since:
-                return dropwhile(lambda each: each.pts is not None and each.pts < since, chain([first], pictures))
-        return iter(())
+    def _shape_of(self, picture: av.VideoFrame) -> Fraction:
+        """Of the picture's pixels, over that of the first one's, counting what is wrong or different on the way."""
+        shape = self._stream.codec_context.sample_aspect_ratio
+        ratio = shape / self._pixel_shape if shape and self._pixel_shape else Fraction(1)
+        self._concealed += picture.is_corrupt
+        size = self._format.width, self._format.height
+        self._changed += ratio != 1 or (picture.width, picture.height) != size
+        return ratio
+
+    @property
+    def _step(self) -> int:
+        return max(1, round(1 / (self._format.rate * self._format.time_base)))
+
+    def _duration(self, picture: av.VideoFrame, pts: int, following: int | None) -> int:
+        """How long a picture is shown, in units of the time base: as the file says if it says something sensible."""
+        announced = self._stream.guessed_rate
+        if announced and announced > MOST_RATE and following is not None:
+            return following - pts
+        # Without a time it is a guess. Without a duration the last picture would lie behind the end of an MP4, and
+        # players drop it.
+        return (picture.duration if picture.pts is not None else 0) or self._step
+
+    def _with_times(self, pictures: Iterator[av.VideoFrame]) -> Iterator[_Timed]:
+        """Pictures with times that advance."""
+        time_base = self._format.time_base
+
+        def restart(told: int, follows: int) -> int:
+            self.shifts.restarts.append((follows - told) * time_base)
+            self.notes.append(
+                f"its clock was set anew after {float(self._seconds(follows)):.1f} s; what follows was moved, to go on"
+            )
+            return follows - told
+
+        mender = self._mender = TimestampMender(time_base, longest_step(time_base), 0, restart)
+        held: tuple[av.VideoFrame, int] | None = None
+        for picture, pts in mender.mend((picture, picture.pts, self._step) for picture in pictures):
+            if held is not None:
+                yield _Timed(*held, pts)
+            held = picture, pts
+        self._note_times()
+        if held is not None:
+            yield _Timed(*held, None)
+
+    @property
+    def was_mended(self) -> bool:
+        """Whether its pictures or their times, as far as they were read, are not just as the file has them."""
+        mender = self._mender
+        return bool(mender.mended or 0 < mender.missing < mender.count or self.shifts.restarts or self._changed)
+
+    def _note_times(self) -> None:
+        missing, mended = self._mender.missing, self._mender.mended
+        if missing and missing == self._mender.count:
+            self.notes.append(
+                f"its pictures carry no times; they were spaced at {float(self._format.rate):g} per second"
+            )
+        elif missing or mended:
+            self.notes.append(
+                f"{missing + mended} pictures had no usable time and were given one between their neighbours'"
+            )
 
     def key_frames(self, every: float) -> list[int]:
         """The pts of key frames at which the recording can be cut into equal parts.
@@ -141,97 +277,87 @@ class Recording:
         Returns:
             One fewer than there are parts; empty where it is too short, or has no such places.
         """
-        seconds, _ = self._announced_duration()
+        seconds, _, _ = self._announced()
         parts = round(seconds / every) if seconds else 1
         found: list[int] = []
-        if parts < 2 or self._first.pts is None:
+        if parts < 2 or self._first.picture.pts is None:
             return found
+        origin = round(self.shifts.origin / self._format.time_base)
         with open_container(self.path) as container:
             stream = container.streams[self._stream.index]
-            length = round((seconds or 0) / self.format.time_base)
+            length = round((seconds or 0) / self._format.time_base)
+            last = self._first.pts
             for number in range(1, parts):
                 place = self._first.pts + length * number // parts
-                key_frame = _key_frame_after(container, stream, place, found[-1] if found else self._first.pts)
+                key_frame = _key_frame_after(container, stream, place, last)
                 if key_frame is not None:
-                    found.append(key_frame)
+                    last = key_frame
+                    found.append(key_frame + origin)
         return found
-
-    def _usable_pts(self, picture: av.VideoFrame, last: int | None, step: int) -> int:
-        """The picture's own pts if time advances with it, and not by more than MP4 can count; else a likely one."""
-        pts = picture.pts
-        if pts is None:
-            self._untimed += 1
-        elif last is None or 0 < pts - last <= longest_step(self.format.time_base):
-            return pts
-        else:
-            self._mistimed += 1
-        return 0 if last is None else last + step
-
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        """Decode on past damage, counting it."""
-        for packet in packets_of(self._container, [self._stream], self.damage):
-            try:
-                yield from cast("list[av.VideoFrame]", packet.decode())
-            except InvalidDataError:
-                self._undecodable += 1
-            except DecoderFlushedError:
-                return  # a second empty packet, after reading had to be taken up again
-            except FFmpegError as error:
-                self.damage.append(f"decoding stopped early ({error.strerror})")
-                return
 
     def _note_damage(self, frames: int, end: float | None) -> None:
         """What was found wrong with so many frames, of which the last one ended the recording then, if it did."""
-        if self._untimed == frames:
-            self.notes.append(
-                f"its pictures carry no times; they were spaced at {float(self.format.rate):g} per second"
-            )
-            self._untimed = 0
+        self.damage += self._decoding.damage
         for count, what in (
-            (self._undecodable, "packets could not be decoded"),
+            (self._decoding.undecodable, "packets could not be decoded"),
             (self._concealed, "pictures are damaged"),
-            (self._untimed + self._mistimed, "pictures had no usable time and were given one"),
-            (self._resized, "pictures changed their size and were scaled"),
         ):
             if count:
                 self.damage.append(f"{count} {what}")
-        announced, tolerance = self._announced_duration()
-        start = float(self.format.start)
+        if self._changed:
+            self.notes.append(
+                f"{self._changed} pictures changed their size or the shape of their pixels and were fitted"
+            )
+        if end is None:
+            return
+        start = float(self._format.start)
+        if self._decoding.encrypted:
+            self.damage.append(f"from {end - start:.1f} s on it is encrypted")
+            return
+        announced, tolerance, shared = self._announced()
+        if shared:
+            end = max(end, self._decoding.sound_end + float(self.shifts.after(len(self.shifts.restarts)) or 0))
         # Matroska counts its duration from zero, other containers from the first picture.
-        if announced and end is not None and max(end, end - start) < announced - tolerance:
+        if announced and max(end, end - start) < announced - tolerance:
             self.damage.append(f"it ends at {end - start:.1f} s of {announced:.1f} s")
 
-    def _announced_duration(self) -> tuple[float | None, float]:
-        """Announced duration of the pictures and how far it can be trusted, both in seconds."""
-        exact = float(END_FRAMES / self.format.rate)
-        if self._stream.duration is not None:
-            return float(self._stream.duration * self.format.time_base), exact
+    def _announced(self) -> _Announced:
+        exact = float(END_FRAMES / self._format.rate)
+        if self._stream.duration is not None and self._container.format.name not in SHARED_DURATION:
+            return _Announced(float(self._stream.duration * self._format.time_base), exact, shared=False)
         tagged = MATROSKA_DURATION.fullmatch(self._stream.metadata.get("DURATION", ""))
         if tagged:
             hours, minutes, seconds = tagged.groups()
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds), exact
+            return _Announced(int(hours) * 3600 + int(minutes) * 60 + float(seconds), exact, shared=False)
         container = self._container.duration
-        return (container / av.time_base if container else None), END_S
+        return _Announced(container / av.time_base if container else None, END_S, shared=True)
 
     def thumbnails(self) -> list[np.ndarray]:
         """Full-range grey thumbnails from all over the recording, for finding the field of view; looked for once."""
-        return self._thumbnails
+        return [look.thumbnail for look in self._looks]
 
     @cached_property
-    def _thumbnails(self) -> list[np.ndarray]:
-        size = thumbnail_size(self.format.width, self.format.height)
-        pictures = [self._first]
+    def _looks(self) -> list[_Look]:
+        size = thumbnail_size(self._format.width, self._format.height)
+        pictures = [self._first.picture]
         if self._container.duration:
             with open_container(self.path) as container:
                 stream = container.streams[self._stream.index]
                 assert isinstance(stream, av.VideoStream)
                 for number in range(THUMBNAILS):
                     pictures += _picture_near(container, stream, (number + 0.5) / THUMBNAILS)
-        return [_thumbnail(picture, size) for picture in pictures]
+        return [_Look(_thumbnail(picture, size), field_order_of(picture)) for picture in pictures]
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
         self._container.close()
+
+
+class _Look(NamedTuple):
+    """What a picture from somewhere in the recording tells."""
+
+    thumbnail: np.ndarray
+    field_order: FieldOrder
 
 
 def _picture_near(container: InputContainer, stream: av.VideoStream, share: float) -> list[av.VideoFrame]:
@@ -241,6 +367,7 @@ def _picture_near(container: InputContainer, stream: av.VideoStream, share: floa
         for packet in packets_of(container, [stream], []):
             pictures = cast("list[av.VideoFrame]", packet.decode())
             if pictures:
+                forget_unknown_tags(pictures[0])
                 return pictures[:1]
     except FFmpegError:
         pass  # a damaged or unseekable place: the other thumbnails serve
