@@ -171,8 +171,12 @@ class TimestampMender(Generic[T]):
                 after = [best[each] for each in later if self._advances(told[place], told[each])]
                 best[place] = [place, *max(after, key=len, default=[])]
         starts = [chain for chain in best if chain and self._may_be_next(told[chain[0]], alone=len(told) == 1)]
-        # Of two that are as long, the one that is nearer to what was before.
-        return max(starts, key=lambda chain: (len(chain), -(told[chain[0]] or 0)), default=[])
+        # Of two that are as long, the one that takes the least time.
+        return max(starts, key=lambda chain: (len(chain), -self._span(told[chain[0]], told[chain[-1]])), default=[])
+
+    def _span(self, first: int | None, last: int | None) -> int:
+        begins = first if self.last is None else self.last
+        return (last or 0) - (begins or 0)
 
     def _advances(self, before: int | None, after: int | None) -> bool:
         return before is not None and after is not None and self.least <= after - before <= self.longest
