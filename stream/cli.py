@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
@@ -33,12 +33,12 @@ from stream.deidentify import hashed_name, read_salt
 from stream.errors import OutputError, PolypstreamError, SourceError
 from stream.extras import extra
 from stream.frame import Frame
+from stream.isolated import IsolatedProcessor, Job
 from stream.ledger import Row, State
 from stream.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
 from stream.model import NOTICE
 from stream.pipeline import POLL_S, Sink
-from stream.process import claim_folder, deidentifying, make_segmenter, with_model
-from stream.process import process as process_recording
+from stream.process import Run, claim_folder, deidentifying, make_segmenter, with_model
 from stream.progress import ProgressBar, StatusLines
 from stream.report import write_report
 from stream.score import score
@@ -122,29 +122,45 @@ def process(
     salt = None if hash_names is None else read_salt(hash_names)
     if deidentify or salt:
         settings = deidentifying(settings)
-    segmenter = _open_segmenter(settings)
     failed = False
     taken: dict[str, str] = {}
-    for recording in recordings:
-        name = hashed_name(Path(recording).name, salt) if salt else None
-        try:
-            claim_folder(recording, name, taken)
-            with ProgressBar(recording, "frames") as progress:
-                run = process_recording(recording, output, segmenter, settings, masks, overwrite, name, progress.show)
-            if run.problem:
-                raise SourceError(run.problem)
-        except PolypstreamError as error:
-            complain(error)
-            failed = True
-            continue
-        except KeyboardInterrupt:
-            complain(f"{recording}: interrupted; what was processed is kept")
-            raise
-        for note in run.notes:
-            typer.echo(f"{recording}: {note}")
-        typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
+    with closing(IsolatedProcessor(settings, fork=True)) as processor:
+        processor.start()
+        for note in processor.notes:
+            complain(note)
+        for recording in recordings:
+            name = hashed_name(Path(recording).name, salt) if salt else None
+            try:
+                claim_folder(recording, name, taken)
+                run = _process_one(processor, Job(recording, output, masks, overwrite, name))
+            except PolypstreamError as error:
+                complain(error)
+                failed = True
+                continue
+            except KeyboardInterrupt:
+                complain(f"{recording}: interrupted; what was processed is kept")
+                raise
+            for note in run.notes:
+                typer.echo(f"{recording}: {note}")
+            typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
     if failed:
         raise typer.Exit(1)
+
+
+def _process_one(processor: IsolatedProcessor, job: Job) -> Run:
+    """The run of a recording, if its results are whole.
+
+    Raises:
+        PolypstreamError: they are not.
+    """
+    processor.start()  # another one, where the last recording brought the first down
+    with ProgressBar(job.uri, "frames") as progress:
+        outcome = processor.process(job, progress.show)
+    if outcome.run is None:
+        raise outcome.problem or SourceError(f"{job.uri}: cannot be processed")
+    if outcome.run.problem:
+        raise SourceError(outcome.run.problem)
+    return outcome.run
 
 
 class _ArchiveGroup(TyperGroup):

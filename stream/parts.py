@@ -150,6 +150,8 @@ def process_part(
         ending = _Ending(frames, part.end, 1 / recording.format.time_base)
         job = Job(source, view, folder, segmenter, settings, masks, iter(ending), rooms, part.start or 0)
         run = job.run(lambda *_: None)
+        if recording.was_mended:
+            raise CannotJoin("its times or pictures had to be mended, which goes on from one part to the next")
         if part.end is not None:
             save_joint(Joint(*ending.last(), *memory_of(by_name)), folder / END)
         with writing(folder / TRACKS):

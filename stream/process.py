@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from stream.config import Settings
 from stream.deidentify import Deidentified
-from stream.errors import OutputError, SettingsError
+from stream.errors import DataError, OutputError, PolypstreamError, SettingsError, SourceError
 from stream.find import Finder, choose_rules
 from stream.frame import Frame
 from stream.model import NOTICE, SHIPPED, WEIGHTS, shipped_weights
@@ -24,13 +25,15 @@ from stream.report import write_report
 from stream.segment import Segmenter
 from stream.sinks.findings import SNAPSHOTS, FindingsFile
 from stream.sinks.tables import FramesTable
-from stream.sinks.video import AnnotatedVideo, MaskVideo
+from stream.sinks.video import AnnotatedVideo, MaskVideo, check_frames
 from stream.sources.base import Source
 from stream.sources.open import open_source, stem_of
 from stream.steady import Steadier
 from stream.view import FieldOfView, Viewer, find_field_of_view
 
 Poll = Callable[[int, int | None], None]
+# Told how far things have moved, in some measure.
+Alive = Callable[[object], None]
 Rooms = list[tuple[str, Room[Frame], int]]
 # Folders of `polypstream masks` among a run's results begin so.
 ANNOTATIONS = "annotations-"
@@ -120,6 +123,7 @@ def process(
     name: str | None = None,
     poll: Poll = lambda *_: None,
     title: str | None = None,
+    alive: Alive = lambda _: None,
 ) -> Run:
     """Annotate one recording into `output`/<stem>/.
 
@@ -133,13 +137,40 @@ def process(
         name: for the results of a recording that is de-identified, in place of its own.
         poll: told the frames done and the frames expected (None: unknown), a few times a second.
         title: what the recording is called in its results and in errors; its path without it.
+        alive: told how far things have moved, a few times a second, also when no frame is added.
 
     Returns:
         The run; where the recording was damaged, of what could be read.
 
     Raises:
         PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
+        KeyboardInterrupt: likewise; there is a report of what was done.
     """
+    try:
+        return _process(uri, output, segmenter, settings, masks, overwrite, name, poll, title, alive)
+    except PolypstreamError:
+        raise
+    except Exception as error:  # whatever FFmpeg or another library raises is about this recording
+        raise SourceError(f"{title or uri}: cannot be processed ({_words_of(error)})") from error
+
+
+def _words_of(error: Exception) -> str:
+    """What a library says, in one line that tells which kind of error it is."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _process(
+    uri: str,
+    output: Path,
+    segmenter: Segmenter,
+    settings: Settings,
+    masks: bool,
+    overwrite: bool,
+    name: str | None,
+    poll: Poll,
+    title: str | None,
+    alive: Alive,
+) -> Run:
     source: Source = open_source(uri, poll)
     try:
         source.name = title or source.name
@@ -147,7 +178,12 @@ def process(
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, name)
         folder = prepare_folder(output / source.stem, recording, overwrite, settings.deidentify.enabled)
-        run = Job(source, view, folder, segmenter, settings, masks).run(poll)
+        try:
+            run = Job(source, view, folder, segmenter, settings, masks).run(poll, alive)
+        except KeyboardInterrupt:
+            with suppress(DataError):  # where not a frame was done there is nothing to report
+                write_report(folder)
+            raise
         write_report(run.folder)
         return run
     finally:
@@ -219,6 +255,7 @@ class Job:
         origin: int = 0,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
+        self._masks = masks
         sinks = self._open_sinks(masks, origin)
         rooms = make_rooms(view, segmenter, settings) if rooms is None else rooms
         self.pipeline = Pipeline([("decode", frames or source.frames())], rooms, sinks)
@@ -246,7 +283,7 @@ class Job:
             raise
         return sinks
 
-    def run(self, poll: Poll) -> Run:
+    def run(self, poll: Poll, alive: Alive = lambda _: None) -> Run:
         """Everything but the report; the summary is written whatever happens.
 
         Raises:
@@ -254,8 +291,14 @@ class Job:
         """
         started = time.monotonic()
         problem: BaseException | None = None
+
+        def tell() -> None:
+            alive((sum(work.items for work in self.pipeline.work.values()), self.video.packets))
+            poll(self.video.frames, self.source.expected_frames)
+
         try:
-            self.pipeline.run(lambda: poll(self.video.frames, self.source.expected_frames))
+            self.pipeline.run(tell)
+            self._check_files(alive)
         except BaseException as error:
             problem = error
         notes = [*self.source.notes, *self.video.notes]
@@ -265,6 +308,16 @@ class Job:
         if problem is not None:
             raise problem
         return run
+
+    def _check_files(self, alive: Alive) -> None:
+        """See that what was written can be read back.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        check_frames(self.folder / "annotated.mp4", self.video.frames, alive)
+        if self._masks:
+            check_frames(self.folder / "masks.mkv", self.video.frames, alive)
 
     def _about(self) -> dict[str, Any]:
         """What the results are of, and made with."""
@@ -284,6 +337,8 @@ class Job:
 
     def _write_summary(self, run: Run, problem: BaseException | None) -> None:
         said = (str(problem) or type(problem).__name__) if problem else None
+        if isinstance(problem, KeyboardInterrupt):
+            said = "interrupted"
         if said and self.settings.deidentify.enabled:
             said = said.replace(str(self.folder), self.folder.name)
         summary: dict[str, Any] = {

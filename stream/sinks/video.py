@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -115,6 +116,7 @@ class AnnotatedVideo:
         encoder: FFmpeg's name of the encoder in use.
         frames: encoded so far.
         bytes: of encoded pictures written so far.
+        packets: of pictures and sound written so far.
         notes: what could not be copied as it was.
         damage: what was wrong with the sound; complete once the file is closed.
 
@@ -145,6 +147,7 @@ class AnnotatedVideo:
         # When the last key frame came out of the encoder or was asked for, in seconds.
         self._key_frame_s = float("-inf")
         self._held: Packet[VideoStream] | None = None
+        self._pictures_out = 0
         self._ends: float | None = None
         self._file, self._audio = open_mp4(path, pictures, audio_from, shifts)
         try:
@@ -157,6 +160,10 @@ class AnnotatedVideo:
         except BaseException:
             self._file.close()
             raise
+
+    @property
+    def packets(self) -> int:
+        return self._pictures_out + (self._audio.packets if self._audio else 0)
 
     def write(self, frame: Frame) -> None:
         """Encode a picture, and mux it with the audio up to its time."""
@@ -201,6 +208,7 @@ class AnnotatedVideo:
         if self._origin and packet.pts is not None and packet.dts is not None:
             packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
         self._file.mux(packet)
+        self._pictures_out += 1
 
     def close(self) -> None:
         """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
@@ -323,8 +331,13 @@ def _mp4_options(pictures: PictureFormat) -> list[dict[str, str]]:
     return [at_once, options] if abs(pictures.start) < LATE_START_S else [options]
 
 
-def check_frames(path: Path, frames: int) -> None:
+def check_frames(path: Path, frames: int, alive: Callable[[object], None] = lambda _: None) -> None:
     """See that a video that was written holds so many pictures, by reading it; nothing is decoded.
+
+    Args:
+        path: of the video.
+        frames: that it should have.
+        alive: told how many were read so far, now and then.
 
     Raises:
         OutputError: it holds another number.
@@ -336,7 +349,10 @@ def check_frames(path: Path, frames: int) -> None:
         for other in container.streams:
             if other is not stream:
                 other.discard = other.discard.all
-        found = sum(packet.size > 0 for packet in packets_of(container, [stream], damage))
+        for packet in packets_of(container, [stream], damage):
+            found += packet.size > 0
+            if found % 1000 == 0:
+                alive(found)
     if found != frames:
         raise OutputError(f"{path}: {found} of the {frames} frames that were written can be read; please report this")
 

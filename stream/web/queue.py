@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
-import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from stream.config import Settings
+from stream.errors import PolypstreamError
+from stream.find import choose_rules
+from stream.isolated import IsolatedProcessor, Job, Outcome
 from stream.live_rooms import words_of
+from stream.segment import Segmenter
+from stream.web.found import Found, found_in
 from stream.web.library import Entry, Library
 
 TIDY_S = 3600.0
+# Leaves the processor to live pictures and to whoever waits for an answer.
+NICENESS = 5
 # After something unexpected, such as a full disk, it tries again.
 AGAIN_S = 5.0
 
@@ -54,7 +60,7 @@ class RecordingQueue:
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._stopping = False
-        self._worker: subprocess.Popen[str] | None = None
+        self._worker: IsolatedProcessor | None = None
         self.progress: Progress | None = None
         self.problem = ""
 
@@ -104,12 +110,14 @@ class RecordingQueue:
         return cancelled
 
     def _process(self, entry: Entry) -> None:
-        orders = {
-            "recording": str(self._library.upload_path(entry.id)),
-            "output": str(self._library.results_path(entry).parent),
-            "name": entry.name,
-            "settings": self._settings.model_dump(mode="json"),
-        }
+        results = self._library.results_path(entry)
+        job = Job(
+            str(self._library.upload_path(entry.id)),
+            results.parent,
+            masks=True,
+            title=entry.name,
+            then=partial(_find, results),
+        )
         with self._lock:
             if self._stopping:
                 self._library.put_back(entry)
@@ -118,53 +126,49 @@ class RecordingQueue:
             if current is None or current.state != "processing":
                 return
             self.progress = Progress(entry.id)
-            worker = self._worker = subprocess.Popen(
-                [sys.executable, "-m", "stream.web.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # a terminal's Ctrl-C is for the server, which ends it
-            )
-        said: dict[str, object] = {}
+            worker = self._worker = IsolatedProcessor(self._settings, niceness=NICENESS)
+        outcome = Outcome()
         try:
-            with worker:
-                said = self._follow(worker, entry, json.dumps(orders))
+            with closing(worker):
+                outcome = self._outcome_of(worker, job, entry)
         finally:
             with self._lock:
                 self._worker, self.progress = None, None
                 if self._stopping:
                     self._library.put_back(entry)
                 else:
-                    self._file(entry, said, worker.returncode)
+                    self._file(entry, job, outcome)
 
-    def _follow(self, worker: subprocess.Popen[str], entry: Entry, orders: str) -> dict[str, object]:
-        """Hand over the orders and keep the progress; the last thing that the worker says, which is how it ended."""
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        with suppress(BrokenPipeError):  # it has died already, and its exit code tells
-            worker.stdin.write(orders)
-            worker.stdin.close()
-        said: dict[str, object] = {}
+    def _outcome_of(self, worker: IsolatedProcessor, job: Job, entry: Entry) -> Outcome:
         began: float | None = None
-        for line in worker.stdout:
-            try:
-                heard = json.loads(line)
-            except ValueError:  # a library had something to say, too, or the line was cut off
-                continue
-            said = heard if isinstance(heard, dict) else said
-            if "done" not in said:
-                continue
-            done, of = int(str(said["done"])), said["of"]
-            began = began or (time.monotonic() if done else None)
-            left = (time.monotonic() - began) / done * (int(str(of)) - done) if began and done and of else None
-            self.progress = Progress(entry.id, done, None if of is None else int(str(of)), left)
-        return said
 
-    def _file(self, entry: Entry, said: dict[str, object], code: int) -> None:
+        def poll(done: int, of: int | None) -> None:
+            nonlocal began
+            began = began or (time.monotonic() if done else None)
+            left = (time.monotonic() - began) / done * max(0, of - done) if began and done and of else None
+            self.progress = Progress(entry.id, done, of, left)
+
+        try:
+            worker.start()
+            return worker.process(job, poll)
+        except PolypstreamError as error:  # of the model
+            return Outcome(problem=error)
+
+    def _file(self, entry: Entry, job: Job, outcome: Outcome) -> None:
         """Write down how a recording ended; what is of no use goes. A cancelled one stays so: it is not processing."""
-        message = str(said.get("message", f"the process that read it died (exit code {code})"))
-        if "found" in said:
-            self._library.finish(entry.id, message, int(str(said["tracks"])), str(said["found"]))
+        run, results = outcome.run, self._library.results_path(entry)
+        message = str(outcome.problem or (run and (run.problem or "; ".join(run.notes))) or "")
+        message = message.replace(job.uri, entry.name).replace(str(results), "its results")
+        if isinstance(outcome.then, Found):
+            self._library.finish(entry.id, message, len(outcome.then.tracks), outcome.then.model_dump_json())
         else:
             self._library.move(entry.id, "processing", "failed", message)
             self._library.remove_results(entry)
+
+
+def _find(results: Path, segmenter: Segmenter, settings: Settings) -> Found | None:
+    """What was found; of a damaged recording, in what could be read of it. None: there are no results."""
+    if not (results / "report.html").is_file():
+        return None
+    card = segmenter.card
+    return found_in(results, choose_rules(settings.findings, card.threshold, card.peak).peak)

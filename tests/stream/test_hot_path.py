@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import onnxruntime as ort
 import pytest
-from typer.testing import CliRunner
 
-import stream.providers
-from stream.cli import app
 from stream.config import Settings
 from stream.frame import Frame
 from stream.pipeline import QUEUE, Pipeline
@@ -87,19 +85,24 @@ def test_frames_on_their_way_are_bounded(watched: Watched) -> None:
     assert watched.most <= queues * QUEUE + ROOMS + 2
 
 
-def test_one_call_makes_one_session(
-    tmp_path: Path, make: Callable[..., Path], red_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
+COUNTING = """
+import sys
+import onnxruntime
+class Counted(onnxruntime.InferenceSession):
+    def __init__(self, *arguments, **named):
+        open({file!r}, "a").write("one ")
+        super().__init__(*arguments, **named)
+onnxruntime.InferenceSession = Counted
+from stream.__main__ import main
+main()
+"""
 
-    class Counted(ort.InferenceSession):  # type: ignore[misc]
-        def __init__(self, *arguments: object, **named: object) -> None:
-            made.append(self)
-            super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(stream.providers.ort, "InferenceSession", Counted)
+def test_one_call_makes_one_session(tmp_path: Path, make: Callable[..., Path], red_model: Path) -> None:
+    made = tmp_path / "sessions"
     videos = [str(make(name=f"{name}.mp4", frames=5)) for name in "abc"]
     wanted = ["--output", str(tmp_path / "out"), "--model", str(red_model), "--set", "inference.provider=cpu"]
-    result = CliRunner().invoke(app, ["process", *videos, *wanted])
-    assert result.exit_code == 0, result.output
-    assert len(made) == 1
+    script = COUNTING.format(file=str(made))
+    done = subprocess.run([sys.executable, "-c", script, "process", *videos, *wanted], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert made.read_text() == "one "

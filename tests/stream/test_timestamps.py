@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,7 @@ def mend(
 def changed(told: Sequence[int | None], **how: object) -> list[tuple[int, int]]:
     """Place and new time of each item whose time was not believed."""
     times, _ = mend(told, **how)  # type: ignore[arg-type]
-    assert all(before < after for before, after in zip(times, times[1:], strict=False))
+    assert all(before < after for before, after in pairwise(times))
     return [(place, time) for place, time in enumerate(times) if time != told[place]]
 
 
