@@ -17,8 +17,10 @@ from stream.storage import file_system, is_address
 
 # A folder's files with these endings are its recordings.
 ENDINGS = {
-    ".3gp", ".asf", ".avi", ".dcm", ".dv", ".flv", ".h264", ".hevc", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dcm", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".rm", ".rmvb", ".tod", ".ts", ".vc1",
+    ".vob", ".vro", ".webm", ".wmv", ".wtv", ".y4m",
 }  # fmt: skip
 
 

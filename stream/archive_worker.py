@@ -18,11 +18,12 @@ from stream.errors import DataError, PolypstreamError, SourceError
 from stream.join import join_parts
 from stream.model import SHIPPED, WEIGHTS
 from stream.parts import JOINT_FILES, CannotJoin, Plan, plan_parts, process_part
-from stream.process import Run, make_segmenter, process
+from stream.process import Alive, Run, make_segmenter, process
 from stream.segment import Segmenter
 from stream.sources.open import open_source
 from stream.sources.recording import results_stem
 from stream.storage import HIDDEN, PARTS, Store, fetched, open_store
+from stream.watchdog import Watchdog
 
 Kind = Literal["begin", "whole", "part", "join"]
 
@@ -176,12 +177,13 @@ class Worker:
                 plan = self._plan(path)
                 if plan is not None:
                     return Outcome(plan=plan)
-            if plan is None:
-                run = process(str(path), working, *self._how, title=item.address)
-            elif task.kind == "part":
+            if task.kind == "part" and plan is not None:
                 return self._part(task, plan, path, working)
-            else:
-                run = self._join(item, plan, path, working)
+            with Watchdog() as watchdog:
+                if plan is None:
+                    run = process(str(path), working, *self._how, title=item.address, alive=watchdog.note)
+                else:
+                    run = self._join(item, plan, path, working, watchdog.note)
             self._store.publish(run.folder, item.name)
             problem = run.problem.replace(str(run.folder), f"{self._store.root}/{item.name}")
             return Outcome(run, problem=problem, broken=bool(problem))
@@ -197,8 +199,8 @@ class Worker:
         item, part = task.item, plan.parts[task.part]
         folder = working / "part"
         folder.mkdir()
-        with self._before(task, plan) as before:
-            run = process_part(path, item.address, plan, part, folder, before, *self._how)
+        with self._before(task, plan) as before, Watchdog() as watchdog:
+            run = process_part(path, item.address, plan, part, folder, before, *self._how, watchdog.note)
         if run.damage:
             raise SourceError("; ".join(run.damage))
         self._store.publish(folder, part_name(item, plan, task.part))
@@ -209,12 +211,12 @@ class Worker:
             return nullcontext()
         return self._store.looking(part_name(task.item, plan, task.part - 1), JOINT_FILES)
 
-    def _join(self, item: Item, plan: Plan, path: Path, working: Path) -> Run:
+    def _join(self, item: Item, plan: Plan, path: Path, working: Path, alive: Alive) -> Run:
         folder = working / results_stem(path)
         folder.mkdir()
         with self._store.looking(parts_name(item, plan)) as parts:
             names = [parts / str(part.number) for part in plan.parts]
-            return join_parts(path, plan, names, folder, self._order.settings, self._order.masks)
+            return join_parts(path, plan, names, folder, self._order.settings, self._order.masks, alive)
 
     @property
     def _how(self) -> tuple[Segmenter, Settings, bool]:

@@ -22,12 +22,12 @@ from stream.errors import DataError
 from stream.joint import FIRST, Renaming, load_joint, renaming_at
 from stream.parts import BEGIN, END, TRACKS, CannotJoin, Plan
 from stream.pictures import PictureFormat
-from stream.process import Run, write_summary
+from stream.process import Alive, Run, write_summary
 from stream.report import write_report
 from stream.sinks.files import writing
 from stream.sinks.findings import ExactTrack, FindingsFile, read_findings
 from stream.sinks.tables import FramesTable
-from stream.sinks.video import MASK_OPTIONS, open_mp4, open_output
+from stream.sinks.video import MASK_OPTIONS, check_frames, open_mp4, open_output
 from stream.sources.container import open_container, packets_of
 from stream.sources.open import open_source
 from stream.timestamps import ClockShifts
@@ -44,7 +44,15 @@ def fits(before: Path, part: Path) -> bool:
     return renaming_at(load_joint(before / END), load_joint(part / BEGIN)) is not None
 
 
-def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, settings: Settings, masks: bool) -> Run:
+def join_parts(
+    path: Path,
+    plan: Plan,
+    parts: Sequence[Path],
+    folder: Path,
+    settings: Settings,
+    masks: bool,
+    alive: Alive = lambda _: None,
+) -> Run:
     """Put the results of all parts together: the same frames, times, sound, masks, tables and tracks as of `process`.
 
     Args:
@@ -53,6 +61,7 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
         parts: folders of their results, in order.
         folder: for the recording's, empty.
         settings, masks: as for the parts.
+        alive: told how far things have moved, now and then.
 
     Returns:
         The run; where the sound was damaged, it says so.
@@ -71,11 +80,16 @@ def join_parts(path: Path, plan: Plan, parts: Sequence[Path], folder: Path, sett
         origins = [part.start or 0 for part in plan.parts]
         videos = [part / "annotated.mp4" for part in parts]
         sound = None if settings.deidentify.enabled else source.path
-        notes, damage = _join_videos(videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts)
+        notes, damage = _join_videos(
+            videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts, alive
+        )
         if masks:
-            _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv")
+            _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv", alive)
     finally:
         source.close()
+    frames = sum(each["frames_out"] for each in summaries)
+    for name in ("annotated.mp4", *(["masks.mkv"] if masks else [])):
+        check_frames(folder / name, frames, alive)
     run = _join_summaries(summaries, folder, notes, damage)
     write_report(folder)
     return run
@@ -121,6 +135,7 @@ def _join_videos(
     pictures: PictureFormat,
     sound: Path | None,
     shifts: ClockShifts,
+    alive: Alive,
 ) -> tuple[list[str], list[str]]:
     """The encoded pictures one after another, the recording's sound beside them; notes and damage of the sound."""
     file, audio = open_mp4(target, pictures, sound, shifts)
@@ -131,12 +146,12 @@ def _join_videos(
             audio.add_to(file)
         try:
             file.start_encoding()
-            for video, origin in zip(videos, origins, strict=True):
-                for packet in _packets(video, pictures.time_base, origin):
-                    if audio:
-                        audio.mux_until(float((packet.pts or 0) * pictures.time_base))
-                    packet.stream = stream
-                    file.mux(packet)
+            for packet in _one_after_another(videos, origins, pictures.time_base):
+                alive(packet.pts)
+                if audio:
+                    audio.mux_until(float((packet.pts or 0) * pictures.time_base))
+                packet.stream = stream
+                file.mux(packet)
             if audio:
                 audio.mux_until(float("inf"))
                 audio.finish()
@@ -146,11 +161,29 @@ def _join_videos(
     return (audio.notes, audio.damage) if audio else ([], [])
 
 
-def _join_masks(videos: Sequence[Path], target: Path) -> None:
+def _one_after_another(
+    videos: Sequence[Path], origins: Sequence[int], time_base: Fraction
+) -> Iterator[Packet[VideoStream]]:
+    """The encoded pictures of all parts, each lasting until the next one, as AnnotatedVideo has it."""
+    held: Packet[VideoStream] | None = None
+    for video, origin in zip(videos, origins, strict=True):
+        for packet in _packets(video, time_base, origin):
+            if held is not None:
+                assert held.dts is not None
+                assert packet.dts is not None
+                held.duration = packet.dts - held.dts
+                yield held
+            held = packet
+    if held is not None:
+        yield held
+
+
+def _join_masks(videos: Sequence[Path], target: Path, alive: Alive) -> None:
     with writing(target), closing(open_output(target, MASK_OPTIONS)) as file:
         stream = _stream_like(file, videos)
         for video in videos:
             for packet in _packets(video):
+                alive((video, packet.pts))
                 packet.stream = stream
                 file.mux(packet)
 

@@ -17,7 +17,7 @@ from stream.errors import PolypstreamError
 from stream.frame import Frame
 from stream.joint import Joint, digest_of, load_joint, memory_of, remind, save_joint
 from stream.pipeline import Room
-from stream.process import Job, Run, choose_view, make_rooms
+from stream.process import Alive, Job, Run, choose_view, make_rooms
 from stream.segment import Segmenter
 from stream.sinks.files import writing
 from stream.sources.base import Source
@@ -116,6 +116,7 @@ def process_part(
     segmenter: Segmenter,
     settings: Settings,
     masks: bool,
+    alive: Alive = lambda _: None,
 ) -> Run:
     """Annotate one part of a recording into a folder, from which `join_parts` takes it.
 
@@ -127,7 +128,7 @@ def process_part(
         folder: for the results, empty.
         before: results of the part before, where they are true; its rooms' memory is then taken over. Without it the
             memory is that of the overlap alone, and remains to be compared.
-        segmenter, settings, masks: as for `process`.
+        segmenter, settings, masks, alive: as for `process`.
 
     Raises:
         CannotJoin: the pictures cannot be had without those before them.
@@ -149,7 +150,7 @@ def process_part(
             frames = _enter(frames, part.start, by_name, true, folder)
         ending = _Ending(frames, part.end, 1 / recording.format.time_base)
         job = Job(source, view, folder, segmenter, settings, masks, iter(ending), rooms, part.start or 0)
-        run = job.run(lambda *_: None)
+        run = job.run(lambda *_: None, alive)
         if recording.was_mended:
             raise CannotJoin("its times or pictures had to be mended, which goes on from one part to the next")
         if part.end is not None:

@@ -63,8 +63,8 @@ class TimestampMender(Generic[T]):
         longest: the longest step between two items that the output can store.
         shift: added to every time that is told.
         least: the smallest step from one item to the next; 0 lets two have the same time.
-        restart: asked for the new shift where the clock was set anew, given the time told and the time at which the
-            item would go on from the one before; None: not known yet, and the item waits.
+        restart: asked for the new shift where the clock was set anew, given the time told and the time that the item
+            should have; None: not known yet, and the item waits.
 
     Attributes:
         last: time of the last item handed out.
@@ -85,6 +85,7 @@ class TimestampMender(Generic[T]):
     mended: int = 0
     waiting: bool = False
     _last_duration: int = 0
+    _shifts_before: list[int] = field(default_factory=list)
     _ahead: deque[_Item] = field(default_factory=deque)
     _ended: bool = False
 
@@ -146,11 +147,13 @@ class TimestampMender(Generic[T]):
         if told[0] is not None and self._is_plain():
             return told[0]
         believed = self._believed(told)
-        if believed[:1] != [0] and self._is_set_anew(told, believed):
-            shift = self.restart(self._ahead[0].told or 0, self._follows())
+        anew = self._time_by_another_clock(told, believed)
+        if anew is not None:
+            shift = self.restart(self._ahead[0].told or 0, anew)
             if shift is None:
                 self.waiting = True
                 return None
+            self._shifts_before.append(self.shift)
             self.shift = shift
             told = self._told(WINDOW)
             believed = self._believed(told)
@@ -186,11 +189,19 @@ class TimestampMender(Generic[T]):
             return time is not None
         return self._advances(self.last, time) and (not alone or time - self.last <= LONGEST_LAST_S * self._near)
 
-    def _is_set_anew(self, told: Sequence[int | None], believed: Sequence[int]) -> bool:
-        """Whether the next items advance among themselves, but not one of them from what was before."""
+    def _time_by_another_clock(self, told: Sequence[int | None], believed: Sequence[int]) -> int | None:
+        """When the next item comes if the clock was set anew before it; None: it was not."""
+        first = self._ahead[0].told
+        if first is None or self.last is None:
+            return None
+        for shift in reversed(self._shifts_before):
+            # It was set anew for a moment, and is now what it was before that.
+            if (told[0] or 0) - self.last > self._near and self.least <= first + shift - self.last <= self._near:
+                return first + shift
+        # The next items advance among themselves, but not one of them from what was before.
         run = told[: believed[0] if believed else len(told)][:RUN]
         enough = len(run) >= max(2, min(RUN, len(told)))
-        return self.last is not None and enough and all(self._advances(*steps) for steps in pairwise(run))
+        return self._follows() if enough and all(self._advances(*steps) for steps in pairwise(run)) else None
 
     def _follows(self) -> int:
         """When an item comes that follows the last one directly."""

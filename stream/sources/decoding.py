@@ -89,7 +89,10 @@ class Decoding:
         """Every picture from a time on; none where the file does not let itself be entered before it."""
         assert self._stream.time_base is not None
         for earlier in EARLIER_S:
-            self._container.seek(pts - round(earlier / self._stream.time_base), stream=self._stream)
+            try:
+                self._container.seek(pts - round(earlier / self._stream.time_base), stream=self._stream)
+            except FFmpegError:  # a place that it has no index for
+                continue
             # What comes before the first key frame may refer to pictures that were not read.
             pictures = dropwhile(lambda picture: not picture.key_frame, self.pictures())
             first = next(pictures, None)

@@ -114,6 +114,12 @@ def test_a_clock_that_steps_back_a_little_keeps_its_spacing() -> None:
     assert times == [40 * number for number in range(60)]
 
 
+def test_a_clock_that_is_set_anew_for_a_moment_is_believed_again_after_it() -> None:
+    """Five items in the middle have times of the beginning."""
+    times, _ = mend([*TOLD[:20], *TOLD[1:6], *(time + 1000 for time in TOLD)])
+    assert times == [40 * number for number in range(55)]
+
+
 def test_a_step_that_cannot_be_stored_is_a_clock_set_anew() -> None:
     times, _ = mend([*TOLD, *(time + 3 * 10**9 for time in TOLD)])
     assert times == [40 * number for number in range(60)]
