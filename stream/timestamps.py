@@ -21,6 +21,8 @@ WINDOW = 8
 RUN = 4
 # A step of up to a second is nothing to be doubted; a longer one is believed if what follows goes on from there.
 NEAR_S = 1
+# After a clock was set anew, a step of so many ordinary ones may mean that it was set back.
+USUAL_STEPS = 4
 # The last item of all has nothing after it that could tell: so long a step before it, in seconds, is not believed.
 LONGEST_LAST_S = 60
 
@@ -125,7 +127,9 @@ class TimestampMender(Generic[T]):
 
     @property
     def _near(self) -> int:
-        return round(NEAR_S / self.time_base)
+        """The longest step that is nothing to be doubted; after a clock was set anew, less is."""
+        near = round(NEAR_S / self.time_base)
+        return min(near, USUAL_STEPS * self._last_duration or near) if self._shifts_before else near
 
     def _told(self, count: int) -> list[int | None]:
         items = (self._ahead[place] for place in range(min(count, len(self._ahead))))
@@ -187,7 +191,7 @@ class TimestampMender(Generic[T]):
     def _may_be_next(self, time: int | None, alone: bool) -> bool:
         if time is None or self.last is None:
             return time is not None
-        return self._advances(self.last, time) and (not alone or time - self.last <= LONGEST_LAST_S * self._near)
+        return self._advances(self.last, time) and (not alone or (time - self.last) * self.time_base <= LONGEST_LAST_S)
 
     def _time_by_another_clock(self, told: Sequence[int | None], believed: Sequence[int]) -> int | None:
         """When the next item comes if the clock was set anew before it; None: it was not."""
@@ -196,7 +200,7 @@ class TimestampMender(Generic[T]):
             return None
         for shift in reversed(self._shifts_before):
             # It was set anew for a moment, and is now what it was before that.
-            if (told[0] or 0) - self.last > self._near and self.least <= first + shift - self.last <= self._near:
+            if (told[0] or 0) - self.last > self._near and self.least <= first + shift - self.last <= self._near // 2:
                 return first + shift
         # The next items advance among themselves, but not one of them from what was before.
         run = told[: believed[0] if believed else len(told)][:RUN]
