@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,19 +47,21 @@ class Status:
     Attributes:
         source: its name.
         signal: pictures are coming; else `problem` says why not.
+        ended: there are no more to come.
         problem: of the source or of inference, for people; or nothing.
         losses: how often the source went away.
         frames_in, shown: counted since the start.
         dropped: frames not shown, by reason; once nothing is on its way, frames_in is the sum of these and `shown`.
         unrecorded: frames that were shown, but that its recording had no time for.
         delay_ms: of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, longest.
-        markers_age_ms: of the latest frames, from the arrival of the frame that the markers were found in to their
-            being drawn, likewise; in-step it is a part of the delay.
+        markers_age_ms: of the latest frames with markers, from the arrival of the frame that these were found in until
+            they were drawn, likewise; in-step it is the delay up to there.
         shown_per_second: of the latest frames.
     """
 
     source: str
     signal: bool
+    ended: bool
     problem: str
     losses: int
     frames_in: int
@@ -78,9 +80,11 @@ def describe(status: Status) -> str:
     """One line for people."""
     drops = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items() if count)
     delay = "" if status.delay_ms is None else f", delay {status.delay_ms[0]:.0f} ms (99 %: {status.delay_ms[2]:.0f})"
+    state = "signal" if status.signal else "no signal"
+    if status.problem:
+        state += f" ({status.problem})"
     return (
-        f"{status.source}: {'signal' if status.signal else 'no signal'}"
-        + (f" ({status.problem})" if status.problem else "")
+        f"{status.source}: {'ended' if status.ended else state}"
         + f", {status.frames_in} frames in, {status.shown} shown at {status.shown_per_second:.1f} per second"
         + (f", dropped: {drops}" if drops else "")
         + (f", not recorded: {status.unrecorded}" if status.unrecorded else "")
@@ -171,7 +175,7 @@ class Live:
         self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
         rooms: _Rooms = [
             ("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1),
-            ("segment", Seen(self._guard), max(segmenter.batch_size, len(sources))),
+            ("segment", Seen(self._guard), segmenter.batch_size),
             *([("steady", Seen(EachSource(Steadier)), 1)] if findings.steady else []),
             ("find", Seen(EachSource(lambda: Finder(rules, findings.steady))), 1),
         ]
@@ -190,7 +194,7 @@ class Live:
             self._aside = Pipeline(pictures, rooms, [("markers", markers)], QUEUE, _source_of)
             rooms = [("markers", Seen(markers), 1)]
             sinks = [*sinks, ("aside", Aside(self._pictures, markers))]
-        incoming = [(_reading(source), source.frames()) for source in sources]
+        incoming = [(_reading(source), _alone(source)) for source in sources]
         self._sinks = [(name, Sturdy(sink)) for name, sink in sinks]
         self.pipeline = Pipeline(incoming, [*rooms, *drawing], self._sinks, QUEUE, _source_of, self.close)
 
@@ -229,10 +233,12 @@ class Live:
 
     def _status_of(self, source: LiveSource) -> Status:
         latest = self._meter.latest(source.name)
+        ages = [age for _, _, age in latest if age is not None]
         passed = latest[-1][0] - latest[0][0] if len(latest) > 1 else 0.0
         return Status(
             source=source.name,
             signal=source.signal.there,
+            ended=source.signal.ended,
             problem="; ".join(filter(None, (source.signal.problem, self._guard.problem, self._aside_problem))),
             losses=source.signal.losses,
             frames_in=self.pipeline.work[_reading(source)].items,
@@ -240,9 +246,17 @@ class Live:
             dropped={"newer": self.pipeline.dropped[source.name], "stale": self._fresh.dropped[source.name]},
             unrecorded=self.pipeline.dropped_by_sinks.get(_recording(source), Counter[Hashable]())[source.name],
             delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
-            markers_age_ms=percentiles_of([age for _, _, age in latest]) if latest else None,
+            markers_age_ms=percentiles_of(ages) if ages else None,
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
         )
+
+
+def _alone(source: LiveSource) -> Iterator[Frame]:
+    """Frames of a source that fails alone: the others go on, and what went wrong is told."""
+    try:
+        yield from source.frames()
+    except Exception as error:  # whatever a library raises
+        source.signal.there, source.signal.problem = False, words_of(error)
 
 
 def percentiles_of(seconds: Sequence[float]) -> tuple[float, ...]:

@@ -217,12 +217,16 @@ def _size(frame: Frame) -> tuple[int, int]:
     return frame.picture.width, frame.picture.height
 
 
+# When a frame came out, how long it had been on its way, and the age of its markers, if it could have any; in seconds.
+Passed = tuple[float, float, float | None]
+
+
 class Meter:
     """The last room: notes when each frame goes out to the sinks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._out: dict[str, deque[tuple[float, float, float]]] = {}
+        self._out: dict[str, deque[Passed]] = {}
         self.shown: Counter[str] = Counter()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -231,13 +235,13 @@ class Meter:
         with self._lock:
             for frame in frames:
                 self.shown[frame.source] += 1
-                self._out.setdefault(frame.source, deque(maxlen=REMEMBERED)).append(
-                    (now, now - frame.arrived, frame.markers_age)
-                )
+                age = (frame.markers_age or now - frame.arrived) if frame.signal and not frame.problem else None
+                passed = (now, now - frame.arrived, age)
+                self._out.setdefault(frame.source, deque(maxlen=REMEMBERED)).append(passed)
         return frames
 
-    def latest(self, source: str) -> list[tuple[float, float, float]]:
-        """When the latest frames came out, how long they had been on their way, and their markers' age, in seconds."""
+    def latest(self, source: str) -> list[Passed]:
+        """The latest frames."""
         with self._lock:
             return list(self._out.get(source, ()))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -50,17 +50,15 @@ class Channel(Generic[T]):
     Args:
         size: the most items that wait.
         newest: tells of which kind an item is; `size` of each kind may wait, and where there are more, `put` drops the
-            oldest of them instead of waiting. None: nothing is dropped.
+            oldest of them instead of waiting. The kind keeps its place in the line, so that all come in turn however
+            fast each is. None: nothing is dropped.
         producers: how many must say `end`.
-
-    Attributes:
-        dropped: items dropped so far, by kind.
     """
 
     def __init__(self, size: int, newest: Callable[[T], Hashable] | None = None, producers: int = 1) -> None:
         self._items: deque[T] = deque()
         self._size, self._newest, self._producers = size, newest, producers
-        self.dropped: Counter[Hashable] = Counter()
+        self._dropped: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
         self._abandoned = False
 
@@ -73,18 +71,29 @@ class Channel(Generic[T]):
         with self._changed:
             if self._newest is None:
                 self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
-            else:
-                self._make_room(self._newest, self._newest(item))
             if self._abandoned:
                 raise Closed
-            self._items.append(item)
+            if self._newest is None or not self._replaces(item, self._newest):
+                self._items.append(item)
             self._changed.notify_all()
 
-    def _make_room(self, kind_of: Callable[[T], Hashable], kind: Hashable) -> None:
-        alike = [place for place, item in enumerate(self._items) if kind_of(item) == kind]
-        if len(alike) == self._size:
-            del self._items[alike[0]]
-            self.dropped[kind] += 1
+    def _replaces(self, item: T, kind_of: Callable[[T], Hashable]) -> bool:
+        """Put an item in the line in place of the oldest of its kind, if there are enough of those; whether so."""
+        kind = kind_of(item)
+        places = [place for place, each in enumerate(self._items) if kind_of(each) == kind]
+        if len(places) < self._size:
+            return False
+        for place, following in pairwise(places):
+            self._items[place] = self._items[following]
+        self._items[places[-1]] = item
+        self._dropped[kind] += 1
+        return True
+
+    @property
+    def dropped(self) -> Counter[Hashable]:
+        """Items dropped so far, by kind."""
+        with self._changed:
+            return self._dropped.copy()
 
     def take(self, most: int) -> list[T]:
         """What is waiting, at least one and at most so many; an empty list once the end is reached."""
@@ -149,8 +158,8 @@ class Pipeline(Generic[T]):
         sinks: name and sink.
         queue: the most items that wait before each room (a batch of its own if that is more) and each sink that does
             not say otherwise.
-        newest: tells of which kind an item is; full queues drop the oldest item of a kind instead of holding the
-            sources back. None: nothing is dropped.
+        newest: tells of which kind an item is; so many of each kind wait, whatever the batch, and full queues drop the
+            oldest item of a kind instead of holding the sources back. None: nothing is dropped.
         close: lets sources end that wait for something; called at the first error, from any thread.
 
     Attributes:
@@ -170,7 +179,8 @@ class Pipeline(Generic[T]):
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
-        sizes = [max(queue, room[2]) for room in rooms] + [getattr(sink, "queue", queue) for _, sink in sinks]
+        sizes = [max(queue, room[2]) if newest is None else queue for room in rooms]
+        sizes += [getattr(sink, "queue", queue) for _, sink in sinks]
         producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
         self.channels = [Channel[T](size, newest, count) for size, count in zip(sizes, producers, strict=True)]
         self._between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]

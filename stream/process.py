@@ -19,7 +19,6 @@ from stream.frame import Frame
 from stream.model import NOTICE, SHIPPED, WEIGHTS, shipped_weights
 from stream.overlay import Overlay
 from stream.pipeline import Pipeline, Room, Sink
-from stream.providers import choose
 from stream.quality import Inspector
 from stream.report import write_report
 from stream.segment import Segmenter
@@ -105,12 +104,12 @@ def make_segmenter(settings: Settings) -> Segmenter:
         ModelError, ProviderError: it cannot be had.
     """
     inference, name = settings.inference, settings.inference.model
+    cpu_model: Path | None = None
     if name == SHIPPED:
-        present, _ = choose(inference.provider)
         # Integers halve the plain CPU provider's time; with the others they were not measured.
-        name = "shipped-int8" if present == ["cpu"] else "shipped-float"
+        name, cpu_model = "shipped-float", shipped_weights("shipped-int8")
     model = shipped_weights(name) if name in WEIGHTS else Path(name)
-    return Segmenter(model, inference.provider, inference.batch_size, inference.threads)
+    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model)
 
 
 def process(

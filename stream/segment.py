@@ -25,8 +25,10 @@ class Segmenter:
         provider: "auto" takes the fastest present; any other is used or refused.
         batch_size: the most pictures given to a GPU at once.
         threads: CPU threads of the session; 0 leaves the number to the provider.
+        cpu_model: taken in place of the model where the plain CPU provider runs it.
 
     Attributes:
+        model: path of the file in use.
         card: what the model says about itself.
         notes: lines for the user, such as why a GPU is not used.
 
@@ -35,12 +37,19 @@ class Segmenter:
         ProviderError: the provider cannot be used on this machine.
     """
 
-    def __init__(self, model: Path, provider: str = "auto", batch_size: int = 8, threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path,
+        provider: str = "auto",
+        batch_size: int = 8,
+        threads: int = 0,
+        cpu_model: Path | None = None,
+    ) -> None:
         if not model.is_file():
             raise ModelError(f"{model}: no such model file")
-        self.model = model
         present, self.notes = choose(provider)
         for number, self.provider in enumerate(present, 1):
+            self.model = cpu_model or model if self.provider == "cpu" else model
             try:
                 self._open(batch_size, threads)
                 break

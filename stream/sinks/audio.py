@@ -82,6 +82,7 @@ class Audio:
         self._tracks = [track for track in tracks if not track.left_out]
         self.options = options[max((track.way for track in self._tracks), default=0)]
         self.notes += [track.note for track in tracks if track.note]
+        self.damage += [track.damage for track in tracks if track.damage]
 
     def _is_known(self, track: AudioStream) -> bool:
         if track.codec_context is not None and track.codec_context.sample_rate:

@@ -6,6 +6,7 @@ import ctypes
 import io
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple, TypeAlias, cast
 
@@ -64,6 +65,7 @@ class AudioTrack:
         index: in the recording.
         note: what the user should know of it, or nothing.
         left_out: it can neither be copied nor encoded.
+        damage: why, if it is damaged.
         unusable: packets left out so far.
         way: the number of the options that the output needs for it.
         begins: when it does, in seconds; infinite if no packet has come yet.
@@ -73,7 +75,8 @@ class AudioTrack:
     def __init__(
         self, source: AudioStream, shifts: ClockShifts, longest: Fraction, first: Sequence[AudioPacket]
     ) -> None:
-        self.index, self.note, self.left_out, self.unusable, self.way = source.index, "", False, 0, 0
+        self.index, self.note, self.damage, self.left_out = source.index, "", "", False
+        self.unusable, self.way = 0, 0
         self._source, self._shifts, self._first = source, shifts, [packet for packet in first if packet.size]
         self.is_default = bool(source.disposition & source.disposition.default)
         self._rate = source.codec_context.sample_rate
@@ -106,20 +109,34 @@ class AudioTrack:
 
     def choose(self, options: Sequence[dict[str, str]]) -> None:
         """Choose the first way of writing the output in which the packets can be copied; if there is none, encode."""
+        layout = _decodable_layout(self._source)
         if any(is_encrypted(packet) for packet in self._first):
             self._leave_out("is encrypted")
+            return
+        if layout is not None and not self._can_be_decoded():
+            self.left_out, self.damage = True, f"audio track {self.index} cannot be decoded and was not copied"
             return
         for way, each in enumerate(options if self._name in COPIED else ()):
             if self._can_be_copied(each):
                 self.way = way
                 return
-        self._encodes, layout = True, _decodable_layout(self._source)
+        self._encodes = True
         if layout is None:
             self._leave_out("has channels in no known arrangement")
             return
         plain = "mono" if layout == "mono" else "stereo"
         self._layout = layout if layout in AAC_LAYOUTS else plain
         self.note = f"audio track {self.index} ({self._name}) was encoded as AAC, which every MP4 player reads"
+
+    def _can_be_decoded(self) -> bool:
+        """Whether any of the first packets can: of a track with a damaged header, nobody's decoder would open."""
+        decoded = False
+        for packet in self._first:
+            with suppress(FFmpegError):
+                decoded = bool(self._source.codec_context.decode(_copy_of(packet))) or decoded
+        with suppress(FFmpegError):
+            self._source.codec_context.flush_buffers()
+        return decoded or not self._first
 
     def _leave_out(self, why: str) -> None:
         self.left_out, self.note = True, f"audio track {self.index} {why} and was not copied"
@@ -234,11 +251,16 @@ class AudioTrack:
 
 
 def _decodable_layout(track: AudioStream) -> str | None:
-    """The layout in which a track's decoder, having been told, gives its channels; None: nobody knows it."""
+    """The layout in which a track's decoder, having been told, gives its channels.
+
+    Empty where only the decoder knows; None where nobody does.
+    """
     layout = track.codec_context.layout
     # Where a file has an order of channels of its own, PyAV 18.1 frees what FFmpeg frees as well, and the process ends.
     # An object that is never freed does no harm, and a decoder that is told a usual order makes no more of them.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+    if not layout.nb_channels:
+        return ""
     try:
         name = AudioLayout(layout.name).name
     except ValueError:

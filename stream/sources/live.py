@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Protocol, cast
@@ -18,8 +18,9 @@ from av.container import InputContainer
 from av.error import ExitError, FFmpegError, InvalidDataError
 from av.packet import Packet
 
+from stream.colour import forget_unknown_tags
 from stream.config import LiveSettings
-from stream.errors import SourceError
+from stream.errors import PolypstreamError, SourceError
 from stream.frame import Frame
 from stream.pictures import Conformer, PictureFormat, copy_of, picture_format, planes_of
 from stream.sources.base import Source
@@ -40,6 +41,11 @@ FIRST_WAIT_S = 0.2
 CONNECT_S = 5.0
 # A stream's own times are believed while they stay so close to the clock; they jump when an encoder restarts.
 DRIFT_S = 1.0
+# Their decoders, told to be quick, hand out pictures in the order in which they were coded, B-frames too late.
+IN_CODING_ORDER = frozenset(
+    {"mpeg1video", "mpeg2video", "mpeg4", "h261", "h263", "flv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2",
+     "wmv3", "vc1", "rv30", "rv40", "cavs", "svq3"}
+)  # fmt: skip
 # The picture that stands for none before any came.
 NO_SIGNAL_SIZE = 1280, 720
 # What FFmpeg's device readers are called, by the way that we write a device.
@@ -163,11 +169,13 @@ class Signal:
         there: pictures are coming.
         problem: why not.
         losses: how often it went away.
+        ended: there is no more to come, as it was wanted or because all of it has come.
     """
 
     there: bool = False
     problem: str = "connecting"
     losses: int = 0
+    ended: bool = False
 
 
 class LiveSource(Protocol):
@@ -211,6 +219,7 @@ class Stream:
     _opened: float = field(default_factory=time.monotonic)
     _wanted: PictureFormat | None = None
     _conform: Conformer = field(init=False)
+    _kind: tuple[int, int, Fraction | None] | None = None
     _count: int = 0
     _last_pts: int = -1
 
@@ -226,7 +235,7 @@ class Stream:
                         yield frame
                 if not self._closed.is_set():
                     self._lost("it ended")
-            except (FFmpegError, SourceError) as error:
+            except Exception as error:  # whatever a library raises, the stream may come back as it was
                 self._lost(reason(error))
             if not self._closed.is_set():
                 yield self._nothing()
@@ -234,6 +243,7 @@ class Stream:
                 self.signal.problem += f"; given up after {most} attempts"
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
+        self.signal.ended = True
 
     def close(self) -> None:
         """Let `frames` end after what it is waiting for, the timeout at most."""
@@ -259,9 +269,12 @@ class Stream:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
             raise SourceError("it has no moving picture")
+        if stream.codec_context is None:
+            raise SourceError("its pictures are in a codec that is not known")
         # Threads on whole frames would hold back one frame each.
         stream.thread_type = "SLICE"
-        stream.codec_context.flags |= Flags.low_delay
+        if stream.codec_context.codec.canonical_name not in IN_CODING_ORDER:
+            stream.codec_context.flags |= Flags.low_delay
         clock, self._wanted = _Clock(self._opened), None  # a new connection may bring other pictures of the same size
         for packet in demuxed(container, [stream]):
             if self._closed.is_set():
@@ -280,7 +293,10 @@ class Stream:
         """In the format that we work in, and not in the memory of a device."""
         pictures = []
         for picture in _decode(packet):
-            if self._wanted is None or (picture.width, picture.height) != (self._wanted.width, self._wanted.height):
+            forget_unknown_tags(picture)
+            kind = (picture.width, picture.height, packet.stream.codec_context.sample_aspect_ratio)
+            if self._wanted is None or kind != self._kind:
+                self._kind = kind
                 self._wanted = self.format = replace(picture_format(packet.stream, picture), time_base=TIME_BASE)
                 self._conform = Conformer(self._wanted)
             fitting = self._conform(picture)
@@ -296,7 +312,9 @@ class Stream:
         """Number and time a picture; time always advances."""
         pts = max(round(seconds / TIME_BASE), self._last_pts + 1)
         picture.pts, picture.time_base, self._last_pts = pts, TIME_BASE, pts
-        frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, signal)
+        frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, signal=signal)
+        if self.format:
+            frame.orientation = self.format.orientation
         self._count += 1
         return frame
 
@@ -340,7 +358,9 @@ def reason(error: Exception) -> str:
     """What FFmpeg says, without the address, in which there may be a password."""
     if isinstance(error, ExitError):
         return "no picture came in time"
-    return str(error.strerror) if isinstance(error, FFmpegError) else str(error)
+    if isinstance(error, FFmpegError):
+        return str(error.strerror)
+    return str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
 
 
 class Replay:
@@ -353,6 +373,11 @@ class Replay:
 
     def frames(self) -> Iterator[Frame]:
         """Each frame arrives when its time has come and is decoded then: decoding is part of the delay."""
+        with closing(self._recording):
+            yield from self._played()
+        self.signal.there, self.signal.problem, self.signal.ended = False, "it ended", True
+
+    def _played(self) -> Iterator[Frame]:
         frames, due = self._recording.frames(), time.monotonic()
         while not self._closed.wait(max(0.0, due - time.monotonic())):
             # Where decoding cannot keep pace, it plays more slowly; a delay that grows would be no camera's.
@@ -363,7 +388,6 @@ class Replay:
             frame.arrived, frame.source = due, self.name
             yield frame
             due += float((frame.picture.duration or 0) * frame.time_base)
-        self.signal.there, self.signal.problem = False, "it ended"
 
     def close(self) -> None:
         """Let `frames` end."""
