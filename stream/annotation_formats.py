@@ -1,12 +1,15 @@
 """Formats of annotation tools, each a folder that the tool imports.
 
-Every writer takes one annotated picture after another and finishes its files when closed. Coordinates are pixels of the
-picture as stored, from its left top corner; a track is one polyp, and keeps its number where a format can say so.
+Every writer takes one annotated picture after another and finishes its files when closed. Coordinates are pixels from
+the left top corner of the picture as it is shown: turned as the recording says, and, where the pictures are written
+beside them, with square pixels. A track is one polyp, and keeps its number where a format can say so.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from xml.etree import ElementTree
@@ -15,6 +18,7 @@ import cv2
 import numpy as np
 
 from stream.model import NOTICE
+from stream.orientation import Orientation
 from stream.results import Outline
 
 LABEL = "polyp"
@@ -29,21 +33,33 @@ class Annotated(NamedTuple):
         name: of its files, without ending.
         frame: its number in the recording, from 0.
         outlines: of the findings.
+        ends: for each of them, up to which frame its track is shown from there on without a gap.
     """
 
     name: str
     frame: int
     outlines: list[Outline]
+    ends: list[int]
 
 
 class Writer(Protocol):
     """Writes pictures of one size into a folder.
 
+    Args:
+        folder: to write into.
+        width, height: of the pictures as they are shown.
+        frames: of the recording.
+
     Attributes:
         images: the folder that the pictures go to, as JPEG; None: it wants none.
     """
 
-    def __init__(self, folder: Path, width: int, height: int) -> None: ...
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None: ...
+
+    @staticmethod
+    def shown(orientation: Orientation) -> Orientation:
+        """How pictures of a recording are shown there."""
+        ...
 
     @property
     def images(self) -> Path | None: ...
@@ -53,14 +69,23 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-class Coco:
+class _WithPictures:
+    """A format whose pictures lie beside it."""
+
+    @staticmethod
+    def shown(orientation: Orientation) -> Orientation:
+        """With square pixels."""
+        return orientation
+
+
+class Coco(_WithPictures):
     """COCO instances, laid out as CVAT and Datumaro export them: annotations/instances_default.json, images/default/.
 
     An annotation is one track in one picture, of one or more polygons, with its `track_id` and `score`.
     Source: https://cocodataset.org/#format-data
     """
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
         self.images, self._file = folder / "images" / "default", folder / "annotations" / "instances_default.json"
         self._size = width, height
         for place in (self.images, self._file.parent):
@@ -97,10 +122,10 @@ class Coco:
         self._file.write_text(json.dumps(content))
 
 
-class Png:
+class Png(_WithPictures):
     """images/ and masks/ of the same names, 0 and 255: the layout that `polypstream train` reads."""
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
         self.images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
         for place in (self.images, self._masks):
             place.mkdir()
@@ -116,7 +141,7 @@ class Png:
         pass
 
 
-class Yolo:
+class Yolo(_WithPictures):
     """Ultralytics' segmentation labels: data.yaml, images/train/, labels/train/ with a line for each polygon.
 
     A line is the class, 0, and x y x y … as shares of the picture's width and height; a picture without findings has
@@ -124,7 +149,7 @@ class Yolo:
     Source: https://docs.ultralytics.com/datasets/segment/
     """
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
         self.images, self._labels = folder / "images" / "train", folder / "labels" / "train"
         self._size = np.array([width, height], np.float64)
         for place in (self.images, self._labels):
@@ -143,13 +168,13 @@ class Yolo:
         pass
 
 
-class Labelme:
+class Labelme(_WithPictures):
     """A JSON file beside each picture, with a polygon for each outline, whose group is the track.
 
     Source: https://github.com/wkentaro/labelme
     """
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
         self.images, self._size = folder, (width, height)
 
     def write(self, picture: Annotated) -> None:
@@ -180,26 +205,46 @@ class Labelme:
         pass
 
 
+class _Shape(NamedTuple):
+    """A polygon of a track of CVAT.
+
+    Attributes:
+        place: number of the annotated frame, not of the recording's.
+        polygon: float [n, 2].
+        end: frame up to which the track is shown from there on without a gap.
+    """
+
+    place: int
+    polygon: np.ndarray
+    end: int
+
+
 class Cvat:
     """CVAT for video 1.1: annotations.xml with tracks, for a task whose data is the recording itself.
 
-    A track is a polygon in each annotated frame, which CVAT moves evenly in between; it is marked as outside where the
-    polyp is not shown. Where a polyp is in several pieces, the smaller ones are tracks of their own.
+    A track is a polygon in each annotated frame, which CVAT moves evenly in between; it is marked as outside from the
+    frame on in which the polyp is not shown. Where a polyp is in several pieces, the smaller ones are tracks of their
+    own. CVAT turns a recording as it says, and leaves its pixels as they are stored.
     Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
     """
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
         self.images = None
-        self._path, self._size = folder / "annotations.xml", (width, height)
+        self._path, self._size, self._count = folder / "annotations.xml", (width, height), frames
         self._frames: list[int] = []
-        # For each track and piece, the numbers of the annotated frames (not of the recording's) and its polygons.
-        self._pieces: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+        self._pieces: dict[tuple[int, int], list[_Shape]] = {}
+
+    @staticmethod
+    def shown(orientation: Orientation) -> Orientation:
+        """Turned alone."""
+        return orientation.turned_only
 
     def write(self, picture: Annotated) -> None:
-        for outline in picture.outlines:
+        for outline, end in zip(picture.outlines, picture.ends, strict=True):
             largest_first = sorted(_solid(outline), key=_area, reverse=True)
             for piece, polygon in enumerate(largest_first):
-                self._pieces.setdefault((outline.track, piece), []).append((len(self._frames), polygon))
+                shape = _Shape(len(self._frames), polygon, end)
+                self._pieces.setdefault((outline.track, piece), []).append(shape)
         self._frames.append(picture.frame)
 
     def close(self) -> None:
@@ -215,7 +260,7 @@ class Cvat:
     def _meta(self) -> ElementTree.Element:
         meta = ElementTree.Element("meta")
         task = ElementTree.SubElement(meta, "task")
-        ElementTree.SubElement(task, "size").text = str(self._frames[-1] + 1 if self._frames else 0)
+        ElementTree.SubElement(task, "size").text = str(self._count)
         ElementTree.SubElement(task, "mode").text = "interpolation"
         label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
         ElementTree.SubElement(label, "name").text = LABEL
@@ -225,12 +270,14 @@ class Cvat:
             ElementTree.SubElement(size, name).text = str(value)
         return meta
 
-    def _add_shapes(self, track: ElementTree.Element, shapes: list[tuple[int, np.ndarray]]) -> None:
-        for index, (place, polygon) in enumerate(shapes):
-            _add_polygon(track, self._frames[place], polygon, outside=False)
-            followed = index + 1 < len(shapes) and shapes[index + 1][0] == place + 1
-            if not followed and place + 1 < len(self._frames):
-                _add_polygon(track, self._frames[place + 1], polygon, outside=True)
+    def _add_shapes(self, track: ElementTree.Element, shapes: Sequence[_Shape]) -> None:
+        for shape, following in zip_longest(shapes, shapes[1:]):
+            _add_polygon(track, self._frames[shape.place], shape.polygon, outside=False)
+            gone = shape.end + 1
+            if shape.place + 1 < len(self._frames) and (following is None or following.place > shape.place + 1):
+                gone = min(gone, self._frames[shape.place + 1])
+            if gone < (self._frames[following.place] if following else self._count):
+                _add_polygon(track, gone, shape.polygon, outside=True)
 
 
 def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:

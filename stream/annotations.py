@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -14,11 +15,11 @@ from av import VideoFrame
 
 from stream.annotation_formats import FORMATS, Annotated
 from stream.errors import OutputError
-from stream.frame import Frame
 from stream.model import NOTICE
+from stream.orientation import Orientation
 from stream.process import ANNOTATIONS, Poll
-from stream.results import Outline, find_run, frames_again, open_again
-from stream.scale import Scaler, own_size
+from stream.results import FinishedRun, best_outlines, find_run, frame_times, frames_again, open_again, shown_until
+from stream.scale import shown
 from stream.sinks.files import writing
 
 JPEG_QUALITY = 95
@@ -44,7 +45,8 @@ def write_annotations(
         results: the folder that was given to `process --output`, or that of this one run.
         name: of FORMATS.
         output: folder to write; None: annotations-<name>/ among the run's results.
-        every: seconds from one annotated picture to the next; 0: every picture.
+        every: seconds from one annotated picture to the next; 0: every picture. A track that would be missed is
+            annotated where it is seen best.
         overwrite: replace what an earlier call wrote there.
         poll: told the frames done and the frames expected (None: unknown).
 
@@ -58,38 +60,46 @@ def write_annotations(
     """
     run = find_run(recording, results)
     target = output or run.folder / f"{ANNOTATIONS}{name}"
-    encode, pictures, findings = _jpeg_encoder(), 0, 0
-    with _replacing(target, overwrite) as folder:
-        writer = FORMATS[name](folder, *run.picture_size)
-        with closing(open_again(run, recording)) as source:
-            for frame, outlines in _sampled(frames_again(run, source, poll), every):
-                name_of_files = f"{run.folder.name}_{frame.index:06d}"
-                with writing(target):
-                    if writer.images:
-                        (writer.images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
-                    writer.write(Annotated(name_of_files, frame.index, outlines))
-                pictures, findings = pictures + 1, findings + len(outlines)
+    times, stretches = frame_times(run), shown_until(run)
+    chosen = _sampled(times, every) | _unseen(run, _sampled(times, every))
+    pictures, findings = 0, 0
+    with _replacing(target, overwrite) as folder, closing(open_again(run, recording)) as source:
+        orientation = FORMATS[name].shown(source.format.orientation)
+        writer = FORMATS[name](folder, *orientation.size(*run.picture_size), len(times))
+        encode = _jpeg_encoder(orientation)
+        for frame, outlines in frames_again(run, source, poll):
+            if frame.index not in chosen:
+                continue
+            name_of_files = f"{run.folder.name}_{frame.index:06d}"
+            there = [outline.shown(orientation, *run.picture_size) for outline in outlines]
+            ends = [stretches[outline.track, frame.index] for outline in outlines]
+            with writing(target):
+                if writer.images:
+                    (writer.images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
+                writer.write(Annotated(name_of_files, frame.index, there, ends))
+            pictures, findings = pictures + 1, findings + len(outlines)
         with writing(target):
             writer.close()
             (folder / ABOUT).write_text(json.dumps({"notice": NOTICE, **run.about}, indent=2) + "\n")
     return target, pictures, findings
 
 
-def _sampled(frames: Iterator[tuple[Frame, list[Outline]]], every: float) -> Iterator[tuple[Frame, list[Outline]]]:
-    """The first frame, and from there the first one in each `every` seconds."""
-    start, last = 0.0, -1
-    for frame, outlines in frames:
-        if last < 0:
-            start = frame.seconds
-        number = int((frame.seconds - start + EARLY_S) / every) if every else frame.index
-        if number > last:
-            yield frame, outlines
-            last = number
+def _sampled(times: Sequence[float], every: float) -> set[int]:
+    """Numbers of the first frame, and from there of the first one in each `every` seconds; 0: of all."""
+    numbers = [int((time - times[0] + EARLY_S) / every) if every else index for index, time in enumerate(times)]
+    return {index for index, (before, number) in enumerate(pairwise([-1, *numbers])) if number > before}
 
 
-def _jpeg_encoder() -> Callable[[VideoFrame], bytes]:
+def _unseen(run: FinishedRun, chosen: Collection[int]) -> set[int]:
+    """Of each track that none of the chosen frames shows, the number of the frame that shows it best."""
+    seen = {outline.track for frame, outlines in run.outlines().items() if frame in chosen for outline in outlines}
+    best = best_outlines(run)
+    return {frame for frame, outlines in best.items() if any(outline.track not in seen for outline in outlines)}
+
+
+def _jpeg_encoder(orientation: Orientation) -> Callable[[VideoFrame], bytes]:
     """Pictures of any size, odd ones too, as JPEG."""
-    scale = Scaler("bgr24", own_size)
+    scale = shown("bgr24", orientation)
 
     def encode(picture: VideoFrame) -> bytes:
         _, jpeg = cv2.imencode(".jpg", scale(picture).to_ndarray(), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])

@@ -9,12 +9,8 @@ from __future__ import annotations
 import re
 from contextlib import closing
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
-import cv2
-import numpy as np
-from av import VideoFrame
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.sc import SCImage
 from highdicom.seg import Segmentation, SegmentDescription
@@ -26,9 +22,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from stream.errors import OutputError
 from stream.frame import Frame
 from stream.model import NOTICE
+from stream.orientation import Orientation
 from stream.process import Poll
-from stream.results import FinishedRun, Outline, find_run, frames_again, open_again
-from stream.scale import Scaler, own_size
+from stream.results import FinishedRun, Outline, best_outlines, find_run, frames_again, open_again
+from stream.scale import shown
 from stream.sinks.files import writing
 from stream.sources.dicom import is_dicom, quiet, read_header
 
@@ -67,12 +64,12 @@ class Study:
 
     Attributes:
         identity: attributes of the patient and the study.
-        pixel_aspect: width of a pixel over its height; 0 if unknown.
+        orientation: how its pictures are turned for people, and the shape of their pixels.
         captures, segmentations: UIDs of the two series.
     """
 
     identity: Dataset
-    pixel_aspect: Fraction
+    orientation: Orientation
     captures: str = field(default_factory=generate_uid)
     segmentations: str = field(default_factory=generate_uid)
 
@@ -98,7 +95,7 @@ def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Po
     best, written = best_outlines(run), list[Path]()
     last = max(best, default=-1)
     with closing(open_again(run, recording)) as source:
-        study = Study(identity_of(run, recording), source.format.sample_aspect_ratio)
+        study = Study(identity_of(run, recording), source.format.orientation)
         folder = _prepare_folder(run.folder / FOLDER, overwrite)
         for frame, _ in frames_again(run, source, poll) if best else ():
             for outline in best.get(frame.index, ()):
@@ -110,22 +107,6 @@ def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Po
             if frame.index >= last:
                 break
     return written
-
-
-def best_outlines(run: FinishedRun) -> dict[int, list[Outline]]:
-    """For each frame that shows a track at its best, the outlines: largest, then surest, then first."""
-    outlines = [outline for frame in run.outlines().values() for outline in frame]
-    best: dict[int, Outline] = {}
-    for outline in sorted(outlines, key=lambda outline: (_area(outline), outline.probability), reverse=True):
-        best.setdefault(outline.track, outline)
-    frames: dict[int, list[Outline]] = {}
-    for outline in best.values():
-        frames.setdefault(outline.frame, []).append(outline)
-    return frames
-
-
-def _area(outline: Outline) -> float:
-    return sum(cv2.contourArea(polygon) for polygon in outline.polygons)
 
 
 def identity_of(run: FinishedRun, recording: str) -> Dataset:
@@ -162,7 +143,7 @@ def _long_string(text: str) -> str:
 def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
     """The picture of a frame as a Secondary Capture."""
     capture = SCImage(
-        pixel_array=_rgb(frame.picture),
+        pixel_array=shown("rgb24", study.orientation.turned_only)(frame.picture).to_ndarray(),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -180,14 +161,14 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
     capture.Laterality = ""
     capture.LossyImageCompression = "01"  # by whoever recorded it
     capture.ImageComments = f"Track {outline.track} at {frame.seconds:.6f} s (frame {frame.index}). {NOTICE}"
-    if study.pixel_aspect not in (0, 1):
-        capture.PixelAspectRatio = [study.pixel_aspect.denominator, study.pixel_aspect.numerator]
+    shape = study.orientation.pixel_shape
+    if shape != 1:
+        # DICOM has the height of a pixel before its width.
+        tall, wide = (
+            (shape.numerator, shape.denominator) if study.orientation.swapped else shape.as_integer_ratio()[::-1]
+        )
+        capture.PixelAspectRatio = [tall, wide]
     return capture
-
-
-def _rgb(picture: VideoFrame) -> np.ndarray:
-    """uint8 [height, width, 3]."""
-    return Scaler("rgb24", own_size)(picture).to_ndarray()
 
 
 def segmentation_of(capture: SCImage, outline: Outline, run: FinishedRun, study: Study) -> Segmentation:
@@ -208,7 +189,7 @@ def segmentation_of(capture: SCImage, outline: Outline, run: FinishedRun, study:
     )
     segmentation = Segmentation(
         source_images=[capture],
-        pixel_array=outline.mask(capture.Columns, capture.Rows)[None] // 255,
+        pixel_array=study.orientation.plane(outline.mask(*run.picture_size))[None] // 255,
         segmentation_type="BINARY",
         segment_descriptions=[segment],
         series_instance_uid=study.segmentations,

@@ -80,11 +80,10 @@ def describe(status: Status) -> str:
     """One line for people."""
     drops = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items() if count)
     delay = "" if status.delay_ms is None else f", delay {status.delay_ms[0]:.0f} ms (99 %: {status.delay_ms[2]:.0f})"
-    state = "signal" if status.signal else "no signal"
-    if status.problem:
-        state += f" ({status.problem})"
+    state = "ended" if status.ended else "signal" if status.signal else "no signal"
     return (
-        f"{status.source}: {'ended' if status.ended else state}"
+        f"{status.source}: {state}"
+        + (f" ({status.problem})" if status.problem else "")
         + f", {status.frames_in} frames in, {status.shown} shown at {status.shown_per_second:.1f} per second"
         + (f", dropped: {drops}" if drops else "")
         + (f", not recorded: {status.unrecorded}" if status.unrecorded else "")

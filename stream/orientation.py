@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
 # FFmpeg's display matrix has 16 bits behind the point.
@@ -53,6 +52,11 @@ class Orientation:
         """The same with pixels as they are stored."""
         return replace(self, pixel_shape=Fraction(1))
 
+    @property
+    def turns(self) -> bool:
+        """Whether a picture is turned or mirrored at all."""
+        return self.swapped or self.mirrored or self.upside_down
+
     def stretched(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of a stored picture with square pixels, before it is turned; none of its detail is lost."""
         if self.pixel_shape >= 1:
@@ -85,12 +89,15 @@ class Orientation:
         x, y = shown[:, 0], shown[:, 1]
         return np.stack([across - x if self.mirrored else x, down - y if self.upside_down else y], axis=1)
 
-    def mask(self, mask: np.ndarray) -> np.ndarray:
-        """A mask, uint8 [height, width] of 0 and 255, as shown."""
-        size = self.stretched(mask.shape[1], mask.shape[0])
-        shown = mask if size == mask.shape[::-1] else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
-        shown = shown.T if self.swapped else shown
-        return np.ascontiguousarray(shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1])
+    def plane(self, plane: np.ndarray) -> np.ndarray:
+        """A plane or mask [height, width] as shown, but with pixels as they are stored."""
+        turned = plane.T if self.swapped else plane
+        return np.ascontiguousarray(turned[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1])
+
+    def stored(self, plane: np.ndarray) -> np.ndarray:
+        """The reverse of `plane`."""
+        turned = plane[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+        return np.ascontiguousarray(turned.T if self.swapped else turned)
 
 
 AS_STORED = Orientation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from stream.config import Settings
 from stream.deidentify import Deidentified
 from stream.errors import DataError
 from stream.frame import Frame
+from stream.orientation import Orientation
 from stream.process import Poll, choose_view
 from stream.sinks.findings import read_findings
 from stream.sources.base import Source
@@ -39,6 +41,11 @@ class Outline(NamedTuple):
     seconds: float
     probability: float
     polygons: list[np.ndarray]
+
+    def shown(self, orientation: Orientation, width: int, height: int) -> Outline:
+        """The same in the picture of that size as it is shown."""
+        moved = [orientation.points(polygon + 0.5, width, height) - 0.5 for polygon in self.polygons]
+        return self._replace(polygons=[np.rint(polygon).astype(np.int32) for polygon in moved])
 
     def mask(self, width: int, height: int) -> np.ndarray:
         """uint8 [height, width], 255 inside."""
@@ -106,6 +113,47 @@ def find_run(recording: str, results: Path) -> FinishedRun:
         SourceError: a demo's address is wrong.
     """
     return read_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
+
+
+def frame_times(run: FinishedRun) -> list[float]:
+    """The time of every frame of a run, in seconds, from its frames.csv.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = run.folder / "frames.csv"
+    try:
+        with path.open(newline="") as file:
+            return [float(row["pts_s"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def shown_until(run: FinishedRun) -> dict[tuple[int, int], int]:
+    """For each track and frame that shows it, the frame up to which it is shown from there on without a gap."""
+    ends: dict[tuple[int, int], int] = {}
+    for track in run.tracks:
+        end = -2
+        for frame in sorted((row["frame"] for row in track["outlines"]), reverse=True):
+            end = end if (track["track"], frame + 1) in ends else frame
+            ends[track["track"], frame] = end
+    return ends
+
+
+def best_outlines(run: FinishedRun) -> dict[int, list[Outline]]:
+    """For each frame that shows a track at its best, the outlines: largest, then surest, then first."""
+    outlines = [outline for frame in run.outlines().values() for outline in frame]
+    best: dict[int, Outline] = {}
+    for outline in sorted(outlines, key=lambda outline: (_area(outline), outline.probability), reverse=True):
+        best.setdefault(outline.track, outline)
+    frames: dict[int, list[Outline]] = {}
+    for outline in best.values():
+        frames.setdefault(outline.frame, []).append(outline)
+    return frames
+
+
+def _area(outline: Outline) -> float:
+    return sum(cv2.contourArea(polygon) for polygon in outline.polygons)
 
 
 def frames_again(

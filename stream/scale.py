@@ -13,6 +13,7 @@ import av
 from av.filter import Graph
 
 from stream.colour import is_full_range, matrix_name
+from stream.orientation import Orientation
 
 Size = tuple[int, int]
 
@@ -71,6 +72,13 @@ class Scaler:
         ]
         graph.link_nodes(*nodes).configure()
         return graph
+
+
+def shown(pixel_format: str, orientation: Orientation) -> Scaler:
+    """A Scaler that converts pictures to what people see: turned, and with square pixels."""
+    return Scaler(
+        pixel_format, lambda picture: orientation.stretched(picture.width, picture.height), then=orientation.filters()
+    )
 
 
 class Filtered:

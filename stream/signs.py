@@ -31,10 +31,13 @@ class Signs:
             luma = planes_of(frame.picture)[0]
             scale = frame.picture.height / REFERENCE_LINES
             white = 235 if luma.dtype == np.uint8 else 940
-            for row, text in enumerate((NOTICE, _state_of(frame))):
-                _write(luma, text, row, scale, white)
             if frame.signal and not frame.problem:
                 _mark_corners(luma, frame, scale, white)
+            upright = frame.orientation.plane(luma) if frame.orientation.turns else luma
+            for row, text in enumerate((NOTICE, _state_of(frame))):
+                _write(upright, text, row, upright.shape[0] / REFERENCE_LINES, white)
+            if frame.orientation.turns:
+                luma[:] = frame.orientation.stored(upright)
         return frames
 
 

@@ -14,6 +14,7 @@ import av
 from av.video.codeccontext import VideoCodecContext
 
 from stream.frame import Frame
+from stream.orientation import AS_STORED, Orientation
 from stream.scale import Scaler
 from stream.sinks.bell import NewFindings
 
@@ -21,6 +22,8 @@ from stream.sinks.bell import NewFindings
 PAGE_WIDTH = 1280
 # The JPEG encoder's quantiser, 2 (best) to 31: a viewer sees no blocks, and a 720p picture takes about 50 kB.
 PAGE_QUANTISER, SNAPSHOT_QUANTISER = 4, 2
+# Wider than any picture.
+WHOLE = 1 << 16
 REMEMBERED_FINDINGS = 20
 
 
@@ -74,7 +77,7 @@ class Browser:
         if not viewers and not begins:
             return
         encoder = self._encoders.setdefault(frame.source, Jpeg(PAGE_WIDTH, PAGE_QUANTISER))
-        jpeg = encoder(frame.picture)
+        jpeg = encoder(frame.picture, frame.orientation)
         with self._lock:
             watched.jpeg, watched.number = jpeg, watched.number + 1
             if begins:
@@ -126,7 +129,7 @@ class Browser:
         with self._lock:
             watched = self._sources.get(source)
             frame = watched.frame if watched else None
-        return None if frame is None else Jpeg(frame.picture.width, SNAPSHOT_QUANTISER)(frame.picture)
+        return None if frame is None else snapshot(frame)
 
     def findings(self, source: str) -> list[LiveFinding]:
         """The latest findings of a source, the newest first."""
@@ -135,8 +138,13 @@ class Browser:
             return list(reversed(watched.findings)) if watched else []
 
 
+def snapshot(frame: Frame) -> bytes:
+    """A frame's picture with all of its pixels, as JPEG."""
+    return Jpeg(WHOLE, SNAPSHOT_QUANTISER)(frame.picture, frame.orientation)
+
+
 class Jpeg:
-    """Encodes pictures as JPEG.
+    """Encodes pictures as JPEG, as they are shown to people.
 
     Args:
         width: the widest that a picture may be.
@@ -145,12 +153,16 @@ class Jpeg:
 
     def __init__(self, width: int, quantiser: int) -> None:
         self._width, self._quantiser = width, quantiser
-        # JPEG is BT.601 at full range (JFIF).
-        self._scale = Scaler("yuvj420p", self._size_of, colours=":out_color_matrix=bt601:out_range=full")
+        self._orientation: Orientation | None = None
         self._encoder: VideoCodecContext | None = None
 
-    def __call__(self, picture: av.VideoFrame) -> bytes:
+    def __call__(self, picture: av.VideoFrame, orientation: Orientation = AS_STORED) -> bytes:
         """One picture as a JPEG file."""
+        if orientation != self._orientation:
+            self._orientation = orientation
+            # JPEG is BT.601 at full range (JFIF).
+            colours = ":out_color_matrix=bt601:out_range=full"
+            self._scale = Scaler("yuvj420p", self._size_of, colours=colours, then=orientation.filters())
         scaled = self._scale(picture)
         if self._encoder is None or (self._encoder.width, self._encoder.height) != (scaled.width, scaled.height):
             self._encoder, self._count = self._open(scaled), 0
@@ -159,8 +171,12 @@ class Jpeg:
         return b"".join(bytes(packet) for packet in self._encoder.encode(scaled))
 
     def _size_of(self, picture: av.VideoFrame) -> tuple[int, int]:
-        width = min(self._width, picture.width) & ~1
-        return width, max(2, round(picture.height * width / picture.width) & ~1)
+        """Width and height before it is turned, even, so that it is no wider than it may be as it is shown."""
+        assert self._orientation is not None
+        width, height = self._orientation.stretched(picture.width, picture.height)
+        shown_width = height if self._orientation.swapped else width
+        share = min(self._width, shown_width) / shown_width
+        return max(2, round(width * share) & ~1), max(2, round(height * share) & ~1)
 
     def _open(self, scaled: av.VideoFrame) -> VideoCodecContext:
         encoder = VideoCodecContext.create("mjpeg", "w")

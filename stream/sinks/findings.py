@@ -18,7 +18,7 @@ import numpy as np
 from stream.errors import DataError
 from stream.frame import Frame
 from stream.model import NOTICE
-from stream.sinks.browser import SNAPSHOT_QUANTISER, Jpeg
+from stream.sinks.browser import SNAPSHOT_QUANTISER, WHOLE, Jpeg
 from stream.sinks.files import writing
 
 SCHEMA = "polypstream-findings-1"
@@ -160,11 +160,11 @@ class FindingsFile:
             seen.largest = max(seen.largest, more.largest)
 
     def _save_snapshot(self, track: int, frame: Frame) -> None:
-        self._jpeg = self._jpeg or Jpeg(frame.picture.width, SNAPSHOT_QUANTISER)
+        self._jpeg = self._jpeg or Jpeg(WHOLE, SNAPSHOT_QUANTISER)
         path = self._snapshots / f"track-{track}.jpg"
         with writing(path):
             self._snapshots.mkdir(exist_ok=True)
-            path.write_bytes(self._jpeg(frame.picture))
+            path.write_bytes(self._jpeg(frame.picture, frame.orientation))
 
     def close(self) -> None:
         """Write the file, whole or not at all."""

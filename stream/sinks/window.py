@@ -14,7 +14,7 @@ from stream.config import WindowSettings
 from stream.errors import OutputError
 from stream.frame import Frame
 from stream.scale import Scaler, own_size
-from stream.sinks.browser import SNAPSHOT_QUANTISER, Jpeg
+from stream.sinks.browser import snapshot
 
 ESCAPE = 27
 # Windows are looked after so often a second, twice as often as the fastest source sends.
@@ -105,6 +105,6 @@ class Windows:
             name = "".join(letter if letter.isalnum() else "-" for letter in source)
             path = Path(f"{name}-{frame.index}.jpg")
             try:
-                path.write_bytes(Jpeg(frame.picture.width, SNAPSHOT_QUANTISER)(frame.picture))
+                path.write_bytes(snapshot(frame))
             except OSError as error:
                 raise OutputError(f"{path}: cannot be written ({error.strerror})") from error

@@ -375,7 +375,7 @@ class Replay:
         """Each frame arrives when its time has come and is decoded then: decoding is part of the delay."""
         with closing(self._recording):
             yield from self._played()
-        self.signal.there, self.signal.problem, self.signal.ended = False, "it ended", True
+        self.signal.there, self.signal.ended = False, True
 
     def _played(self) -> Iterator[Frame]:
         frames, due = self._recording.frames(), time.monotonic()

@@ -99,6 +99,7 @@ class Recording:
         self._mender: TimestampMender[av.VideoFrame]
         # Frames handed out, and the time that they have covered, in seconds.
         self._read, self._covered = 0, 0.0
+        self._closed = False
         self._container = open_container(path)
         try:
             self._stream = self._picture_stream()
@@ -157,7 +158,7 @@ class Recording:
     @cached_property
     def format(self) -> PictureFormat:
         """What is the same for every picture."""
-        if self._format.field_order != "progressive":
+        if self._format.field_order != "progressive" or self._closed:
             return self._format
         # A recording may begin with progressive pictures, such as a still title, and hold interlaced ones.
         orders = [look.field_order for look in self._looks if look.field_order != "progressive"]
@@ -350,6 +351,7 @@ class Recording:
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
+        self._closed = True
         self._container.close()
 
 

@@ -54,7 +54,9 @@ class LivePage:
         if self._live is None:
             return []
         ended = [self._problem] if self._problem else []
-        sources = [f"{each.source}: {each.problem}" for each in self._live.status() if each.problem]
+        sources = [
+            f"{each.source}: {each.problem or 'it ended'}" for each in self._live.status() if each.problem or each.ended
+        ]
         return ended + sources + self._live.sink_problems()
 
     def page(self, request: Request, render: Render) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,27 +109,103 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     """CVAT has one polygon a frame in a track, and `outside` where it is not seen."""
     small = np.array([(1, 1), (5, 1), (5, 5), (1, 5)], np.int32)
     large = np.array([(20, 20), (40, 20), (40, 40), (20, 40)], np.int32)
-    writer = Cvat(tmp_path, 64, 48)
-    seen = {0: [small, large], 10: [large], 20: [], 30: [large]}
-    for frame, polygons in seen.items():
+    writer = Cvat(tmp_path, 64, 48, 50)
+    # It is shown up to frame 14, and again up to 35.
+    seen = {0: ([small, large], 14), 10: ([large], 14), 20: ([], 0), 30: ([large], 35), 40: ([], 0)}
+    for frame, (polygons, end) in seen.items():
         outlines = [Outline(7, frame, frame / 25, 0.9, polygons)] if polygons else []
-        writer.write(Annotated(f"x_{frame}", frame, outlines))
+        writer.write(Annotated(f"x_{frame}", frame, outlines, [end] * len(outlines)))
     writer.close()
     tracks = ElementTree.parse(tmp_path / "annotations.xml").getroot().findall("track")
     shapes = [[(int(each.get("frame")), each.get("outside")) for each in track.findall("polygon")] for track in tracks]
-    assert shapes == [[(0, "0"), (10, "0"), (20, "1"), (30, "0")], [(0, "0"), (10, "1")]]
+    assert shapes == [[(0, "0"), (10, "0"), (15, "1"), (30, "0"), (36, "1")], [(0, "0"), (10, "1")]]
 
 
 def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
-    writer = Yolo(tmp_path, 100, 50)
-    writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])]))
+    writer = Yolo(tmp_path, 100, 50, 1)
+    writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0]))
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
     assert all(0 < float(share) < 1 for share in line[1:])
-    writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])]))
+    writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0]))
     shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
     assert (min(shares), max(shares)) == (0.98, 1.0)  # x 98 to 100 of 100, y 49 to 50 of 50
     assert "path" not in (tmp_path / "data.yaml").read_text()  # which Ultralytics takes from wherever it is started
+
+
+def polygons_of(name: str, folder: Path, frame: int, width: int, height: int) -> list[np.ndarray]:
+    """The polygons of a frame, float [n, 2] in pixels, as the format has them."""
+    stem = f"turned_{frame:06d}"
+    if name == "coco":
+        content = json.loads((folder / "annotations" / "instances_default.json").read_text())
+        (number,) = [each["id"] for each in content["images"] if each["file_name"] == f"{stem}.jpg"]
+        flat = [p for each in content["annotations"] if each["image_id"] == number for p in each["segmentation"]]
+        return [np.reshape(polygon, (-1, 2)) for polygon in flat]
+    if name == "yolo":
+        lines = (folder / "labels" / "train" / f"{stem}.txt").read_text().splitlines()
+        return [np.reshape([float(x) for x in line.split()[1:]], (-1, 2)) * (width, height) for line in lines]
+    if name == "labelme":
+        return [np.array(shape["points"]) for shape in json.loads((folder / f"{stem}.json").read_text())["shapes"]]
+    polygons = ElementTree.parse(folder / "annotations.xml").getroot().iter("polygon")
+    wanted = [each.get("points") or "" for each in polygons if each.get("frame") == str(frame)]
+    return [np.array([[float(x) for x in point.split(",")] for point in points.split(";")]) for points in wanted]
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "labelme", "png", "cvat"])
+@pytest.mark.parametrize(("rotation", "shape"), [(90, Fraction(1)), (180, Fraction(3, 2)), (270, Fraction(2, 3))])
+def test_what_a_player_turns_is_annotated_as_it_is_shown(
+    tmp_path: Path, red_model: Path, name: str, rotation: int, shape: Fraction
+) -> None:
+    """The points lie on the disc in the picture that another program shows, ffmpeg, turned and with square pixels."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("needs the ffmpeg program")
+    clip = Clip(name="turned.mp4", frames=10, rotation=rotation, sample_aspect_ratio=shape)
+    recording, out, frame = make_clip(tmp_path, clip), tmp_path / "out", 3
+    call("process", recording, "--output", tmp_path, "--model", red_model, "--set", "findings.steady=false")
+    call("masks", recording, "--results", tmp_path, "--format", name, "--output", out)
+    square = "scale='if(gt(sar,1),iw*sar,iw)':'if(gt(sar,1),ih,ih/sar)'," if name != "cvat" else ""
+    look = ["-vf", f"{square}select=eq(n\\,{frame})", "-frames:v", "1", tmp_path / "shown.png"]
+    subprocess.run([ffmpeg, "-loglevel", "error", "-y", "-i", recording, *look], check=True)
+    picture = cv2.imread(str(tmp_path / "shown.png")).astype(int)
+    red = (picture[:, :, 2] - picture[:, :, 1] > 80).astype(np.uint8)
+    if name == "png":
+        found = cv2.imread(str(out / "masks" / f"turned_{frame:06d}.png"), cv2.IMREAD_GRAYSCALE) // 255
+    else:
+        found = np.zeros(red.shape, np.uint8)
+        for polygon in polygons_of(name, out, frame, *red.shape[::-1]):
+            cv2.fillPoly(found, [np.rint(polygon - 0.5).astype(np.int32)], 1)
+    assert_alike(found, red)
+    written = list(out.rglob(f"turned_{frame:06d}.jpg"))
+    assert len(written) == (name != "cvat")
+    for path in written:
+        assert np.abs(cv2.imread(str(path)).astype(int) - picture).mean() < 3
+
+
+def test_a_track_that_no_sample_falls_on_is_annotated_where_it_is_seen_best(
+    processed: tuple[Path, Path], annotate: Callable[..., Path], tmp_path: Path
+) -> None:
+    findings = processed[1] / "clip" / "findings.json"
+    content = json.loads(findings.read_text())
+    short = [row for row in content["tracks"][0]["outlines"] if 6 <= row["frame"] <= 8]
+    best = 7
+    for row in short:
+        row["polygons"] = row["polygons"] if row["frame"] == best else [[100, 100, 104, 100, 104, 104]]
+    (tmp_path / "run").mkdir()
+    shutil.copy(processed[1] / "clip" / "frames.csv", tmp_path / "run")
+    content["tracks"][0]["outlines"] = short
+    (tmp_path / "run" / "findings.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    wanted = ("--results", tmp_path / "run", "--format", "cvat", "--output", out, "--every", "10")
+    call("masks", processed[0], *wanted)
+    track = ElementTree.parse(out / "annotations.xml").getroot().find("track")
+    assert track is not None
+    shapes = [(int(each.get("frame") or -1), each.get("outside")) for each in track.findall("polygon")]
+    assert shapes == [(best, "0"), (9, "1")], "it ends where it ends"
+    call("masks", processed[0], *wanted[:2], "--format", "coco", "--output", tmp_path / "coco", "--every", "10")
+    content = json.loads((tmp_path / "coco" / "annotations" / "instances_default.json").read_text())
+    assert [each["file_name"][-8:-4] for each in content["images"]] == ["0000", "0007"]
+    assert len(content["annotations"]) == 1
 
 
 def test_odd_sizes_keep_their_pixels(tmp_path: Path, red_model: Path) -> None:
