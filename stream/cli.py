@@ -319,10 +319,13 @@ def live_sources(
         for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
         if sink
     ]
+    if not (recordings or push or shown):
+        complain("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
     segmenter = _open_segmenter(settings)
     live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
+        windows.recordings = {recording.source: recording for _, recording in recordings}
     try:
         with ExitStack() as stack:
             if serve is not None and browser is not None:

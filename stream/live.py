@@ -23,7 +23,6 @@ from stream.live_rooms import (
     NewestMarkers,
     Seen,
     Sturdy,
-    words_of,
 )
 from stream.overlay import Overlay
 from stream.pipeline import POLL_S, Channel, Pipeline, Room, Sink, in_background
@@ -34,6 +33,7 @@ from stream.sinks.rolling import RollingRecording
 from stream.sinks.window import Windows
 from stream.sources.live import NAME, LiveSource, open_live, redacted, split_name
 from stream.steady import Steadier
+from stream.words import words_of
 
 # Nothing waits that need not: one frame of each source before each room.
 QUEUE = 1
@@ -71,6 +71,21 @@ class Status:
     delay_ms: tuple[float, ...] | None
     markers_age_ms: tuple[float, ...] | None
     shown_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """What a sink is doing.
+
+    Attributes:
+        name: of the sink.
+        doing: for people, of those that have something to tell, such as what is recorded where.
+        problem: what it has to complain of; or nothing.
+    """
+
+    name: str
+    doing: str
+    problem: str
 
 
 _Rooms = list[tuple[str, Room[Frame], int]]
@@ -221,10 +236,16 @@ class Live:
         """What went wrong in sinks, one line each."""
         return [sink.problem for _, sink in self._sinks if sink.problem]
 
+    def sinks(self) -> list[SinkStatus]:
+        """What each sink is doing."""
+        return [
+            SinkStatus(name, getattr(sink.sink, "doing", ""), sink.problem or getattr(sink.sink, "problem", ""))
+            for name, sink in self._sinks
+        ]
+
     def sink_problems(self) -> list[str]:
         """What sinks have to complain of now, such as a push that finds nobody, one line each."""
-        told = ((name, sink.problem or getattr(sink.sink, "problem", "")) for name, sink in self._sinks)
-        return [f"{name}: {problem}" for name, problem in told if problem]
+        return [f"{sink.name}: {sink.problem}" for sink in self.sinks() if sink.problem]
 
     def status(self) -> list[Status]:
         """How each source is doing."""

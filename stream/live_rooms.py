@@ -16,6 +16,7 @@ from stream.frame import Frame
 from stream.pictures import copy_of
 from stream.pipeline import Channel, Room, Sink
 from stream.view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
+from stream.words import words_of
 
 # The field of view is looked for this often, in the pictures of so many looks.
 LOOK_EVERY_S, LOOKS = 1.0, 10
@@ -274,8 +275,3 @@ class Sturdy:
             self.sink.close()
         except Exception as error:  # as above
             self.problem = self.problem or words_of(error)
-
-
-def words_of(error: Exception) -> str:
-    """One line for people."""
-    return (str(error) or type(error).__name__).splitlines()[0]

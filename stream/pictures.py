@@ -232,6 +232,14 @@ class Conformer:
         return Scaler(wanted.pixel_format, lambda _: (size[0], size[1]), colours=colours, then=[("pad", bars)])
 
 
+def black_picture(width: int, height: int) -> av.VideoFrame:
+    """A picture with nothing in it, limited range 4:2:0."""
+    picture = av.VideoFrame(width, height, "yuv420p")
+    for plane, level in zip(planes_of(picture), (16, 128, 128), strict=True):
+        plane[:] = level
+    return picture
+
+
 def copy_of(picture: av.VideoFrame) -> av.VideoFrame:
     """The same picture in memory of its own, with its time and tags."""
     copied = fresh_like(picture)

@@ -21,6 +21,7 @@ from stream.pictures import read_image
 from stream.sinks.files import writing
 from stream.sinks.findings import read_findings
 from stream.sinks.tables import QUALITIES
+from stream.words import clock
 
 # The timeline is so wide, and has at most so many columns, however long the recording is.
 COLUMNS = 1200
@@ -152,10 +153,3 @@ def environment() -> Environment:
     )
     made.filters["clock"] = clock
     return made
-
-
-def clock(seconds: float, decimals: int = 1) -> str:
-    """h:mm:ss.s"""
-    whole = round(seconds * 10**decimals) / 10**decimals
-    width = 2 + (decimals + 1 if decimals else 0)
-    return f"{int(whole // 3600)}:{int(whole % 3600 // 60):02}:{whole % 60:0{width}.{decimals}f}"

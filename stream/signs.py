@@ -15,6 +15,8 @@ NO_SIGNAL = "no signal"
 # Sizes on a picture of 1080 lines.
 MARGIN, TEXT_SCALE, LINE, CORNER = 24, 0.9, 2, 40
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+# Blue, green and red.
+RED, WHITE = (60, 60, 255), (255, 255, 255)
 
 
 class Signs:
@@ -39,6 +41,16 @@ class Signs:
             if frame.orientation.turns:
                 luma[:] = frame.orientation.stored(upright)
         return frames
+
+
+def draw_recording(picture: np.ndarray, text: str, on: bool) -> None:
+    """Write into the right top corner of a uint8 BGR picture whether it is recorded."""
+    scale = picture.shape[0] / REFERENCE_LINES
+    size, thickness, margin = TEXT_SCALE * scale, max(1, round(LINE * scale)), round(MARGIN * scale)
+    (width, height), _ = cv2.getTextSize(text, FONT, size, thickness)
+    place = (max(0, picture.shape[1] - margin - width), margin + height)
+    cv2.putText(picture, text, place, FONT, size, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    cv2.putText(picture, text, place, FONT, size, RED if on else WHITE, thickness, cv2.LINE_AA)
 
 
 def _state_of(frame: Frame) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -15,7 +16,9 @@ from av.video.codeccontext import VideoCodecContext
 
 from stream.frame import Frame
 from stream.orientation import AS_STORED, Orientation
+from stream.pictures import black_picture
 from stream.scale import Scaler
+from stream.signs import Signs
 from stream.sinks.bell import NewFindings
 
 # Pictures for a page are no wider than this; a snapshot has all of its pixels.
@@ -25,6 +28,8 @@ PAGE_QUANTISER, SNAPSHOT_QUANTISER = 4, 2
 # Wider than any picture.
 WHOLE = 1 << 16
 REMEMBERED_FINDINGS = 20
+# Where nothing new comes, a viewer gets the last picture again after so long, in seconds.
+AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,6 @@ class _Watched:
 
     frame: Frame | None = None
     jpeg: bytes = b""
-    number: int = 0
     viewers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=set)
     findings: deque[LiveFinding] = field(default_factory=lambda: deque(maxlen=REMEMBERED_FINDINGS))
     found: int = 0
@@ -79,7 +83,7 @@ class Browser:
         encoder = self._encoders.setdefault(frame.source, Jpeg(PAGE_WIDTH, PAGE_QUANTISER))
         jpeg = encoder(frame.picture, frame.orientation)
         with self._lock:
-            watched.jpeg, watched.number = jpeg, watched.number + 1
+            watched.jpeg = jpeg
             if begins:
                 watched.found += 1
                 highest = int(frame.probability.max()) / 255
@@ -96,27 +100,42 @@ class Browser:
             loop.call_soon_threadsafe(event.set)
 
     async def pictures(self, source: str) -> AsyncIterator[bytes]:
-        """JPEGs of a source for one viewer, each the newest there is; ends when the sink is closed."""
+        """JPEGs of a source for one viewer, each the newest there is; ends when the sink is closed.
+
+        Where nothing new comes, for want of a signal for instance, the last one comes again: browsers show a picture
+        when the next one begins.
+        """
         event = asyncio.Event()
         viewer = (asyncio.get_running_loop(), event)
         with self._lock:
             watched = self._sources.setdefault(source, _Watched())
             watched.viewers.add(viewer)
         try:
-            last = watched.number
+            if watched.frame is not None:
+                yield await asyncio.to_thread(self._newest_jpeg, watched)
             while True:
-                await event.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), AGAIN_S)
                 event.clear()
                 with self._lock:
                     if self._sources.get(source) is not watched:
                         return
-                    number, jpeg = watched.number, watched.jpeg
-                if number != last:
-                    last = number
-                    yield jpeg
+                    jpeg = watched.jpeg
+                yield jpeg or await asyncio.to_thread(self._newest_jpeg, watched)
         finally:
             with self._lock:
                 watched.viewers.discard(viewer)
+
+    def _newest_jpeg(self, watched: _Watched) -> bytes:
+        """For a viewer that has just come; also where there was no picture yet, or none was encoded lately."""
+        with self._lock:
+            frame = watched.frame
+        shown = frame or _no_signal()
+        jpeg = Jpeg(PAGE_WIDTH, PAGE_QUANTISER)(shown.picture, shown.orientation)
+        with self._lock:
+            if watched.frame is frame:
+                watched.jpeg = jpeg
+        return jpeg
 
     def viewers(self, source: str) -> int:
         """How many look at a source."""
@@ -136,6 +155,13 @@ class Browser:
         with self._lock:
             watched = self._sources.get(source)
             return list(reversed(watched.findings)) if watched else []
+
+
+def _no_signal() -> Frame:
+    """Shown before the first frame has come."""
+    picture = black_picture(PAGE_WIDTH, PAGE_WIDTH * 9 // 16)
+    (frame,) = Signs()([Frame(0, picture, 0, Fraction(1), signal=False)])
+    return frame
 
 
 def snapshot(frame: Frame) -> bytes:

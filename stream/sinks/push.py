@@ -56,6 +56,11 @@ class Push:
         self._attempts, self._not_before = 0, 0.0
         self.problem, self.frames = "connecting", 0
 
+    @property
+    def doing(self) -> str:
+        """What has been sent, for people."""
+        return f"{self.frames} frames sent to {redacted(self._url)}"
+
     def write(self, frame: Frame) -> None:
         """Encode and send a frame of the source, or try to connect again if that is due."""
         if frame.source != self._source.name or self._source.format is None:

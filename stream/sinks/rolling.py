@@ -12,6 +12,7 @@ from stream.frame import Frame
 from stream.pictures import Conformer
 from stream.sinks.video import AnnotatedVideo
 from stream.sources.live import LiveSource
+from stream.words import clock
 
 
 class RollingRecording:
@@ -40,8 +41,28 @@ class RollingRecording:
         self._path, self._source, self._settings = path, source, settings
         self.files: list[Path] = []
         self.on = True
+        # Seconds recorded so far, and the time of the last frame.
+        self._recorded = self._last = 0.0
+        self._conform: Conformer
         self._video: AnnotatedVideo | None = None
         self._next_path()
+
+    @property
+    def source(self) -> str:
+        """The name of the source."""
+        return self._source.name
+
+    @property
+    def sign(self) -> str:
+        """What stands in the window's corner, which is not recorded."""
+        return f"REC {clock(self._recorded, 0)}" if self.on else f"recording paused at {clock(self._recorded, 0)}"
+
+    @property
+    def doing(self) -> str:
+        """Whether it records, how much so far, and where, for people."""
+        if not self.files:
+            return "waiting for the first picture"
+        return f"{'recording' if self.on else 'paused'} {clock(self._recorded)} in {self.files[-1]}"
 
     def write(self, frame: Frame) -> None:
         """Encode a frame of the source."""
@@ -54,22 +75,24 @@ class RollingRecording:
         if self._video is None:
             self._open(frame)
         assert self._video is not None
+        self._recorded += max(0.0, frame.seconds - self._last)
+        self._last = frame.seconds
         self._video.write(frame if frame.signal else replace(frame, picture=self._conform(frame.picture)))
 
     def _must_roll(self, frame: Frame) -> bool:
         if self._video is None:
             return False
-        picture = (frame.picture.width, frame.picture.height, frame.picture.format.name)
-        roll = self._settings.roll
+        picture = (frame.picture.width, frame.picture.height, frame.picture.format.name, frame.orientation)
+        wanted, roll = self._format, self._settings.roll
         return (
-            picture != (self._format.width, self._format.height, self._format.pixel_format)
+            picture != (wanted.width, wanted.height, wanted.pixel_format, wanted.orientation)
             or frame.seconds - self._started >= roll.seconds
             or self._video.bytes >= roll.megabytes * 1e6
         )
 
     def _open(self, frame: Frame) -> None:
         assert self._source.format is not None
-        self._format, self._started = self._source.format, frame.seconds
+        self._format, self._started, self._last = self._source.format, frame.seconds, frame.seconds
         if frame.signal:  # which may be from before the source's pictures changed
             width, height, name = frame.picture.width, frame.picture.height, frame.picture.format.name
             self._format = replace(self._format, width=width, height=height, pixel_format=name)

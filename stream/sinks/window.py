@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from stream.config import WindowSettings
 from stream.errors import OutputError
 from stream.frame import Frame
-from stream.scale import Scaler, own_size
+from stream.orientation import Orientation
+from stream.scale import Scaler, shown
+from stream.signs import draw_recording
 from stream.sinks.browser import snapshot
+from stream.sinks.rolling import RollingRecording
 
 ESCAPE = 27
 # Windows are looked after so often a second, twice as often as the fastest source sends.
@@ -32,6 +36,7 @@ class Windows:
 
     Attributes:
         keys: what to do on a key.
+        recordings: of each source that is recorded, the recording.
 
     Raises:
         OutputError: there is no screen.
@@ -48,7 +53,8 @@ class Windows:
         self._lock = threading.Lock()
         self._newest: dict[str, Frame] = {}
         self._shown: dict[str, Frame] = {}
-        self._to_bgr: dict[str, Scaler] = {}
+        self.recordings: dict[str, RollingRecording] = {}
+        self._to_bgr: dict[str, tuple[Orientation, Scaler]] = {}
 
     def write(self, frame: Frame) -> None:
         """Keep the newest frame of each source."""
@@ -78,14 +84,25 @@ class Windows:
             self._open(source, frame)
         elif cv2.getWindowProperty(source, cv2.WND_PROP_VISIBLE) < 1:
             raise KeyboardInterrupt
-        cv2.imshow(source, self._to_bgr[source](frame.picture).to_ndarray())
+        picture = self._upright(source, frame)
+        recording = self.recordings.get(source)
+        if recording is not None:
+            draw_recording(picture, recording.sign, recording.on)
+        cv2.imshow(source, picture)
         self._shown[source] = frame
 
+    def _upright(self, source: str, frame: Frame) -> np.ndarray:
+        """The picture as it is shown, uint8 BGR [height, width, 3]."""
+        known, scaler = self._to_bgr.get(source, (None, None))
+        if scaler is None or known != frame.orientation:
+            scaler = shown("bgr24", frame.orientation)
+            self._to_bgr[source] = frame.orientation, scaler
+        return np.ascontiguousarray(scaler(frame.picture).to_ndarray())
+
     def _open(self, source: str, frame: Frame) -> None:
-        self._to_bgr[source] = Scaler("bgr24", own_size)
         cv2.namedWindow(source, cv2.WINDOW_NORMAL | cv2.WINDOW_GUI_NORMAL)
         cv2.moveWindow(source, self._settings.left, self._settings.top)
-        cv2.resizeWindow(source, frame.picture.width, frame.picture.height)
+        cv2.resizeWindow(source, *frame.orientation.size(frame.picture.width, frame.picture.height))
         if self._settings.full_screen:
             cv2.setWindowProperty(source, cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
 

@@ -22,7 +22,7 @@ from stream.colour import forget_unknown_tags
 from stream.config import LiveSettings
 from stream.errors import PolypstreamError, SourceError
 from stream.frame import Frame
-from stream.pictures import Conformer, PictureFormat, copy_of, picture_format, planes_of
+from stream.pictures import Conformer, PictureFormat, black_picture, copy_of, picture_format
 from stream.sources.base import Source
 from stream.sources.container import demuxed
 from stream.sources.demo import SCHEME
@@ -320,11 +320,8 @@ class Stream:
 
     def _nothing(self) -> Frame:
         size = (self.format.width, self.format.height) if self.format else NO_SIGNAL_SIZE
-        picture = av.VideoFrame(*size, "yuv420p")
-        for plane, grey in zip(planes_of(picture), (16, 128, 128), strict=True):
-            plane[:] = grey
         now = time.monotonic()
-        return self._frame(picture, now - self._opened, now, signal=False)
+        return self._frame(black_picture(*size), now - self._opened, now, signal=False)
 
 
 class _Clock:

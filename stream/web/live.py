@@ -11,9 +11,9 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from stream.live import Live, Status
-from stream.live_rooms import words_of
 from stream.sinks.browser import Browser
 from stream.web.page import BINARY, Described, Render, refusal
+from stream.words import words_of
 
 BOUNDARY = "frame"
 LOG = logging.getLogger("uvicorn.error")
@@ -87,7 +87,7 @@ class LivePage:
                 asdict(each)
                 | {
                     "overlay": self._live.overlay.shown,
-                    "sinks": self._live.sink_problems(),
+                    "sinks": [asdict(sink) for sink in self._live.sinks()],
                     "viewers": browser.viewers(each.source),
                     "findings": [
                         {"number": found.number, "when": found.when, "probability": found.probability}

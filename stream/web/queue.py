@@ -14,10 +14,10 @@ from stream.config import Settings
 from stream.errors import PolypstreamError
 from stream.find import choose_rules
 from stream.isolated import IsolatedProcessor, Job, Outcome
-from stream.live_rooms import words_of
 from stream.segment import Segmenter
 from stream.web.found import Found, found_in
 from stream.web.library import Entry, Library
+from stream.words import words_of
 
 TIDY_S = 3600.0
 # Leaves the processor to live pictures and to whoever waits for an answer.

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from stream.errors import DataError
-from stream.report import clock, read_table, write_report
+from stream.report import read_table, write_report
 from stream.sinks.tables import HEADER
+from stream.words import clock
 from tests.conftest import call
 
 

@@ -49,7 +49,9 @@ function beep() {
 function show(section, status) {
   const well = status.signal && !status.problem;
   section.querySelector(".light").className = `light ${well ? "good" : "bad"}`;
-  say(section, "state", [well ? "ready" : status.problem || "no signal", ...status.sinks].join("; "));
+  const sinks = status.sinks.map((sink) => (sink.problem ? `${sink.name}: ${sink.problem}` : sink.doing));
+  const state = well ? "ready" : status.problem || (status.ended ? "ended" : "no signal");
+  say(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
   const delay = status.delay_ms;
   say(section, "delay", delay ? `${delay[0].toFixed(0)} ms (99 %: ${delay[2].toFixed(0)})` : "–");
   say(section, "rate", `${status.shown_per_second.toFixed(1)} per second`);
