@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import cv2
@@ -42,12 +42,22 @@ from stream.web.live import LivePage
 from stream.web.server import web
 
 Display = Literal["in-step", "pass-through"]
-# Live runs: how it is shown, frames per second, and whether a viewer looks at the page.
-LIVE_RUNS: tuple[tuple[Display, int, bool], ...] = (
-    ("in-step", 30, False),
-    ("in-step", 30, True),
-    ("pass-through", 30, False),
-    ("in-step", 60, False),
+
+
+class LiveRun(NamedTuple):
+    """A live measurement: how it is shown, frames per second, whether somebody looks at the page, how many sources."""
+
+    display: Display
+    rate: int
+    viewer: bool = False
+    rooms: int = 1
+
+
+LIVE_RUNS = (
+    LiveRun("in-step", 30),
+    LiveRun("in-step", 30, viewer=True),
+    LiveRun("pass-through", 30),
+    LiveRun("in-step", 60),
 )
 # Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
 OWN = ("view", "quality", "steady", "find", "overlay", "table")
@@ -87,8 +97,10 @@ class Shown:
     Attributes:
         display: in-step or pass-through, see config.yaml.
         viewer: somebody looked at the page; else nobody did.
-        rate: frames per second that came in.
+        rooms: so many sources sent the video at once; counts are of all of them.
+        rate: frames per second that came in from each.
         frames_in, shown: counted.
+        shown_by_room: counted for each.
         dropped: frames that were not shown, by reason; with `shown` they add up to `frames_in`.
         shown_per_second: frames that came out.
         delay_ms: of the pictures, from arrival to a sink; median, 95th and 99th percentile, and longest.
@@ -97,9 +109,11 @@ class Shown:
 
     display: Display
     viewer: bool
+    rooms: int
     rate: int
     frames_in: int
     shown: int
+    shown_by_room: list[int]
     dropped: dict[str, int]
     shown_per_second: float
     delay_ms: tuple[float, ...]
@@ -122,7 +136,12 @@ class Degradation:
 
 
 def bench(
-    open_video: Open, segmenter: Segmenter, settings: Settings, seconds: float, report: Callable[[str], None]
+    open_video: Open,
+    segmenter: Segmenter,
+    settings: Settings,
+    seconds: float,
+    report: Callable[[str], None],
+    rooms: int = 1,
 ) -> dict[str, Any]:
     """Measure everything.
 
@@ -132,6 +151,7 @@ def bench(
         settings: of the run.
         seconds: at most so long for the recording and so long for each live run.
         report: told what is measured next.
+        rooms: if more than one, live play of so many sources at once is measured, too.
 
     Returns:
         Plain values: machine, model, provider, recorded, providers, live, degradation.
@@ -141,9 +161,13 @@ def bench(
     report("annotating the recording")
     recorded = measure_recorded(open_video, view, segmenter, settings, seconds)
     live = []
-    for display, rate, viewer in LIVE_RUNS:
-        report(f"live, {display}, at {rate} frames per second" + (", with a viewer of the page" if viewer else ""))
-        live.append(measure_live(open_video, segmenter, settings, display, rate, seconds, viewer))
+    for run in (*LIVE_RUNS, *([LiveRun("in-step", 30, rooms=rooms)] if rooms > 1 else [])):
+        report(
+            f"live, {run.display}, at {run.rate} frames per second"
+            + (", with a viewer of the page" if run.viewer else "")
+            + (f", in {run.rooms} rooms" if run.rooms > 1 else "")
+        )
+        live.append(measure_live(open_video, segmenter, settings, run, seconds))
     report("pixels outside the markers")
     degradation = measure_degradation(open_video, view, segmenter, settings)
     report("each provider")
@@ -192,40 +216,37 @@ def _until(frames: Iterator[Frame], end: float) -> Iterator[Frame]:
             return
 
 
-def measure_live(
-    open_video: Open,
-    segmenter: Segmenter,
-    settings: Settings,
-    display: Display,
-    rate: int,
-    seconds: float,
-    viewer: bool = False,
-) -> Shown:
+def measure_live(open_video: Open, segmenter: Segmenter, settings: Settings, run: LiveRun, seconds: float) -> Shown:
     """Play the video over and over at a rate, and look at when each frame comes out."""
-    live_settings = settings.live.model_copy(update={"display": display})
-    played, stopwatch, browser = Played(open_video, rate, seconds), _Stopwatch(), Browser()
+    live_settings = settings.live.model_copy(update={"display": run.display})
+    names = [f"room {number}" for number in range(1, run.rooms + 1)]
+    played = [Played(name, open_video, run.rate, seconds) for name in names]
+    stopwatch, browser = _Stopwatch(), Browser()
     sinks: list[tuple[str, Sink[Frame]]] = [("stopwatch", stopwatch), ("web", browser)]
-    live = Live([played], segmenter, settings.model_copy(update={"live": live_settings}), sinks)
+    live = Live(played, segmenter, settings.model_copy(update={"live": live_settings}), sinks)
     with ExitStack() as stack:
-        if viewer:
+        if run.viewer:
             address = stack.enter_context(web([LivePage(live, browser)], "127.0.0.1", 0, None))
             stack.enter_context(in_background("viewer", lambda: _look_at(address), lambda: None))
         started = time.monotonic()
         live.run(lambda: None)
         passed = time.monotonic() - started
-    (status,) = live.status()
+    statuses = live.status()
     timed = [each for each in stopwatch.seen if each[0] > started + LIVE_START_S] or stopwatch.seen
     delays, ages = ([each[part] for each in timed] for part in (1, 2))
+    shown = [status.shown for status in statuses]
     return Shown(
-        display,
-        viewer,
-        rate,
-        status.frames_in,
-        status.shown,
-        status.dropped,
-        status.shown / passed,
+        run.display,
+        run.viewer,
+        run.rooms,
+        run.rate,
+        sum(status.frames_in for status in statuses),
+        sum(shown),
+        shown,
+        {reason: sum(status.dropped[reason] for status in statuses) for reason in statuses[0].dropped},
+        sum(shown) / passed,
         percentiles_of(delays),
-        percentiles_of(ages if display == "pass-through" else delays),
+        percentiles_of(ages if run.display == "pass-through" else delays),
     )
 
 
@@ -239,8 +260,8 @@ def _look_at(address: str) -> None:
 class Played:
     """A live source: a video repeated at a steady rate, as a camera would send it."""
 
-    def __init__(self, open_video: Open, rate: int, seconds: float) -> None:
-        self.name, self.signal = "bench", Signal(there=True, problem="")
+    def __init__(self, name: str, open_video: Open, rate: int, seconds: float) -> None:
+        self.name, self.signal = name, Signal(there=True, problem="")
         self.format: PictureFormat | None = None
         self._open_video, self._rate, self._count = open_video, rate, round(rate * seconds)
 

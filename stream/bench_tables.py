@@ -49,6 +49,8 @@ def _live(live: list[Shown]) -> RenderableType:
     table = Table(*columns, title="Live, the newest frame winning; delays and ages in ms")
     for each in live:
         watched = ", page watched" if each.viewer else ""
+        if each.rooms > 1:
+            watched = f", {each.rooms} rooms (each {min(each.shown_by_room)} to {max(each.shown_by_room)} shown)"
         dropped = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items() if count) or "0"
         counts = (f"{each.frames_in} at {each.rate}/s", str(each.shown), dropped)
         table.add_row(

@@ -388,6 +388,7 @@ def devices() -> None:
 def bench_machine(
     video: Annotated[str, typer.Argument(help="A recording of your own, or a demo")] = BENCH_VIDEO,
     seconds: Annotated[float, typer.Option(min=1, help="Longest time for each measurement")] = 20.0,
+    rooms: Annotated[int, typer.Option(min=1, help="Live, also with so many sources of this video at once")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
@@ -398,7 +399,7 @@ def bench_machine(
     segmenter = _open_segmenter(settings)
     with ProgressBar(video, "frames") as progress:
         open_source(video, progress.show).close()  # a demo is rendered before anything is timed
-    found = bench(partial(open_source, video), segmenter, settings, seconds, complain)
+    found = bench(partial(open_source, video), segmenter, settings, seconds, complain, rooms)
     print_bench(found, Console())
     if json_file is not None:
         with writing(json_file):

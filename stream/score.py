@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from av import VideoFrame
 
 from stream.errors import DataError
-from stream.pictures import read_mask
+from stream.pictures import planes_of, read_mask
 from stream.sinks.findings import read_findings
 from stream.sources.recording import Recording
 
@@ -84,17 +86,32 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
 
 
 def _planes_of(video: Path, codecs: Collection[str] = ()) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and luma of every frame; of one of these codecs, if any are given."""
-    source = Recording(video)
-    try:
+    """Time and numbers of every frame, as they are stored; of one of these codecs, if any are given."""
+    with closing(Recording(video)) as source:
         if codecs and source.codec not in codecs:
             raise DataError(
                 f"{video}: {source.codec} does not keep the polyps' numbers; use FFV1, or a folder of masks"
             )
-        for frame in source.frames():
-            yield frame.seconds, frame.picture.to_ndarray(format="gray")
-    finally:
-        source.close()
+        for seconds, picture in source.as_stored():
+            yield seconds, _numbers_of(picture, video)
+
+
+def _numbers_of(picture: VideoFrame, video: Path) -> np.ndarray:
+    """Grey levels as they are stored, uint8 or uint16 [height, width]; no conversion of range or colours.
+
+    Raises:
+        DataError: the picture has colours.
+    """
+    if picture.format.has_palette:
+        picture = picture.reformat(format="rgb24")
+    if picture.format.is_rgb:
+        planes = picture.to_ndarray()[..., :3]
+        if (planes != planes[..., :1]).any():
+            raise DataError(f"{video}: has colours; the truth is a grey picture whose levels are the polyps' numbers")
+        return np.ascontiguousarray(planes[..., 0])
+    if len(picture.format.components) > 1 and len(picture.planes) == 1:
+        raise DataError(f"{video}: mixes grey and colour in one plane ({picture.format.name}); store it as grey")
+    return planes_of(picture)[0]
 
 
 def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:

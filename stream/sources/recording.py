@@ -209,6 +209,11 @@ class Recording:
             )
         self._note_damage(self._read, end)
 
+    def as_stored(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """The time of each picture in seconds, and the picture as it was decoded; once, in place of `frames`."""
+        for picture, pts, _ in chain([self._first], self._timed):
+            yield float(self._seconds(pts)), picture
+
     def _shape_of(self, picture: av.VideoFrame) -> Fraction:
         """Of the picture's pixels, over that of the first one's, counting what is wrong or different on the way."""
         shape = self._stream.codec_context.sample_aspect_ratio

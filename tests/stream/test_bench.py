@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stream.bench import measure_degradation, measure_live, measure_recorded
+from stream.bench import LiveRun, measure_degradation, measure_live, measure_recorded
 from stream.config import Settings
 from stream.frame import Frame
 from stream.overlay import Overlay
@@ -28,17 +28,20 @@ def segmenter(red_model: Path) -> Segmenter:
 
 
 def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callable[..., Path], red_model: Path) -> None:
-    done = call("bench", make(frames=40), "--seconds", 1, "--model", red_model, "--json", tmp_path / "b.json")
+    wanted = ("--rooms", 3, "--seconds", 1, "--model", red_model, "--json", tmp_path / "b.json")
+    done = call("bench", make(frames=40), *wanted)
     for heading in ("cpu:", "recorded: 40 frames of 320x240", "bottleneck", "Live", "The session alone", "video delay"):
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
     rooms = {"decode", "view", "quality", "segment", "steady", "find", "overlay", "encode", "table"}
     assert set(found["recorded"]["room_ms"]) == rooms
-    runs = [(each["display"], each["rate"], each["viewer"]) for each in found["live"]]
-    assert runs == [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
+    runs = [(each["display"], each["rate"], each["viewer"], each["rooms"]) for each in found["live"]]
+    alone = [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
+    assert runs == [*((*run, 1) for run in alone), ("in-step", 30, False, 3)]
     for each in found["live"]:
-        assert each["frames_in"] == each["rate"]
+        assert each["frames_in"] == each["rate"] * each["rooms"]
+        assert sum(each["shown_by_room"]) == each["shown"]
         assert each["shown"] + sum(each["dropped"].values()) == each["frames_in"]
     assert found["providers"]["cpu"]["1"] > 0
     assert found["degradation"]["changed"] == 0
@@ -62,7 +65,7 @@ def test_a_session_too_slow_for_the_rate_drops_frames_and_stays_current(
 ) -> None:
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
-    live = measure_live(lambda: Recording(video), segmenter, PATIENT, "in-step", 30, 2.0)
+    live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("in-step", 30), 2.0)
     assert live.shown < 22
     assert live.shown + sum(live.dropped.values()) == live.frames_in == 60
     assert live.shown_per_second < 11
@@ -76,7 +79,7 @@ def test_in_pass_through_the_picture_does_not_wait_for_a_slow_session(
 ) -> None:
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
-    live = measure_live(lambda: Recording(video), segmenter, PATIENT, "pass-through", 30, 2.0)
+    live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("pass-through", 30), 2.0)
     assert live.delay_ms[0] < 100 <= live.markers_ms[0]
 
 

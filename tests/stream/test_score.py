@@ -142,6 +142,41 @@ def test_truth_that_would_be_misread_is_refused(run: Callable[..., Path], tmp_pa
         score(folder, masks)
 
 
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"),
+    [("ffv1", "gray"), ("ffv1", "yuv420p"), ("ffv1", "gray16le"), ("png", "gray"), ("png", "rgb24"), ("png", "pal8")],
+)
+def test_polyps_numbers_are_read_as_they_are_stored(
+    codec: str, pixel_format: str, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """No conversion of range makes one of two polyps: 3 and 4 are grey levels like any others."""
+    numbers = [*range(1, 25), 254, 255]
+    truth = tmp_path / ("truth.mov" if codec == "png" else "truth.mkv")
+    with av.open(str(truth), "w") as file:
+        video = file.add_stream(codec, rate=25)
+        video.width, video.height = NOTHING.shape[::-1]
+        video.pix_fmt = pixel_format
+        for number in (number for number in numbers for _ in range(30)):
+            grey = square(number)
+            if pixel_format == "pal8":
+                palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
+                palette[:, 0] = 255  # opaque, and then red, green and blue
+                picture = av.VideoFrame.from_ndarray((grey, palette), "pal8")
+            else:
+                wide = grey.astype(np.uint16) if pixel_format == "gray16le" else grey
+                shapes = {"rgb24": np.repeat(grey[..., None], 3, axis=2), "yuv420p": np.vstack([grey, chroma(grey)])}
+                picture = av.VideoFrame.from_ndarray(shapes.get(pixel_format, wide), pixel_format)
+            file.mux(video.encode(picture))
+        file.mux(video.encode(None))
+    folder = run([square(255)] * len(numbers) * 30)
+    assert score(folder, truth)["polyps"] == len(numbers)
+
+
+def chroma(grey: np.ndarray) -> np.ndarray:
+    """The colour planes of 4:2:0 without colour."""
+    return np.full((grey.shape[0] // 2, grey.shape[1]), 128, np.uint8)
+
+
 @pytest.mark.parametrize("rate", [24, 25, Fraction(30000, 1001), 30, 60])
 def test_a_second_is_a_second_at_any_rate(rate: Fraction | int, run: Callable[..., Path], tmp_path: Path) -> None:
     """Though Matroska's times are whole milliseconds."""
