@@ -64,7 +64,8 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
     )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     if is_loopback(host):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+        own = f"[{host}]" if ":" in host else host
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", own])
     app.add_exception_handler(PolypstreamError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_request)
     app.add_exception_handler(405, _name_methods)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -24,6 +25,8 @@ from stream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described,
 SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
 # Pictures that are decoded at the same time; a large one takes 120 MB.
 AT_ONCE = 8
+# A quality in an Accept header (RFC 9110, 12.4.2).
+QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 PNG_TYPE, NPZ_TYPE = "image/png", "application/x-npz"
 Layer = Literal["mask", "probability", "picture"]
 
@@ -141,7 +144,7 @@ def choose_type(accept: str) -> str:
     """
     best, best_quality = "", 0.0
     for offered in (JSON_TYPE, PNG_TYPE, NPZ_TYPE):
-        quality = max((q for kind, q in _ranges(accept) if _fits(kind, offered)), default=0.0)
+        quality = _quality(accept, offered)
         if quality > best_quality:
             best, best_quality = offered, quality
     if not best:
@@ -149,20 +152,22 @@ def choose_type(accept: str) -> str:
     return best
 
 
-def _ranges(accept: str) -> list[tuple[str, float]]:
-    ranges = []
+def _quality(accept: str, offered: str) -> float:
+    """How much a type is liked: what the header says of it itself goes before what it says of its kind, or of all."""
+    ranges = _ranges(accept)
+    for kind in (offered, offered.split("/")[0] + "/*", "*/*"):
+        if kind in ranges:
+            return ranges[kind]
+    return 0.0
+
+
+def _ranges(accept: str) -> dict[str, float]:
+    ranges: dict[str, float] = {}
     for part in accept.split(","):
         kind, *parameters = (each.strip().lower() for each in part.split(";"))
-        quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
-        try:
-            ranges.append((kind, float(quality)))
-        except ValueError:
-            ranges.append((kind, 0.0))
+        quality = next((each[2:].strip() for each in parameters if each.startswith("q=")), "1")
+        ranges[kind] = float(quality) if QUALITY.fullmatch(quality) else 0.0
     return ranges
-
-
-def _fits(kind: str, offered: str) -> bool:
-    return kind in (offered, "*/*", offered.split("/")[0] + "/*")
 
 
 def _answer(looked: Looked, wanted: str, layer: Layer, card: ModelCard) -> Response:

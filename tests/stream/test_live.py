@@ -19,7 +19,7 @@ from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -37,7 +37,7 @@ from stream.segment import Segmenter
 from stream.sinks.rolling import RollingRecording
 from stream.sources.devices import parse_formats
 from stream.sources.live import LiveSource, back_off, open_live, parse_address, redacted, split_name
-from stream.srt import srt_received
+from stream.srt import srt_received, srt_sent
 from stream.view import FieldOfView
 from tests.conftest import Kept, call, command, pts_of
 
@@ -257,7 +257,10 @@ def peer() -> Iterator[Callable[[str, str], Peer]]:
 SIZES = (320, 480, 640, 320, 480)
 # What we open, and where the peer sends.
 LINKS = {
-    "srt": ("srt://127.0.0.1:{}?mode=listener", "srt://127.0.0.1:{}?mode=caller"),
+    "srt": (
+        "srt://127.0.0.1:{}?mode=listener&passphrase=opensesame1",
+        "srt://127.0.0.1:{}?mode=caller&passphrase=opensesame1",
+    ),
     "udp": ("udp://127.0.0.1:{}", "udp://127.0.0.1:{}?pkt_size=1316"),
     "rtsp": ("rtsp://user:secret@127.0.0.1:{}/room", "rtsp://127.0.0.1:{}/room"),
 }
@@ -498,24 +501,53 @@ def test_in_pass_through_the_picture_outlives_the_inference(
 
 
 @needs_ffmpeg
+class Told:
+    """In place of ffmpeg: keeps its command line and what it is told on standard input."""
+
+    commands: ClassVar[list[str]] = []
+    input: ClassVar[str] = ""
+
+    def __init__(self, command: list[str], stdin: int, text: bool) -> None:
+        Told.commands = command
+        self.stdin = self
+
+    def write(self, text: str) -> None:
+        Told.input = text
+
+    def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
 def test_what_an_srt_sender_sends_is_read_as_a_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a playlist, sent in its place, would have ffmpeg read this machine's files."""
-    started: list[list[str]] = []
-
-    class Program:
-        def __init__(self, command: list[str]) -> None:
-            started.append(command)
-
-        def kill(self) -> None: ...
-
-        def wait(self) -> None: ...
-
-    monkeypatch.setattr("stream.srt.subprocess.Popen", Program)
+    monkeypatch.setattr("stream.srt.subprocess.Popen", Told)
     with srt_received("srt://127.0.0.1:9000?mode=listener"):
         pass
-    before_input = " ".join(started[0]).partition(" -i ")[0]
-    assert "-f mpegts" in before_input
-    assert "-protocol_whitelist srt" in before_input
+    assert "-protocol_whitelist pipe,srt -i pipe:0" in " ".join(Told.commands)
+    lines = Told.input.splitlines()
+    assert lines[1] == "file 'srt://127.0.0.1:9000?mode=listener'"
+    assert "option protocol_whitelist srt" in lines
+    assert "option format_whitelist mpegts" in lines
+
+
+def test_srt_passphrases_are_on_no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.srt.subprocess.Popen", Told)
+    url = "srt://127.0.0.1:9000?mode=caller&passphrase=open%20ses'ame1&latency=200000&streamid=user:key"
+    with srt_received(url):
+        assert "ses" not in " ".join(Told.commands)
+        assert r"passphrase=open%20ses'\''ame1" in Told.input
+    with srt_sent(url):
+        words = " ".join(Told.commands)
+        assert "ses" not in words
+        assert "key" not in words
+        assert words.endswith("srt://127.0.0.1:9000?mode=caller&latency=200000")
+        preset = Path(Told.commands[Told.commands.index("-fpre") + 1])
+        assert preset.read_text() == "passphrase=open ses'ame1\nstreamid=user:key\n"
+        assert preset.parent.stat().st_mode & 0o077 == 0
+    assert not preset.exists()
 
 
 def test_waits_grow_up_to_the_longest() -> None:
@@ -673,7 +705,10 @@ def test_a_sink_that_fails_fails_alone(make: Callable[..., Path], segmenter: Seg
     ("push", "listen"),
     [
         ("tcp://127.0.0.1:{}", ["-f", "mpegts", "-i", "tcp://127.0.0.1:{}?listen=1"]),
-        ("srt://127.0.0.1:{}?mode=caller", ["-f", "mpegts", "-i", "srt://127.0.0.1:{}?mode=listener"]),
+        (
+            "srt://127.0.0.1:{}?mode=caller&passphrase=opensesame1",
+            ["-f", "mpegts", "-i", "srt://127.0.0.1:{}?mode=listener&passphrase=opensesame1"],
+        ),
         ("rtmp://127.0.0.1:{}/live/room", ["-listen", "1", "-f", "flv", "-i", "rtmp://127.0.0.1:{}/live/room"]),
         ("rtsp://127.0.0.1:{}/room", ["-rtsp_flags", "listen", "-i", "rtsp://127.0.0.1:{}/room"]),
     ],

@@ -115,13 +115,17 @@ def test_a_picture_lies_as_it_is_looked_at(app: Served) -> None:
         ("text/html, application/x-npz", "application/x-npz"),
         ("application/json;q=0.5, image/png", "image/png"),
         ("application/json; q=0.1, image/png;q=0.05", "application/json"),
+        ("application/json;q=0, */*", "image/png"),
+        ("*/*;q=0.1, image/*;q=0, application/json;q=0", "application/x-npz"),
     ],
 )
 def test_the_accept_header_chooses(accept: str, chosen: str) -> None:
     assert choose_type(accept) == chosen
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "", "image/png;q=much"])
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/png;q=0", "", "image/png;q=much", "application/json;q=0", "*/*;q=nan", "*/*;q=0"]
+)
 def test_what_cannot_be_had_is_said(accept: str) -> None:
     with pytest.raises(HTTPException) as raised:
         choose_type(accept)

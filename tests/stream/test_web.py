@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import requests
 
 from stream.config import Settings
 from stream.errors import SettingsError
@@ -24,7 +25,7 @@ from stream.segment import Segmenter
 from stream.sinks.browser import Browser
 from stream.web.app import make_app
 from stream.web.live import LivePage
-from stream.web.server import parse_listen, serving, token_for
+from stream.web.server import parse_listen, serving, token_for, web
 
 SETTINGS = Settings.model_validate({"live": {"max_staleness": 60.0}})
 
@@ -144,6 +145,16 @@ def test_answers_forbid_what_is_not_ours(page: Served) -> None:
 
 def test_on_loopback_no_other_name_is_answered(page: Served) -> None:
     assert page.get("/", Host="evil.example")[0] == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_it_answers_to_the_address_that_it_listens_on_and_to_no_name_of_anothers(host: str) -> None:
+    own = f"[{host}]" if ":" in host else host
+    with web([LivePage(None, Browser())], host, 0, None) as address:
+        assert address.startswith(f"http://{own}:")
+        assert requests.get(f"{address}api", timeout=10).status_code == 200
+        rebound = requests.get(f"{address}api", headers={"Host": "elsewhere.example"}, timeout=10)
+        assert rebound.status_code == 400
 
 
 def test_a_token_is_asked_for_and_moves_into_a_cookie(make: Callable[..., Path], red_model: Path) -> None:
