@@ -24,8 +24,9 @@ from stream.timestamps import ClockShifts, TimestampMender
 # What MP4 holds and players play. FFmpeg also writes PCM, Vorbis or TrueHD there, but under conditions, and few
 # players read it.
 COPIED = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
-# Layouts that the AAC encoder takes. Others, and the unnamed ones of old codecs, become mono or stereo.
-AAC_LAYOUTS = frozenset({"mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1"})
+# Layouts that the AAC encoder takes and every reader knows. Others become mono or stereo: 7.1 is written with a table
+# of channels, at which programs that read with PyAV 18.1 end.
+AAC_LAYOUTS = frozenset({"mono", "stereo", "3.0", "4.0", "5.0", "5.1"})
 AAC_RATES = Codec("aac", "w").audio_rates or ()
 # FFmpeg's own layout of so many channels, where a file does not say where each belongs.
 USUAL_LAYOUTS = {
@@ -39,6 +40,8 @@ USUAL_LAYOUTS = {
     8: "7.1",
     16: "hexadecagonal",
 }
+# Times of sound are off by so much, in seconds, without a gap being meant.
+ROUNDED_S = 0.02
 # Sound lies in a file so many seconds away, at most, from the pictures that it belongs to.
 APART_S = 5.0
 
@@ -89,6 +92,8 @@ class AudioTrack:
             self._header = _aac_header(source, self._first)
         self._resampler: AudioResampler | None = None
         self._sampled: tuple[str, str, int] | None = None
+        # Where the next sample belongs, counted from time 0.
+        self._next: int | None = None
         assert source.time_base is not None
         self._time_base = source.time_base
         # Times can be equal: Matroska rounds to milliseconds, and some codecs have packets shorter than that.
@@ -124,9 +129,9 @@ class AudioTrack:
         if layout is None:
             self._leave_out("has channels in no known arrangement")
             return
-        plain = "mono" if layout == "mono" else "stereo"
-        self._layout = layout if layout in AAC_LAYOUTS else plain
-        self.note = f"audio track {self.index} ({self._name}) was encoded as AAC, which every MP4 player reads"
+        self._layout = layout if layout in AAC_LAYOUTS else "stereo"
+        mixed = f", its channels ({layout}) mixed to stereo" if layout not in ("", self._layout) else ""
+        self.note = f"audio track {self.index} ({self._name}) was encoded as AAC, which every MP4 player reads{mixed}"
 
     def _can_be_decoded(self) -> bool:
         """Whether any of the first packets can: of a track with a damaged header, nobody's decoder would open."""
@@ -247,7 +252,26 @@ class AudioTrack:
             target = self._target.codec_context
             self._resampler = AudioResampler(target.format, target.layout, target.sample_rate)
             self._sampled = sampled
-        return self._resampler.resample(frame)
+        fitting = [part for part in self._resampler.resample(frame) if part.samples]
+        return [part for part in fitting if self._is_placed(part)]
+
+    def _is_placed(self, part: AudioFrame) -> bool:
+        """Give a part its time in samples, directly behind the one before it where that is what was meant.
+
+        Times of files are rounded, and PyAV rounds again where it cuts parts for the encoder. Whether it has a place.
+        """
+        rate = part.sample_rate
+        timed = part.pts is not None and part.time_base is not None
+        told = round((part.pts or 0) * (part.time_base or 0) * rate) if timed else self._next
+        if self._next is None or told is None or told - self._next > ROUNDED_S * rate:
+            place = told or 0
+        elif self._next - told > APART_S * rate / 10:
+            return False  # it lies wholly in what is there already
+        else:
+            place = self._next
+        part.pts, part.time_base = place, Fraction(1, rate)
+        self._next = place + part.samples
+        return True
 
 
 def _decodable_layout(track: AudioStream) -> str | None:
