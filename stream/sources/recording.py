@@ -42,6 +42,8 @@ END_FRAMES = 3
 END_S = 2.0
 # Containers whose tracks announce the duration of the file, not their own.
 SHARED_DURATION = ("asf", "flv")
+# Containers whose number of frames may have those in it that were never stored.
+COUNTS_GAPS = ("avi",)
 MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 # An announced number of frames per second is believed while the times agree with it to this share.
 RATE_TOLERANCE = 0.05
@@ -99,6 +101,8 @@ class Recording:
         self._mender: TimestampMender[av.VideoFrame]
         # Frames handed out, and the time that they have covered, in seconds.
         self._read, self._covered = 0, 0.0
+        # When the last picture ends by what the file says, in seconds.
+        self._latest_told = 0.0
         self._closed = False
         self._container = open_container(path)
         try:
@@ -167,16 +171,17 @@ class Recording:
     @property
     def expected_frames(self) -> int | None:
         """How many frames it has: as it says, or else by the time that those read so far have covered."""
-        if self._stream.frames:
-            return self._stream.frames
+        frames = self._stream.frames
+        if frames and self._container.format.name not in COUNTS_GAPS:
+            return frames
         seconds, _, _ = self._announced()
         if not seconds:
-            return None
-        by_rate = round(seconds * self._format.rate)
+            return frames or None
+        told = frames or round(seconds * self._format.rate)
         if self._covered <= 0:
-            return by_rate
+            return told
         by_time = max(self._read, round(self._read * seconds / self._covered))
-        return by_rate if abs(by_time - by_rate) <= RATE_TOLERANCE * by_rate else by_time
+        return told if abs(by_time - told) <= RATE_TOLERANCE * told else by_time
 
     def frames(self, since: int | None = None, until: int | None = None) -> Iterator[Frame]:
         """Frames in order, once. Damage is noted in `damage` when the last one is out.
@@ -249,13 +254,19 @@ class Recording:
 
         mender = self._mender = TimestampMender(time_base, longest_step(time_base), 0, restart)
         held: tuple[av.VideoFrame, int] | None = None
-        for picture, pts in mender.mend((picture, picture.pts, self._step) for picture in pictures):
+        for picture, pts in mender.mend(self._told(picture) for picture in pictures):
             if held is not None:
                 yield _Timed(*held, pts)
             held = picture, pts
         self._note_times()
         if held is not None:
             yield _Timed(*held, None)
+
+    def _told(self, picture: av.VideoFrame) -> tuple[av.VideoFrame, int | None, int]:
+        """What a picture says of its time, for the mender."""
+        if picture.pts is not None:
+            self._latest_told = max(self._latest_told, float(self._seconds(picture.pts + self._step)))
+        return picture, picture.pts, self._step
 
     @property
     def was_mended(self) -> bool:
@@ -321,6 +332,8 @@ class Recording:
             self.damage.append(f"from {end - start:.1f} s on it is encrypted")
             return
         announced, tolerance, shared = self._announced()
+        # A wrong time of one picture, which was mended, is what some containers take for their end.
+        end = max(end, self._latest_told) if self._mender.mended else end
         if shared:
             end = max(end, self._decoding.sound_end + float(self.shifts.after(len(self.shifts.restarts)) or 0))
         # Matroska counts its duration from zero, other containers from the first picture.
