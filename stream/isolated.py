@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -133,7 +134,8 @@ class IsolatedProcessor:
         """
         assert self._link is not None, "start first"
         try:
-            self._link.send(job)
+            with suppress(BrokenPipeError, ConnectionError):  # it has died already, which is heard below
+                self._link.send(job)
             while isinstance(said := self._hear(job.uri), _Done):
                 poll(said.done, said.of)
         except KeyboardInterrupt:
@@ -244,7 +246,7 @@ def _outcome_of(job: Job, segmenter: Segmenter, settings: Settings, link: Connec
     with Watchdog() as watchdog:
 
         def poll(done: int, of: int | None) -> None:
-            watchdog.note((done, of))
+            watchdog.note(done, "frames")
             _say(link, _Done(done, of))
 
         run, problem = None, None

@@ -16,20 +16,20 @@ EXIT_CODE = 1
 
 
 class Watchdog:
-    """Within its block the process ends, with EXIT_CODE, when `note` tells the same for STILL_S.
+    """Within its block the process ends, with EXIT_CODE, when `note` is told nothing new for STILL_S.
 
     It is C code with a thread of its own, which needs no lock of Python's; standard error gets all threads' stacks.
     """
 
     def __enter__(self) -> Watchdog:
-        self._seen: object = None
+        self._seen: dict[str, object] = {}
         self._rearm()
         return self
 
-    def note(self, moved: object) -> None:
-        """Tell how far things have moved, in any measure."""
-        if moved != self._seen and time.monotonic() - self._armed >= TOLD_EVERY_S:
-            self._seen = moved
+    def note(self, moved: object, measure: str = "") -> None:
+        """Tell how far things have moved, in a measure of one's own."""
+        if self._seen.get(measure) != moved and time.monotonic() - self._armed >= TOLD_EVERY_S:
+            self._seen[measure] = moved
             self._rearm()
 
     def _rearm(self) -> None:
