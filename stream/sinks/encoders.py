@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
 
@@ -51,6 +51,7 @@ class Encoder:
         quality: its options for an x264 preset and a CRF, or what comes nearest.
         no_delay: its options for handing each picture on at once.
         device: what it needs, for people.
+        lower_field_first: its options for pictures whose lower field is the earlier one.
     """
 
     codec: str
@@ -58,6 +59,7 @@ class Encoder:
     quality: Callable[[str, float], dict[str, str]]
     no_delay: Mapping[str, str]
     device: str
+    lower_field_first: Mapping[str, str] = field(default_factory=dict)
 
 
 # Hardware first: the order in which "auto" tries them.
@@ -72,7 +74,14 @@ ENCODERS = {
             "an NVIDIA GPU with an encoder",
         ),
         Encoder("h264_qsv", {"yuv420p": "nv12"}, _qsv, {"async_depth": "1"}, "an Intel GPU with Quick Sync"),
-        Encoder("libx264", {name: name for name in KEPT}, _x264, {"tune": "zerolatency"}, "nothing but a CPU"),
+        Encoder(
+            "libx264",
+            {name: name for name in KEPT},
+            _x264,
+            {"tune": "zerolatency"},
+            "nothing but a CPU",
+            {"x264-params": "bff=1"},
+        ),
     )
 }
 

@@ -360,6 +360,8 @@ def check_frames(path: Path, frames: int, alive: Callable[[object], None] = lamb
 def _encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoSettings) -> dict[str, str]:
     key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
     options = {**encoder.quality(settings.preset, settings.crf), **NO_B_FRAMES, "g": str(key_frames)}
+    if pictures.field_order == "bff":
+        options |= encoder.lower_field_first
     return {**options, **encoder.no_delay} if pictures.rate < FEW_PER_SECOND else options
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import cast
@@ -44,9 +45,16 @@ class Decoding:
         # Packets that went into the decoder, less the pictures and errors that came out.
         self._owed = 0
         self._again = False
+        self._tags: tuple[int, int, int, int] | None = None
+        # Of a pixel: width over height, now and in the first picture, as the pictures say.
+        self._shape: Fraction | None = None
+        self._first_shape: Fraction | None = None
 
     def pictures(self) -> Iterator[av.VideoFrame]:
-        """Every picture that can be decoded, in order; its time is what the file says, or None."""
+        """Every picture that can be decoded, in order; its time is what the file says, or None.
+
+        Where its pixels have another shape than those of the first one, `opaque` is the one over the other.
+        """
         last: int | None = None
         for picture in self._decoded(self._packets()):
             last = picture.pts
@@ -83,7 +91,24 @@ class Decoding:
                 self._owed -= len(pictures)
                 for picture in pictures:
                     forget_unknown_tags(picture)
+                    self._settle(picture)
                     yield picture
+
+    def _settle(self, picture: av.VideoFrame) -> None:
+        """Tags change with a key frame only.
+
+        A decoder that reorders gives those of the next key frame to the last pictures before it, where they have none
+        of their own (libavcodec/decode.c). PyAV 18.1 does not tell the shape of a frame's pixels, the decoder does.
+        """
+        if picture.key_frame or self._tags is None:
+            self._tags = picture.colorspace, picture.color_range, picture.color_primaries, picture.color_trc
+            shape = self._stream.codec_context.sample_aspect_ratio or self._shape
+            self._first_shape = self._first_shape or shape
+            self._shape = shape
+        else:
+            picture.colorspace, picture.color_range, picture.color_primaries, picture.color_trc = self._tags
+        if self._shape and self._first_shape and self._shape != self._first_shape:
+            picture.opaque = self._shape / self._first_shape
 
     def pictures_since(self, pts: int) -> Iterator[av.VideoFrame]:
         """Every picture from a time on; none where the file does not let itself be entered before it."""

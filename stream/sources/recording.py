@@ -113,7 +113,6 @@ class Recording:
             first = next(decoded, None)
             if first is None:
                 raise SourceError(f"{path}: {self._why_nothing()}")
-            self._pixel_shape = self._stream.codec_context.sample_aspect_ratio
             self.codec = self._stream.codec_context.codec.canonical_name
             self._format = picture_format(self._stream, first)
             if untimed_rate and first.pts is None:
@@ -221,8 +220,7 @@ class Recording:
 
     def _shape_of(self, picture: av.VideoFrame) -> Fraction:
         """Of the picture's pixels, over that of the first one's, counting what is wrong or different on the way."""
-        shape = self._stream.codec_context.sample_aspect_ratio
-        ratio = shape / self._pixel_shape if shape and self._pixel_shape else Fraction(1)
+        ratio = cast(Fraction | None, picture.opaque) or Fraction(1)
         self._concealed += picture.is_corrupt
         size = self._format.width, self._format.height
         self._changed += ratio != 1 or (picture.width, picture.height) != size
