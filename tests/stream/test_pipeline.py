@@ -228,3 +228,55 @@ def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
     assert lost(pipeline, 1) == 100 - len(steady)
     assert any(len({item // 1000 for item in batch}) == 2 for batch in batches)  # one batch of both
     assert len(steady) > 20  # the faster one does not push it out
+
+
+def test_of_a_kind_one_waits_whatever_the_batch() -> None:
+    """A GPU's batch, or several rooms, must not make a queue: what waits grows old."""
+    pipeline = Pipeline([], [("batch", same, 8), ("one", same, 1)], [], 1, newest=lambda item: item % 3)
+    for channel in pipeline.channels:
+        for number in range(30):
+            channel.put(number)
+        assert channel.take(30) == [27, 28, 29]
+
+
+def test_kinds_come_in_turn_however_fast_each_is() -> None:
+    """The fast ones replace their own waiting item and keep its place in the line."""
+    channel, fast, slow = Channel[str](1, newest=lambda item: item[0]), iter(range(100)), iter(range(100))
+    taken = []
+    for _ in range(10):
+        channel.put(f"slow{next(slow)}")
+        for _ in range(5):
+            channel.put(f"fast{next(fast)}")
+        taken += channel.take(1)
+    assert [item[0] for item in taken] == ["s", "f"] * 5
+    assert channel.dropped["f"] > 3 * channel.dropped["s"]
+
+
+def test_several_of_a_kind_stay_in_order_when_the_oldest_is_dropped() -> None:
+    channel = Channel[str](2, newest=lambda item: item[0])
+    for item in ("a1", "b1", "a2", "b2", "a3", "b3", "a4"):
+        channel.put(item)
+    assert channel.take(9) == ["a3", "b2", "a4", "b3"]
+
+
+def test_what_was_dropped_can_be_asked_for_at_any_time() -> None:
+    """A status page asks while other threads drop items of kinds that were not there before."""
+    pipeline = Pipeline([], [("one", same, 1)], [], 1, newest=lambda item: item)
+    stop, errors = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                pipeline.dropped.total()
+            except RuntimeError as error:
+                errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for number in range(30_000):
+        pipeline.channels[0].put(number // 2)
+        if number % 1000 == 0:
+            pipeline.channels[0].take(1000)
+    stop.set()
+    asking.join()
+    assert not errors
