@@ -63,6 +63,8 @@ class PictureFormat:
 
 # A picture of 8K has 33 million. A small file may claim billions.
 MOST_PIXELS = 40_000_000
+# x264 takes no wider or taller ones.
+MOST_SIDE = 16_384
 # Of 255, above which a mask says polyp.
 MASK_THRESHOLD = 127
 # MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.

@@ -23,6 +23,7 @@ from stream.frame import Frame
 from stream.pictures import (
     MOST_PIXELS,
     MOST_RATE,
+    MOST_SIDE,
     Conformer,
     FieldOrder,
     PictureFormat,
@@ -113,6 +114,10 @@ class Recording:
             first = next(decoded, None)
             if first is None:
                 raise SourceError(f"{path}: {self._why_nothing()}")
+            if max(first.width, first.height) > MOST_SIDE:
+                raise SourceError(
+                    f"{path}: its pictures have {first.width}x{first.height} pixels; {MOST_SIDE} on a side are the most"
+                )
             self.codec = self._stream.codec_context.codec.canonical_name
             self._format = picture_format(self._stream, first)
             if untimed_rate and first.pts is None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from av.video.format import VideoFormat
 
+from stream.errors import SourceError
 from stream.pictures import nearest_kept
 from stream.sources.recording import Recording
 from stream.view import find_field_of_view
@@ -148,3 +149,9 @@ def test_a_change_of_size_is_scaled_and_said(tmp_path: Path) -> None:
     sizes = {(frame.picture.width, frame.picture.height) for frame in recording.frames()}
     assert sizes == {(320, 240)}
     assert any("10 pictures changed their size" in note for note in recording.notes)
+
+
+def test_pictures_too_wide_for_any_output_are_refused(tmp_path: Path) -> None:
+    path = make_clip(tmp_path, Clip(name="wide.mkv", width=20_000, height=16, frames=2, codec="ffv1"))
+    with pytest.raises(SourceError, match=r"wide\.mkv: its pictures have 20000x16 pixels; 16384 on a side are the most"):
+        Recording(path)
