@@ -153,5 +153,5 @@ def test_a_change_of_size_is_scaled_and_said(tmp_path: Path) -> None:
 
 def test_pictures_too_wide_for_any_output_are_refused(tmp_path: Path) -> None:
     path = make_clip(tmp_path, Clip(name="wide.mkv", width=20_000, height=16, frames=2, codec="ffv1"))
-    with pytest.raises(SourceError, match=r"wide\.mkv: its pictures have 20000x16 pixels; 16384 on a side are the most"):
+    with pytest.raises(SourceError, match="have 20000x16 pixels; 16384 on a side are the most"):
         Recording(path)
