@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -247,7 +248,8 @@ def _outcome_of(job: Job, segmenter: Segmenter, settings: Settings, link: Connec
 
         def poll(done: int, of: int | None) -> None:
             watchdog.note(done, "frames")
-            _say(link, _Done(done, of))
+            if _is_read(link):
+                _say(link, _Done(done, of))
 
         run, problem = None, None
         try:
@@ -268,6 +270,11 @@ def _outcome_of(job: Job, segmenter: Segmenter, settings: Settings, link: Connec
         except KeyboardInterrupt:
             return _Interrupted()
     return Outcome(run, problem, job.then(segmenter, settings) if job.then else None)
+
+
+def _is_read(link: Connection) -> bool:
+    """Whether the parent has room for more; it may have been stopped (Ctrl-Z), which is no reason to wait."""
+    return sys.platform == "win32" or bool(select.select([], [link], [], 0)[1])
 
 
 def _say(link: Connection, what: object) -> None:

@@ -105,6 +105,22 @@ def test_a_second_interruption_does_not_wait(make: Make, red_model: Path, tmp_pa
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+def test_a_command_that_is_stopped_does_not_stop_its_recording(make: Make, red_model: Path, tmp_path: Path) -> None:
+    """Ctrl-Z; what the child has to say of its progress, nobody reads then."""
+    script = (
+        "import stream.isolated as i; i._Done = lambda *a: ('x' * 30_000,); from stream.__main__ import main; main()"
+    )
+    wanted = ["--output", str(tmp_path / "out"), "--model", str(red_model), "--set", "output.video.preset=placebo"]
+    recording = make(frames=150, options={"preset": "ultrafast"})
+    running = subprocess.Popen([sys.executable, "-c", script, "process", str(recording), *wanted])
+    until(lambda: has_rows(tmp_path / "out" / "clip" / "frames.csv", 5))
+    running.send_signal(signal.SIGSTOP)
+    until(lambda: (tmp_path / "out" / "clip" / "report.html").exists())
+    running.kill()
+    running.wait()
+
+
 STUCK = """
 import sys, time
 import stream.watchdog, stream.overlay
