@@ -233,7 +233,8 @@ class Recording:
 
     @property
     def _step(self) -> int:
-        return max(1, round(1 / (self._format.rate * self._format.time_base)))
+        step = round(1 / (self._format.rate * self._format.time_base))
+        return max(1, min(step, longest_step(self._format.time_base)))
 
     def _duration(self, picture: av.VideoFrame, pts: int, following: int | None) -> int:
         """How long a picture is shown, in units of the time base: as the file says if it says something sensible."""
@@ -242,7 +243,8 @@ class Recording:
             return following - pts
         # Without a time it is a guess. Without a duration the last picture would lie behind the end of an MP4, and
         # players drop it.
-        return (picture.duration if picture.pts is not None else 0) or self._step
+        stated = (picture.duration if picture.pts is not None else 0) or self._step
+        return min(stated, longest_step(self._format.time_base))
 
     def _with_times(self, pictures: Iterator[av.VideoFrame]) -> Iterator[_Timed]:
         """Pictures with times that advance."""

@@ -220,6 +220,19 @@ def test_a_recording_that_announces_a_thousand_a_second_is_followed_by_time(tmp_
     )
 
 
+def test_a_picture_that_lasts_for_days_is_written(
+    annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+) -> None:
+    """A sample table is damaged: MP4 cannot store how long its one picture would last."""
+    recording = make(name="days.mp4", frames=1, **SMALL)
+    data = bytearray(recording.read_bytes())
+    # The duration of each sample follows the version, the number of entries and the number of samples.
+    duration = data.index(b"stts") + 16
+    data[duration : duration + 4] = (2**31 + 2**30).to_bytes(4, "big")
+    recording.write_bytes(data)
+    assert annotate(recording).frames == 1
+
+
 @needs_ffmpeg
 def test_sound_that_outlasts_the_pictures_is_no_damage(annotate: Callable[[Path], Run], tmp_path: Path) -> None:
     recording = tmp_path / "longer.wmv"
