@@ -8,18 +8,20 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from stream.config import load_settings
 from stream.process import Run, make_segmenter, process, with_model
 from stream.sources.recording import Recording
-from tests.conftest import Clip, audio_packets_of, make_clip, pts_of
-from tests.stream.test_archive import run  # noqa: F401 -- a fixture
+from tests.conftest import Clip, audio_packets_of, frames_of, make_clip, pts_of
+from tests.stream.test_archive import Ran, run  # noqa: F401 -- a fixture
 
 SMALL = {"width": 160, "height": 120}
 WRAP_S = Fraction(2**33, 90_000)  # when the clock of a transport stream starts again
@@ -258,7 +260,7 @@ def test_behind_a_damaged_end_every_picture_that_can_be_decoded_is_there(share: 
 
 
 def test_archives_of_wrong_clocks_are_as_process_has_them(
-    run: Callable[..., object],  # noqa: F811
+    run: Callable[..., Ran],  # noqa: F811
     annotate: Callable[[Path], Run],
     tmp_path: Path,
     make: Callable[..., Path],
@@ -272,3 +274,33 @@ def test_archives_of_wrong_clocks_are_as_process_has_them(
         found, archived = annotate(recording).folder, tmp_path / "out" / recording.stem
         assert (archived / "frames.csv").read_bytes() == (found / "frames.csv").read_bytes()
         assert audio_packets_of(archived / "annotated.mp4") == audio_packets_of(found / "annotated.mp4")
+
+
+RARE = {
+    "264": ("libx264", "yuv420p"),
+    "265": ("libx265", "yuv420p"),
+    "3g2": ("libx264", "yuv420p"),
+    "m1v": ("mpeg1video", "yuv420p"),
+    "f4v": ("libx264", "yuv420p"),
+    "ivf": ("libvpx", "yuv420p"),
+    "gif": ("gif", "rgb8"),
+    "rm": ("rv20", "yuv420p"),
+}
+
+
+def test_an_archive_takes_rare_endings_with_the_results_of_process(
+    run: Callable[..., Ran],  # noqa: F811
+    annotate: Callable[[Path], Run],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for ending, (codec, pixels) in RARE.items():
+        clip = Clip(name=f"{ending}.{ending}", codec=codec, pixel_format=pixels, frames=40, width=176, height=144)
+        make_clip(folder, replace(clip, options={"g": "10"} if codec != "gif" else {}))
+    assert set(run(folder).states()) == set(RARE)
+    for ending in RARE:
+        found, archived = annotate(folder / f"{ending}.{ending}").folder, tmp_path / "out" / ending
+        assert len(pts_of(archived / "annotated.mp4")) == 40
+        assert (archived / "frames.csv").read_bytes() == (found / "frames.csv").read_bytes()
+        assert np.array_equal(frames_of(archived / "masks.mkv", "gray"), frames_of(found / "masks.mkv", "gray"))
