@@ -281,6 +281,25 @@ def test_capture_and_segmentation_are_the_frame_and_its_mask(
     assert capture.get("PixelAspectRatio") == ([3, 4] if aspect else None)
 
 
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_a_turned_recording_is_upright_in_both_objects(
+    make: Callable[..., Path], red_model: Path, tmp_path: Path, rotation: int
+) -> None:
+    video = make(rotation=rotation, sample_aspect_ratio=Fraction(4, 3))
+    run = process(video, tmp_path / "results", red_model)
+    call("dicom", video, "--results", run)
+    judge(run / "dicom")
+    capture, segmentation = objects_of(run)
+    frame = int(capture.ImageComments.split("(frame ")[1].split(")")[0])
+    upright = rgb_of(video, frame, 240 if rotation == 180 else 320)
+    assert np.abs(capture.pixel_array.astype(int) - upright).max() <= 2
+    # The model calls the red disc a polyp.
+    red = upright[..., 0].astype(int) - upright[..., 1] > 60
+    mask = segmentation.pixel_array > 0
+    assert (red & mask).sum() > 0.85 * (red | mask).sum()
+    assert capture.PixelAspectRatio == ([3, 4] if rotation == 180 else [4, 3])
+
+
 def test_the_segmentation_says_what_it_is_of_and_by_what(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:
