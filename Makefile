@@ -12,7 +12,8 @@ demo: $(VENV)/.base
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not realtime"
+	$(BIN)/python -m pytest -m realtime
 
 # Capture devices, by a real driver in an emulated machine; takes minutes, and is not a part of `test`.
 test-capture: $(VENV)/.dev

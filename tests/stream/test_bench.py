@@ -18,6 +18,8 @@ from stream.sources.recording import Recording
 from stream.view import FieldOfView
 from tests.conftest import call
 
+pytestmark = pytest.mark.realtime
+
 WHOLE = FieldOfView(0, 0, 320, 240)
 PATIENT = Settings.model_validate({"live": {"max_staleness": 60.0}})
 

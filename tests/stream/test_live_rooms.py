@@ -37,6 +37,8 @@ from stream.web.live import LivePage
 from stream.web.server import web
 from tests.conftest import Kept, call
 
+pytestmark = pytest.mark.realtime
+
 PATIENT = Settings.model_validate({"live": {"max_staleness": 60.0}})
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
 
