@@ -19,11 +19,11 @@ import time
 from io import BytesIO
 from pathlib import Path
 
-from stream.config import Settings
-from stream.process import make_segmenter
-from stream.segment import Segmenter
-from stream.serve import serve
-from stream.still import read_still, shrink, view_of
+from polypstream.core.config import Settings
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.image import read_still, shrink, view_of
+from polypstream.jobs.process import make_segmenter
+from polypstream.web.serve import serve
 
 CLIENTS, ROUNDS = 8, 3
 SAMPLE = Path(__file__).parents[1] / "stream" / "web" / "static" / "samples" / "2.jpg"

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from stream.machine import describe_machine
-from stream.model import shipped_weights
-from stream.providers import probe
+from polypstream.inference.machine import describe_machine
+from polypstream.inference.model_card import shipped_weights
+from polypstream.inference.providers import probe
 
 POLYPSTREAM = str(Path(sys.executable).with_name("polypstream"))
 LOOPS = str(Path(__file__).with_name("loops.py"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stream.segment import Segmenter
+from polypstream.inference.segmenter import Segmenter
 
 GREEN = np.array([96, 255, 64], np.float32)
 

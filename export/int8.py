@@ -11,7 +11,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from stream.model import INPUT
+from polypstream.inference.model_card import INPUT
 
 # What convolutions hand to each other; the attention's summary over channels stays in floating point.
 QUANTISED = ["Conv", "Clip", "LeakyRelu", "Add", "Concat", "Resize"]

@@ -19,17 +19,17 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.int8 import quantise
-from models.checkpoint import load_checkpoint
-from models.data import find_pairs, names_file_of, read_pair, spread
-from models.picture_net import PictureNet, gmac_of
-from models.sa_unet import check_size
-from stream.errors import ModelError, OutputError, SettingsError
-from stream.model import INPUT, NOTICE, OUTPUT
-from stream.segment import Segmenter
-from stream.sources.demo_colon import DemoColon, DemoSettings
-from stream.still import shrink, view_of
-from stream.view import grey_level
+from polypstream.errors import ModelError, OutputError, SettingsError
+from polypstream.export.int8 import quantise
+from polypstream.inference.model_card import INPUT, NOTICE, OUTPUT
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.image import shrink, view_of
+from polypstream.models.checkpoint import load_checkpoint
+from polypstream.models.data import find_pairs, names_file_of, read_pair, spread
+from polypstream.models.picture_net import PictureNet, gmac_of
+from polypstream.models.sa_unet import check_size
+from polypstream.sources.demo_colon import DemoColon, DemoSettings
+from polypstream.stages.field_of_view import grey_level
 
 Precision = Literal["fp32", "fp16", "int8"]
 # Of the model's interface and architecture, in its metadata.
@@ -162,7 +162,7 @@ def halve_weights(model: onnx.ModelProto) -> None:
 def describe(
     net: PictureNet, card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
 ) -> dict[str, str]:
-    """The file's metadata; see stream.model.ModelCard."""
+    """The file's metadata; see polypstream.inference.model_card.ModelCard."""
     training = card["training"]
     made_with = ("polypstream", "torch", "onnx", "onnxscript")
     return {

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from models.sa_unet import SEED, SEED_SIZE, SAUNet
-from stream.errors import ModelError, OutputError
+from polypstream.errors import ModelError, OutputError
+from polypstream.models.sa_unet import SEED, SEED_SIZE, SAUNet
 
 FORMAT = "polypstream-checkpoint-1"
 # Where a checkpoint's training says which pictures were held out.

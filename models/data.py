@@ -13,10 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stream.errors import DataError, SettingsError
-from stream.pictures import read_image, read_mask
-from stream.still import shrink, view_of
-from stream.view import LIT
+from polypstream.errors import DataError, SettingsError
+from polypstream.jobs.image import shrink, view_of
+from polypstream.media.pictures import read_image, read_mask
+from polypstream.stages.field_of_view import LIT
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 # Two pictures are near-duplicates when their 256-bit difference hashes differ in at most so many bits.

@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.depthwise import DepthwiseConv2d
-from stream.errors import ModelError
+from polypstream.errors import ModelError
+from polypstream.models.depthwise import DepthwiseConv2d
 
 STEM_CHANNELS = 32
 # TensorFlow's, with which the ImageNet weights were trained.

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from models.data import Pair, healthy_crops, read_pair
-from stream.errors import OutputError
-from stream.find import Rules
-from stream.segment import Segmenter
-from stream.still import mask_of, shrink, view_of
-from stream.view import FieldOfView
+from polypstream.errors import OutputError
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.image import mask_of, shrink, view_of
+from polypstream.models.data import Pair, healthy_crops, read_pair
+from polypstream.stages.field_of_view import FieldOfView
+from polypstream.stages.findings import Rules
 
 if TYPE_CHECKING:
-    from models.sa_unet import SAUNet
+    from polypstream.models.sa_unet import SAUNet
 
 BOOTSTRAP_SAMPLES = 2000
 # A picture's polyps are small below the first share of the field of view, large from the second on.
@@ -103,7 +103,7 @@ def load_model(path: Path, provider: str = "auto") -> Model:
         segmenter = Segmenter(path, provider)
         card = segmenter.card
         return Model(segmenter.size, card.threshold, card.peak, card.gmac, segmenter.provider, segmenter.segment)
-    from models.checkpoint import load_checkpoint
+    from polypstream.models.checkpoint import load_checkpoint
 
     network, content = load_checkpoint(path)
     return model_of(network, content["size"], content["views"], content["threshold"], content["peak"])
@@ -113,7 +113,7 @@ def model_of(network: SAUNet, size: int, views: int, threshold: float, peak: flo
     """A network in torch that looks at so many views of pictures of this side, in pixels."""
     import torch
 
-    from models.picture_net import PictureNet, gmac_of
+    from polypstream.models.picture_net import PictureNet, gmac_of
 
     net = PictureNet(network, views).eval()
 

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from models.data import Pair, read_pair
-from models.evaluation import Model, predict, reliability, write_output
-from stream.find import Rules
-from stream.still import shrink
+from polypstream.jobs.image import shrink
+from polypstream.models.data import Pair, read_pair
+from polypstream.models.evaluation import Model, predict, reliability, write_output
+from polypstream.stages.findings import Rules
 
 SAMPLE_SIDE = 224
 

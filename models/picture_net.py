@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.sa_unet import SAUNet
+from polypstream.models.sa_unet import SAUNet
 
 
 class PictureNet(nn.Module):

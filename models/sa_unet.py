@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.efficientnet_lite import WIDTHS, Variant, encoder_stages
-from stream.errors import SettingsError
+from polypstream.errors import SettingsError
+from polypstream.models.efficientnet_lite import WIDTHS, Variant, encoder_stages
 
 NEGATIVE_SLOPE = 0.2
 

@@ -24,8 +24,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import BinaryStatScores
 
-from models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
-from models.data import (
+from polypstream.errors import DataError, ModelError, OutputError, SettingsError
+from polypstream.jobs.image import view_of
+from polypstream.models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
+from polypstream.models.data import (
     AUGMENTATIONS,
     Levels,
     Pair,
@@ -37,12 +39,10 @@ from models.data import (
     read_pair,
     split_off_validation,
 )
-from models.efficientnet_lite import load_imagenet
-from models.evaluation import write_output
-from models.figures import draw_curves
-from models.sa_unet import OURS, SAUNet, check_size
-from stream.errors import DataError, ModelError, OutputError, SettingsError
-from stream.still import view_of
+from polypstream.models.efficientnet_lite import load_imagenet
+from polypstream.models.evaluation import write_output
+from polypstream.models.figures import draw_curves
+from polypstream.models.sa_unet import OURS, SAUNet, check_size
 
 # What already knows something learns this much more slowly than what starts from nothing.
 PRETRAINED_RATE = 0.3

@@ -15,7 +15,7 @@ def main() -> None:
     # Before av: both wheels bring an XCB library of their own, and with av's loaded first OpenCV's windows never open.
     import cv2  # noqa: F401
 
-    from stream.cli import run
+    from polypstream.cli.app import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from av.codec.context import Flags
 
-from stream.frame import Frame
+from polypstream.core.frame import Frame
 
 RED = (200, 30, 30)
 GREY = (90, 90, 90)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from stream.frame import Frame
+from polypstream.core.frame import Frame
 
 BELL = "\a"
 

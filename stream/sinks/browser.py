@@ -14,12 +14,12 @@ from fractions import Fraction
 import av
 from av.video.codeccontext import VideoCodecContext
 
-from stream.frame import Frame
-from stream.orientation import AS_STORED, Orientation
-from stream.pictures import black_picture
-from stream.scale import Scaler
-from stream.signs import Signs
-from stream.sinks.bell import NewFindings
+from polypstream.core.frame import Frame
+from polypstream.core.orientation import AS_STORED, Orientation
+from polypstream.media.pictures import black_picture
+from polypstream.media.scaling import Scaler
+from polypstream.sinks.bell import NewFindings
+from polypstream.stages.status_overlay import Signs
 
 # Pictures for a page are no wider than this; a snapshot has all of its pixels.
 PAGE_WIDTH = 1280

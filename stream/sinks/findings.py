@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from stream.errors import DataError
-from stream.frame import Frame
-from stream.model import NOTICE
-from stream.sinks.browser import SNAPSHOT_QUANTISER, WHOLE, Jpeg
-from stream.sinks.files import writing
+from polypstream.core.files import writing
+from polypstream.core.frame import Frame
+from polypstream.errors import DataError
+from polypstream.inference.model_card import NOTICE
+from polypstream.sinks.browser import SNAPSHOT_QUANTISER, WHOLE, Jpeg
 
 SCHEMA = "polypstream-findings-1"
 SNAPSHOTS = "snapshots"

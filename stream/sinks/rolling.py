@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from stream.config import Output
-from stream.errors import OutputError
-from stream.frame import Frame
-from stream.pictures import Conformer
-from stream.sinks.video import AnnotatedVideo
-from stream.sources.live import LiveSource
-from stream.words import clock
+from polypstream.core.config import Output
+from polypstream.core.formatting import clock
+from polypstream.core.frame import Frame
+from polypstream.errors import OutputError
+from polypstream.media.pictures import Conformer
+from polypstream.media.video import AnnotatedVideo
+from polypstream.sources.live import LiveSource
 
 
 class RollingRecording:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import cv2
 
-from stream.frame import Frame
-from stream.sinks.files import writing
+from polypstream.core.files import writing
+from polypstream.core.frame import Frame
 
 QUALITIES = ("blurred", "overexposed", "outside")
 HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks", *QUALITIES)

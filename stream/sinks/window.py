@@ -11,14 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stream.config import WindowSettings
-from stream.errors import OutputError
-from stream.frame import Frame
-from stream.orientation import Orientation
-from stream.scale import Scaler, shown
-from stream.signs import draw_recording
-from stream.sinks.browser import snapshot
-from stream.sinks.rolling import RollingRecording
+from polypstream.core.config import WindowSettings
+from polypstream.core.frame import Frame
+from polypstream.core.orientation import Orientation
+from polypstream.errors import OutputError
+from polypstream.media.scaling import Scaler, shown
+from polypstream.sinks.browser import snapshot
+from polypstream.sinks.rolling import RollingRecording
+from polypstream.stages.status_overlay import draw_recording
 
 ESCAPE = 27
 # Windows are looked after so often a second, twice as often as the fastest source sends.

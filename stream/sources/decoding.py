@@ -14,8 +14,8 @@ from av.error import EOFError as DecoderFlushedError
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 
-from stream.colour import forget_unknown_tags
-from stream.sources.container import is_encrypted, open_container, packets_of
+from polypstream.media.color import forget_unknown_tags
+from polypstream.media.container import is_encrypted, open_container, packets_of
 
 # Where seeking does not land before the place that was asked for, so many seconds earlier is tried.
 EARLIER_S = (0, 5, 30)

@@ -17,13 +17,13 @@ from urllib.parse import parse_qsl
 import av
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from stream.config import VideoSettings
-from stream.errors import OutputError, SourceError
-from stream.frame import Frame
-from stream.pictures import PictureFormat
-from stream.sinks.video import AnnotatedVideo, MaskVideo
-from stream.sources.demo_colon import DemoColon, DemoSettings
-from stream.sources.recording import Recording
+from polypstream.core.config import VideoSettings
+from polypstream.core.frame import Frame
+from polypstream.errors import OutputError, SourceError
+from polypstream.media.pictures import PictureFormat
+from polypstream.media.video import AnnotatedVideo, MaskVideo
+from polypstream.sources.demo_colon import DemoColon, DemoSettings
+from polypstream.sources.recording import Recording
 
 Poll = Callable[[int, int], None]
 SCHEME = "demo:"

@@ -10,7 +10,7 @@ import av
 from av.error import FFmpegError
 from av.logging import Capture
 
-from stream.errors import SourceError
+from polypstream.errors import SourceError
 
 # FFmpeg's device reader on each system, how a device is written for `live`, and the option that lists its formats.
 # AVFoundation has no such option.

@@ -13,10 +13,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from stream.errors import SourceError
-from stream.extras import extra
-from stream.sinks.files import writing
-from stream.sources.recording import Recording, results_stem
+from polypstream.core.extras import extra
+from polypstream.core.files import writing
+from polypstream.errors import SourceError
+from polypstream.sources.recording import Recording, results_stem
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -18,16 +18,16 @@ from av.container import InputContainer
 from av.error import ExitError, FFmpegError, InvalidDataError
 from av.packet import Packet
 
-from stream.colour import forget_unknown_tags
-from stream.config import LiveSettings
-from stream.errors import PolypstreamError, SourceError
-from stream.frame import Frame
-from stream.pictures import Conformer, PictureFormat, black_picture, copy_of, picture_format
-from stream.sources.base import Source
-from stream.sources.container import demuxed
-from stream.sources.demo import SCHEME
-from stream.sources.open import open_source
-from stream.srt import srt_received
+from polypstream.core.config import LiveSettings
+from polypstream.core.frame import Frame
+from polypstream.core.protocols import Source
+from polypstream.errors import PolypstreamError, SourceError
+from polypstream.media.color import forget_unknown_tags
+from polypstream.media.container import demuxed
+from polypstream.media.pictures import Conformer, PictureFormat, black_picture, copy_of, picture_format
+from polypstream.media.srt import srt_received
+from polypstream.sources.demo import SCHEME
+from polypstream.sources.open import open_source
 
 # A recording played as if it were live.
 REPLAY = "replay:"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from stream.sources.base import Source
-from stream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
-from stream.sources.dicom import DicomVideo, is_dicom
-from stream.sources.recording import Recording, results_stem
+from polypstream.core.protocols import Source
+from polypstream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
+from polypstream.sources.dicom import DicomVideo, is_dicom
+from polypstream.sources.recording import Recording, results_stem
 
 
 def open_source(uri: str, poll: Callable[[int, int], None] = lambda *_: None) -> Source:

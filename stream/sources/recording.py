@@ -17,10 +17,12 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Stream
 
-from stream.colour import forget_unknown_tags
-from stream.errors import SourceError
-from stream.frame import Frame
-from stream.pictures import (
+from polypstream.core.frame import Frame
+from polypstream.core.timestamps import ClockShifts, TimestampMender
+from polypstream.errors import SourceError
+from polypstream.media.color import forget_unknown_tags
+from polypstream.media.container import open_container, packets_of
+from polypstream.media.pictures import (
     MOST_PIXELS,
     MOST_RATE,
     MOST_SIDE,
@@ -31,10 +33,8 @@ from stream.pictures import (
     longest_step,
     picture_format,
 )
-from stream.sources.container import open_container, packets_of
-from stream.sources.decoding import Decoding
-from stream.timestamps import ClockShifts, TimestampMender
-from stream.view import thumbnail_size
+from polypstream.sources.decoding import Decoding
+from polypstream.stages.field_of_view import thumbnail_size
 
 THUMBNAILS = 9
 # How much before its announced end a recording may end and still be whole: a stream's own duration is exact but for

@@ -21,13 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from stream.errors import PolypstreamError, SourceError, TooLarge
-from stream.model import NOTICE
-from stream.report import environment
-from stream.web.guard import Guard
-from stream.web.page import Page
+from polypstream.errors import PolypstreamError, SourceError, TooLarge
+from polypstream.inference.model_card import NOTICE
+from polypstream.jobs.report import environment
+from polypstream.web.guard import Guard
+from polypstream.web.page import Page
 
-HERE = Path(str(files("stream.web")))
+HERE = Path(str(files("polypstream.web")))
 # Bodies of calls that do not bring a file.
 MOST_BYTES = 64 * 1024
 

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from stream.pipeline import Channel
-from stream.segment import Segmenter
+from polypstream.core.pipeline import Channel
+from polypstream.inference.segmenter import Segmenter
 
 # So many callers' pictures wait; more callers wait themselves.
 QUEUE = 64

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from stream.report import Timeline, read_table
-from stream.sinks.findings import read_findings
+from polypstream.jobs.report import Timeline, read_table
+from polypstream.sinks.findings import read_findings
 
 
 class FoundTrack(BaseModel):

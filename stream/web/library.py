@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stream.errors import OutputError
-from stream.sinks.files import writing
+from polypstream.core.files import writing
+from polypstream.errors import OutputError
 
 State = Literal["uploading", "waiting", "processing", "finished", "failed", "cancelled"]
 ID_PATTERN = "^[0-9a-f]{16}$"

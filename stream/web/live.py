@@ -10,10 +10,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from stream.live import Live, Status
-from stream.sinks.browser import Browser
-from stream.web.page import BINARY, Described, Render, refusal
-from stream.words import words_of
+from polypstream.core.formatting import words_of
+from polypstream.jobs.live import Live, Status
+from polypstream.sinks.browser import Browser
+from polypstream.web.page import BINARY, Described, Render, refusal
 
 BOUNDARY = "frame"
 LOG = logging.getLogger("uvicorn.error")

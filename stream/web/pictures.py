@@ -14,13 +14,13 @@ from fastapi import APIRouter, File, HTTPException, Query, Request, Response, Up
 from PIL import Image
 from pydantic import BaseModel
 
-from stream.config import Settings
-from stream.find import choose_rules
-from stream.model import NOTICE, ModelCard
-from stream.segment import Segmenter
-from stream.still import FORMATS, Looked, read_still, shrink, view_of
-from stream.web.batcher import Batcher
-from stream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
+from polypstream.core.config import Settings
+from polypstream.inference.model_card import NOTICE, ModelCard
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.image import FORMATS, Looked, read_still, shrink, view_of
+from polypstream.stages.findings import choose_rules
+from polypstream.web.batcher import Batcher
+from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 
 SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
 # Pictures that are decoded at the same time; a large one takes 120 MB.

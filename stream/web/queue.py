@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stream.config import Settings
-from stream.errors import PolypstreamError
-from stream.find import choose_rules
-from stream.isolated import IsolatedProcessor, Job, Outcome
-from stream.segment import Segmenter
-from stream.web.found import Found, found_in
-from stream.web.library import Entry, Library
-from stream.words import words_of
+from polypstream.core.config import Settings
+from polypstream.core.formatting import words_of
+from polypstream.errors import PolypstreamError
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.isolated import IsolatedProcessor, Job, Outcome
+from polypstream.stages.findings import choose_rules
+from polypstream.web.found import Found, found_in
+from polypstream.web.library import Entry, Library
 
 TIDY_S = 3600.0
 # Leaves the processor to live pictures and to whoever waits for an answer.

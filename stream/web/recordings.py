@@ -13,13 +13,13 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from stream.config import Settings
-from stream.sinks.findings import SNAPSHOTS
-from stream.web.found import Found, FoundTrack
-from stream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
-from stream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
-from stream.web.queue import RecordingQueue
-from stream.web.upload import append_body, save_file_field
+from polypstream.core.config import Settings
+from polypstream.sinks.findings import SNAPSHOTS
+from polypstream.web.found import Found, FoundTrack
+from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
+from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
+from polypstream.web.queue import RecordingQueue
+from polypstream.web.upload import append_body, save_file_field
 
 GIGA = 10**9
 # Recordings on a page.

@@ -11,11 +11,11 @@ from urllib.parse import quote
 import uvicorn
 from starlette.types import ASGIApp
 
-from stream.errors import SettingsError
-from stream.pipeline import in_background
-from stream.web.app import is_loopback, make_app
-from stream.web.guard import PromptProtocol
-from stream.web.page import Page
+from polypstream.core.pipeline import in_background
+from polypstream.errors import SettingsError
+from polypstream.web.app import is_loopback, make_app
+from polypstream.web.guard import PromptProtocol
+from polypstream.web.page import Page
 
 # Viewers of a live picture never leave by themselves: this long after the end they are left alone.
 GOODBYE_S = 1

@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from stream.sinks.files import writing
+from polypstream.core.files import writing
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

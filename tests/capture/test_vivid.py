@@ -9,9 +9,9 @@ from pathlib import Path
 import av
 import pytest
 
-from stream.config import Settings
-from stream.live import Live, open_sources
-from stream.segment import Segmenter
+from polypstream.core.config import Settings
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.live import Live, open_sources
 from tests.conftest import Kept, call
 
 DRIVER = Path("/sys/bus/platform/drivers/vivid")

@@ -12,14 +12,14 @@ import onnx
 import pytest
 import torch
 
-from export import onnx_file
-from models import training
-from models.checkpoint import load_checkpoint, pack
-from models.data import find_pairs, read_pair
-from models.picture_net import PictureNet
-from models.sa_unet import SEED, Architecture, SAUNet
-from stream.errors import ModelError, OutputError, SettingsError
-from stream.segment import Segmenter
+from polypstream.errors import ModelError, OutputError, SettingsError
+from polypstream.export import onnx_file
+from polypstream.inference.segmenter import Segmenter
+from polypstream.models import training
+from polypstream.models.checkpoint import load_checkpoint, pack
+from polypstream.models.data import find_pairs, read_pair
+from polypstream.models.picture_net import PictureNet
+from polypstream.models.sa_unet import SEED, Architecture, SAUNet
 from tests.conftest import call
 from tests.models.test_data import make_data
 

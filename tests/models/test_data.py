@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from models.data import (
+from polypstream.errors import DataError, SettingsError
+from polypstream.models.data import (
     Pair,
     _close_up,
     _random_affine,
@@ -22,7 +23,6 @@ from models.data import (
     split_off_validation,
     spread,
 )
-from stream.errors import DataError, SettingsError
 
 
 def make_data(folder: Path, count: int = 6, size: tuple[int, int] = (64, 48)) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.depthwise import DepthwiseConv2d
+from polypstream.models.depthwise import DepthwiseConv2d
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

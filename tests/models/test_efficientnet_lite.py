@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.efficientnet_lite import MEAN, SCALE, WIDTHS, Variant, encoder_stages, load_imagenet
-from stream.errors import ModelError
+from polypstream.errors import ModelError
+from polypstream.models.efficientnet_lite import MEAN, SCALE, WIDTHS, Variant, encoder_stages, load_imagenet
 
 # EfficientNet-Lite0's repeats, kernel, expansion and channels of each row, which Lite1 and Lite2 scale up.
 LITE0 = [(1, 3, 1, 16), (2, 3, 6, 24), (2, 5, 6, 40), (3, 3, 6, 80), (3, 5, 6, 112), (4, 5, 6, 192), (1, 3, 6, 320)]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
-from models.data import find_pairs
-from models.evaluation import (
+from polypstream.core.config import Settings
+from polypstream.models.data import find_pairs
+from polypstream.models.evaluation import (
     Result,
     calibration_error,
     compare,
@@ -23,8 +24,7 @@ from models.evaluation import (
     summarise,
     summarise_healthy,
 )
-from stream.config import Settings
-from stream.find import choose_rules
+from polypstream.stages.findings import choose_rules
 from tests.conftest import call
 from tests.models.test_data import make_data
 
@@ -160,7 +160,7 @@ def test_healthy_pictures_crops_and_calibration_are_reported(tmp_path: Path, red
 
 def test_the_shipped_weights_do_what_they_say(real_data: Path) -> None:
     """On a dozen of the 120 test pictures; the full figure stands in the model's metadata."""
-    from stream.model import shipped_weights
+    from polypstream.inference.model_card import shipped_weights
 
     kvasir = real_data / "kvasir-seg"
     pairs = find_pairs(kvasir, kvasir / "test.txt")[::10]

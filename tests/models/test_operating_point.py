@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint, pack
-from models.operating_point import PEAKS, Point, choose, find_temperature
-from models.sa_unet import Architecture, SAUNet
+from polypstream.models.checkpoint import load_checkpoint, pack
+from polypstream.models.operating_point import PEAKS, Point, choose, find_temperature
+from polypstream.models.sa_unet import Architecture, SAUNet
 from tests.conftest import call
 from tests.models.test_data import make_data
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint, pack
-from models.picture_net import PictureNet, gmac_of
-from models.sa_unet import OURS, SEED, Architecture, SAUNet, SpatialAttention, size_multiple
-from stream.errors import ModelError
+from polypstream.errors import ModelError
+from polypstream.models.checkpoint import load_checkpoint, pack
+from polypstream.models.picture_net import PictureNet, gmac_of
+from polypstream.models.sa_unet import OURS, SEED, Architecture, SAUNet, SpatialAttention, size_multiple
 
 SMALL = Architecture(encoder="residual", widths=[4, 8, 8], decoder=[4, 8], shortcut_kernel=1, narrow=True)
 

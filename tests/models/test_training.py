@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import training
-from models.checkpoint import load_checkpoint, pack
-from models.sa_unet import OURS, Architecture, SAUNet
-from models.training import Recipe, train
-from stream.errors import DataError, ModelError, OutputError, SettingsError
+from polypstream.errors import DataError, ModelError, OutputError, SettingsError
+from polypstream.models import training
+from polypstream.models.checkpoint import load_checkpoint, pack
+from polypstream.models.sa_unet import OURS, Architecture, SAUNet
+from polypstream.models.training import Recipe, train
 from tests.models.test_data import make_data
 from tests.models.test_efficientnet_lite import published
 

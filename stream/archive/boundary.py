@@ -1,0 +1,188 @@
+"""What the rooms remember between two pictures, and whether two runs that meet there go on alike.
+
+A part of a recording begins with rooms that saw only the few seconds before it. Most often they then remember the same
+as those that came the whole way: what is smoothed fades, and tracks that are not seen are forgotten. Whether they do is
+not assumed but compared, bit for bit; only the numbers of the tracks may differ, since those before are not known.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from polypstream.core.files import writing
+from polypstream.core.frame import Frame
+from polypstream.core.pipeline import Room
+from polypstream.errors import DataError
+from polypstream.media.pictures import planes_of
+from polypstream.stages.field_of_view import FieldOfView
+from polypstream.stages.findings import Finder
+from polypstream.stages.smoothing import QUIET_S, Steadier
+from polypstream.stages.smoothing import Memory as SteadyMemory
+from polypstream.stages.tracking import UNSURE_S, Track
+from polypstream.stages.tracking import Memory as TrackMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """What is known after one picture and before the next.
+
+    Attributes:
+        pts: of the picture before.
+        digest: of its pixels.
+        steady: what the steadier remembers; None: there is none.
+        track: what the tracker remembers.
+    """
+
+    pts: int
+    digest: int
+    steady: SteadyMemory | None
+    track: TrackMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """From a part's numbers of tracks to the recording's.
+
+    Attributes:
+        known: those that were there at the joint.
+        count: how many numbers the part had given by then; the others are later ones.
+        shift: what is added to those.
+    """
+
+    known: Mapping[int, int]
+    count: int = 0
+    shift: int = 0
+
+    def __call__(self, number: int) -> int:
+        """The recording's number; 0, which stands for no track, stays."""
+        return number + self.shift if number > self.count else self.known.get(number, 0)
+
+    def after(self, joint: Renaming) -> Renaming:
+        """The renaming of the next part, whose joint to this one renames its numbers to this one's."""
+        known = {number: self(before) for number, before in joint.known.items()}
+        return Renaming(known, joint.count, joint.shift + self.shift)
+
+
+FIRST = Renaming({})
+
+
+def digest_of(frame: Frame) -> int:
+    """CRC-32 of a frame's planes: to tell whether two decoders gave the same."""
+    digest = 0
+    for plane in planes_of(frame.picture):
+        digest = zlib.crc32(np.ascontiguousarray(plane).data, digest)
+    return digest
+
+
+def memory_of(rooms: Mapping[str, Room[Frame]]) -> tuple[SteadyMemory | None, TrackMemory]:
+    """A copy of what rooms remember, by their names in `make_rooms`."""
+    finder, steadier = rooms["find"], rooms.get("steady")
+    assert isinstance(finder, Finder)
+    if steadier is None:
+        return None, copy.deepcopy(finder.tracker.memory)
+    assert isinstance(steadier, Steadier)
+    return copy.deepcopy(steadier.memory), copy.deepcopy(finder.tracker.memory)
+
+
+def remind(rooms: Mapping[str, Room[Frame]], joint: Joint) -> None:
+    """Let fresh rooms go on where others were."""
+    finder, steadier = rooms["find"], rooms.get("steady")
+    assert isinstance(finder, Finder)
+    finder.tracker.memory = copy.deepcopy(joint.track)
+    if joint.steady is not None:
+        assert isinstance(steadier, Steadier)
+        steadier.memory = copy.deepcopy(joint.steady)
+
+
+def renaming_at(true: Joint, guess: Joint) -> Renaming | None:
+    """From the tracks' numbers of a part to those of the part before it; None: the two do not go on alike.
+
+    Args:
+        true: at the end of the part before.
+        guess: at the beginning of this one.
+    """
+    if (true.pts, true.digest) != (guess.pts, guess.digest) or not _steady_alike(true.steady, guess.steady):
+        return None
+    ours, theirs = guess.track, true.track
+    if ours.before != theirs.before or not np.array_equal(ours.places, theirs.places):
+        return None
+    if [_kept(track, ours.before) for track in ours.tracks] != [_kept(track, ours.before) for track in theirs.tracks]:
+        return None
+    pairs = zip(ours.tracks, theirs.tracks, strict=True)
+    known = {our.number: their.number for our, their in pairs if our.number}
+    return Renaming(known, ours.count, theirs.count - ours.count)
+
+
+def _steady_alike(true: SteadyMemory | None, guess: SteadyMemory | None) -> bool:
+    if true is None or guess is None:
+        return true is guess
+    return (
+        (true.before, true.view, _recent(true)) == (guess.before, guess.view, _recent(guess))
+        and np.array_equal(true.grey, guess.grey)
+        and np.array_equal(true.smooth, guess.smooth)
+    )
+
+
+def _recent(memory: SteadyMemory) -> float | None:
+    """When something was last seen, if that still matters."""
+    return memory.seen if memory.before is not None and memory.before - memory.seen <= QUIET_S else None
+
+
+def _kept(track: Track, now: float) -> tuple[object, ...]:
+    """What decides how a track goes on: not its number, but whether it has one."""
+    sure = track.sure if now - track.sure <= UNSURE_S else None
+    return track.last, bool(track.number), sure, track.evidence, track.believed, track.astray
+
+
+def save_joint(joint: Joint, path: Path) -> None:
+    """Write a joint to a file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    track, steady = joint.track, joint.steady
+    facts: dict[str, Any] = {
+        "pts": joint.pts,
+        "digest": joint.digest,
+        "count": track.count,
+        "before": track.before,
+        "tracks": [asdict(each) for each in track.tracks],
+    }
+    arrays: dict[str, Any] = {"places": track.places}
+    if steady is not None:
+        view = None if steady.view is None else astuple(steady.view)
+        facts["steady"] = {"before": steady.before, "view": view, "seen": steady.seen}
+        arrays |= {"grey": steady.grey, "smooth": steady.smooth}
+    with writing(path):
+        np.savez_compressed(path, facts=np.array(json.dumps(facts)), **arrays)
+
+
+def load_joint(path: Path) -> Joint:
+    """Read a joint from a file.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            facts = json.loads(str(file["facts"]))
+            tracks = [Track(**each) for each in facts["tracks"]]
+            track = TrackMemory(tracks, file["places"], facts["count"], facts["before"])
+            steady = None
+            if "steady" in facts:
+                known = facts["steady"]
+                view = None if known["view"] is None else FieldOfView(*known["view"])
+                steady = SteadyMemory(known["before"], view, file["grey"], file["smooth"], known["seen"])
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as the joint of two parts ({error})") from error
+    return Joint(facts["pts"], facts["digest"], steady, track)

@@ -1,0 +1,222 @@
+"""What an archive is of: recordings, folders, patterns, manifests -> each recording once, and its results' name."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from polypstream.archive.storage import file_system, is_address
+from polypstream.errors import DataError, PolypstreamError, SourceError
+from polypstream.sources.recording import results_stem
+
+# A folder's files with these endings are its recordings.
+ENDINGS = {
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dcm", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".rm", ".rmvb", ".tod", ".ts", ".vc1",
+    ".vob", ".vro", ".webm", ".wmv", ".wtv", ".y4m",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A recording of an archive.
+
+    Attributes:
+        address: absolute path, or an fsspec address.
+        name: of the folder of its results, with `/` between folders.
+        size: in bytes; 0 if it is not there.
+        version: changes when the recording does.
+    """
+
+    address: str
+    name: str
+    size: int
+    version: str
+
+
+def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int]:
+    """The recordings that some inputs mean, each once.
+
+    Args:
+        inputs: recordings, folders (with all below them), glob patterns, or CSV manifests, whose column `recording` has
+            paths from the manifest's own folder or addresses, and whose column `name`, if any, that of the results.
+        output: folder of the results, in which nothing is looked for that is not named itself.
+
+    Returns:
+        The recordings; how many other files the folders hold.
+
+    Raises:
+        SourceError: an input means nothing.
+        DataError: a manifest cannot be read.
+    """
+    found: dict[str, Item] = {}
+    others = 0
+    for text in inputs:
+        named = text.lower().endswith(".csv") or Path(text).is_file()
+        items = [item for item in _items_of(text) if named or not _is_within(item.address, output)]
+        recordings = [item for item in items if item.name]
+        if not recordings:
+            raise SourceError(f"{text}: holds no recording" if items else f"{text}: there is no such recording")
+        others += len(items) - len(recordings)
+        found |= {item.address: item for item in recordings if item.address not in found}
+    return list(found.values()), others
+
+
+def _items_of(text: str) -> Iterator[Item]:
+    """What an input means; a file in a folder that is no recording has no name."""
+    if text.lower().endswith(".csv"):
+        yield from _in_manifest(text)
+    elif is_address(text):
+        yield from _in_file_system(text)
+    elif Path(text).is_dir():
+        yield from _in_folder(Path(text).absolute())
+    elif os.path.lexists(text):
+        yield _item(Path(text).absolute(), results_stem(Path(text)))
+    elif glob.has_magic(text):
+        root = _root_of(text)
+        for each in sorted(glob.glob(text, recursive=True)):  # noqa: PTH207 -- the pattern may be absolute
+            if Path(each).is_file():
+                yield _item(Path(each).absolute(), _name(os.path.relpath(each, root)))
+
+
+def _in_folder(folder: Path) -> Iterator[Item]:
+    """All files but hidden ones."""
+    for root, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(root, name)
+            is_recording = path.suffix.lower() in ENDINGS
+            if not name.startswith("."):
+                yield _item(path, _name(str(path.relative_to(folder))) if is_recording else "")
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: cannot be listed ({error.strerror})")
+
+
+def _in_file_system(address: str) -> Iterator[Item]:
+    system, path = file_system(address)
+    try:
+        if system.isdir(path):
+            root, files = path, system.find(path, detail=True)
+        elif system.exists(path):
+            root, files = str(PurePosixPath(path).parent), {path: system.info(path)}
+        elif glob.has_magic(path):
+            root, files = _root_of(path), system.glob(path, detail=True)
+        else:
+            return
+    except Exception as error:  # each file system has errors of its own
+        raise SourceError(f"{address}: cannot be listed ({error})") from error
+    for each, info in sorted(files.items()):
+        if info.get("type") == "file":
+            inside = os.path.relpath(each, root)
+            named = PurePosixPath(each).suffix.lower() in ENDINGS or each == path
+            version = str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or info.get("size"))
+            yield Item(system.unstrip_protocol(each), _name(inside) if named else "", info["size"], version)
+
+
+def _in_manifest(text: str) -> Iterator[Item]:
+    folder = text.rpartition("/")[0] if is_address(text) else str(Path(text).absolute().parent)
+    try:
+        with _open_text(text) as file:
+            rows = list(csv.DictReader(file))
+    except PolypstreamError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise DataError(f"{text}: cannot be read as a manifest ({error})") from error
+    if not rows or "recording" not in rows[0]:
+        raise DataError(f"{text}: has no lines, or no column `recording`")
+    for row in rows:
+        address = row["recording"] or ""
+        if not is_address(address):
+            address = f"{folder}/{address}" if is_address(folder) else str(Path(folder, address))
+        name = (row.get("name") or "").strip()
+        if is_address(address):
+            items = list(_in_file_system(address)) or [Item(address, _name(address), 0, "")]
+        else:
+            items = [_item(Path(address), results_stem(Path(address)))]
+        for item in items:
+            yield Item(item.address, _safe(name) or item.name, item.size, item.version)
+
+
+def _open_text(text: str) -> IO[str]:
+    if is_address(text):
+        system, path = file_system(text)
+        opened: IO[str] = system.open(path, "r", encoding="utf-8-sig", newline="")
+        return opened
+    return Path(text).open(encoding="utf-8-sig", newline="")
+
+
+def _item(path: Path, name: str) -> Item:
+    try:
+        status = path.stat()
+    except OSError:  # processing says what is wrong with it
+        return Item(str(path), name, 0, "")
+    return Item(str(path), name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+
+
+def _root_of(pattern: str) -> str:
+    """The folder before the first part with a wildcard."""
+    parts = pattern.split("/")
+    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+
+
+def _name(inside: str) -> str:
+    """The results' folder of a recording at a path inside an input."""
+    path = PurePosixPath(inside)
+    return _safe(str(path.parent / results_stem(Path(path.name))))
+
+
+def _safe(name: str) -> str:
+    """A name that stays inside its folder and is not hidden."""
+    return "/".join(part.strip(".") or "_" for part in PurePosixPath(name).parts if part not in ("/", "."))
+
+
+def _is_within(address: str, output: str) -> bool:
+    """Whether something is one of the results, whatever the ways to them are called."""
+    if is_address(address) or is_address(output):
+        return address.startswith(output.rstrip("/") + "/")
+    return Path(address).resolve().is_relative_to(Path(output).resolve())
+
+
+def settle_names(items: Sequence[Item], known: dict[str, str]) -> list[Item]:
+    """The recordings with names such that no results lie in, or over, those of another.
+
+    Args:
+        items: the recordings, with the names that they would like.
+        known: names that recordings have already, by address; they keep them.
+    """
+    folders = {folder for name in (*(item.name for item in items), *known.values()) for folder in _folders_of(name)}
+    taken = {name.casefold() for name in known.values()}
+    settled = []
+    for item in items:
+        name = known.get(item.address) or _free_name(item, taken, folders)
+        taken.add(name.casefold())
+        folders.update(_folders_of(name))
+        settled.append(replace(item, name=name))
+    return settled
+
+
+def _free_name(item: Item, taken: Collection[str], folders: Collection[str]) -> str:
+    path = PurePosixPath(item.name)
+    while any(folder in taken for folder in _folders_of(str(path))):
+        path = PurePosixPath(*(f"{part}_" for part in path.parts[:-1]), path.name)
+    # The ending tells two recordings apart that have the rest in common; otherwise a number does.
+    whole = str(path.parent / PurePosixPath(item.address).name.strip("."))
+    candidates = chain([str(path), whole], (f"{whole}-{number}" for number in count(2)))
+    return next(name for name in candidates if name.casefold() not in taken and name.casefold() not in folders)
+
+
+def _folders_of(name: str) -> Iterator[str]:
+    """The folders that a name lies in, without case: some file systems do not tell A from a."""
+    for folder in PurePosixPath(name.casefold()).parents:
+        if folder.parts:
+            yield str(folder)

@@ -1,0 +1,252 @@
+"""The results of a recording's parts -> the results of the recording, without encoding anything again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from polypstream.archive.boundary import FIRST, Renaming, load_joint, renaming_at
+from polypstream.archive.parts import BEGIN, END, TRACKS, CannotJoin, Plan
+from polypstream.core.config import Settings
+from polypstream.core.files import writing
+from polypstream.core.timestamps import ClockShifts
+from polypstream.errors import DataError
+from polypstream.jobs.process import Alive, Run, write_summary
+from polypstream.jobs.report import write_report
+from polypstream.media.container import open_container, packets_of
+from polypstream.media.pictures import PictureFormat
+from polypstream.media.video import MASK_OPTIONS, check_frames, open_mp4, open_output
+from polypstream.sinks.findings import ExactTrack, FindingsFile, read_findings
+from polypstream.sinks.tables import FramesTable
+from polypstream.sources.deidentified import BLANKED
+from polypstream.sources.open import open_source
+
+ABOUT = ("input", "model", "settings", "polypstream")
+
+
+def fits(before: Path, part: Path) -> bool:
+    """Whether a part goes on as the part before it ended.
+
+    Raises:
+        DataError: a joint is missing.
+    """
+    return renaming_at(load_joint(before / END), load_joint(part / BEGIN)) is not None
+
+
+def join_parts(
+    path: Path,
+    plan: Plan,
+    parts: Sequence[Path],
+    folder: Path,
+    settings: Settings,
+    masks: bool,
+    alive: Alive = lambda _: None,
+) -> Run:
+    """Put the results of all parts together: the same frames, times, sound, masks, tables and tracks as of `process`.
+
+    Args:
+        path: of the recording, of which the sound is copied.
+        plan: that the parts are of.
+        parts: folders of their results, in order.
+        folder: for the recording's, empty.
+        settings, masks: as for the parts.
+        alive: told how far things have moved, now and then.
+
+    Returns:
+        The run; where the sound was damaged, it says so.
+
+    Raises:
+        CannotJoin: they do not fit together.
+        DataError: a result of a part cannot be read.
+        OutputError: a result cannot be written.
+    """
+    renamings = _renamings(parts)
+    summaries = [_summary_of(part) for part in parts]
+    firsts = list(accumulate((each["frames_out"] for each in summaries[:-1]), initial=0))
+    source = open_source(str(path))
+    try:
+        _join_tables(parts, renamings, firsts, folder)
+        origins = [part.start or 0 for part in plan.parts]
+        videos = [part / "annotated.mp4" for part in parts]
+        sound = None if settings.deidentify.enabled else source.path
+        notes, damage = _join_videos(
+            videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts, alive
+        )
+        if masks:
+            _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv", alive)
+    finally:
+        source.close()
+    frames = sum(each["frames_out"] for each in summaries)
+    for name in ("annotated.mp4", *(["masks.mkv"] if masks else [])):
+        check_frames(folder / name, frames, alive)
+    run = _join_summaries(summaries, folder, notes, damage)
+    write_report(folder)
+    return run
+
+
+def _renamings(parts: Sequence[Path]) -> list[Renaming]:
+    found = [FIRST]
+    for before, part in pairwise(parts):
+        joint = renaming_at(load_joint(before / END), load_joint(part / BEGIN))
+        if joint is None:
+            raise CannotJoin(f"{part}: does not go on as {before} ended")
+        found.append(found[-1].after(joint))
+    return found
+
+
+def _summary_of(part: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((part / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{part}: holds no finished part of a recording ({error})") from error
+    return summary
+
+
+def _join_tables(parts: Sequence[Path], renamings: Sequence[Renaming], firsts: Sequence[int], folder: Path) -> None:
+    """frames.csv, findings.json and the snapshots."""
+    head = read_findings(parts[0])
+    findings = FindingsFile(folder, {name: head[name] for name in ABOUT})
+    with closing(findings), closing(FramesTable(folder / "frames.csv")) as table:
+        for part, rename, first in zip(parts, renamings, firsts, strict=True):
+            with (part / "frames.csv").open(newline="") as file:
+                for row in csv.DictReader(file):
+                    tracks = sorted(rename(int(track)) for track in row["tracks"].split())
+                    frame = str(int(row["frame"]) + first)
+                    table.write_row(row | {"frame": frame, "tracks": " ".join(map(str, tracks))})
+            exact = json.loads((part / TRACKS).read_text())
+            findings.add_part(part, {int(track): ExactTrack(*row) for track, row in exact.items()}, rename, first)
+
+
+def _join_videos(
+    videos: Sequence[Path],
+    origins: Sequence[int],
+    target: Path,
+    pictures: PictureFormat,
+    sound: Path | None,
+    shifts: ClockShifts,
+    alive: Alive,
+) -> tuple[list[str], list[str]]:
+    """The encoded pictures one after another, the recording's sound beside them; notes and damage of the sound."""
+    file, audio = open_mp4(target, pictures, sound, shifts)
+    with writing(target), closing(file):
+        stream = _stream_like(file, videos)
+        stream.time_base = pictures.time_base
+        if audio:
+            audio.add_to(file)
+        try:
+            file.start_encoding()
+            for packet in _one_after_another(videos, origins, pictures.time_base):
+                alive(packet.pts)
+                if audio:
+                    audio.mux_until(float((packet.pts or 0) * pictures.time_base))
+                packet.stream = stream
+                file.mux(packet)
+            if audio:
+                audio.mux_until(float("inf"))
+                audio.finish()
+        finally:
+            if audio:
+                audio.close()
+    return (audio.notes, audio.damage) if audio else ([], [])
+
+
+def _one_after_another(
+    videos: Sequence[Path], origins: Sequence[int], time_base: Fraction
+) -> Iterator[Packet[VideoStream]]:
+    """The encoded pictures of all parts, each lasting until the next one, as AnnotatedVideo has it."""
+    held: Packet[VideoStream] | None = None
+    for video, origin in zip(videos, origins, strict=True):
+        for packet in _packets(video, time_base, origin):
+            if held is not None:
+                assert held.dts is not None
+                assert packet.dts is not None
+                held.duration = packet.dts - held.dts
+                yield held
+            held = packet
+    if held is not None:
+        yield held
+
+
+def _join_masks(videos: Sequence[Path], target: Path, alive: Alive) -> None:
+    with writing(target), closing(open_output(target, MASK_OPTIONS)) as file:
+        stream = _stream_like(file, videos)
+        for video in videos:
+            for packet in _packets(video):
+                alive((video, packet.pts))
+                packet.stream = stream
+                file.mux(packet)
+
+
+def _stream_like(file: OutputContainer, videos: Sequence[Path]) -> VideoStream:
+    """A stream that takes the packets of all these videos.
+
+    Raises:
+        CannotJoin: they were not encoded alike.
+    """
+    headers = []
+    for video in videos:
+        with open_container(video) as container:
+            headers.append(container.streams.video[0].codec_context.extradata)
+            if video == videos[0]:
+                stream = file.add_stream_from_template(container.streams.video[0])
+    if len(set(headers)) > 1:
+        raise CannotJoin("its parts were encoded differently, as by machines with and without a hardware encoder")
+    return stream
+
+
+def _packets(video: Path, time_base: Fraction | None = None, origin: int = 0) -> Iterator[Packet[VideoStream]]:
+    """A part's encoded pictures, their times in units of a time base, or as they are, and from an origin on."""
+    with open_container(video) as container:
+        damage: list[str] = []
+        for packet in cast(
+            "Iterator[Packet[VideoStream]]", packets_of(container, [container.streams.video[0]], damage)
+        ):
+            if not packet.size or packet.pts is None or packet.dts is None:
+                continue
+            if time_base is not None:
+                units = packet.time_base / time_base
+                packet.pts, packet.dts = round(packet.pts * units) + origin, round(packet.dts * units) + origin
+                packet.duration, packet.time_base = round((packet.duration or 0) * units), time_base
+            yield packet
+        if damage:
+            raise DataError(f"{video}: {damage[0]}")
+
+
+def _join_summaries(parts: Sequence[dict[str, Any]], folder: Path, notes: list[str], damage: list[str]) -> Run:
+    seconds = sum(part["wall_seconds"] for part in parts)
+    frames = sum(part["frames_out"] for part in parts)
+    rooms = Counter[str]()
+    for part in parts:
+        rooms.update(part["seconds_per_room"])
+    said = _join_notes([note for part in parts for note in part["notes"]])
+    summary = parts[0] | {
+        "complete": not damage,
+        "damage": damage,
+        "notes": [*said, *notes],
+        "frames_in": sum(part["frames_in"] for part in parts),
+        "frames_out": frames,
+        "wall_seconds": round(seconds, 3),
+        "frames_per_second": round(frames / seconds, 2),
+        "seconds_per_room": {name: round(spent, 3) for name, spent in rooms.items()},
+        "parts": len(parts),
+    }
+    write_summary(folder, summary)
+    return Run(parts[0]["input"], folder, frames, seconds, [*said, *notes], damage)
+
+
+def _join_notes(notes: Sequence[str]) -> list[str]:
+    """Each note once, and the frames that were blanked in all parts in one."""
+    blanked = [note.removesuffix(BLANKED) for note in notes if note.endswith(BLANKED)]
+    others = list(dict.fromkeys(note for note in notes if not note.endswith(BLANKED)))
+    return [*others, f"{sum(map(int, blanked))} {BLANKED}"] if blanked else others

@@ -1,0 +1,146 @@
+"""What became of each recording of an archive, in one SQLite file beside the results."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from polypstream.archive.inputs import Item
+from polypstream.errors import DataError, OutputError
+
+LEDGER = "archive.sqlite"
+BUSY_S = 30.0
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS recordings (
+    address TEXT PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, version TEXT NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL, frames INTEGER NOT NULL, parts INTEGER NOT NULL,
+    worker_seconds REAL NOT NULL, changed TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (settings TEXT NOT NULL);
+"""
+WRITE = (
+    "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET "
+    "name = excluded.name, size = excluded.size, version = excluded.version, state = excluded.state, "
+    "reason = excluded.reason, frames = excluded.frames, parts = excluded.parts, "
+    "worker_seconds = excluded.worker_seconds, changed = excluded.changed"
+)
+
+
+class State(StrEnum):
+    """Of a recording."""
+
+    WAITING = "waiting"
+    BEGUN = "begun"
+    DONE = "done"
+    BROKEN = "broken"
+    """It cannot be read, or not whole; it would not be better the next time."""
+    FAILED = "failed"
+    """Something else went wrong; the next run tries again."""
+    BLOCKED = "blocked"
+    """Something that is not this archive's stands where its results shall be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A recording in the ledger.
+
+    Attributes:
+        item: the recording.
+        state: what became of it.
+        reason: why it is broken or failed, or what else is to know.
+        frames: that were written.
+        parts: in which it was processed, 1 if as a whole, 0 if not yet.
+        worker_seconds: that workers spent on it.
+    """
+
+    item: Item
+    state: State = State.WAITING
+    reason: str = ""
+    frames: int = 0
+    parts: int = 0
+    worker_seconds: float = 0.0
+
+
+class Ledger:
+    """The ledger in a file; each change is there at once.
+
+    Raises:
+        DataError: the file is something else, or of no use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+            self._file.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: cannot be used as the ledger of an archive ({error})") from error
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._file
+        except sqlite3.Error as error:
+            raise OutputError(f"{self._path}: the ledger cannot be read or written ({error})") from error
+
+    def made_with(self) -> dict[str, Any] | None:
+        """What the results were made with; None: there are none yet."""
+        with self._using() as file:
+            row = file.execute("SELECT settings FROM runs").fetchone()
+        found: dict[str, Any] | None = json.loads(row[0]) if row else None
+        return found
+
+    def note_made_with(self, facts: dict[str, Any]) -> None:
+        """Note what the results are made with."""
+        with self._using() as file:
+            file.execute("BEGIN")
+            file.execute("DELETE FROM runs")
+            file.execute("INSERT INTO runs VALUES (?)", [json.dumps(facts)])
+            file.execute("COMMIT")
+
+    def forget(self) -> None:
+        """Begin anew."""
+        with self._using() as file:
+            file.executescript("DELETE FROM runs; DELETE FROM recordings;")
+
+    def rows(self) -> dict[str, Row]:
+        """Every recording by its address, in the order in which they were first seen."""
+        columns = "address, name, size, version, state, reason, frames, parts, worker_seconds"
+        with self._using() as file:
+            found = file.execute(f"SELECT {columns} FROM recordings ORDER BY rowid").fetchall()
+        rows = (tuple(map(_from_column, row)) for row in found)
+        return {row[0]: Row(Item(*row[:4]), State(row[4]), *row[5:]) for row in rows}
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Note recordings, or what has become of them."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._using() as file:
+            file.execute("BEGIN")
+            for row in rows:
+                item = row.item
+                told = (item.address, item.name, item.size, item.version, str(row.state), row.reason)
+                numbers = (row.frames, row.parts, round(row.worker_seconds, 3), now)
+                file.execute(WRITE, tuple(map(_to_column, (*told, *numbers))))
+            file.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file; more than once does no harm."""
+        self._file.close()
+
+
+def _to_column(value: Any) -> Any:
+    """File names may be any bytes; those that are not text are kept as bytes."""
+    if isinstance(value, str) and not value.isascii():
+        content = value.encode("utf-8", "surrogateescape")
+        return content if content.decode("utf-8", "replace") != value else value
+    return value
+
+
+def _from_column(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

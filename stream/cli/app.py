@@ -1,0 +1,459 @@
+"""The command `polypstream`: one function per command, no logic of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from fractions import Fraction
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from polypstream.archive.cluster import Pool
+from polypstream.archive.ledger import Row, State
+from polypstream.archive.run import archive, read_ledger
+from polypstream.archive.storage import is_address
+from polypstream.archive.worker import Engine, Order
+from polypstream.cli import export as export_commands
+from polypstream.cli import models as models_commands
+from polypstream.cli.archive_tables import describe as describe_row
+from polypstream.cli.archive_tables import print_archive
+from polypstream.cli.bench_tables import print_bench
+from polypstream.cli.progress import ProgressBar, StatusLines
+from polypstream.core.config import Settings, load_settings
+from polypstream.core.extras import extra
+from polypstream.core.files import writing
+from polypstream.core.frame import Frame
+from polypstream.core.pipeline import POLL_S, Sink
+from polypstream.errors import OutputError, PolypstreamError, SourceError
+from polypstream.inference.model_card import NOTICE
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.annotations import write_annotations
+from polypstream.jobs.bench import bench
+from polypstream.jobs.isolated import IsolatedProcessor, Job
+from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
+from polypstream.jobs.process import Run, claim_folder, deidentifying, make_segmenter, with_model
+from polypstream.jobs.report import write_report
+from polypstream.jobs.score import score
+from polypstream.sinks.bell import Bell
+from polypstream.sinks.browser import Browser
+from polypstream.sinks.window import REFRESH_RATE, Windows
+from polypstream.sources.deidentified import hashed_name, read_salt
+from polypstream.sources.demo import checked, parse_size, render_demo
+from polypstream.sources.demo_colon import DemoSettings
+from polypstream.sources.devices import list_devices
+from polypstream.sources.open import open_source
+from polypstream.web.live import LivePage
+from polypstream.web.serve import serve as serve_application
+from polypstream.web.server import parse_listen, web
+
+LIVE_HELP = (
+    "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
+)
+# Options of every command that runs the model.
+ModelFile = Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")]
+AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
+RESULTS = Path("results")
+SERVED = Path("polypstream-served")
+MEGA = 10**6
+BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
+
+app = typer.Typer(
+    help=f"Find polyps in endoscope video, frame by frame. {NOTICE}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"polypstream {version('polypstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+app.command()(models_commands.train)
+app.command()(models_commands.tune)
+app.command()(models_commands.evaluate)
+app.command("export")(export_commands.export_model)
+app.command()(export_commands.inspect)
+
+
+@app.command()
+def process(
+    recordings: Annotated[list[str], typer.Argument(metavar="RECORDING...", help="Video files, or demo:?seed=1")],
+    output: Annotated[Path, typer.Option(help="Folder for the results, one folder in it per recording")],
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist")] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave nothing but the endoscope's view; see docs/deidentification.md")
+    ] = False,
+    hash_names: Annotated[
+        Path | None,
+        typer.Option(metavar="SALT_FILE", help="De-identify and name results by a hash of the file's name"),
+    ] = None,
+) -> None:
+    """Annotate recordings: for each a folder with annotated.mp4, frames.csv, findings.json, snapshots, report.html,
+    summary.json and, with --masks, masks.mkv."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    salt = None if hash_names is None else read_salt(hash_names)
+    if deidentify or salt:
+        settings = deidentifying(settings)
+    failed = False
+    taken: dict[str, str] = {}
+    with closing(IsolatedProcessor(settings, fork=True)) as processor:
+        processor.start()
+        for note in processor.notes:
+            complain(note)
+        for recording in recordings:
+            name = hashed_name(Path(recording).name, salt) if salt else None
+            try:
+                claim_folder(recording, name, taken)
+                run = _process_one(processor, Job(recording, output, masks, overwrite, name))
+            except PolypstreamError as error:
+                complain(error)
+                failed = True
+                continue
+            except KeyboardInterrupt:
+                complain(f"{recording}: interrupted; what was processed is kept")
+                raise
+            for note in run.notes:
+                typer.echo(f"{recording}: {note}")
+            typer.echo(f"{recording}: {run.frames} frames at {run.frames / run.seconds:.1f} per second -> {run.folder}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _process_one(processor: IsolatedProcessor, job: Job) -> Run:
+    """The run of a recording, if its results are whole.
+
+    Raises:
+        PolypstreamError: they are not.
+    """
+    processor.start()  # another one, where the last recording brought the first down
+    with ProgressBar(job.uri, "frames") as progress:
+        outcome = processor.process(job, progress.show)
+    if outcome.run is None:
+        raise outcome.problem or SourceError(f"{job.uri}: cannot be processed")
+    if outcome.run.problem:
+        raise SourceError(outcome.run.problem)
+    return outcome.run
+
+
+class _ArchiveGroup(TyperGroup):
+    """`archive INPUT...` is `archive run INPUT...`, as long as the first word is not another command of it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+
+
+archive_app = typer.Typer(cls=_ArchiveGroup, pretty_exceptions_enable=False)
+app.add_typer(archive_app, name="archive", help="Annotate archives of recordings, on one machine or a cluster.")
+
+
+@archive_app.command("run")
+def archive_recordings(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Recordings, folders, glob patterns or CSV manifests; also s3://"),
+    ],
+    output: Annotated[str, typer.Option(help="Folder for the results and the ledger; also s3://")],
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; this machine without it")
+    ] = None,
+    segment_seconds: Annotated[
+        float, typer.Option(min=0, help="Cut long recordings into parts of about so many seconds; 0: never")
+    ] = 60.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many; one for each GPU, or for each 4 CPUs, without it")
+    ] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results of other settings, or that are in the way")
+    ] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave nothing but the endoscope's view; see docs/deidentification.md")
+    ] = False,
+) -> None:
+    """Annotate an archive; run again, it does what is missing or failed. `archive status DIR` says how far it is."""
+    settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
+    output = output if is_address(output) else str(Path(output).absolute())
+    order = Order(output, deidentifying(settings) if deidentify else settings, masks, segment_seconds)
+    with ProgressBar(output, "MB") as progress:
+
+        def poll(done: int, of: int) -> None:
+            progress.show(done // MEGA, of // MEGA)
+
+        def hire(engine: Engine | None) -> Pool:
+            return Pool(order, address, workers, complain, engine)
+
+        try:
+            rows = archive(inputs, order, hire, overwrite, _tell_of, complain, poll)
+        except KeyboardInterrupt:
+            complain(f"{output}: interrupted; the same command goes on with it")
+            raise
+    print_archive(rows, Console())
+    if any(row.state is not State.DONE for row in rows):
+        raise typer.Exit(1)
+
+
+def _tell_of(row: Row) -> None:
+    if row.state is State.DONE:
+        typer.echo(describe_row(row))
+    else:
+        complain(describe_row(row))
+
+
+@archive_app.command("status")
+def archive_status(
+    output: Annotated[str, typer.Argument(metavar="DIR", help="The --output of an archive")],
+) -> None:
+    """What became of each recording of an archive so far."""
+    print_archive(read_ledger(output), Console())
+
+
+@app.command("score")
+def score_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of results of `process --masks`")],
+    truth: Annotated[Path, typer.Option(help="Video of polyp numbers (demo-video --truth), or folder of masks")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+) -> None:
+    """Compare a run with the truth: Dice, polyps, time to detection, false alarms, flicker; also in its report."""
+    figures = score(run, truth)
+    for name, value in figures.items():
+        text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        typer.echo(name.replace("_", " ").ljust(28) + text)
+    if json_file is not None:
+        with writing(json_file):
+            json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    if (run / "summary.json").is_file():
+        write_report(run, figures)
+
+
+@app.command("masks")
+def annotation_masks(
+    recording: Annotated[str, typer.Argument(help="A recording that was processed")],
+    name: Annotated[AnnotationFormat, typer.Option("--format", help="What the annotation tool reads")],
+    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the one run")] = RESULTS,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; annotations-FORMAT among the run's results without it")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between annotated pictures; 0: every picture")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace annotations that exist")] = False,
+) -> None:
+    """Write a finished run's findings for annotation tools: CVAT, Label Studio, FiftyOne, labelme, Ultralytics."""
+    with ProgressBar(recording, "frames") as progress:
+        folder, pictures, found = write_annotations(recording, results, name, output, every, overwrite, progress.show)
+    typer.echo(f"{recording}: {found} findings in {pictures} pictures -> {folder}")
+
+
+@app.command("dicom")
+def dicom_objects(
+    recording: Annotated[str, typer.Argument(help="A recording that was processed")],
+    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the one run")] = RESULTS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace objects that exist")] = False,
+) -> None:
+    """Write each track's best picture and its mask there as DICOM: Secondary Capture and Segmentation."""
+    with extra("dicom"):
+        from polypstream.jobs.dicom import write_dicom
+    with ProgressBar(recording, "frames") as progress:
+        written = write_dicom(recording, results, overwrite, progress.show)
+    for path in written:
+        typer.echo(path)
+    if not written:
+        typer.echo(f"{recording}: nothing was found in it, so there is nothing to write")
+
+
+@app.command("live")
+def live_sources(
+    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
+    window: Annotated[
+        bool, typer.Option("--window", help="Show it here; keys: o overlay, h style, s snapshot, r record, q quit")
+    ] = False,
+    record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
+    push: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Send it on: rtsp, srt, udp, tcp, rtmp")
+    ] = None,
+    serve: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What the web page asks for; made up if needed")
+    ] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Mark polyps in live video, until Ctrl-C."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    opened = open_sources(sources, settings)
+    recordings = recordings_of(record, opened, settings) if record else []
+    windows = Windows(settings.live.window) if window else None
+    browser = Browser() if serve is not None else None
+    shown: list[tuple[str, Sink[Frame]]] = [
+        (name, sink)
+        for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
+        if sink
+    ]
+    if not (recordings or push or shown):
+        complain("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
+    segmenter = _open_segmenter(settings)
+    live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
+    if windows is not None:
+        windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
+        windows.recordings = {recording.source: recording for _, recording in recordings}
+    try:
+        with ExitStack() as stack:
+            if serve is not None and browser is not None:
+                host, port = parse_listen(serve)
+                typer.echo(stack.enter_context(web([LivePage(live, browser)], host, port, token)))
+            lines = stack.enter_context(StatusLines())
+            live.run(partial(_watch, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
+    finally:
+        for status in live.status():
+            typer.echo(describe(status))
+        for problem in live.failed_sinks():
+            complain(problem)
+    if live.failed_sinks():
+        raise typer.Exit(1)
+
+
+def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
+    """What the main thread does while the others work."""
+    if windows is not None:
+        windows.pump()
+    lines.show(lambda: [*(describe(status) for status in live.status()), *live.sink_problems()])
+
+
+@app.command("serve")
+def serve_pages(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses")] = 8000,
+    token: Annotated[
+        str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What every request must know; made up if needed")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Keeps what is uploaded, and what was found in it")] = SERVED,
+    live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Pictures, recordings and live sources in the browser, and an HTTP API, until Ctrl-C."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    segmenter = _open_segmenter(settings)
+    with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
+        typer.echo(address)
+        threading.Event().wait()
+
+
+@app.command()
+def devices() -> None:
+    """List the capture devices of this machine and the formats that they offer."""
+    found = list_devices()
+    if not found:
+        typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")
+    for device in found:
+        typer.echo(f"{device.address}  {device.description}")
+        for offered in device.formats:
+            typer.echo(f"    {offered}")
+
+
+@app.command("bench")
+def bench_machine(
+    video: Annotated[str, typer.Argument(help="A recording of your own, or a demo")] = BENCH_VIDEO,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time for each measurement")] = 20.0,
+    rooms: Annotated[int, typer.Option(min=1, help="Live, also with so many sources of this video at once")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Measure what this machine can do: recordings, live video, each provider."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    segmenter = _open_segmenter(settings)
+    with ProgressBar(video, "frames") as progress:
+        open_source(video, progress.show).close()  # a demo is rendered before anything is timed
+    found = bench(partial(open_source, video), segmenter, settings, seconds, complain, rooms)
+    print_bench(found, Console())
+    if json_file is not None:
+        with writing(json_file):
+            json_file.write_text(json.dumps(found, indent=2, default=asdict) + "\n")
+
+
+@app.command("demo-video")
+def demo_video(
+    output: Annotated[Path, typer.Argument(metavar="OUT.mp4", help="The MP4 file to write")],
+    seconds: Annotated[float, typer.Option(help="Length")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Which colon, which flight")] = 1,
+    size: Annotated[str, typer.Option(help="Width x height in pixels")] = "1280x720",
+    rate: Annotated[str, typer.Option(help="Frames per second, for instance 25 or 30000/1001")] = "25",
+    truth: Annotated[Path | None, typer.Option(help="FFV1 grey video: the number of the polyp, 0 none")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist")] = False,
+) -> None:
+    """Render a procedural colonoscopy with known polyps."""
+    try:
+        width, height = parse_size(size)
+        settings = DemoSettings(seconds, seed, width, height, Fraction(rate))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(
+            f"cannot read --size {size} or --rate {rate}; write for instance 1280x720 and 25"
+        ) from None
+    checked(settings, "demo-video")
+    if truth == output:
+        raise typer.BadParameter("--truth must be another file than OUT.mp4")
+    for path in (output, truth):
+        if path is not None and path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already; give --overwrite to replace it")
+    with ProgressBar(str(output), "frames") as progress:
+        render_demo(settings, output, truth, progress.show)
+    typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
+
+
+def _open_segmenter(settings: Settings) -> Segmenter:
+    """What the settings ask for, having said why a GPU is not used and the like."""
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        complain(note)
+    return segmenter
+
+
+def complain(message: object) -> None:
+    """One line on standard error."""
+    print(f"polypstream: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+
+def run() -> None:
+    """Entry point: errors meant for the user become one line and exit code 1."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may be any bytes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as polite as Ctrl-C
+    try:
+        app()
+    except PolypstreamError as error:
+        complain(error)
+        sys.exit(1)

@@ -1,0 +1,260 @@
+"""config.yaml and `--set` overrides -> validated settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from polypstream.errors import SettingsError
+
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+Coordinate = Annotated[int, Field(ge=0, strict=True)]
+Length = Annotated[int, Field(gt=0, strict=True)]
+Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
+
+
+# Width of the outline where it is only switched on.
+CONTOUR = 4.0
+# Characters of a reason or of a wrong value that are shown.
+MOST_SAID = 100
+
+
+def _switch(width: Any) -> Any:
+    """`false` and `true` for no outline and the usual one."""
+    return {False: 0.0, True: CONTOUR}[width] if isinstance(width, bool) else width
+
+
+class Section(BaseModel):
+    """Immutable settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class View(Section):
+    """Which part of the picture the network sees."""
+
+    field_of_view: Literal["auto", "full"] | tuple[Coordinate, Coordinate, Length, Length] = "auto"
+
+
+class Deidentify(Section):
+    """What is taken out of a recording before anything is written."""
+
+    enabled: bool = False
+    blank_outside: bool = True
+
+
+class Inference(Section):
+    """The model and where it runs."""
+
+    model: str = "shipped"
+    provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
+    batch_size: int = Field(default=8, ge=1, le=64, strict=True)
+    threads: int = Field(default=0, ge=0, le=1024, strict=True)
+
+
+class Findings(Section):
+    """What counts as a finding."""
+
+    threshold: Literal["model"] | Probability = "model"
+    peak: Literal["model"] | Probability = "model"
+    smallest: float = Field(default=0.001, ge=0, lt=1, strict=True)
+    steady: bool = True
+
+
+class OverlaySettings(Section):
+    """How findings are drawn."""
+
+    style: Literal["tint", "heatmap"] = "tint"
+    opacity: float = Field(default=0.3, ge=0, le=1, strict=True)
+    contour: Annotated[float, BeforeValidator(_switch)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
+
+
+class WindowSettings(Section):
+    """Where live windows appear."""
+
+    full_screen: bool = False
+    left: int = Field(default=0, strict=True)
+    top: int = Field(default=0, strict=True)
+
+
+class LiveSettings(Section):
+    """How live sources are shown."""
+
+    display: Literal["in-step", "pass-through"] = "in-step"
+    max_staleness: float = Field(default=0.2, gt=0, le=60, strict=True)
+    timeout: float = Field(default=2.0, gt=0, le=60, strict=True)
+    longest_wait: float = Field(default=0.5, gt=0, le=3600, strict=True)
+    most_attempts: int = Field(default=0, ge=0, strict=True)
+    sound: bool = False
+    window: WindowSettings = WindowSettings()
+
+
+class VideoSettings(Section):
+    """How annotated.mp4 is encoded."""
+
+    codec: Literal["auto", "h264_nvenc", "h264_qsv", "libx264"] = "libx264"
+    preset: Preset = "veryfast"
+    crf: float = Field(default=20, ge=0, le=51, strict=True)
+
+
+class RollSettings(Section):
+    """When a live recording goes on in another file."""
+
+    seconds: float = Field(default=3600.0, ge=1, strict=True)
+    megabytes: float = Field(default=4000.0, ge=1, strict=True)
+
+
+class Output(Section):
+    """What is written."""
+
+    video: VideoSettings = VideoSettings()
+    roll: RollSettings = RollSettings()
+
+
+class ServeSettings(Section):
+    """What `polypstream serve` takes, and how long it keeps it."""
+
+    picture_megabytes: int = Field(default=64, ge=1, le=1024, strict=True)
+    recording_gigabytes: float = Field(default=100.0, gt=0, strict=True)
+    keep_days: float = Field(default=30.0, gt=0, strict=True)
+
+
+class Settings(Section):
+    """Every setting of a run; config.yaml explains each."""
+
+    view: View = View()
+    deidentify: Deidentify = Deidentify()
+    inference: Inference = Inference()
+    findings: Findings = Findings()
+    overlay: OverlaySettings = OverlaySettings()
+    live: LiveSettings = LiveSettings()
+    output: Output = Output()
+    serve: ServeSettings = ServeSettings()
+
+
+def load_settings(file: Path | None, overrides: Sequence[str]) -> Settings:
+    """Defaults, then a file's values, then `key=value` overrides.
+
+    Raises:
+        SettingsError: naming the key and where it was set, if one is unknown, of the wrong type or out of range.
+    """
+    values: dict[str, Any] = _read(file) if file else {}
+    origins: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"--set {override}: write it as key=value, for instance overlay.opacity=0.5")
+        origins[key] = f"--set {override}"
+        _put(values, key.split("."), _parse(text, f"--set {override}"), override)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origins, file)) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise SettingsError(f"{file}: no such file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(f"{file}: cannot be read ({reason})") from error
+    content = _parse(text, str(file))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file}: holds no sections such as `overlay:`; see config.yaml")
+    return _without_empty(content, Settings)
+
+
+def _without_empty(content: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """Without the sections in which every line is commented out, which YAML reads as null."""
+    kept = {}
+    for key, value in content.items():
+        below = _section_in(section, key)
+        if below is None:
+            kept[key] = value
+        elif value is not None:
+            kept[key] = _without_empty(value, below) if isinstance(value, dict) else value
+    return kept
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets impossible dates and numbers through
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{origin}: is not valid YAML ({reason[:MOST_SAID]})") from error
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for name in path[:-1]:
+        below = values.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise SettingsError(f"--set {override}: {name} is a value, not a section")
+        values = below
+    values[path[-1]] = value
+
+
+def _explain(error: ValidationError, origins: dict[str, str], file: Path | None) -> str:
+    """The first problem, with its key and where that was set."""
+    problem = error.errors()[0]
+    key = _key(problem["loc"])
+    origin = next(
+        (
+            text
+            for name, text in origins.items()
+            if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
+        ),
+        None,
+    )
+    where = f"{origin}:" if origin else f"{file}: {key}:"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key.lower(), known_keys(), 1, 0.5)
+        return f"{where} no such setting" + (f"; did you mean {close[0]}?" if close else "; see config.yaml")
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{where} is a section, which holds settings such as {key}.{first_setting(key)}"
+    wanted = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors() if _key(each["loc"]) == key))
+    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MOST_SAID]})"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The setting's name; pydantic appends the tried alternative or the place in a list."""
+    parts: list[str] = []
+    section: type[BaseModel] = Settings
+    for part in location:
+        parts.append(str(part))
+        below = _section_in(section, part)
+        if below is None:
+            break
+        section = below
+    return ".".join(parts)
+
+
+def first_setting(section: str) -> str:
+    """The first setting in a section, as an example."""
+    return next(key for key in known_keys() if key.startswith(f"{section}.")).removeprefix(f"{section}.")
+
+
+def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """The full names of all settings."""
+    keys: list[str] = []
+    for name in section.model_fields:
+        below = _section_in(section, name)
+        keys += [f"{prefix}{name}"] if below is None else known_keys(below, f"{prefix}{name}.")
+    return keys
+
+
+def _section_in(section: type[BaseModel], name: int | str) -> type[BaseModel] | None:
+    """The section of this name inside another, or None: it is a setting, or unknown."""
+    known = section.model_fields.get(str(name))
+    below = known.annotation if known else None
+    return below if isinstance(below, type) and issubclass(below, BaseModel) else None

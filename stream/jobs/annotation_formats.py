@@ -1,0 +1,307 @@
+"""Formats of annotation tools, each a folder that the tool imports.
+
+Every writer takes one annotated picture after another and finishes its files when closed. Coordinates are pixels from
+the left top corner of the picture as it is shown: turned as the recording says, and, where the pictures are written
+beside them, with square pixels. A track is one polyp, and keeps its number where a format can say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+
+from polypstream.core.orientation import Orientation
+from polypstream.inference.model_card import NOTICE
+from polypstream.jobs.results import Outline
+
+LABEL = "polyp"
+# The version of its format that labelme checks for.
+LABELME_VERSION = "5.5.0"
+
+
+class Annotated(NamedTuple):
+    """A picture and what was found in it.
+
+    Attributes:
+        name: of its files, without ending.
+        frame: its number in the recording, from 0.
+        outlines: of the findings.
+        ends: for each of them, up to which frame its track is shown from there on without a gap.
+    """
+
+    name: str
+    frame: int
+    outlines: list[Outline]
+    ends: list[int]
+
+
+class Writer(Protocol):
+    """Writes pictures of one size into a folder.
+
+    Args:
+        folder: to write into.
+        width, height: of the pictures as they are shown.
+        frames: of the recording.
+
+    Attributes:
+        images: the folder that the pictures go to, as JPEG; None: it wants none.
+    """
+
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None: ...
+
+    @staticmethod
+    def shown(orientation: Orientation) -> Orientation:
+        """How pictures of a recording are shown there."""
+        ...
+
+    @property
+    def images(self) -> Path | None: ...
+
+    def write(self, picture: Annotated) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _WithPictures:
+    """A format whose pictures lie beside it."""
+
+    @staticmethod
+    def shown(orientation: Orientation) -> Orientation:
+        """With square pixels."""
+        return orientation
+
+
+class Coco(_WithPictures):
+    """COCO instances, laid out as CVAT and Datumaro export them: annotations/instances_default.json, images/default/.
+
+    An annotation is one track in one picture, of one or more polygons, with its `track_id` and `score`.
+    Source: https://cocodataset.org/#format-data
+    """
+
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
+        self.images, self._file = folder / "images" / "default", folder / "annotations" / "instances_default.json"
+        self._size = width, height
+        for place in (self.images, self._file.parent):
+            place.mkdir(parents=True)
+        self._pictures: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def write(self, picture: Annotated) -> None:
+        number, (width, height) = len(self._pictures) + 1, self._size
+        self._pictures.append({"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height})
+        for outline in picture.outlines:
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "segmentation": [polygon.ravel().tolist() for polygon in _solid(outline)],
+                    "area": cv2.countNonZero(outline.mask(width, height)),
+                    "bbox": list(cv2.boundingRect(np.concatenate(outline.polygons))),
+                    "iscrowd": 0,
+                    "score": outline.probability,
+                    "attributes": {"track_id": outline.track, "occluded": False},
+                }
+            )
+
+    def close(self) -> None:
+        content = {
+            "info": {"description": f"Pre-annotations by polypstream. {NOTICE}"},
+            "licenses": [],
+            "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
+            "images": self._pictures,
+            "annotations": self._annotations,
+        }
+        self._file.write_text(json.dumps(content))
+
+
+class Png(_WithPictures):
+    """images/ and masks/ of the same names, 0 and 255: the layout that `polypstream train` reads."""
+
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
+        self.images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
+        for place in (self.images, self._masks):
+            place.mkdir()
+
+    def write(self, picture: Annotated) -> None:
+        mask = np.zeros(self._size[::-1], np.uint8)
+        for outline in picture.outlines:
+            mask |= outline.mask(*self._size)
+        _, png = cv2.imencode(".png", mask)
+        (self._masks / f"{picture.name}.png").write_bytes(bytes(png))
+
+    def close(self) -> None:
+        pass
+
+
+class Yolo(_WithPictures):
+    """Ultralytics' segmentation labels: data.yaml, images/train/, labels/train/ with a line for each polygon.
+
+    A line is the class, 0, and x y x y … as shares of the picture's width and height; a picture without findings has
+    an empty file. Without a `path` the folder of data.yaml is meant, wherever it lies.
+    Source: https://docs.ultralytics.com/datasets/segment/
+    """
+
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
+        self.images, self._labels = folder / "images" / "train", folder / "labels" / "train"
+        self._size = np.array([width, height], np.float64)
+        for place in (self.images, self._labels):
+            place.mkdir(parents=True)
+        (folder / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
+
+    def write(self, picture: Annotated) -> None:
+        lines = [
+            " ".join(["0", *(f"{share:.6f}" for share in (polygon / self._size).ravel())])
+            for outline in picture.outlines
+            for polygon in _solid(outline)
+        ]
+        (self._labels / f"{picture.name}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+    def close(self) -> None:
+        pass
+
+
+class Labelme(_WithPictures):
+    """A JSON file beside each picture, with a polygon for each outline, whose group is the track.
+
+    Source: https://github.com/wkentaro/labelme
+    """
+
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
+        self.images, self._size = folder, (width, height)
+
+    def write(self, picture: Annotated) -> None:
+        shapes = [
+            {
+                "label": LABEL,
+                "points": polygon.tolist(),
+                "group_id": outline.track,
+                "description": f"probability {outline.probability:.2f}",
+                "shape_type": "polygon",
+                "flags": {},
+            }
+            for outline in picture.outlines
+            for polygon in _solid(outline)
+        ]
+        content: dict[str, Any] = {
+            "version": LABELME_VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"{picture.name}.jpg",
+            "imageData": None,
+            "imageHeight": self._size[1],
+            "imageWidth": self._size[0],
+        }
+        (self.images / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
+
+    def close(self) -> None:
+        pass
+
+
+class _Shape(NamedTuple):
+    """A polygon of a track of CVAT.
+
+    Attributes:
+        place: number of the annotated frame, not of the recording's.
+        polygon: float [n, 2].
+        end: frame up to which the track is shown from there on without a gap.
+    """
+
+    place: int
+    polygon: np.ndarray
+    end: int
+
+
+class Cvat:
+    """CVAT for video 1.1: annotations.xml with tracks, for a task whose data is the recording itself.
+
+    A track is a polygon in each annotated frame, which CVAT moves evenly in between; it is marked as outside from the
+    frame on in which the polyp is not shown. Where a polyp is in several pieces, the smaller ones are tracks of their
+    own. CVAT turns a recording as it says, and leaves its pixels as they are stored.
+    Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
+    """
+
+    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
+        self.images = None
+        self._path, self._size, self._count = folder / "annotations.xml", (width, height), frames
+        self._frames: list[int] = []
+        self._pieces: dict[tuple[int, int], list[_Shape]] = {}
+
+    @staticmethod
+    def shown(orientation: Orientation) -> Orientation:
+        """Turned alone."""
+        return orientation.turned_only
+
+    def write(self, picture: Annotated) -> None:
+        for outline, end in zip(picture.outlines, picture.ends, strict=True):
+            largest_first = sorted(_solid(outline), key=_area, reverse=True)
+            for piece, polygon in enumerate(largest_first):
+                shape = _Shape(len(self._frames), polygon, end)
+                self._pieces.setdefault((outline.track, piece), []).append(shape)
+        self._frames.append(picture.frame)
+
+    def close(self) -> None:
+        root = ElementTree.Element("annotations")
+        ElementTree.SubElement(root, "version").text = "1.1"
+        root.append(self._meta())
+        for number, key in enumerate(sorted(self._pieces)):
+            track = ElementTree.SubElement(root, "track", id=str(number), label=LABEL, source="auto")
+            self._add_shapes(track, self._pieces[key])
+        ElementTree.indent(root)
+        ElementTree.ElementTree(root).write(self._path, encoding="utf-8", xml_declaration=True)
+
+    def _meta(self) -> ElementTree.Element:
+        meta = ElementTree.Element("meta")
+        task = ElementTree.SubElement(meta, "task")
+        ElementTree.SubElement(task, "size").text = str(self._count)
+        ElementTree.SubElement(task, "mode").text = "interpolation"
+        label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
+        ElementTree.SubElement(label, "name").text = LABEL
+        ElementTree.SubElement(label, "attributes")
+        size = ElementTree.SubElement(task, "original_size")
+        for name, value in zip(("width", "height"), self._size, strict=True):
+            ElementTree.SubElement(size, name).text = str(value)
+        return meta
+
+    def _add_shapes(self, track: ElementTree.Element, shapes: Sequence[_Shape]) -> None:
+        for shape, following in zip_longest(shapes, shapes[1:]):
+            _add_polygon(track, self._frames[shape.place], shape.polygon, outside=False)
+            gone = shape.end + 1
+            if shape.place + 1 < len(self._frames) and (following is None or following.place > shape.place + 1):
+                gone = min(gone, self._frames[shape.place + 1])
+            if gone < (self._frames[following.place] if following else self._count):
+                _add_polygon(track, gone, shape.polygon, outside=True)
+
+
+def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:
+    points = ";".join(f"{x:.2f},{y:.2f}" for x, y in polygon)
+    attributes = {"outside": str(int(outside)), "occluded": "0", "keyframe": "1", "points": points, "z_order": "0"}
+    ElementTree.SubElement(track, "polygon", {"frame": str(frame), **attributes})
+
+
+def _solid(outline: Outline) -> list[np.ndarray]:
+    """The polygons, float [n, 2]; one of fewer than three corners, which no tool takes, as the box around it.
+
+    Outlines go through the middles of the outermost pixels, and in these formats a middle is at half a pixel.
+    """
+    return [polygon + 0.5 if len(polygon) > 2 else _box(polygon) for polygon in outline.polygons]
+
+
+def _area(polygon: np.ndarray) -> float:
+    return float(cv2.contourArea(polygon.astype(np.float32)))
+
+
+def _box(polygon: np.ndarray) -> np.ndarray:
+    """Around the outer edges of the outline's pixels."""
+    x, y, width, height = cv2.boundingRect(polygon)
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
+
+
+FORMATS: dict[str, type[Writer]] = {"coco": Coco, "png": Png, "yolo": Yolo, "cvat": Cvat, "labelme": Labelme}

@@ -1,0 +1,132 @@
+"""One picture by itself: read it from a file, show it to the network, say what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from polypstream.errors import SourceError, TooLarge
+from polypstream.media.pictures import MOST_PIXELS
+from polypstream.stages.field_of_view import FieldOfView, find_field_of_view, region_above, thumbnail_size
+from polypstream.stages.findings import Rules, find_region
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+
+
+def read_still(file: IO[bytes]) -> np.ndarray:
+    """A picture as it is meant to be looked at (EXIF's orientation applied), uint8 RGB [H, W, 3].
+
+    Args:
+        file: JPEG, PNG, TIFF, WebP or BMP, of 8 or 16 bits; of several pictures the first is taken.
+
+    Raises:
+        SourceError: it is none of these, or damaged.
+        TooLarge: it has more than 40 million pixels.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise TooLarge(f"{image.width}x{image.height} are more pixels than {MOST_PIXELS // 10**6} million")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"more pixels than {MOST_PIXELS // 10**6} million") from error
+    except UnidentifiedImageError as error:
+        raise SourceError(f"not a picture that can be read; send {', '.join(FORMATS)}") from error
+    except SourceError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise SourceError("the picture is damaged or not whole") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in ("I", "F"):
+        raise SourceError("a grey picture of 32 bits; save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def view_of(picture: np.ndarray) -> FieldOfView:
+    """The field of view of one RGB picture, found as the running program finds it."""
+    height, width = picture.shape[:2]
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    thumbnail = cv2.resize(grey, thumbnail_size(width, height), interpolation=cv2.INTER_AREA)
+    return find_field_of_view([thumbnail], width, height)
+
+
+def shrink(picture: np.ndarray, size: int) -> np.ndarray:
+    """Resize to [size, size], averaging where the picture shrinks."""
+    smaller = min(picture.shape[:2]) >= size
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def mask_of(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
+    """The findings of one probability map as a mask of its picture, uint8 [H, W] of 0 and 255."""
+    mask = np.zeros(shape, np.uint8)
+    region, _ = find_region(probability, view, rules)
+    if region is not None:
+        mask[region.slices] = region.mask
+    return mask
+
+
+class Finding(NamedTuple):
+    """One blob that is a finding.
+
+    Attributes:
+        polygon: int32 [n, 2], its outline, x and y in picture pixels.
+        probability: the highest in it, 0..1.
+    """
+
+    polygon: np.ndarray
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What the network said of a picture.
+
+    Attributes:
+        width, height: of the picture in pixels.
+        view: the field of view that the network saw.
+        probability: uint8 [size, size], 0..255 meaning 0..1, of the view at the network's size.
+        rules: what counts as a finding.
+    """
+
+    width: int
+    height: int
+    view: FieldOfView
+    probability: np.ndarray
+    rules: Rules
+
+    def mask(self) -> np.ndarray:
+        """The findings, uint8 [height, width] of 0 and 255."""
+        return mask_of(self.probability, self.view, self.rules, (self.height, self.width))
+
+    def probability_map(self) -> np.ndarray:
+        """The probability of each pixel of the picture, uint8 [height, width]; 0 outside the field of view."""
+        enlarged = np.zeros((self.height, self.width), np.uint8)
+        region = region_above(self.probability, self.view, 0)
+        if region is not None:
+            enlarged[region.slices] = region.probability
+        return enlarged
+
+    def findings(self) -> list[Finding]:
+        """One for each blob, outlined."""
+        region, outlines = find_region(self.probability, self.view, self.rules)
+        if region is None:
+            return []
+        found = []
+        for polygon in outlines:
+            x, y, width, height = cv2.boundingRect(polygon)
+            box = np.s_[y - region.y : y - region.y + height, x - region.x : x - region.x + width]
+            inside = np.zeros((height, width), np.uint8)
+            cv2.fillPoly(inside, [polygon - (x, y)], 255)
+            highest = cv2.minMaxLoc(region.probability[box], inside)[1]
+            found.append(Finding(polygon, highest / 255))
+        return found

@@ -1,0 +1,397 @@
+"""`polypstream process`: a recording in, a folder of results out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polypstream.core.config import Settings
+from polypstream.core.frame import Frame
+from polypstream.core.pipeline import Pipeline, Room, Sink
+from polypstream.core.protocols import Source
+from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError, SourceError
+from polypstream.inference.model_card import NOTICE, SHIPPED, WEIGHTS, shipped_weights
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.report import write_report
+from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
+from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
+from polypstream.sinks.tables import FramesTable
+from polypstream.sources.deidentified import Deidentified
+from polypstream.sources.open import open_source, stem_of
+from polypstream.stages.field_of_view import FieldOfView, Viewer, find_field_of_view
+from polypstream.stages.findings import Finder, choose_rules
+from polypstream.stages.overlay import Overlay
+from polypstream.stages.quality import Inspector
+from polypstream.stages.smoothing import Steadier
+
+Poll = Callable[[int, int | None], None]
+# Told how far things have moved, in some measure.
+Alive = Callable[[object], None]
+Rooms = list[tuple[str, Room[Frame], int]]
+# Folders of `polypstream masks` among a run's results begin so.
+ANNOTATIONS = "annotations-"
+RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
+
+
+@dataclass(slots=True)
+class Run:
+    """One recording's results.
+
+    Attributes:
+        name: of the recording, for people.
+        folder: where they are.
+        frames: written to annotated.mp4.
+        seconds: wall time.
+        notes: what a user should know, one phrase each.
+        damage: what was wrong with the recording, likewise.
+    """
+
+    name: str
+    folder: Path
+    frames: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the results, for people; nothing if they are whole."""
+        if not self.damage:
+            return ""
+        rest = f"The {self.frames} frames that could be read are in {self.folder}"
+        return f"{self.name}: damaged: {'; '.join(self.damage)}. {rest}"
+
+
+def with_model(settings: Settings, model: Path | None) -> Settings:
+    """The settings with another model file, if one is given."""
+    if model is None:
+        return settings
+    return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
+
+
+def deidentifying(settings: Settings) -> Settings:
+    """The settings with de-identification."""
+    return settings.model_copy(update={"deidentify": settings.deidentify.model_copy(update={"enabled": True})})
+
+
+def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
+    """See that no two recordings of one call write to the same folder.
+
+    Args:
+        uri: the recording that is next.
+        name: that it gets in place of its own, if any.
+        taken: the recordings before it, by the name of their folders; this one is added.
+
+    Raises:
+        OutputError: the folder is taken.
+    """
+    folder = (name or stem_of(uri)).casefold()  # some file systems do not tell A from a
+    if folder in taken:
+        raise OutputError(f"{uri}: its results would overwrite those of {taken[folder]}; give it a call of its own")
+    taken[folder] = uri
+
+
+def make_segmenter(settings: Settings) -> Segmenter:
+    """The segmenter that the settings ask for.
+
+    Raises:
+        ModelError, ProviderError: it cannot be had.
+    """
+    inference, name = settings.inference, settings.inference.model
+    cpu_model: Path | None = None
+    if name == SHIPPED:
+        # Integers halve the plain CPU provider's time; with the others they were not measured.
+        name, cpu_model = "shipped-float", shipped_weights("shipped-int8")
+    model = shipped_weights(name) if name in WEIGHTS else Path(name)
+    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model)
+
+
+def process(
+    uri: str,
+    output: Path,
+    segmenter: Segmenter,
+    settings: Settings,
+    masks: bool = False,
+    overwrite: bool = False,
+    name: str | None = None,
+    poll: Poll = lambda *_: None,
+    title: str | None = None,
+    alive: Alive = lambda _: None,
+) -> Run:
+    """Annotate one recording into `output`/<stem>/.
+
+    Args:
+        uri: path of a recording, or a demo's address.
+        output: folder of all results.
+        segmenter: shared by the recordings of one call.
+        settings: of the run.
+        masks: write masks.mkv too.
+        overwrite: replace results that exist.
+        name: for the results of a recording that is de-identified, in place of its own.
+        poll: told the frames done and the frames expected (None: unknown), a few times a second.
+        title: what the recording is called in its results and in errors; its path without it.
+        alive: told how far things have moved, a few times a second, also when no frame is added.
+
+    Returns:
+        The run; where the recording was damaged, of what could be read.
+
+    Raises:
+        PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
+        KeyboardInterrupt: likewise; there is a report of what was done.
+    """
+    try:
+        return _process(uri, output, segmenter, settings, masks, overwrite, name, poll, title, alive)
+    except PolypstreamError:
+        raise
+    except Exception as error:  # whatever FFmpeg or another library raises is about this recording
+        raise SourceError(f"{title or uri}: cannot be processed ({_words_of(error)})") from error
+
+
+def _words_of(error: Exception) -> str:
+    """What a library says, in one line that tells which kind of error it is."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _process(
+    uri: str,
+    output: Path,
+    segmenter: Segmenter,
+    settings: Settings,
+    masks: bool,
+    overwrite: bool,
+    name: str | None,
+    poll: Poll,
+    title: str | None,
+    alive: Alive,
+) -> Run:
+    source: Source = open_source(uri, poll)
+    try:
+        source.name = title or source.name
+        view, recording = choose_view(source, settings), source.path
+        if settings.deidentify.enabled:
+            source = Deidentified(source, view, settings, name)
+        folder = prepare_folder(output / source.stem, recording, overwrite, settings.deidentify.enabled)
+        try:
+            run = Job(source, view, folder, segmenter, settings, masks).run(poll, alive)
+        except KeyboardInterrupt:
+            with suppress(DataError):  # where not a frame was done there is nothing to report
+                write_report(folder)
+            raise
+        write_report(run.folder)
+        return run
+    finally:
+        source.close()
+
+
+def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deidentified: bool) -> Path:
+    """Make the results' folder, without touching a file that the user has not given up.
+
+    Raises:
+        OutputError: results exist and may not be replaced, or the folder cannot be written; or it holds annotations
+            of an earlier run, whose pictures would lie among de-identified results.
+    """
+    try:
+        existing = [folder / name for name in RESULTS if (folder / name).exists()]
+        existing += (folder / SNAPSHOTS).glob("track-*.jpg")
+        existing += folder.glob("dicom/track-*.dcm")
+        if recording and any(path.samefile(recording) for path in existing):
+            raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
+        if existing and not overwrite:
+            raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
+        annotations = next(folder.glob(f"{ANNOTATIONS}*"), None)
+        if annotations and deidentified:
+            raise OutputError(f"{annotations}: has pictures of an earlier run; move it away, or delete it")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in existing:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Rooms:
+    """The rooms that every frame goes through, each with its name and the most frames that it takes at once."""
+    card, overlay, findings = segmenter.card, settings.overlay, settings.findings
+    return [
+        ("view", Viewer(view, segmenter.size), 1),
+        ("quality", Inspector(), 1),
+        ("segment", segmenter, segmenter.batch_size),
+        *([("steady", Steadier(), 1)] if findings.steady else []),
+        ("find", Finder(choose_rules(findings, card.threshold, card.peak), findings.steady), 1),
+        ("overlay", Overlay(overlay.style, overlay.opacity, overlay.contour), 1),
+    ]
+
+
+class Job:
+    """The pipeline of one recording, or of a part of one.
+
+    Args:
+        source: the recording.
+        view: its field of view.
+        folder: for the results.
+        segmenter, settings, masks: as for `process`.
+        frames: of the part; all of the source's without it.
+        rooms: that the part's frames go through, as `make_rooms` makes them; fresh ones without it.
+        origin: pts at which the time of the part's annotated.mp4 begins.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: FieldOfView,
+        folder: Path,
+        segmenter: Segmenter,
+        settings: Settings,
+        masks: bool,
+        frames: Iterator[Frame] | None = None,
+        rooms: Rooms | None = None,
+        origin: int = 0,
+    ) -> None:
+        self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
+        self._masks = masks
+        sinks = self._open_sinks(masks, origin)
+        rooms = make_rooms(view, segmenter, settings) if rooms is None else rooms
+        self.pipeline = Pipeline([("decode", frames or source.frames())], rooms, sinks)
+
+    def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
+        folder, pictures = self.folder, self.source.format
+        self.video = AnnotatedVideo(
+            folder / "annotated.mp4",
+            pictures,
+            self.source.path,
+            self.settings.output.video,
+            origin,
+            self.source.shifts,
+        )
+        sinks: list[tuple[str, Sink[Frame]]] = [("encode", self.video)]
+        try:
+            sinks.append(("table", FramesTable(folder / "frames.csv")))
+            self.findings = FindingsFile(folder, self._about())
+            sinks.append(("findings", self.findings))
+            if masks:
+                sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
+        except BaseException:
+            for _, sink in sinks:
+                sink.close()
+            raise
+        return sinks
+
+    def run(self, poll: Poll, alive: Alive = lambda _: None) -> Run:
+        """Everything but the report; the summary is written whatever happens.
+
+        Raises:
+            PolypstreamError: the results are not whole, for another reason than the recording's damage.
+        """
+        started = time.monotonic()
+        problem: BaseException | None = None
+
+        def tell() -> None:
+            alive((sum(work.items for work in self.pipeline.work.values()), self.video.packets))
+            poll(self.video.frames, self.source.expected_frames)
+
+        try:
+            self.pipeline.run(tell)
+            self._check_files(alive)
+        except BaseException as error:
+            problem = error
+        notes = [*self.source.notes, *self.video.notes]
+        damage = [*self.source.damage, *self.video.damage]
+        run = Run(self.source.name, self.folder, self.video.frames, time.monotonic() - started, notes, damage)
+        self._write_summary(run, problem)
+        if problem is not None:
+            raise problem
+        return run
+
+    def _check_files(self, alive: Alive) -> None:
+        """See that what was written can be read back.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        check_frames(self.folder / "annotated.mp4", self.video.frames, alive)
+        if self._masks:
+            check_frames(self.folder / "masks.mkv", self.video.frames, alive)
+
+    def _about(self) -> dict[str, Any]:
+        """What the results are of, and made with."""
+        settings = self.settings.model_dump(mode="json")
+        settings["inference"]["model"] = self._may_stand(settings["inference"]["model"])
+        file = self._may_stand(str(self.segmenter.model))
+        return {
+            "input": self.source.name,
+            "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
+            "settings": settings,
+            "polypstream": version("polypstream"),
+        }
+
+    def _may_stand(self, text: str) -> str:
+        """A path as it may stand in the results: folders are often named after people."""
+        return Path(text).name if self.settings.deidentify.enabled else text
+
+    def _write_summary(self, run: Run, problem: BaseException | None) -> None:
+        said = (str(problem) or type(problem).__name__) if problem else None
+        if isinstance(problem, KeyboardInterrupt):
+            said = "interrupted"
+        if said and self.settings.deidentify.enabled:
+            said = said.replace(str(self.folder), self.folder.name)
+        summary: dict[str, Any] = {
+            **self._about(),
+            "complete": problem is None and not run.damage,
+            "problem": said,
+            "damage": run.damage,
+            "notes": [*self.segmenter.notes, *run.notes],
+            "provider": self.segmenter.provider,
+            "encoder": self.video.encoder,
+            "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
+            "picture_size": [self.source.format.width, self.source.format.height],
+            "frames_in": self.pipeline.work["decode"].items,
+            "frames_out": run.frames,
+            "wall_seconds": round(run.seconds, 3),
+            "frames_per_second": round(run.frames / run.seconds, 2),
+            "seconds_per_room": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
+            "notice": NOTICE,
+        }
+        try:
+            write_summary(self.folder, summary)
+        except OutputError:
+            if problem is None:
+                raise
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path, unfinished = folder / "summary.json", folder / "summary.json.unfinished"
+    try:
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def choose_view(source: Source, settings: Settings) -> FieldOfView:
+    """The field of view that the settings name, or the one found in the source's pictures.
+
+    Raises:
+        SettingsError: a box given by hand reaches outside the picture.
+    """
+    width, height = source.format.width, source.format.height
+    wanted = settings.view.field_of_view
+    if wanted == "auto":
+        return find_field_of_view(source.thumbnails(), width, height)
+    if wanted == "full":
+        return FieldOfView(0, 0, width, height)
+    left, top, right, bottom = wanted[0], wanted[1], wanted[0] + wanted[2], wanted[1] + wanted[3]
+    if right > width or bottom > height:
+        raise SettingsError(f"view.field_of_view {list(wanted)}: reaches outside {source.name}, {width}x{height}")
+    return FieldOfView.around(left, top, right, bottom)

@@ -1,0 +1,79 @@
+"""What stands on a live picture beside the markers: where the network looks, whether it does, and what this is not."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from polypstream.core.frame import Frame
+from polypstream.inference.model_card import NOTICE
+from polypstream.media.pictures import planes_of
+from polypstream.stages.overlay import REFERENCE_LINES
+
+READY = "ready"
+NO_SIGNAL = "no signal"
+# Sizes on a picture of 1080 lines.
+MARGIN, TEXT_SCALE, LINE, CORNER = 24, 0.9, 2, 40
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+# Blue, green and red.
+RED, WHITE = (60, 60, 255), (255, 255, 255)
+
+
+class Signs:
+    """Draws on each picture, in white with a dark rim, on the luma plane alone.
+
+    Corner marks around the field of view say where the network looks, as the processors of this class show it; "ready"
+    stands there while it does, or else the reason why it does not.
+    """
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Draw in place; a picture that the decoder may still need is copied first."""
+        for frame in frames:
+            frame.picture.make_writable()
+            luma = planes_of(frame.picture)[0]
+            scale = frame.picture.height / REFERENCE_LINES
+            white = 235 if luma.dtype == np.uint8 else 940
+            if frame.signal and not frame.problem:
+                _mark_corners(luma, frame, scale, white)
+            upright = frame.orientation.plane(luma) if frame.orientation.turns else luma
+            for row, text in enumerate((NOTICE, _state_of(frame))):
+                _write(upright, text, row, upright.shape[0] / REFERENCE_LINES, white)
+            if frame.orientation.turns:
+                luma[:] = frame.orientation.stored(upright)
+        return frames
+
+
+def draw_recording(picture: np.ndarray, text: str, on: bool) -> None:
+    """Write into the right top corner of a uint8 BGR picture whether it is recorded."""
+    scale = picture.shape[0] / REFERENCE_LINES
+    size, thickness, margin = TEXT_SCALE * scale, max(1, round(LINE * scale)), round(MARGIN * scale)
+    (width, height), _ = cv2.getTextSize(text, FONT, size, thickness)
+    place = (max(0, picture.shape[1] - margin - width), margin + height)
+    cv2.putText(picture, text, place, FONT, size, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    cv2.putText(picture, text, place, FONT, size, RED if on else WHITE, thickness, cv2.LINE_AA)
+
+
+def _state_of(frame: Frame) -> str:
+    if not frame.signal:
+        return NO_SIGNAL
+    if frame.problem:
+        return f"no markers: {frame.problem}"
+    return f"{READY}, markers {1000 * frame.markers_age:.0f} ms old" if frame.markers_age else READY
+
+
+def _write(luma: np.ndarray, text: str, row: int, scale: float, white: int) -> None:
+    """Write a line of text at the left; row 0 is the lowest."""
+    size, thickness = TEXT_SCALE * scale, max(1, round(LINE * scale))
+    height = cv2.getTextSize(text, FONT, size, thickness)[0][1]
+    margin = round(MARGIN * scale)
+    place = (margin, luma.shape[0] - margin - round(row * 1.8 * height))
+    cv2.putText(luma, text, place, FONT, size, white // 15, thickness + 2, cv2.LINE_AA)
+    cv2.putText(luma, text, place, FONT, size, white, thickness, cv2.LINE_AA)
+
+
+def _mark_corners(luma: np.ndarray, frame: Frame, scale: float, white: int) -> None:
+    view, length, thickness = frame.view, round(CORNER * scale), max(1, round(LINE * scale))
+    for x, inwards in ((view.x, 1), (view.x + view.width - 1, -1)):
+        for y, down in ((view.y, 1), (view.y + view.height - 1, -1)):
+            corner = np.array([[x + inwards * length, y], [x, y], [x, y + down * length]])
+            cv2.polylines(luma, [corner], False, white, thickness)

@@ -1,0 +1,364 @@
+"""A recording in parts: whatever the recording, the parts give what the whole gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from polypstream.archive.boundary import Joint, load_joint, renaming_at, save_joint
+from polypstream.archive.join import fits, join_parts
+from polypstream.archive.parts import BEGIN, END, CannotJoin, Plan, plan_parts, process_part
+from polypstream.core.config import Settings, load_settings
+from polypstream.jobs.process import make_segmenter, process, with_model
+from polypstream.sources.deidentified import BLANKED
+from polypstream.sources.open import open_source
+from polypstream.sources.recording import Recording
+from polypstream.stages.field_of_view import FieldOfView
+from polypstream.stages.smoothing import Memory as SteadyMemory
+from polypstream.stages.tracking import Memory as TrackMemory
+from polypstream.stages.tracking import Track
+from tests.conftest import audio_packets_of, frames_of, pts_of, summary_of
+
+Make = Callable[..., Path]
+GOP = {"g": "10"}
+
+
+class Twice:
+    """A recording processed as a whole and in parts.
+
+    Attributes:
+        whole, joined: folders of the results.
+        guesses: of each part after the first, whether it fitted when it saw nothing but its overlap.
+    """
+
+    def __init__(self, recording: Path, model: Path, seconds: float, *overrides: str, goes_on: bool = False) -> None:
+        self.recording, self.settings = recording, with_model(load_settings(None, list(overrides)), model)
+        self.segmenter = make_segmenter(self.settings)
+        folder = recording.parent / f"twice-{recording.name}"
+        self.whole = process(str(recording), folder / "whole", self.segmenter, self.settings, masks=True).folder
+        self.plan = plan_of(recording, seconds, self.settings)
+        self.guesses: list[bool] = []
+        self.parts: list[Path] = []
+        for number in range(len(self.plan.parts)):
+            self.parts.append(folder / str(number))
+            self.run(number, self.parts[number - 1] if goes_on and number else None)
+            if number:
+                self.guesses.append(fits(self.parts[number - 1], self.parts[number]))
+                if not self.guesses[-1]:
+                    self.run(number, self.parts[number - 1])
+                    assert fits(self.parts[number - 1], self.parts[number])
+        self.joined = folder / "joined"
+        self.joined.mkdir()
+        self.joining = join_parts(recording, self.plan, self.parts, self.joined, self.settings, masks=True)
+
+    def run(self, number: int, before: Path | None) -> None:
+        """Process one part."""
+        shutil.rmtree(self.parts[number], ignore_errors=True)
+        self.parts[number].mkdir(parents=True)
+        how = self.segmenter, self.settings, True
+        part = self.plan.parts[number]
+        run = process_part(self.recording, str(self.recording), self.plan, part, self.parts[number], before, *how)
+        assert run.damage == []
+
+    def compare(self) -> None:
+        """Everything but the encoder's choices is the same, bit for bit."""
+        for name in ("frames.csv", "findings.json"):
+            assert (self.joined / name).read_bytes() == (self.whole / name).read_bytes()
+        assert contents_of(self.joined / "snapshots") == contents_of(self.whole / "snapshots")
+        for one, other in zip(masks_of(self.joined), masks_of(self.whole), strict=True):
+            np.testing.assert_array_equal(one, other)
+        for name in ("masks.mkv", "annotated.mp4"):
+            assert pts_of(self.joined / name) == pts_of(self.whole / name)
+        assert audio_packets_of(self.joined / "annotated.mp4") == audio_packets_of(self.whole / "annotated.mp4")
+        assert streams_of(self.joined / "annotated.mp4") == streams_of(self.whole / "annotated.mp4")
+        ours, theirs = summary_of(self.joined), summary_of(self.whole)
+        assert ours["parts"] == len(self.parts)
+        different = {key for key in ours if ours[key] != theirs.get(key)}
+        assert different <= {"parts", "wall_seconds", "frames_per_second", "seconds_per_room"}
+        assert (self.joined / "report.html").is_file()
+
+
+def plan_of(recording: Path, seconds: float, settings: Settings | None = None) -> Plan:
+    plan = plan_or_none(recording, seconds, settings)
+    assert plan is not None
+    return plan
+
+
+def plan_or_none(recording: Path, seconds: float, settings: Settings | None = None) -> Plan | None:
+    source = open_source(str(recording))
+    try:
+        return plan_parts(source, settings or Settings(), seconds)
+    finally:
+        source.close()
+
+
+def masks_of(folder: Path) -> list[np.ndarray]:
+    return frames_of(folder / "masks.mkv", "gray")
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
+
+
+def streams_of(path: Path) -> list[tuple[object, ...]]:
+    """What a player is told of each stream."""
+    with av.open(str(path)) as file:
+        told: list[tuple[object, ...]] = [(file.duration, sorted(file.metadata.items()))]
+        for stream in file.streams:
+            context = stream.codec_context
+            told.append((stream.type, context.name, stream.time_base, stream.start_time, stream.duration))
+            if stream.type == "video":
+                picture = next(file.decode(stream))
+                rotation = picture.rotation
+                told[-1] += (context.width, context.height, context.pix_fmt, stream.frames, rotation)
+                told[-1] += (context.sample_aspect_ratio, int(picture.colorspace), int(picture.color_range))
+        return told
+
+
+VARIED = [
+    0,
+    4,
+    8,
+    13,
+    14,
+    20,
+    27,
+    30,
+    33,
+    38,
+    41,
+    44,
+    50,
+    52,
+    57,
+    60,
+    66,
+    69,
+    75,
+    77,
+    83,
+    90,
+    93,
+    97,
+    99,
+    120,
+    121,
+    130,
+]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param({"options": GOP}, id="plain"),
+        pytest.param({"options": GOP, "audio": ["aac", "mp3"]}, id="sound"),
+        pytest.param({"options": GOP, "rate": Fraction(30000, 1001), "rotation": 90}, id="ntsc-rotated"),
+        pytest.param({"name": "c.mkv", "options": GOP, "audio": ["flac"]}, id="matroska"),
+        pytest.param({"name": "c.ts", "options": GOP, "audio": ["mp2"]}, id="transport-stream"),
+        pytest.param({"name": "c.avi", "codec": "mjpeg", "pixel_format": "yuvj420p"}, id="motion-jpeg"),
+        pytest.param({"options": {"g": "10", "x264-params": "open-gop=1:bframes=3"}}, id="open-gop"),
+        pytest.param({"frames": 28, "pts": VARIED, "time_base": Fraction(1, 25), "options": {"g": "4"}}, id="varied"),
+        pytest.param({"pts": range(5000, 9000, 100), "time_base": Fraction(1, 1000), "options": GOP}, id="starts-late"),
+        pytest.param({"name": "c.mkv", "width": 161, "height": 121, "codec": "ffv1"}, id="odd-size"),
+    ],
+)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_parts_give_what_the_whole_gives(make: Make, red_model: Path, wanted: dict[str, object], goes_on: bool) -> None:
+    twice = Twice(make(**{"frames": 60, "width": 160, "height": 120} | wanted), red_model, 0.8, goes_on=goes_on)
+    assert len(twice.parts) > 1
+    twice.compare()
+
+
+def test_so_they_do_without_steadying(make: Make, red_model: Path) -> None:
+    Twice(make(frames=75, options=GOP, audio=["aac"]), red_model, 1, "findings.steady=false").compare()
+
+
+def test_frames_blanked_in_all_parts_are_counted_once(make: Make, red_model: Path) -> None:
+    """They lie in two parts: grey is not what the inside of a body looks like."""
+    twice = Twice(make(frames=75, options=GOP), red_model, 0.6, "deidentify.enabled=true")
+    twice.compare()
+    notes = summary_of(twice.joined)["notes"]
+    assert [note for note in notes if BLANKED in note] == [f"25 {BLANKED}"]  # the last third  # type: ignore[attr-defined]
+
+
+def test_a_track_goes_through_the_joints_and_keeps_its_number(make: Make, red_model: Path) -> None:
+    """The disc is there from the first frame to two thirds."""
+    twice = Twice(make(frames=250, width=160, height=120, options={"g": "25"}), red_model, 2)
+    twice.compare()
+    assert twice.guesses == [True] * 4
+    tracks = json.loads((twice.joined / "findings.json").read_text())["tracks"]
+    assert [(track["track"], track["frames"]) for track in tracks][:1] == [(1, tracks[0]["frames"])]
+    assert tracks[0]["frames"] > 160
+
+
+def flicker(folder: Path) -> Path:
+    """A red disc that begins to flicker before a joint, so that what is before the overlap decides what is shown."""
+    path = folder / "flicker.mp4"
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("libx264", rate=25, options={"g": "25"})
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        rows, columns = np.ogrid[:120, :160]
+        for index in range(200):
+            rgb = np.full((120, 160, 3), (90, 90, 90), np.uint8)
+            faint = 20 <= index < 140
+            rgb[(columns - 80) ** 2 + (rows - 60) ** 2 <= 300] = (175, 85, 85) if faint else (200, 30, 30)
+            file.mux(video.encode(av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format="yuv420p")))
+        file.mux(video.encode(None))
+    return path
+
+
+def test_a_part_that_guessed_wrong_is_found_out(tmp_path: Path, red_model: Path) -> None:
+    twice = Twice(flicker(tmp_path), red_model, 4, "findings.peak=0.8")
+    assert twice.guesses == [False]
+    twice.compare()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds"),
+    [
+        pytest.param({"frames": 30}, 60, id="short"),
+        pytest.param({"frames": 60, "options": GOP}, 0, id="not-wanted"),
+        pytest.param({"frames": 60, "options": {"g": "1000", "sc_threshold": "0"}}, 0.5, id="one-key-frame"),
+        pytest.param({"name": "c.h264", "frames": 60, "options": GOP}, 0.5, id="without-times"),
+    ],
+)
+def test_what_cannot_be_cut_stays_whole(make: Make, wanted: dict[str, object], seconds: float) -> None:
+    assert plan_or_none(make(width=160, height=120, **wanted), seconds) is None
+
+
+def test_cuts_are_key_frames_and_the_parts_alike(make: Make) -> None:
+    recording = make(frames=100, options=GOP)
+    plan = plan_of(recording, 1)
+    with av.open(str(recording)) as file:
+        keys = {packet.pts for packet in file.demux(video=0) if packet.is_keyframe}
+        second = 1 / file.streams.video[0].time_base
+    assert set(plan.cuts) <= keys
+    assert len(plan.parts) == 4
+    lengths = np.diff([0, *plan.cuts, 4 * second])
+    assert lengths.min() >= 0.6 * second
+    assert lengths.max() <= 1.4 * second
+
+
+def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp_path: Path) -> None:
+    twice = Twice(make(frames=60, options=GOP), red_model, 1)
+    shutil.copyfile(twice.parts[0] / END, twice.parts[1] / BEGIN)  # fits, and is not its own
+    shutil.copyfile(twice.parts[1] / "annotated.mp4", tmp_path / "kept.mp4")
+    joint = load_joint(twice.parts[1] / BEGIN)
+    save_joint(Joint(joint.pts, joint.digest + 1, joint.steady, joint.track), twice.parts[1] / BEGIN)
+    assert not fits(twice.parts[0], twice.parts[1])
+    (tmp_path / "again").mkdir()
+    with pytest.raises(CannotJoin, match="does not go on"):
+        join_parts(twice.recording, twice.plan, twice.parts, tmp_path / "again", twice.settings, masks=True)
+
+
+def test_parts_encoded_differently_are_not_joined(make: Make, red_model: Path, tmp_path: Path) -> None:
+    twice = Twice(make(frames=60, options=GOP), red_model, 1)
+    (tmp_path / "other").mkdir()
+    settings = load_settings(None, ["output.video.preset=ultrafast"])
+    plan, parts = twice.plan, list(twice.parts)
+    process_part(
+        twice.recording, "c", plan, plan.parts[1], tmp_path / "other", parts[0], twice.segmenter, settings, True
+    )
+    parts[1] = tmp_path / "other"
+    (tmp_path / "again").mkdir()
+    with pytest.raises(CannotJoin, match="encoded differently"):
+        join_parts(twice.recording, plan, parts, tmp_path / "again", twice.settings, masks=True)
+
+
+def test_a_part_whose_pictures_are_others_is_refused(make: Make, red_model: Path, tmp_path: Path) -> None:
+    """The results before are those of another recording with the same cuts."""
+    twice = Twice(make(frames=60, options=GOP), red_model, 1)
+    other = make(name="other.mp4", frames=60, options=GOP, width=322)
+    with pytest.raises(CannotJoin, match="not those of the whole recording"):
+        process_part(
+            other, "c", twice.plan, twice.plan.parts[1], tmp_path, twice.parts[0], twice.segmenter, twice.settings, True
+        )
+
+
+def joint(numbers: list[int], count: int, **changes: object) -> Joint:
+    """After a picture at 10 s that shows one track for each number, 0 for one that was never shown."""
+    facts: dict[str, object] = {
+        "sure": 9.9,
+        "evidence": 0.3,
+        "believed": True,
+        "last": 10.0,
+        "seen": 9.9,
+        "smooth": 1.0,
+    }
+    facts |= changes
+    tracks = [
+        Track(facts["last"], number, facts["sure"], facts["evidence"], facts["believed"])  # type: ignore[arg-type]
+        for number in numbers
+    ]
+    places = np.arange(16, dtype=np.uint8).reshape(4, 4) % (len(numbers) + 1)
+    smooth = np.full((4, 4), facts["smooth"], np.float32)
+    steady = SteadyMemory(10.0, FieldOfView(0, 0, 4, 4), np.zeros((64, 64), np.uint8), smooth, facts["seen"])  # type: ignore[arg-type]
+    return Joint(1000, 7, steady, TrackMemory(tracks, places, count, 10.0))
+
+
+def test_numbers_are_those_of_the_whole_recording() -> None:
+    rename = renaming_at(joint([5, 0, 9], 11), joint([2, 0, 1], 3))
+    assert rename is not None
+    assert [rename(number) for number in (0, 1, 2, 3, 4, 5)] == [0, 9, 5, 0, 12, 13]
+    later = renaming_at(joint([4, 1], 5), joint([1, 2], 2))
+    assert later is not None
+    both = rename.after(later)
+    assert [both(number) for number in (1, 2, 3)] == [12, 9, 14]
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({}, True),
+        ({"sure": 3.0}, False),
+        ({"evidence": 0.2}, False),
+        ({"believed": False}, False),
+        ({"last": 9.9}, False),
+        ({"seen": 9.8}, False),
+        ({"smooth": 1.0 + 1 / 64}, False),
+    ],
+)
+def test_whatever_decides_what_follows_is_compared(changes: dict[str, object], alike: bool) -> None:
+    assert (renaming_at(joint([1], 1), joint([1], 1, **changes)) is not None) == alike
+
+
+@pytest.mark.parametrize(("one", "other"), [({"sure": 3.0}, {"sure": 8.9}), ({"seen": 3.0}, {"seen": 7.9})])
+def test_what_no_longer_matters_is_not(one: dict[str, object], other: dict[str, object]) -> None:
+    assert renaming_at(joint([1], 1, **one), joint([1], 1, **other)) is not None
+
+
+def test_a_track_that_was_shown_before_is_not_one_that_never_was() -> None:
+    assert renaming_at(joint([1], 1), joint([0], 0)) is None
+    assert renaming_at(joint([1, 2], 2), joint([1], 1)) is None
+
+
+def test_a_joint_survives_its_file(tmp_path: Path) -> None:
+    for original in (joint([5, 0], 11, sure=float("-inf")), Joint(1, 2, None, TrackMemory())):
+        save_joint(original, tmp_path / "joint.npz")
+        copy = load_joint(tmp_path / "joint.npz")
+        assert renaming_at(original, copy) is not None
+        assert copy.track.tracks == original.track.tracks
+        assert (copy.track.count, copy.pts, copy.digest) == (original.track.count, original.pts, original.digest)
+
+
+def test_frames_may_be_read_from_any_time_to_any_other(make: Make) -> None:
+    recording = make(frames=60, options=GOP)
+
+    def pts(since: int | None, until: int | None) -> list[int]:
+        source = Recording(recording)
+        try:
+            return [frame.pts for frame in source.frames(since, until)]
+        finally:
+            source.close()
+
+    everything = pts(None, None)
+    for since, until in ((everything[7], None), (everything[13] - 1, everything[40]), (None, everything[3])):
+        wanted = [each for each in everything if (since or 0) <= each < (until or everything[-1] + 1)]
+        assert pts(since, until) == wanted

@@ -1,0 +1,101 @@
+"""Settings: defaults, files, overrides, and errors that name the key and where it was set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polypstream.core.config import Settings, known_keys, load_settings
+from polypstream.errors import SettingsError
+
+SHIPPED = Path(__file__).parents[2] / "config.yaml"
+
+
+def test_config_yaml_holds_every_setting_with_its_default() -> None:
+    assert load_settings(SHIPPED, []) == Settings()
+    content = yaml.safe_load(SHIPPED.read_text())
+    assert _leaves(content) == known_keys()
+
+
+def _leaves(content: dict[str, object], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in content.items():
+        keys += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return keys
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("overlay:\n  opacity: 0.7\n  style: heatmap\n")
+    settings = load_settings(file, ["overlay.opacity=0.2", "view.field_of_view=[2, 4, 100, 80]"])
+    assert (settings.overlay.opacity, settings.overlay.style) == (0.2, "heatmap")
+    assert settings.view.field_of_view == (2, 4, 100, 80)
+    assert settings.output == Settings().output
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("overlay.opactiy=1", "did you mean overlay.opacity"),
+        ("opacity=1", "did you mean overlay.opacity"),
+        ("overlay.opacity=7", "less than or equal to 1 (it is 7)"),
+        ("overlay.opacity=much", "valid number"),
+        ("overlay.style=stripes", "'tint' or 'heatmap'"),
+        ("output.video.crf=99", "less than or equal to 51"),
+        ("output.video.preset=quick", "'veryfast'"),
+        ("inference.batch_size=0", "greater than or equal to 1"),
+        ("inference.provider=npu", "'openvino'"),
+        ("findings.threshold=2", "less than 1"),
+        ("view.field_of_view=[1, 2, 3]", "--set view.field_of_view=[1, 2, 3]: "),
+        ("overlay=5", "overlay"),
+        ("overlay", "key=value"),
+        ("=5", "key=value"),
+        ("overlay.opacity=[", "not valid YAML"),
+        ("overlay.opacity.x=1", "overlay.opacity"),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, [override])
+    text = str(caught.value)
+    assert message in text
+    assert f"--set {override}" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("overlay:\n  opacity: 7\n", "overlay.opacity"),
+        ("overlay:\n  colour: red\n", "overlay.colour"),
+        ("overly:\n  opacity: 1\n", "overly"),
+        ("overlay: 3\n", "overlay"),
+        ("output:\n  video:\n    crf: high\n", "output.video.crf"),
+        ("- overlay\n", "no sections"),
+        ("overlay: [\n", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, content: str, key: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, [])
+    assert str(file) in str(caught.value)
+    assert key in str(caught.value)
+
+
+def test_an_empty_file_and_an_empty_section_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for content in ("", "# nothing\n", "overlay:\n", "output:\n  video:\n"):
+        file.write_text(content)
+        assert load_settings(file, []) == Settings()
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(bytes(range(256)))
+    for file in (tmp_path / "none.yaml", binary, tmp_path):
+        with pytest.raises(SettingsError, match=str(file)):
+            load_settings(file, [])

@@ -1,0 +1,282 @@
+"""Order, bounds, errors and shutdown, with nothing but numbers passing through."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable, Iterator
+
+import pytest
+
+from polypstream.core.pipeline import Channel, Closed, Pipeline
+
+
+class Keep:
+    """A sink that keeps what it is given."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.items: list[int] = []
+        self.closed = 0
+        self.fail_at = fail_at
+
+    def write(self, item: int) -> None:
+        if item == self.fail_at:
+            raise OSError("disk full")
+        self.items.append(item)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def same(items: list[int]) -> list[int]:
+    return items
+
+
+def jitter(items: list[int]) -> list[int]:
+    time.sleep((items[0] * 7 % 5) / 2000)
+    return items
+
+
+def test_every_item_reaches_every_sink_in_order() -> None:
+    sinks = [Keep(), Keep()]
+    rooms = [("a", jitter, 1), ("b", jitter, 4), ("c", same, 2)]
+    pipeline = Pipeline([("decode", iter(range(200)))], rooms, [("x", sinks[0]), ("y", sinks[1])])
+    pipeline.run()
+    for sink in sinks:
+        assert sink.items == list(range(200))
+        assert sink.closed == 1
+    assert {name: work.items for name, work in pipeline.work.items()} == dict.fromkeys("abcxy", 200) | {"decode": 200}
+
+
+def test_a_slow_sink_holds_the_source_back() -> None:
+    taken: list[int] = []
+    behind = []
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    class Slow(Keep):
+        def write(self, item: int) -> None:
+            time.sleep(0.001)
+            behind.append(len(taken) - 1 - item)
+            super().write(item)
+
+    Pipeline([("decode", source())], [("room", same, 1)], [("slow", Slow())], queue=3).run()
+    # Three wait before the room and three before the sink; each of three threads has one in hand.
+    assert max(behind) <= 3 + 3 + 3
+
+
+def test_batches_form_from_what_is_waiting() -> None:
+    sizes = []
+
+    def slow(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        time.sleep(0.005)
+        return items
+
+    Pipeline([("decode", iter(range(60)))], [("slow", slow, 4)], [("sink", Keep())]).run()
+    assert sum(sizes) == 60
+    assert max(sizes) == 4
+
+
+def failing_source() -> Iterator[int]:
+    yield from range(20)
+    raise ValueError("source")
+
+
+def failing_room(items: list[int]) -> list[int]:
+    if 20 in items:
+        raise ValueError("room")
+    return items
+
+
+@pytest.mark.parametrize(("source", "room"), [(failing_source(), same), (iter(range(1000)), failing_room)])
+def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], room: object) -> None:
+    sink = Keep()
+    with pytest.raises(ValueError, match=r"^(source|room)$"):
+        Pipeline([("decode", source)], [("room", room, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
+    assert sink.items == list(range(20))
+    assert sink.closed == 1
+
+
+def test_a_failing_sink_stops_the_source_and_spares_the_other() -> None:
+    source = iter(range(100_000))
+    bad, good = Keep(fail_at=10), Keep()
+    with pytest.raises(OSError, match="disk full"):
+        Pipeline([("decode", source)], [("room", same, 1)], [("bad", bad), ("good", good)]).run()
+    assert bad.items == list(range(10))
+    assert bad.closed == good.closed == 1
+    assert good.items == list(range(len(good.items)))
+    assert len(good.items) >= 10
+    assert next(source) < 1000
+
+
+def test_the_first_error_is_the_one_that_is_raised() -> None:
+    class Broken(Keep):
+        def close(self) -> None:
+            raise RuntimeError("secondary")
+
+    with pytest.raises(OSError, match="disk full"):
+        Pipeline([("decode", iter(range(50)))], [("room", same, 1)], [("sink", Broken(fail_at=3))]).run()
+
+
+def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
+    sink = Keep()
+
+    def source() -> Iterator[int]:
+        number = 0
+        while True:
+            time.sleep(0.001)
+            yield number
+            number += 1
+
+    def poll() -> None:
+        if len(sink.items) > 20:
+            raise KeyboardInterrupt
+
+    pipeline = Pipeline([("decode", source())], [("room", same, 1)], [("sink", sink)])
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(poll)
+    assert sink.closed == 1
+    assert sink.items == list(range(pipeline.work["decode"].items))
+
+
+def test_no_thread_outlives_a_run() -> None:
+    before = threading.active_count()
+    Pipeline([("decode", iter(range(10)))], [("room", same, 1)], [("sink", Keep())]).run()
+    assert threading.active_count() == before
+
+
+def lost(pipeline: Pipeline[int], kind: Hashable) -> int:
+    """Items of a kind that did not come out: dropped on the way or before the sink."""
+    return pipeline.dropped[kind] + pipeline.dropped_by_sinks["sink"][kind]
+
+
+def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
+    sink, late = Keep(), []
+
+    def source() -> Iterator[int]:
+        for number in range(200):
+            time.sleep(0.001)
+            late.append(number)
+            yield number
+
+    def slow(items: list[int]) -> list[int]:
+        time.sleep(0.01)
+        behind.append(late[-1] - items[0])
+        return items
+
+    behind: list[int] = []
+    pipeline = Pipeline([("decode", source())], [("slow", slow, 1)], [("sink", sink)], queue=1, newest=lambda _: "all")
+    pipeline.run()
+    assert pipeline.work["decode"].items == 200
+    assert lost(pipeline, "all") == 200 - len(sink.items) > 100
+    assert sink.items == sorted(sink.items)
+    assert sink.items[-1] == 199  # the last one has no newer one to give way to
+    assert max(behind[len(behind) // 2 :]) < 100  # what is worked on does not grow old
+
+
+def test_work_tells_cpu_time_from_waiting() -> None:
+    def sleepy(items: list[int]) -> list[int]:
+        time.sleep(0.01)
+        return items
+
+    pipeline = Pipeline([("decode", iter(range(20)))], [("sleepy", sleepy, 1)], [("sink", Keep())])
+    pipeline.run()
+    assert pipeline.work["sleepy"].seconds >= 0.2
+    assert pipeline.work["sleepy"].cpu_seconds < 0.1
+
+
+def test_an_abandoned_channel_refuses_and_an_ended_one_drains() -> None:
+    channel = Channel[int](2)
+    channel.put(1)
+    channel.end()
+    assert channel.take(5) == [1]
+    assert channel.take(5) == []
+    channel.abandon()
+    with pytest.raises(Closed):
+        channel.put(2)
+
+
+def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
+    sink, batches = Keep(), []
+
+    def source(start: int, pause: float) -> Iterator[int]:
+        for number in range(start, start + 100):
+            time.sleep(pause)
+            yield number
+
+    def slow(items: list[int]) -> list[int]:
+        batches.append(items)
+        time.sleep(0.01)
+        return items
+
+    pipeline = Pipeline(
+        [("fast", source(0, 0.001)), ("steady", source(1000, 0.004))],
+        [("slow", slow, 2)],
+        [("sink", sink)],
+        queue=1,
+        newest=lambda number: number // 1000,
+    )
+    pipeline.run()
+    assert pipeline.work["fast"].items == pipeline.work["steady"].items == 100
+    fast, steady = ([item for item in sink.items if item // 1000 == kind] for kind in (0, 1))
+    assert (fast[-1], steady[-1]) == (99, 1099)  # a source that ends does not end the other
+    assert lost(pipeline, 0) == 100 - len(fast)
+    assert lost(pipeline, 1) == 100 - len(steady)
+    assert any(len({item // 1000 for item in batch}) == 2 for batch in batches)  # one batch of both
+    assert len(steady) > 20  # the faster one does not push it out
+
+
+def test_of_a_kind_one_waits_whatever_the_batch() -> None:
+    """A GPU's batch, or several rooms, must not make a queue: what waits grows old."""
+    pipeline = Pipeline([], [("batch", same, 8), ("one", same, 1)], [], 1, newest=lambda item: item % 3)
+    for channel in pipeline.channels:
+        for number in range(30):
+            channel.put(number)
+        assert channel.take(30) == [27, 28, 29]
+
+
+def test_kinds_come_in_turn_however_fast_each_is() -> None:
+    """The fast ones replace their own waiting item and keep its place in the line."""
+    channel, fast, slow = Channel[str](1, newest=lambda item: item[0]), iter(range(100)), iter(range(100))
+    taken = []
+    for _ in range(10):
+        channel.put(f"slow{next(slow)}")
+        for _ in range(5):
+            channel.put(f"fast{next(fast)}")
+        taken += channel.take(1)
+    assert [item[0] for item in taken] == ["s", "f"] * 5
+    assert channel.dropped["f"] > 3 * channel.dropped["s"]
+
+
+def test_several_of_a_kind_stay_in_order_when_the_oldest_is_dropped() -> None:
+    channel = Channel[str](2, newest=lambda item: item[0])
+    for item in ("a1", "b1", "a2", "b2", "a3", "b3", "a4"):
+        channel.put(item)
+    assert channel.take(9) == ["a3", "b2", "a4", "b3"]
+
+
+def test_what_was_dropped_can_be_asked_for_at_any_time() -> None:
+    """A status page asks while other threads drop items of kinds that were not there before."""
+    pipeline = Pipeline([], [("one", same, 1)], [], 1, newest=lambda item: item)
+    stop, errors = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                pipeline.dropped.total()
+            except RuntimeError as error:
+                errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for number in range(30_000):
+        pipeline.channels[0].put(number // 2)
+        if number % 1000 == 0:
+            pipeline.channels[0].take(1000)
+    stop.set()
+    asking.join()
+    assert not errors

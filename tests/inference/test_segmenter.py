@@ -1,0 +1,166 @@
+"""The segmenter: its contract, its providers, its refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polypstream.core.config import Settings
+from polypstream.errors import ModelError, ProviderError
+from polypstream.inference import providers
+from polypstream.inference.model_card import NOTICE, WEIGHTS, shipped_weights
+from polypstream.inference.providers import Absent, choose, probe
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.process import make_segmenter
+from polypstream.sources.demo_colon import DemoColon, DemoSettings
+from tests.conftest import make_red_model
+from tests.inference import fake_cuda
+
+HERE = [name for name in providers.FASTEST_FIRST if probe(name) is None]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    size = Segmenter(shipped_weights(), "cpu").size
+    colon = DemoColon(DemoSettings(width=size, height=size))
+    return [colon.render(index)[0] for index in range(20, 70, 10)]
+
+
+@pytest.mark.parametrize("provider", HERE)
+def test_providers_find_the_same(provider: str, pictures: list[np.ndarray]) -> None:
+    """OpenVINO computes in bf16 where the CPU has AMX: single pixels differ by up to 8 grey levels, masks hardly."""
+    reference = np.stack(Segmenter(shipped_weights(), "cpu").segment(pictures)).astype(int)
+    found = np.stack(Segmenter(shipped_weights(), provider).segment(pictures)).astype(int)
+    assert (np.abs(found - reference) > 2).mean() < 0.002
+    both = ((found >= 128) & (reference >= 128)).sum()
+    assert 2 * both / ((found >= 128).sum() + (reference >= 128).sum()) > 0.995
+
+
+def test_a_second_probe_says_what_the_first_said() -> None:
+    """Also where the plug-in supports no CPU: registering it again would be an error."""
+    for provider in providers.FASTEST_FIRST:
+        assert str(probe(provider)) == str(probe(provider))
+
+
+@pytest.mark.parametrize("provider", [name for name in HERE if name not in providers.GPU])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int, pictures: list[np.ndarray]) -> None:
+    one_by_one = [Segmenter(shipped_weights(), provider).segment([picture])[0] for picture in pictures]
+    together = Segmenter(shipped_weights(), provider, batch_size).segment(pictures)
+    assert np.array_equal(np.stack(together), np.stack(one_by_one))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_shipped_model_says_what_it_is(name: str) -> None:
+    card = Segmenter(shipped_weights(name), "cpu").card
+    assert card.precision == ("int8" if "int8" in name else "fp16")
+    assert card.notice == NOTICE
+    assert "kvasir" in card.trained_on.lower()
+    assert card.scores["images"] == 120
+    assert card.scores["mean_dice"] >= 0.84
+
+
+def test_the_shipped_integers_find_what_the_shipped_floats_find(pictures: list[np.ndarray]) -> None:
+    floats, integers = (np.stack(Segmenter(shipped_weights(name), "cpu").segment(pictures)) >= 128 for name in WEIGHTS)
+    assert 2 * (floats & integers).sum() / (floats.sum() + integers.sum()) > 0.95
+
+
+@pytest.mark.parametrize("provider", [name for name in providers.FASTEST_FIRST if name not in HERE])
+def test_an_absent_provider_is_refused_with_a_remedy(provider: str, red_model: Path) -> None:
+    with pytest.raises(ProviderError, match=f"{provider} is not available: .+; .+"):
+        Segmenter(red_model, provider)
+
+
+def test_auto_takes_the_fastest_present_and_tells_of_unused_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Absent("cuDNN 9 was not found", providers.INSTALL_CUDA, surprising=True)
+    answers = {"tensorrt": Absent("no library", "pip install tensorrt"), "cuda": missing, "openvino": None, "cpu": None}
+    monkeypatch.setattr(providers, "probe", answers.__getitem__)
+    present, notes = choose("auto")
+    assert present == ["openvino", "cpu"]
+    assert notes == [f"cuda is not used: cuDNN 9 was not found; {providers.INSTALL_CUDA}"]
+    assert choose("cpu") == (["cpu"], [])
+    with pytest.raises(ProviderError, match="cuDNN 9 was not found"):
+        choose("cuda")
+
+
+def test_a_session_that_fell_back_is_refused(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """With the probe fooled, ONNX Runtime is asked for CUDA on a machine without it."""
+    if "cuda" in HERE:
+        pytest.skip("this machine has CUDA")
+    monkeypatch.setattr(providers, "probe", lambda _: None)
+    with pytest.raises(ProviderError, match="cuda"):
+        Segmenter(red_model, "cuda")
+
+
+def test_auto_goes_on_when_a_provider_fails_after_all(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    if "cuda" in HERE:
+        pytest.skip("this machine has CUDA")
+    monkeypatch.setattr(providers, "probe", lambda name: None if name in ("cuda", "cpu") else Absent("no", "never"))
+    segmenter = Segmenter(red_model, "auto")
+    assert segmenter.provider == "cpu"
+    assert "cuda" in segmenter.notes[0]
+    assert "next best" in segmenter.notes[0]
+
+
+@pytest.mark.skipif(not fake_cuda.POSSIBLE, reason="gcc, objdump or ONNX Runtime's CUDA provider is missing")
+def test_a_cuda_session_of_the_shipped_weights_opens(tmp_path: Path) -> None:
+    """Nothing of the network may be left to the CPU: ONNX Runtime leaves arithmetic on shapes, for one, to it."""
+    fake_cuda.build(tmp_path)
+    program = (
+        f"from polypstream.inference.providers import *; open_session(Path({str(shipped_weights())!r}), 'cuda', 0)"
+    )
+    found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """Through the CPU provider posing as CUDA: the batching is ours, the session is real."""
+    from polypstream.inference import segmenter as segment
+
+    monkeypatch.setattr(segment, "choose", lambda _: (["cuda"], []))
+    monkeypatch.setattr(
+        segment, "open_session", lambda model, _, threads: providers.open_session(model, "cpu", threads)
+    )
+    segmenter = Segmenter(red_model, "auto", batch_size=4)
+    sizes: list[int] = []
+    run = segmenter.run
+    monkeypatch.setattr(segmenter, "run", lambda batch: sizes.append(len(batch)) or run(batch))
+    maps = segmenter.segment([np.full((128, 128, 3), (level, 0, 0), np.uint8) for level in range(0, 100, 10)])
+    assert sizes == [4, 4, 2]
+    assert [int(each[0, 0]) for each in maps] == [int(level * 1.5) for level in range(0, 100, 10)]
+
+
+def test_a_model_without_metadata_is_named(tmp_path: Path) -> None:
+    model = make_red_model(tmp_path / "m.onnx", threshold="often", scores="none")
+    with pytest.raises(ModelError, match=r"m\.onnx: its metadata lack or garble threshold, scores"):
+        Segmenter(model, "cpu")
+
+
+def test_metadata_that_contradict_the_input_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="256 pixels"):
+        Segmenter(make_red_model(tmp_path / "m.onnx", input_size="256"), "cpu")
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """Its telemetry begins with a database and an identifier of the machine in the user's cache, except in CI."""
+    model = str(shipped_weights())
+    code = f"from polypstream.inference.segmenter import *; from pathlib import Path; Segmenter(Path({model!r}))"
+    at_home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", code], env=at_home, check=True)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(("provider", "file"), [("cpu", "sa_unet_int8.onnx"), ("openvino", "sa_unet.onnx")])
+def test_the_plain_cpu_provider_runs_the_integers(provider: str, file: str) -> None:
+    if provider not in HERE:
+        pytest.skip(f"needs a CPU that {provider} supports")
+    settings = Settings.model_validate({"inference": {"provider": provider}})
+    assert make_segmenter(settings).model.name == file
+    settings = Settings.model_validate({"inference": {"provider": provider, "model": "shipped-float"}})
+    assert make_segmenter(settings).model.name == "sa_unet.onnx"

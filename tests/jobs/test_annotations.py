@@ -1,0 +1,262 @@
+"""`polypstream masks`: every format, read back by its own public reader."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from polypstream.errors import DataError
+from polypstream.jobs.annotation_formats import Annotated, Cvat, Yolo
+from polypstream.jobs.results import Outline, read_run
+from polypstream.models.data import find_pairs, read_pair
+from tests.conftest import Clip, call, disc, make_clip
+
+# The disc is in the first 20 of 30 frames; every fifth of a second at 25 a second.
+FRAMES, EVERY = range(0, 30, 5), 0.2
+CLIP = Clip()
+
+
+@pytest.fixture(scope="module")
+def processed(tmp_path_factory: pytest.TempPathFactory, red_model: Path) -> tuple[Path, Path]:
+    """A recording with a red disc, and the folder of its results."""
+    folder = tmp_path_factory.mktemp("annotations")
+    recording = make_clip(folder, CLIP)
+    # Without steadying a finding is gone when the disc is.
+    call("process", recording, "--output", folder / "results", "--model", red_model, "--set", "findings.steady=false")
+    return recording, folder / "results"
+
+
+@pytest.fixture
+def annotate(processed: tuple[Path, Path], tmp_path: Path) -> Callable[..., Path]:
+    """annotate(format, ...) is the folder that the command wrote."""
+
+    def run(name: str, *more: object) -> Path:
+        recording, results = processed
+        out = tmp_path / name
+        call("masks", recording, "--results", results, "--format", name, "--output", out, *more)
+        return out
+
+    return run
+
+
+def disc_of(frame: int) -> np.ndarray:
+    """uint8 [height, width]: 1 where the disc is in a frame."""
+    x, y, radius = disc(CLIP, frame)
+    rows, columns = np.ogrid[: CLIP.height, : CLIP.width]
+    inside = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+    return (inside & (frame < 20)).astype(np.uint8)
+
+
+def assert_alike(found: np.ndarray, truth: np.ndarray) -> None:
+    assert found.shape == truth.shape
+    if not truth.any():
+        assert not found.any()
+        return
+    # The network's map is 128 wide, so that the outline may be a pixel or two off.
+    assert np.count_nonzero(found & truth) / np.count_nonzero(found | truth) > 0.93
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "cvat", "labelme"])
+def test_public_readers_see_the_disc(name: str, annotate: Callable[..., Path], tmp_path: Path) -> None:
+    python = Path(sys.prefix) / "readers" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("needs the formats' public readers: make .venv/.readers")
+    folder = annotate(name, "--every", EVERY)
+    read = [python, Path(__file__).with_name("readers.py"), name, folder, tmp_path / "read.npz"]
+    done = subprocess.run([*map(str, read)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    masks = np.load(tmp_path / "read.npz")
+    # CVAT's tracks name frames that show something, and the first one after.
+    expected = {str(frame) if name == "cvat" else f"clip_{frame:06d}": frame for frame in FRAMES}
+    if name == "cvat":
+        del expected["25"]
+    assert set(masks) == set(expected)
+    for picture, frame in expected.items():
+        assert_alike(masks[picture], disc_of(frame))
+
+
+def test_png_is_what_train_reads(annotate: Callable[..., Path]) -> None:
+    pairs = find_pairs(annotate("png", "--every", EVERY))
+    assert [pair.name for pair in pairs] == [f"clip_{frame:06d}" for frame in FRAMES]
+    for pair, frame in zip(pairs, FRAMES, strict=True):
+        picture, mask = read_pair(pair)
+        truth = disc_of(frame)
+        assert_alike(mask // 255, truth)
+        if truth.any():
+            # The picture is clean: the disc as it was filmed, neither tinted nor outlined.
+            inside = cv2.erode(truth, np.ones((9, 9), np.uint8)) > 0
+            assert np.abs(picture[inside].mean(axis=0) - (200, 30, 30)).max() < 12
+
+
+def test_every_picture_without_every(annotate: Callable[..., Path]) -> None:
+    content = json.loads((annotate("coco") / "annotations" / "instances_default.json").read_text())
+    assert len(content["images"]) == 30
+    assert {each["attributes"]["track_id"] for each in content["annotations"]} == {1}
+    assert len(content["annotations"]) == 20
+
+
+def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
+    """CVAT has one polygon a frame in a track, and `outside` where it is not seen."""
+    small = np.array([(1, 1), (5, 1), (5, 5), (1, 5)], np.int32)
+    large = np.array([(20, 20), (40, 20), (40, 40), (20, 40)], np.int32)
+    writer = Cvat(tmp_path, 64, 48, 50)
+    # It is shown up to frame 14, and again up to 35.
+    seen = {0: ([small, large], 14), 10: ([large], 14), 20: ([], 0), 30: ([large], 35), 40: ([], 0)}
+    for frame, (polygons, end) in seen.items():
+        outlines = [Outline(7, frame, frame / 25, 0.9, polygons)] if polygons else []
+        writer.write(Annotated(f"x_{frame}", frame, outlines, [end] * len(outlines)))
+    writer.close()
+    tracks = ElementTree.parse(tmp_path / "annotations.xml").getroot().findall("track")
+    shapes = [[(int(each.get("frame")), each.get("outside")) for each in track.findall("polygon")] for track in tracks]
+    assert shapes == [[(0, "0"), (10, "0"), (15, "1"), (30, "0"), (36, "1")], [(0, "0"), (10, "1")]]
+
+
+def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
+    writer = Yolo(tmp_path, 100, 50, 1)
+    writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0]))
+    line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
+    assert len(line) == 1 + 2 * 4
+    assert all(0 < float(share) < 1 for share in line[1:])
+    writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0]))
+    shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
+    assert (min(shares), max(shares)) == (0.98, 1.0)  # x 98 to 100 of 100, y 49 to 50 of 50
+    assert "path" not in (tmp_path / "data.yaml").read_text()  # which Ultralytics takes from wherever it is started
+
+
+def polygons_of(name: str, folder: Path, frame: int, width: int, height: int) -> list[np.ndarray]:
+    """The polygons of a frame, float [n, 2] in pixels, as the format has them."""
+    stem = f"turned_{frame:06d}"
+    if name == "coco":
+        content = json.loads((folder / "annotations" / "instances_default.json").read_text())
+        (number,) = [each["id"] for each in content["images"] if each["file_name"] == f"{stem}.jpg"]
+        flat = [p for each in content["annotations"] if each["image_id"] == number for p in each["segmentation"]]
+        return [np.reshape(polygon, (-1, 2)) for polygon in flat]
+    if name == "yolo":
+        lines = (folder / "labels" / "train" / f"{stem}.txt").read_text().splitlines()
+        return [np.reshape([float(x) for x in line.split()[1:]], (-1, 2)) * (width, height) for line in lines]
+    if name == "labelme":
+        return [np.array(shape["points"]) for shape in json.loads((folder / f"{stem}.json").read_text())["shapes"]]
+    polygons = ElementTree.parse(folder / "annotations.xml").getroot().iter("polygon")
+    wanted = [each.get("points") or "" for each in polygons if each.get("frame") == str(frame)]
+    return [np.array([[float(x) for x in point.split(",")] for point in points.split(";")]) for points in wanted]
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "labelme", "png", "cvat"])
+@pytest.mark.parametrize(("rotation", "shape"), [(90, Fraction(1)), (180, Fraction(3, 2)), (270, Fraction(2, 3))])
+def test_what_a_player_turns_is_annotated_as_it_is_shown(
+    tmp_path: Path, red_model: Path, name: str, rotation: int, shape: Fraction
+) -> None:
+    """The points lie on the disc in the picture that another program shows, ffmpeg, turned and with square pixels."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("needs the ffmpeg program")
+    clip = Clip(name="turned.mp4", frames=10, rotation=rotation, sample_aspect_ratio=shape)
+    recording, out, frame = make_clip(tmp_path, clip), tmp_path / "out", 3
+    call("process", recording, "--output", tmp_path, "--model", red_model, "--set", "findings.steady=false")
+    call("masks", recording, "--results", tmp_path, "--format", name, "--output", out)
+    square = "scale='if(gt(sar,1),iw*sar,iw)':'if(gt(sar,1),ih,ih/sar)'," if name != "cvat" else ""
+    look = ["-vf", f"{square}select=eq(n\\,{frame})", "-frames:v", "1", tmp_path / "shown.png"]
+    subprocess.run([ffmpeg, "-loglevel", "error", "-y", "-i", recording, *look], check=True)
+    picture = cv2.imread(str(tmp_path / "shown.png")).astype(int)
+    red = (picture[:, :, 2] - picture[:, :, 1] > 80).astype(np.uint8)
+    if name == "png":
+        found = cv2.imread(str(out / "masks" / f"turned_{frame:06d}.png"), cv2.IMREAD_GRAYSCALE) // 255
+    else:
+        found = np.zeros(red.shape, np.uint8)
+        for polygon in polygons_of(name, out, frame, *red.shape[::-1]):
+            cv2.fillPoly(found, [np.rint(polygon - 0.5).astype(np.int32)], 1)
+    assert_alike(found, red)
+    written = list(out.rglob(f"turned_{frame:06d}.jpg"))
+    assert len(written) == (name != "cvat")
+    for path in written:
+        assert np.abs(cv2.imread(str(path)).astype(int) - picture).mean() < 3
+
+
+def test_a_track_that_no_sample_falls_on_is_annotated_where_it_is_seen_best(
+    processed: tuple[Path, Path], annotate: Callable[..., Path], tmp_path: Path
+) -> None:
+    findings = processed[1] / "clip" / "findings.json"
+    content = json.loads(findings.read_text())
+    short = [row for row in content["tracks"][0]["outlines"] if 6 <= row["frame"] <= 8]
+    best = 7
+    for row in short:
+        row["polygons"] = row["polygons"] if row["frame"] == best else [[100, 100, 104, 100, 104, 104]]
+    (tmp_path / "run").mkdir()
+    shutil.copy(processed[1] / "clip" / "frames.csv", tmp_path / "run")
+    content["tracks"][0]["outlines"] = short
+    (tmp_path / "run" / "findings.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    wanted = ("--results", tmp_path / "run", "--format", "cvat", "--output", out, "--every", "10")
+    call("masks", processed[0], *wanted)
+    track = ElementTree.parse(out / "annotations.xml").getroot().find("track")
+    assert track is not None
+    shapes = [(int(each.get("frame") or -1), each.get("outside")) for each in track.findall("polygon")]
+    assert shapes == [(best, "0"), (9, "1")], "it ends where it ends"
+    call("masks", processed[0], *wanted[:2], "--format", "coco", "--output", tmp_path / "coco", "--every", "10")
+    content = json.loads((tmp_path / "coco" / "annotations" / "instances_default.json").read_text())
+    assert [each["file_name"][-8:-4] for each in content["images"]] == ["0000", "0007"]
+    assert len(content["annotations"]) == 1
+
+
+def test_odd_sizes_keep_their_pixels(tmp_path: Path, red_model: Path) -> None:
+    recording = make_clip(tmp_path, Clip(width=321, height=241, frames=5, pixel_format="yuv444p"))
+    call("process", recording, "--output", tmp_path / "results", "--model", red_model)
+    call(
+        "masks", recording, "--results", tmp_path / "results" / "clip", "--format", "png", "--output", tmp_path / "out"
+    )
+    for pair in find_pairs(tmp_path / "out"):
+        picture, mask = read_pair(pair)
+        assert picture.shape[:2] == mask.shape == (241, 321)
+
+
+def test_what_can_go_wrong_is_said(processed: tuple[Path, Path], tmp_path: Path, red_model: Path) -> None:
+    recording, results = processed
+
+    def refused(*arguments: object) -> str:
+        done = call("masks", *arguments, "--format", "coco", check=False)
+        assert done.returncode == 1
+        return done.stderr
+
+    assert "holds no finished run" in refused(recording, "--results", tmp_path)
+    other = make_clip(tmp_path, Clip(name="clip.mp4", width=160, height=120))
+    assert "160x120" in refused(other, "--results", results)
+    shorter = make_clip(tmp_path, Clip(name="clip.mp4", frames=10))
+    assert "ends before" in refused(shorter, "--results", results)
+    slower = make_clip(tmp_path, Clip(name="clip.mp4", rate=Fraction(20)))
+    assert "other times" in refused(slower, "--results", results)
+    # A folder of somebody else's is never touched, and one of ours only if told so.
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for more in ((), ("--overwrite",)):
+        assert "choose another --output" in refused(recording, "--results", results, "--output", mine, *more)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    out = tmp_path / "out"
+    first = ("masks", recording, "--results", results, "--format", "coco", "--output", out)
+    call(*first)
+    assert "--overwrite" in refused(recording, "--results", results, "--output", out)
+    call(*first, "--every", "0.2", "--overwrite")
+    assert len(list((out / "images" / "default").iterdir())) == len(FRAMES)
+    assert not list(tmp_path.glob(".out-*"))
+
+
+def test_findings_of_another_version_are_refused(processed: tuple[Path, Path], tmp_path: Path) -> None:
+    content = json.loads((processed[1] / "clip" / "findings.json").read_text())
+    (tmp_path / "findings.json").write_text(json.dumps(content | {"schema": "polypstream-findings-9"}))
+    with pytest.raises(Exception, match="polypstream-findings-9"):
+        read_run(tmp_path)
+    for size in ({}, {"picture_size": None}, {"picture_size": [0, 0]}):
+        damaged = {key: value for key, value in content.items() if key != "picture_size"} | size
+        (tmp_path / "findings.json").write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match=r"findings\.json: cannot be read as findings"):
+            read_run(tmp_path)

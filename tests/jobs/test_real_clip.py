@@ -1,0 +1,29 @@
+"""On a real colonoscopy with a true mask for every frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from polypstream.core.config import Settings
+from polypstream.inference.model_card import shipped_weights
+from polypstream.jobs.process import make_segmenter, process
+from polypstream.models.data import find_pairs, read_pair
+from polypstream.models.evaluation import compare, evaluate, load_model
+from polypstream.stages.findings import choose_rules
+from tests.conftest import frames_of, pts_of
+
+
+def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data: Path, tmp_path: Path) -> None:
+    clip = real_data / "clips" / "cvc_seq01-15_384x288_25fps.mp4"
+    folder = process(str(clip), tmp_path, make_segmenter(Settings()), Settings(), masks=True).folder
+    assert pts_of(folder / "annotated.mp4") == pts_of(clip)
+    pairs = find_pairs(real_data / "cvc-clinicdb")
+    masks = frames_of(folder / "masks.mkv", "gray")
+    frames = [compare(mask, read_pair(pair)[1]).dice for mask, pair in zip(masks, pairs, strict=True)]
+    model = load_model(shipped_weights())
+    rules = choose_rules(Settings().findings, model.threshold, model.peak)
+    pictures = [result.counts.dice for result in evaluate(model, rules, pairs)]
+    assert np.mean(frames) > 0.7
+    assert abs(np.mean(frames) - np.mean(pictures)) <= 0.02

@@ -1,0 +1,99 @@
+"""What counts as a finding."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from polypstream.core.config import Findings
+from polypstream.stages.field_of_view import FieldOfView
+from polypstream.stages.findings import Rules, choose_rules, find_region
+
+VIEW = FieldOfView(40, 20, 300, 200)
+
+
+def two_blobs(faint: int, strong: int) -> np.ndarray:
+    """A map of 100x100 with a faint blob of 10x10 and a strong one of 30x30, each with a rim at probability 0.6."""
+    probability = np.zeros((100, 100), np.uint8)
+    probability[8:22, 8:22] = 153
+    probability[10:20, 10:20] = faint
+    probability[48:82, 48:82] = 153
+    probability[50:80, 50:80] = strong
+    return probability
+
+
+def share_of(probability: np.ndarray, rules: Rules) -> tuple[float, float]:
+    """The shares of the faint and of the strong blob's quarter that are found."""
+    found = np.zeros((240, 360), np.uint8)
+    region, _ = find_region(probability, VIEW, rules)
+    if region is not None:
+        found[region.slices] = region.mask
+    view = VIEW.crop(found) > 0
+    return float(view[:80, :120].mean()), float(view[80:, 120:].mean())
+
+
+def test_a_blob_must_reach_the_peak_somewhere_and_keeps_its_rim() -> None:
+    probability = two_blobs(faint=180, strong=250)
+    before = probability.copy()
+    faint, strong = share_of(probability, Rules(0.5))
+    assert faint > 0
+    faint, strong_alone = share_of(probability, Rules(0.5, peak=0.9))
+    assert faint == 0
+    assert strong_alone == strong
+    assert share_of(probability, Rules(0.5, peak=0.99)) == (0, 0)
+    assert np.array_equal(probability, before)  # the map itself is others' too
+
+
+def test_a_blob_must_be_large_enough() -> None:
+    probability = two_blobs(faint=250, strong=250)
+    assert share_of(probability, Rules(0.5, smallest=0.015))[0] > 0
+    faint, strong = share_of(probability, Rules(0.5, smallest=0.025))
+    assert faint == 0
+    assert strong > 0
+    assert share_of(probability, Rules(0.5, smallest=0.2)) == (0, 0)
+
+
+def test_thin_parts_that_come_apart_when_enlarged_are_left_out() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    probability[20:60, 20:60] = 250
+    for step in range(20):
+        probability[60 + step, 60 + step] = 200  # joined to the blob at corners alone
+    region, _ = find_region(probability, VIEW, Rules(0.5, peak=0.9, smallest=0.001))
+    assert region is not None
+    assert cv2.connectedComponents(region.mask)[0] == 2
+    alone = np.where(probability == 200, probability, 0).astype(np.uint8)
+    assert find_region(alone, VIEW, Rules(0.5)) == (None, [])
+
+
+def test_a_finding_in_the_hole_of_another_has_an_outline_too() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    for radius, level in ((40, 250), (25, 0), (12, 250)):
+        cv2.circle(probability, (50, 50), radius, level, cv2.FILLED)
+    region, outlines = find_region(probability, VIEW, Rules(0.5))
+    assert region is not None
+    assert cv2.connectedComponents(region.mask)[0] - 1 == len(outlines) == 2
+
+
+def test_the_outline_runs_where_the_probability_crosses_the_threshold() -> None:
+    probability = np.full((100, 100), 120, np.uint8)
+    probability[:, 50:] = 200
+    region, _ = find_region(probability, VIEW, Rules(0.5))
+    assert region is not None
+    found = np.zeros((240, 360), np.uint8)
+    found[region.slices] = region.mask
+    # A tenth of the way from the middle of column 49 to that of column 50; a column is three picture pixels wide.
+    edge = VIEW.x + 3 * 49.5 + 3 * (128 - 120) / (200 - 120)
+    assert abs(np.flatnonzero(found[100]).min() - edge) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "rules"),
+    [
+        (Findings(), Rules(0.4, 0.8, 0.001)),
+        (Findings(threshold=0.6, smallest=0.0), Rules(0.6, 0.8, 0.0)),
+        (Findings(peak=0.5), Rules(0.4, 0.5, 0.001)),
+    ],
+)
+def test_settings_go_before_the_models_own_choice(settings: Findings, rules: Rules) -> None:
+    assert choose_rules(settings, threshold=0.4, peak=0.8) == rules

@@ -1,0 +1,88 @@
+"""Probability over time: it moves with the picture, and does not smear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from polypstream.core.frame import Frame
+from polypstream.stages.field_of_view import FieldOfView
+from polypstream.stages.smoothing import LONGEST_GAP_S, Steadier
+
+SIZE = 128
+RATE = 25
+
+
+def wall(seed: int = 0) -> np.ndarray:
+    """A pattern, uint8 RGB, larger than a picture."""
+    noise = np.random.default_rng(seed).integers(0, 256, (3 * SIZE, 3 * SIZE, 3), np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 40, 215, cv2.NORM_MINMAX)
+
+
+def frames_of(speed: int, count: int, seed: int = 0, rate: int = RATE, first: int = 0) -> Iterator[Frame]:
+    """A camera goes over a wall, so many pixels a frame; a polyp on it is seen at (64 - speed * index, 64)."""
+    picture = av.VideoFrame(SIZE, SIZE, "yuv420p")
+    for index in range(count):
+        frame = Frame(index, picture, first + index, Fraction(1, rate))
+        left = SIZE + speed * index
+        frame.view = FieldOfView(0, 0, SIZE, SIZE)
+        frame.network_picture = np.ascontiguousarray(wall(seed)[SIZE : 2 * SIZE, left : left + SIZE])
+        frame.probability = polyp_at(64 - speed * index)
+        yield frame
+
+
+def polyp_at(x: int) -> np.ndarray:
+    return cv2.circle(np.zeros((SIZE, SIZE), np.uint8), (x, 64), 12, 250, -1)
+
+
+@pytest.mark.parametrize("speed", [0, 3])
+def test_what_the_network_missed_once_is_still_there_and_where_it_is_now(speed: int) -> None:
+    frames = list(frames_of(speed, 6))
+    frames[-1].probability = np.zeros((SIZE, SIZE), np.uint8)
+    Steadier()(frames)
+    faded, expected = frames[-1].steadied, 250 * np.exp(-1 / RATE / 0.05)
+    assert faded[64, 64 - 5 * speed] == pytest.approx(expected, rel=0.15)
+    # Not where it was before: the half of it that the wall has left.
+    if speed:
+        assert faded[64, 64 - 4 * speed + 11] < 0.2 * expected
+
+
+def test_it_does_not_smear_when_the_camera_moves() -> None:
+    frames = Steadier()(list(frames_of(3, 8)))
+    agreed = frames[-1].steadied >= 128
+    truth = frames[-1].probability >= 128
+    assert 2 * (agreed & truth).sum() / (agreed.sum() + truth.sum()) > 0.95
+
+
+def test_another_scene_begins_anew() -> None:
+    steadier = Steadier()
+    steadier(list(frames_of(0, 3)))
+    (other,) = frames_of(0, 1, seed=1, first=3)
+    other.network_picture //= 3
+    other.probability = np.zeros((SIZE, SIZE), np.uint8)
+    steadier([other])
+    assert other.motion is None
+    assert not other.steadied.any()
+
+
+def test_after_a_gap_it_begins_anew() -> None:
+    steadier = Steadier()
+    steadier(list(frames_of(0, 3)))
+    (late,) = frames_of(0, 1, first=3 + round(LONGEST_GAP_S * RATE))
+    steadier([late])
+    assert late.motion is None
+
+
+def test_it_forgets_by_the_clock_not_by_the_frame() -> None:
+    left = []
+    for rate in (25, 50):
+        frames = list(frames_of(0, rate // 5 + 1, rate=rate))
+        for frame in frames[1:]:
+            frame.probability = np.zeros((SIZE, SIZE), np.uint8)
+        left.append(int(Steadier()(frames)[rate // 25].steadied[64, 64]))
+    assert left[0] == pytest.approx(left[1], abs=6)

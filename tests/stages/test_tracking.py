@@ -1,0 +1,208 @@
+"""Findings over time: who is who, and whether to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from polypstream.stages.smoothing import Motion
+from polypstream.stages.tracking import Blob, Tracker
+
+SIZE = 100
+Place = tuple[int, int]
+
+
+def still(x: float = 0, y: float = 0) -> Motion:
+    """The picture's content moves by so many pixels from one frame to the next."""
+    grid = np.dstack(np.meshgrid(np.arange(SIZE), np.arange(SIZE))).astype(np.float32)
+    return Motion(grid - np.float32([x, y]), np.ones((SIZE, SIZE), np.float32))
+
+
+STILL = still()
+
+
+def see(
+    tracker: Tracker,
+    seconds: float,
+    places: Sequence[Place],
+    motion: Motion | None = STILL,
+    sure: bool = True,
+    share: float = 0.05,
+) -> list[int]:
+    """Show a tracker blobs of 10x10 around some places, which shall cover so much; the numbers that it shows there."""
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    for label, (x, y) in enumerate(places, 1):
+        labels[y - 5 : y + 5, x - 5 : x + 5] = label
+    blobs = [Blob(label, share, sure) for label in range(1, len(places) + 1)]
+    shown = tracker.update(seconds, motion, labels, blobs)
+    return [] if shown is None else [int(shown.numbers[shown.slots[y, x]]) for x, y in places]
+
+
+def begun(patient: bool = True) -> Tracker:
+    """A tracker that has seen a scene without any finding."""
+    tracker = Tracker(patient)
+    see(tracker, 0.0, [], None)
+    return tracker
+
+
+@pytest.mark.parametrize("rate", [25, 60])
+def test_a_finding_is_shown_once_it_lasts(rate: int) -> None:
+    tracker = begun()
+    shown = [see(tracker, 1 + index / rate, [(50, 50)]) for index in range(rate // 5)]
+    first = shown.index([1]) / rate
+    assert 0.06 <= first <= 0.081
+    assert shown[shown.index([1]) :] == [[1]] * (len(shown) - shown.index([1]))
+
+
+def first_shown(rate: int, share: float, sure: Sequence[bool]) -> float | None:
+    """After how many seconds a blob is shown that the network is sure of in some pictures."""
+    tracker = begun()
+    for index, each in enumerate(sure):
+        if see(tracker, 1 + index / rate, [(50, 50)], sure=each, share=share):
+            return index / rate
+    return None
+
+
+@pytest.mark.parametrize("rate", [5, 25, 60])
+def test_what_is_small_must_last_longer(rate: int) -> None:
+    always = [True] * (2 * rate)
+    large, small, tiny = (first_shown(rate, share, always) for share in (0.04, 0.02, 0.001))
+    assert large is not None
+    assert small is not None
+    assert tiny is not None
+    assert 0.06 <= large < 0.06 + 1 / rate + 1e-6
+    assert 0.26 <= small < 0.26 + 1 / rate + 1e-6
+    assert 0.44 <= tiny < 0.44 + 1 / rate + 1e-6
+
+
+def test_what_the_network_is_sure_of_now_and_then_is_not_shown() -> None:
+    assert first_shown(25, 0.05, [True, False] * 50) is None
+    assert first_shown(25, 0.05, [True, True, False] * 50) is None
+    assert first_shown(25, 0.05, [True, True, True, False] * 50) == 0.08
+
+
+@pytest.mark.parametrize(("share", "missing", "after"), [(0.01, 1, [1]), (0.01, 2, []), (0.05, 4, [1])])
+def test_what_is_small_must_last_anew_after_more_than_a_moment(share: float, missing: int, after: list[int]) -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None, share=share)
+    for index in range(1, missing + 1):
+        see(tracker, index / 25, [])
+    again = [see(tracker, (missing + 1 + index) / 25, [(50, 50)], share=share) for index in range(10)]
+    assert again[0] == after
+    assert again[-1] == [1]  # and is the same one
+
+
+def test_a_flash_is_not_shown() -> None:
+    tracker = begun()
+    assert see(tracker, 1.0, [(50, 50)]) == []
+    assert see(tracker, 1.04, []) == []
+    assert see(tracker, 1.9, [(50, 50)]) == []
+    assert see(tracker, 4.5, [(50, 50)]) == []
+
+
+def test_what_is_there_from_the_first_picture_on_is_shown_at_once() -> None:
+    assert see(Tracker(True), 0.0, [(50, 50)], None) == [1]
+
+
+def test_what_the_network_is_never_sure_of_is_not_shown() -> None:
+    tracker = begun()
+    assert not any(see(tracker, 1 + index / 25, [(50, 50)], sure=False) for index in range(50))
+
+
+def test_a_faint_moment_does_not_end_it_but_a_faint_second_does() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert see(tracker, 0.5, [(50, 50)], sure=False) == [1]
+    assert see(tracker, 1.2, [(50, 50)], sure=False) == []
+
+
+def test_what_is_not_seen_for_a_moment_is_held_where_the_wall_took_it() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    shown = tracker.update(0.04, still(x=8), np.zeros((SIZE, SIZE), np.uint8), [])
+    assert shown is not None
+    assert shown.numbers[shown.slots[50, 58]] == 1
+    assert shown.slots[50, 50 - 5 + 2] == 0
+    assert tracker.update(0.08, still(), np.zeros((SIZE, SIZE), np.uint8), []) is None
+
+
+def test_a_number_survives_a_short_occlusion_while_the_camera_moves() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(30, 50)], None)
+    for index in range(1, 26):
+        see(tracker, index / 25, [], still(x=1))
+    assert see(tracker, 1.04, [(56, 50)], still(x=1)) == [1]
+
+
+def test_after_a_long_absence_it_is_another() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    for index in range(1, 60):
+        see(tracker, index / 25, [])
+    for index in range(60, 64):
+        shown = see(tracker, index / 25, [(50, 50)])
+    assert shown == [2]
+
+
+def test_two_polyps_keep_their_numbers_when_they_come_close() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(20, 50), (80, 50)], None)
+    for index in range(1, 24):
+        shown = see(tracker, index / 25, [(20 + index, 50), (80 - index, 50)])
+    assert shown == [1, 2]
+
+
+def test_after_a_leap_nothing_is_held() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert tracker.update(0.04, None, np.zeros((SIZE, SIZE), np.uint8), []) is None
+
+
+def test_without_patience_each_picture_counts_by_itself() -> None:
+    tracker = begun(patient=False)
+    assert see(tracker, 1.0, [(50, 50)], None) == [1]
+    assert see(tracker, 1.04, [(50, 50)], None, sure=False) == []
+    assert see(tracker, 1.08, [(52, 50)], None) == [1]
+    assert tracker.update(1.12, None, np.zeros((SIZE, SIZE), np.uint8), []) is None
+
+
+def test_without_patience_a_faint_neighbour_neither_hides_a_finding_nor_is_shown() -> None:
+    for faint_first in (False, True):
+        tracker = begun(patient=False)
+        see(tracker, 1.0, [(50, 50)], None)
+        labels = np.zeros((SIZE, SIZE), np.uint8)
+        labels[45:55, 45:55], labels[45:55, 56:60] = (2, 1) if faint_first else (1, 2)
+        blobs = [Blob(1, 0.05, not faint_first), Blob(2, 0.05, faint_first)]
+        shown = tracker.update(1.04, None, labels, blobs)
+        assert shown is not None
+        assert (shown.slots > 0).sum() == 100
+        assert shown.slots[50, 50] > 0
+
+
+def test_what_goes_on_faintly_is_shown_in_one_piece() -> None:
+    for sure, shown_at in ((False, [True, False]), (True, [True, True])):
+        tracker = Tracker(True)
+        see(tracker, 1.0, [(50, 50)], None)
+        labels = np.zeros((SIZE, SIZE), np.uint8)
+        labels[45:55, 45:55], labels[45:55, 56:60] = 1, 2
+        shown = tracker.update(1.04, STILL, labels, [Blob(1, 0.1, False), Blob(2, 0.04, sure)])
+        assert shown is not None
+        assert [bool(shown.slots[50, x]) for x in (50, 58)] == shown_at
+
+
+def test_what_has_left_long_ago_does_not_bring_two_new_ones_together() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(80, 80)], None)
+    for index in range(1, 80):
+        see(tracker, index / 25, [])
+    for index in range(80, 84):
+        shown = see(tracker, index / 25, [(20, 20), (80, 80)])
+    assert shown == [2, 3]
+
+
+def test_tracks_may_be_many() -> None:
+    tracker = Tracker(False)
+    tracker.memory.count = 2**16
+    assert see(tracker, 0.0, [(50, 50)], None) == [2**16 + 1]

@@ -1,0 +1,292 @@
+"""The three pages of `polypstream serve`, driven in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from polypstream.web.pictures import SAMPLES
+from tests.conftest import RED, Clip, picture
+from tests.web.serving import Served, served, settings_for, until
+
+PICTURE = Clip(width=320, height=240)
+
+
+@pytest.fixture
+def app(tmp_path: Path, red_model: Path) -> Iterator[Served]:
+    with served(tmp_path / "served", settings_for(red_model)) as found:
+        yield found
+
+
+def element(driver: Any, selector: str) -> Any:
+    return driver.find_element("css selector", selector)
+
+
+def text_of(driver: Any, selector: str) -> str:
+    """The text of an element, asked in one go: a page that replaces its parts leaves no stale one in hand."""
+    script = "return (document.querySelector(arguments[0])?.innerText ?? '').trim()"
+    return str(driver.execute_script(script, selector))
+
+
+def press(driver: Any, selector: str) -> None:
+    """Click on something that may still be on its way while the page loads."""
+    from selenium.common.exceptions import ElementClickInterceptedException
+
+    def pressed() -> bool:
+        try:
+            element(driver, selector).click()
+        except ElementClickInterceptedException:
+            return False
+        return True
+
+    driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", element(driver, selector))
+    until(pressed)
+
+
+def complaints(driver: Any) -> list[str]:
+    """What the browser complained of, such as a script that the policy forbids or a request that failed."""
+    return [line["message"] for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def pixels(driver: Any, name: str) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a canvas."""
+    width, height, flat = driver.execute_script(
+        f"const c = document.getElementById('{name}');"
+        "return [c.width, c.height, Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)];"
+    )
+    return np.array(flat, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def saved(folder: Path, kind: str = ".png") -> Path:
+    """A picture whose disc fades out, so that thresholds differ."""
+    rgb = picture(PICTURE, 0).astype(np.float32)
+    blurred = cv2.GaussianBlur(rgb, (0, 0), 6).round().astype(np.uint8)
+    path = folder / f"disc{kind}"
+    cv2.imwrite(str(path), blurred[..., ::-1])
+    return path
+
+
+def said(driver: Any) -> str:
+    return text_of(driver, "[data-value=said]")
+
+
+def move_slider(driver: Any, percent: int) -> None:
+    driver.execute_script(
+        "const s = document.querySelector('[name=threshold]'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('input', { bubbles: true }));",
+        percent,
+    )
+
+
+def test_a_picture_is_looked_at_and_the_slider_acts_at_once(
+    browse: Callable[[], Any], app: Served, tmp_path: Path
+) -> None:
+    driver = browse()
+    driver.get(app.address + "/")
+    path = saved(tmp_path)
+    element(driver, ".drop input").send_keys(str(path))
+    until(lambda: said(driver) == "disc.png: 1 finding")
+    content = path.read_bytes()
+    mask, probability = (
+        app.post(
+            "/api/segment", files={"file": content}, headers={"Accept": "image/png"}, params={"layer": layer}
+        ).content
+        for layer in ("mask", "probability")
+    )
+    expected = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+    # The rules look at the network's map and the page at its enlargement: edges may lie one of its pixels apart.
+    edge = cv2.morphologyEx(expected, cv2.MORPH_GRADIENT, np.ones((7, 7), np.uint8))
+    assert not (pixels(driver, "mask")[..., 0] != expected)[edge == 0].any()
+    assert (pixels(driver, "probability")[..., 0] == cv2.imdecode(np.frombuffer(probability, np.uint8), 0)).all()
+    assert (pixels(driver, "input") == cv2.imread(str(path))[..., ::-1]).all()
+    marked = (pixels(driver, "contour") == (0x40, 0xFF, 0x60)).all(axis=2)
+    assert marked.any()
+    assert not marked[120, 96]  # an outline, not the inside
+    assert not marked[edge == 0].any()
+    heat = pixels(driver, "heat").astype(int)
+    assert heat[120, 300, 2] > heat[120, 300, 0]  # grey wall turns blue, where nothing is probable
+    assert heat[120, 96, 0] > RED[0]  # the disc becomes redder
+    areas = []
+    for percent in (10, 50, 90):
+        move_slider(driver, percent)
+        areas.append(int((pixels(driver, "mask")[..., 0] > 0).sum()))
+    assert areas[0] > areas[1] > areas[2] > 0
+    assert element(driver, "[name=shown]").text == "0.90"
+    assert complaints(driver) == []
+
+
+def test_unsure_blobs_are_shown_only_when_asked_for(browse: Callable[[], Any], app: Served, tmp_path: Path) -> None:
+    rgb = np.full((240, 320, 3), 90, np.uint8)
+    cv2.circle(rgb, (160, 120), 40, (165, 90, 90), -1)  # probability 0.44, which no finding reaches
+    path = tmp_path / "unsure.png"
+    cv2.imwrite(str(path), rgb[..., ::-1])
+    driver = browse()
+    driver.get(app.address + "/picture")
+    element(driver, ".drop input").send_keys(str(path))
+    until(lambda: said(driver) == "unsure.png: no findings")
+    move_slider(driver, 30)
+    assert not pixels(driver, "mask").any()
+    element(driver, "[name=findings]").click()
+    assert (pixels(driver, "mask")[..., 0] > 0).sum() == pytest.approx(np.pi * 40**2, rel=0.05)
+    assert said(driver) == "unsure.png: no findings"
+
+
+def test_samples_other_formats_downloads_and_wrong_files(
+    browse: Callable[[], Any], app: Served, tmp_path: Path
+) -> None:
+    driver = browse()
+    driver.get(app.address + "/")
+    assert len(SAMPLES) >= 3
+    element(driver, "[data-sample]").click()
+    until(lambda: element(driver, ".looked").is_displayed())
+    assert pixels(driver, "input").shape == (576, 720, 3)
+    element(driver, ".drop input").send_keys(str(saved(tmp_path, ".tiff")))  # which Chromium itself cannot show
+    until(lambda: said(driver).startswith("disc.tiff: 1"))
+    assert pixels(driver, "input").shape == (240, 320, 3)
+    downloads = tmp_path / "downloads"
+    driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
+    for name in ("input", "heat", "probability", "mask", "contour"):
+        element(driver, f"[data-download={name}]").click()
+        until(lambda name=name: (downloads / f"disc-{name}.png").is_file())  # type: ignore[misc]
+    until(lambda: cv2.imread(str(downloads / "disc-mask.png")) is not None)
+    assert (cv2.imread(str(downloads / "disc-mask.png")) == pixels(driver, "mask")).all()
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    element(driver, ".drop input").send_keys(str(text))
+    until(lambda: said(driver).startswith("notes.txt: not a picture that can be read"))
+    assert not element(driver, ".looked").is_displayed()  # the one before is not taken for it
+
+
+def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
+    browse: Callable[[], Any], app: Served, make: Callable[..., Path]
+) -> None:
+    driver = browse()
+    driver.get(app.address + "/recordings")
+    assert "No recording yet" in text_of(driver, "#recordings")
+    # Its times do not begin at zero, and a finding's time is the recording's own.
+    clip = make(frames=100, pts=[50 + index for index in range(100)], time_base=None)
+    element(driver, ".drop input").send_keys(str(clip))
+    until(lambda: driver.find_elements("css selector", "tr[data-state=finished]"), 60)
+    assert "1 finding" in text_of(driver, "tbody tr")
+    element(driver, "tbody a").click()
+    until(lambda: driver.execute_script("return document.querySelector('video').readyState >= 1"))
+    seek = "document.querySelector('video').currentTime = 4"
+    driver.execute_script(seek)
+    until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 4)
+    press(driver, ".bar")
+    until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 2)
+    assert element(driver, ".card").get_attribute("class") == "card chosen"
+    until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") == 320)
+    driver.execute_script(seek)
+    element(driver, ".card h3 a").send_keys("\n")  # by keyboard
+    until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 2)
+    driver.execute_script(seek)
+    until(lambda: abs(float(element(driver, ".head").get_attribute("style").split(":")[1].strip(" %;")) - 50) < 3)
+    report = element(driver, ".files a[target]").get_attribute("href")
+    assert complaints(driver) == []
+    driver.get(report)
+    assert element(driver, "h1").text == "clip.mp4"
+    until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") > 0)
+    press(driver, ".bar")
+    assert "chosen" in element(driver, ".card").get_attribute("class")
+    assert complaints(driver) == []
+    element(driver, ".card > a").click()  # the snapshot beside the report
+    until(lambda: driver.current_url.endswith("/files/snapshots/track-1.jpg"))
+    until(lambda: driver.execute_script("return document.images[0].naturalWidth") == 320)
+
+
+def test_an_upload_goes_on_where_the_line_broke(browse: Callable[[], Any], app: Served, tmp_path: Path) -> None:
+    """Also after the page was closed; but what another one began, of the same name and size, is not gone on with."""
+    big = tmp_path / "big.mp4"
+    big.write_bytes(bytes(20_000_000))
+    theirs = app.post("/api/uploads", json={"name": "big.mp4", "size": 20_000_000}).json()["id"]
+    driver = browse()
+    driver.get(app.address + "/recordings")
+    driver.set_network_conditions(latency=0, download_throughput=10**7, upload_throughput=4_000_000)
+    element(driver, ".drop input").send_keys(str(big))
+    until(lambda: [each for each in ours(app, theirs) if each["received"] >= 8 * 2**20])
+    driver.set_network_conditions(offline=True, latency=0, throughput=0)
+    until(lambda: "trying again" in text_of(driver, ".uploads"))
+    driver.delete_network_conditions()
+    driver.switch_to.new_window("tab")
+    driver.get(app.address + "/recordings")
+    element(driver, ".drop input").send_keys(str(big))
+    until(lambda: ours(app, theirs)[0]["state"] == "failed", 60)  # all of it is here, and it is no recording
+    assert len(ours(app, theirs)) == 1
+    assert app.info(theirs)["received"] == 0
+
+
+def ours(app: Served, theirs: str) -> list[dict[str, Any]]:
+    return [each for each in app.get("/api/recordings").json() if each["id"] != theirs]
+
+
+def test_a_recording_is_deleted_from_its_page(
+    browse: Callable[[], Any], app: Served, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("no recording")
+    app.send(text, "<b>notes</b>.mp4")
+    driver = browse()
+    driver.get(app.address + "/recordings")
+    until(lambda: driver.find_elements("css selector", "tr[data-state=failed]"))
+    assert "<b>notes</b>.mp4: not a recording that can be read" in text_of(driver, "tbody tr")
+    element(driver, "[data-act=delete]").click()
+    driver.switch_to.alert.accept()
+    until(lambda: "No recording yet" in text_of(driver, "#recordings"))
+    assert app.get("/api/recordings").json() == []
+
+
+def test_a_recording_is_cancelled_from_its_page(
+    browse: Callable[[], Any], tmp_path: Path, red_model: Path, make: Callable[..., Path]
+) -> None:
+    slow = settings_for(red_model, output={"video": {"preset": "placebo"}})
+    with served(tmp_path / "served", slow) as app:
+        id_ = app.send(make(width=640, height=480, frames=400, options={"preset": "ultrafast"}))
+        driver = browse()
+        driver.get(f"{app.address}/recordings/{id_}")
+        until(lambda: driver.find_elements("css selector", "#state progress"))
+        until(lambda: "of 400 frames" in text_of(driver, "#state"))
+        element(driver, "[data-act=cancel]").click()
+        until(lambda: text_of(driver, "#state") == "cancelled")
+        until(lambda: driver.find_elements("css selector", "[data-act=process]"))
+        element(driver, "[data-act=process]").click()
+        until(lambda: driver.find_elements("css selector", "#state progress"))
+
+
+def test_the_live_page_beside_the_others(
+    browse: Callable[[], Any], tmp_path: Path, red_model: Path, make: Callable[..., Path]
+) -> None:
+    settings = settings_for(red_model, live={"max_staleness": 60.0})
+    with served(tmp_path / "served", settings, f"theatre=replay:{make(frames=500)}") as app:
+        driver = browse()
+        driver.get(app.address + "/")
+        driver.find_element("link text", "Live").click()
+        until(lambda: element(driver, "[data-value=state]").text == "ready")
+        assert element(driver, "nav [aria-current]").text == "Live"
+        until(lambda: driver.execute_script("return document.querySelector('.picture').naturalWidth") == 320)
+        assert complaints(driver) == []
+
+
+@pytest.mark.parametrize("page", ["/", "/recordings", "/live", "/api"])
+def test_pages_fit_on_a_phone_and_follow_the_system_s_colours(
+    browse: Callable[[], Any], app: Served, page: str
+) -> None:
+    driver = browse()
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    )
+    grounds = []
+    for scheme in ("dark", "light"):
+        driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        driver.get(app.address + page)
+        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        grounds.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert grounds == ["rgb(16, 18, 20)", "rgb(245, 246, 247)"]
+    assert complaints(driver) == []
