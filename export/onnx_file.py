@@ -19,6 +19,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from polypstream.core.geometry import grey_level
 from polypstream.errors import ModelError, OutputError, SettingsError
 from polypstream.export.int8 import quantise
 from polypstream.inference.model_card import INPUT, NOTICE, OUTPUT
@@ -29,7 +30,6 @@ from polypstream.models.data import find_pairs, names_file_of, read_pair, spread
 from polypstream.models.picture_net import PictureNet, gmac_of
 from polypstream.models.sa_unet import check_size
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
-from polypstream.stages.field_of_view import grey_level
 
 Precision = Literal["fp32", "fp16", "int8"]
 # Of the model's interface and architecture, in its metadata.

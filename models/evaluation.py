@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from polypstream.core.geometry import FieldOfView
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import mask_of, shrink, view_of
 from polypstream.models.data import Pair, healthy_crops, read_pair
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.findings import Rules
 
 if TYPE_CHECKING:

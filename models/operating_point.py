@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from polypstream.core.geometry import FieldOfView
 from polypstream.errors import DataError
 from polypstream.jobs.image import mask_of, shrink, view_of
 from polypstream.models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
@@ -16,7 +17,6 @@ from polypstream.models.data import Pair, healthy_crops, named_pairs, read_pair
 from polypstream.models.evaluation import Poll, compare
 from polypstream.models.picture_net import PictureNet
 from polypstream.models.sa_unet import check_size
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.findings import Rules, find_region
 
 PEAKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)

@@ -21,10 +21,10 @@ import numpy as np
 
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Room
 from polypstream.errors import DataError
 from polypstream.media.pictures import planes_of
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.findings import Finder
 from polypstream.stages.smoothing import QUIET_S, Steadier
 from polypstream.stages.smoothing import Memory as SteadyMemory

@@ -20,12 +20,12 @@ from polypstream.archive.boundary import FIRST, Renaming, load_joint, renaming_a
 from polypstream.archive.parts import BEGIN, END, TRACKS, CannotJoin, Plan
 from polypstream.core.config import Settings
 from polypstream.core.files import writing
+from polypstream.core.frame import PictureFormat
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import DataError
 from polypstream.jobs.process import Alive, Run, write_summary
 from polypstream.jobs.report import write_report
 from polypstream.media.container import open_container, packets_of
-from polypstream.media.pictures import PictureFormat
 from polypstream.media.video import MASK_OPTIONS, check_frames, open_mp4, open_output
 from polypstream.sinks.findings import ExactTrack, FindingsFile, read_findings
 from polypstream.sinks.tables import FramesTable

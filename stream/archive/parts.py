@@ -15,6 +15,7 @@ from polypstream.archive.boundary import Joint, digest_of, load_joint, memory_of
 from polypstream.core.config import Settings
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Room
 from polypstream.core.protocols import Source
 from polypstream.errors import PolypstreamError
@@ -23,7 +24,6 @@ from polypstream.jobs.process import Alive, Job, Run, choose_view, make_rooms
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
-from polypstream.stages.field_of_view import FieldOfView
 
 # The rooms of a part see so much of what is before it, in seconds: a little more than a tracker remembers.
 OVERLAP_S = 2.5

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
@@ -399,7 +399,11 @@ def bench_machine(
     segmenter = _open_segmenter(settings)
     with ProgressBar(video, "frames") as progress:
         open_source(video, progress.show).close()  # a demo is rendered before anything is timed
-    found = bench(partial(open_source, video), segmenter, settings, seconds, complain, rooms)
+
+    def serve_page(live: Live, browser: Browser) -> AbstractContextManager[str]:
+        return web([LivePage(live, browser)], "127.0.0.1", 0, None)
+
+    found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, complain, rooms)
     print_bench(found, Console())
     if json_file is not None:
         with writing(json_file):

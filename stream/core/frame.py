@@ -5,17 +5,87 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import Literal
 
+import cv2
 import numpy as np
 from av import VideoFrame
 
+from polypstream.core.geometry import FieldOfView, Region
 from polypstream.core.orientation import AS_STORED, Orientation
 
-if TYPE_CHECKING:
-    from polypstream.stages.field_of_view import FieldOfView, Region
-    from polypstream.stages.quality import Quality
-    from polypstream.stages.smoothing import Motion
+# FFmpeg's words: pictures hold no two fields, or the upper one, or the lower one, is the earlier.
+FieldOrder = Literal["progressive", "tff", "bff"]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFormat:
+    """What a sink must know before the first picture.
+
+    Attributes:
+        width, height: in pixels, as stored (before rotation).
+        pixel_format: FFmpeg's name; planar YUV, 8 or 10 bits.
+        time_base: seconds per unit of pts.
+        rate: nominal pictures per second.
+        start: time of the first picture in seconds.
+        sample_aspect_ratio: width of a pixel over its height; 0 if unknown.
+        display_matrix: FFmpeg's nine integers that rotate the picture for display, or None.
+        colorspace, color_range, color_primaries, color_trc: FFmpeg's numbers of the colour tags (2, or 0 for the
+            range: untagged).
+        field_order: whether pictures hold two fields, and which is the earlier.
+    """
+
+    width: int
+    height: int
+    pixel_format: str
+    time_base: Fraction
+    rate: Fraction
+    start: Fraction = Fraction(0)
+    sample_aspect_ratio: Fraction = Fraction(0)
+    display_matrix: tuple[int, ...] | None = None
+    colorspace: int = 2
+    color_range: int = 0
+    color_primaries: int = 2
+    color_trc: int = 2
+    field_order: FieldOrder = "progressive"
+
+    @property
+    def orientation(self) -> Orientation:
+        """What is done to a picture to show it to people."""
+        return Orientation.of(self.display_matrix, self.sample_aspect_ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What is wrong with a picture.
+
+    Attributes:
+        blurred: nothing in it is sharp, or it is dark.
+        overexposed: a large part is white.
+        outside: it is not red as mucosa is, so outside the body (or dyed, or in narrow-band light).
+    """
+
+    blurred: bool
+    overexposed: bool
+    outside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """How a picture moved since the one before.
+
+    Attributes:
+        origin: float32 [h, w, 2], for each place of the map its x and y in the one before.
+        trust: float32 [h, w], 0..1, how much it looks like that place.
+    """
+
+    origin: np.ndarray
+    trust: np.ndarray
+
+    def followed(self, before: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+        """A map of the picture before, where its places are now; 0 what came into view."""
+        moved: np.ndarray = cv2.remap(before, self.origin, None, interpolation, borderValue=0)
+        return moved
 
 
 @dataclass(slots=True)

@@ -1,16 +1,16 @@
-"""What every source offers."""
+"""What every source offers, of recordings and of live pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.timestamps import ClockShifts
-from polypstream.media.pictures import PictureFormat
 
 
 class Source(Protocol):
@@ -47,3 +47,42 @@ class Source(Protocol):
     def thumbnails(self) -> list[np.ndarray]: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Signal:
+    """Whether a source gives pictures, for people and for status pages.
+
+    Attributes:
+        there: pictures are coming.
+        problem: why not.
+        losses: how often it went away.
+        ended: there is no more to come, as it was wanted or because all of it has come.
+    """
+
+    there: bool = False
+    problem: str = "connecting"
+    losses: int = 0
+    ended: bool = False
+
+
+class LiveSource(Protocol):
+    """A source whose frames come when they come.
+
+    Attributes:
+        name: for people, without credentials.
+        signal: whether it gives pictures.
+        format: of the pictures that come now; None before there were any.
+    """
+
+    name: str
+    signal: Signal
+    format: PictureFormat | None
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames as they arrive; where the signal is lost, one without signal, and one more for each vain attempt."""
+        ...
+
+    def close(self) -> None:
+        """Let `frames` end; from any thread."""
+        ...

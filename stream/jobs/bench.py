@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,24 +22,21 @@ import numpy as np
 import psutil
 
 from polypstream.core.config import Settings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Pipeline, Sink, in_background
-from polypstream.core.protocols import Source
+from polypstream.core.protocols import Signal, Source
 from polypstream.errors import ProviderError
 from polypstream.inference.machine import describe_machine
 from polypstream.inference.providers import FASTEST_FIRST, probe
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, percentiles_of
 from polypstream.jobs.process import choose_view, make_rooms
-from polypstream.media.pictures import PictureFormat, planes_of
+from polypstream.media.pictures import planes_of
 from polypstream.media.video import AnnotatedVideo
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.tables import FramesTable
-from polypstream.sources.live import Signal
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.overlay import line_width
-from polypstream.web.live import LivePage
-from polypstream.web.server import web
 
 Display = Literal["in-step", "pass-through"]
 
@@ -67,6 +64,8 @@ COMPARED_PICTURES = 30
 LIVE_START_S = 1.0
 
 Open = Callable[[], Source]
+# Serves the page of a live run while a block lasts, and returns its address.
+ServePage = Callable[[Live, Browser], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,7 @@ def bench(
     segmenter: Segmenter,
     settings: Settings,
     seconds: float,
+    serve_page: ServePage,
     report: Callable[[str], None],
     rooms: int = 1,
 ) -> dict[str, Any]:
@@ -150,6 +150,7 @@ def bench(
         segmenter: of the provider to measure.
         settings: of the run.
         seconds: at most so long for the recording and so long for each live run.
+        serve_page: serves the live page, for a viewer.
         report: told what is measured next.
         rooms: if more than one, live play of so many sources at once is measured, too.
 
@@ -167,7 +168,7 @@ def bench(
             + (", with a viewer of the page" if run.viewer else "")
             + (f", in {run.rooms} rooms" if run.rooms > 1 else "")
         )
-        live.append(measure_live(open_video, segmenter, settings, run, seconds))
+        live.append(measure_live(open_video, segmenter, settings, run, seconds, serve_page))
     report("pixels outside the markers")
     degradation = measure_degradation(open_video, view, segmenter, settings)
     report("each provider")
@@ -216,7 +217,9 @@ def _until(frames: Iterator[Frame], end: float) -> Iterator[Frame]:
             return
 
 
-def measure_live(open_video: Open, segmenter: Segmenter, settings: Settings, run: LiveRun, seconds: float) -> Shown:
+def measure_live(
+    open_video: Open, segmenter: Segmenter, settings: Settings, run: LiveRun, seconds: float, serve_page: ServePage
+) -> Shown:
     """Play the video over and over at a rate, and look at when each frame comes out."""
     live_settings = settings.live.model_copy(update={"display": run.display})
     names = [f"room {number}" for number in range(1, run.rooms + 1)]
@@ -226,7 +229,7 @@ def measure_live(open_video: Open, segmenter: Segmenter, settings: Settings, run
     live = Live(played, segmenter, settings.model_copy(update={"live": live_settings}), sinks)
     with ExitStack() as stack:
         if run.viewer:
-            address = stack.enter_context(web([LivePage(live, browser)], "127.0.0.1", 0, None))
+            address = stack.enter_context(serve_page(live, browser))
             stack.enter_context(in_background("viewer", lambda: _look_at(address), lambda: None))
         started = time.monotonic()
         live.run(lambda: None)

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from polypstream.core.geometry import FieldOfView, region_above, thumbnail_size
 from polypstream.errors import SourceError, TooLarge
 from polypstream.media.pictures import MOST_PIXELS
-from polypstream.stages.field_of_view import FieldOfView, find_field_of_view, region_above, thumbnail_size
+from polypstream.stages.field_of_view import find_field_of_view
 from polypstream.stages.findings import Rules, find_region
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")

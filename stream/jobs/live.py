@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from polypstream.core.addresses import NAME, redacted, split_name
 from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
 from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Room, Sink, in_background
+from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.sinks.push import Push
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
-from polypstream.sources.live import NAME, LiveSource, open_live, redacted, split_name
+from polypstream.sources.live import open_live
 from polypstream.stages.findings import Finder, choose_rules
 from polypstream.stages.live import (
     Aside,

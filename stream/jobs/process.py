@@ -13,6 +13,7 @@ from typing import Any
 
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Pipeline, Room, Sink
 from polypstream.core.protocols import Source
 from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError, SourceError
@@ -24,7 +25,7 @@ from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
-from polypstream.stages.field_of_view import FieldOfView, Viewer, find_field_of_view
+from polypstream.stages.field_of_view import Viewer, find_field_of_view
 from polypstream.stages.findings import Finder, choose_rules
 from polypstream.stages.overlay import Overlay
 from polypstream.stages.quality import Inspector

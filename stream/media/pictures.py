@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import av
 import cv2
@@ -15,51 +13,11 @@ import numpy as np
 from av.video.format import VideoFormat
 from av.video.reformatter import ColorRange, Colorspace
 
-from polypstream.core.orientation import ONE, Orientation
+from polypstream.core.frame import FieldOrder, PictureFormat
+from polypstream.core.orientation import ONE
 from polypstream.errors import DataError
 from polypstream.media.color import HD_LINES, bits_of, is_full_range, matrix_name, name_of_matrix, says_full_range
 from polypstream.media.scaling import Scaler
-
-# FFmpeg's words: pictures hold no two fields, or the upper one, or the lower one, is the earlier.
-FieldOrder = Literal["progressive", "tff", "bff"]
-
-
-@dataclass(frozen=True, slots=True)
-class PictureFormat:
-    """What a sink must know before the first picture.
-
-    Attributes:
-        width, height: in pixels, as stored (before rotation).
-        pixel_format: FFmpeg's name; planar YUV, 8 or 10 bits.
-        time_base: seconds per unit of pts.
-        rate: nominal pictures per second.
-        start: time of the first picture in seconds.
-        sample_aspect_ratio: width of a pixel over its height; 0 if unknown.
-        display_matrix: FFmpeg's nine integers that rotate the picture for display, or None.
-        colorspace, color_range, color_primaries, color_trc: FFmpeg's numbers of the colour tags (2, or 0 for the
-            range: untagged).
-        field_order: whether pictures hold two fields, and which is the earlier.
-    """
-
-    width: int
-    height: int
-    pixel_format: str
-    time_base: Fraction
-    rate: Fraction
-    start: Fraction = Fraction(0)
-    sample_aspect_ratio: Fraction = Fraction(0)
-    display_matrix: tuple[int, ...] | None = None
-    colorspace: int = 2
-    color_range: int = 0
-    color_primaries: int = 2
-    color_trc: int = 2
-    field_order: FieldOrder = "progressive"
-
-    @property
-    def orientation(self) -> Orientation:
-        """What is done to a picture to show it to people."""
-        return Orientation.of(self.display_matrix, self.sample_aspect_ratio)
-
 
 # A picture of 8K has 33 million. A small file may claim billions.
 MOST_PIXELS = 40_000_000

@@ -20,13 +20,13 @@ from av.video.stream import VideoStream
 
 from polypstream.core.config import VideoSettings
 from polypstream.core.files import writing
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import OutputError
 from polypstream.media.audio import Audio
 from polypstream.media.container import file_url, open_container, packets_of
 from polypstream.media.encoders import NO_B_FRAMES, Encoder, choose_encoder
-from polypstream.media.pictures import PictureFormat, longest_step, planes_of
+from polypstream.media.pictures import longest_step, planes_of
 from polypstream.media.scaling import Filtered
 
 # A killed process loses the fragment being written: keep it well under the two seconds that we promise.

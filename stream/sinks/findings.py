@@ -19,7 +19,7 @@ from polypstream.core.files import writing
 from polypstream.core.frame import Frame
 from polypstream.errors import DataError
 from polypstream.inference.model_card import NOTICE
-from polypstream.sinks.browser import SNAPSHOT_QUANTISER, WHOLE, Jpeg
+from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
 
 SCHEMA = "polypstream-findings-1"
 SNAPSHOTS = "snapshots"

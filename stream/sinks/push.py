@@ -10,14 +10,15 @@ import av
 from av.container import OutputContainer
 from av.error import FFmpegError
 
+from polypstream.core.addresses import back_off, reason, redacted
 from polypstream.core.config import VideoSettings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError, SourceError
 from polypstream.media.encoders import NO_B_FRAMES, choose_encoder
-from polypstream.media.pictures import Conformer, PictureFormat
+from polypstream.media.pictures import Conformer
 from polypstream.media.srt import srt_sent
 from polypstream.media.video import add_pictures, pad, padding
-from polypstream.sources.live import LiveSource, back_off, reason, redacted
 
 # FFmpeg's container for each scheme.
 CONTAINERS = {"rtsp": "rtsp", "srt": "mpegts", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}

@@ -9,10 +9,10 @@ from pathlib import Path
 from polypstream.core.config import Output
 from polypstream.core.formatting import clock
 from polypstream.core.frame import Frame
+from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
 from polypstream.media.pictures import Conformer
 from polypstream.media.video import AnnotatedVideo
-from polypstream.sources.live import LiveSource
 
 
 class RollingRecording:

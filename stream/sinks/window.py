@@ -15,8 +15,8 @@ from polypstream.core.config import WindowSettings
 from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
 from polypstream.errors import OutputError
+from polypstream.media.jpeg import snapshot
 from polypstream.media.scaling import Scaler, shown
-from polypstream.sinks.browser import snapshot
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.stages.status_overlay import draw_recording
 

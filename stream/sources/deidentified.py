@@ -18,12 +18,13 @@ from av import VideoFrame
 
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.protocols import Source
 from polypstream.errors import SettingsError, SourceError
 from polypstream.media.color import to_yuv
 from polypstream.media.pictures import fresh_like, planes_of
 from polypstream.media.scaling import Scaler
-from polypstream.stages.field_of_view import FieldOfView, lit_outline
+from polypstream.stages.field_of_view import lit_outline
 from polypstream.stages.quality import SIDE, inspect
 
 # So long after a picture from outside the body the camera may still be there.

@@ -18,9 +18,8 @@ import av
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from polypstream.core.config import VideoSettings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
 from polypstream.errors import OutputError, SourceError
-from polypstream.media.pictures import PictureFormat
 from polypstream.media.video import AnnotatedVideo, MaskVideo
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
 from polypstream.sources.recording import Recording

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Protocol, cast
+from typing import cast
 from urllib.parse import parse_qsl, urlsplit
 
 import av
 from av.codec.context import Flags
 from av.container import InputContainer
-from av.error import ExitError, FFmpegError, InvalidDataError
+from av.error import InvalidDataError
 from av.packet import Packet
 
+from polypstream.core.addresses import back_off, reason, redacted
 from polypstream.core.config import LiveSettings
-from polypstream.core.frame import Frame
-from polypstream.core.protocols import Source
-from polypstream.errors import PolypstreamError, SourceError
+from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.protocols import LiveSource, Signal, Source
+from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
 from polypstream.media.container import demuxed
-from polypstream.media.pictures import Conformer, PictureFormat, black_picture, copy_of, picture_format
+from polypstream.media.pictures import Conformer, black_picture, copy_of, picture_format
 from polypstream.media.srt import srt_received
 from polypstream.sources.demo import SCHEME
 from polypstream.sources.open import open_source
 
 # A recording played as if it were live.
 REPLAY = "replay:"
-# What a source may be called: nothing that an address begins with.
-NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Live pictures are timed in these units, as broadcasting does, from the moment that their source was opened.
 TIME_BASE = Fraction(1, 90_000)
-# The wait before the first attempt to connect again; it doubles with each that is in vain.
-FIRST_WAIT_S = 0.2
 # Connecting may take so long, shaking hands and looking for the first key frame included.
 CONNECT_S = 5.0
 # A stream's own times are believed while they stay so close to the clock; they jump when an encoder restarts.
@@ -124,14 +120,6 @@ def _device(uri: str, reader: str) -> Address:
     return Address(f"video={url}" if reader == "dshow" else url, reader, options)
 
 
-def split_name(text: str) -> tuple[str, str]:
-    """Name and address of `room1=rtsp://…`; a source without a name is called by its address, without credentials."""
-    name, equals, uri = text.partition("=")
-    if equals and NAME.fullmatch(name):
-        return name, uri
-    return redacted(text), text
-
-
 def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
     """A live source from what the user wrote: a device, a network address, `replay:FILE` or `demo:`.
 
@@ -148,56 +136,6 @@ def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
     except ValueError as error:
         raise SourceError(f"{uri}: this system has no such devices; see `polypstream devices`") from error
     return Stream(name, address, settings)
-
-
-def redacted(uri: str) -> str:
-    """An address without user, password and query, which may hold keys; also where it is written wrongly."""
-    # A password may hold any of the characters that mean something elsewhere: all up to the last @ goes first.
-    return re.split(r"[?#]", re.sub(r"^([^/]*/+)?.*@", r"\1", uri), maxsplit=1)[0]
-
-
-def back_off(attempts: int, longest: float) -> float:
-    """Seconds to wait after so many vain attempts to connect."""
-    return min(FIRST_WAIT_S * 2.0 ** min(attempts, 32), longest)
-
-
-@dataclass(slots=True)
-class Signal:
-    """Whether a source gives pictures, for people and for status pages.
-
-    Attributes:
-        there: pictures are coming.
-        problem: why not.
-        losses: how often it went away.
-        ended: there is no more to come, as it was wanted or because all of it has come.
-    """
-
-    there: bool = False
-    problem: str = "connecting"
-    losses: int = 0
-    ended: bool = False
-
-
-class LiveSource(Protocol):
-    """A source whose frames come when they come.
-
-    Attributes:
-        name: for people, without credentials.
-        signal: whether it gives pictures.
-        format: of the pictures that come now; None before there were any.
-    """
-
-    name: str
-    signal: Signal
-    format: PictureFormat | None
-
-    def frames(self) -> Iterator[Frame]:
-        """Frames as they arrive; where the signal is lost, one without signal, and one more for each vain attempt."""
-        ...
-
-    def close(self) -> None:
-        """Let `frames` end; from any thread."""
-        ...
 
 
 @dataclass(slots=True)
@@ -349,15 +287,6 @@ def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
         return packet.decode()
     except InvalidDataError:
         return []
-
-
-def reason(error: Exception) -> str:
-    """What FFmpeg says, without the address, in which there may be a password."""
-    if isinstance(error, ExitError):
-        return "no picture came in time"
-    if isinstance(error, FFmpegError):
-        return str(error.strerror)
-    return str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
 
 
 class Replay:

@@ -17,7 +17,8 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Stream
 
-from polypstream.core.frame import Frame
+from polypstream.core.frame import FieldOrder, Frame, PictureFormat
+from polypstream.core.geometry import thumbnail_size
 from polypstream.core.timestamps import ClockShifts, TimestampMender
 from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
@@ -27,14 +28,11 @@ from polypstream.media.pictures import (
     MOST_RATE,
     MOST_SIDE,
     Conformer,
-    FieldOrder,
-    PictureFormat,
     field_order_of,
     longest_step,
     picture_format,
 )
 from polypstream.sources.decoding import Decoding
-from polypstream.stages.field_of_view import thumbnail_size
 
 THUMBNAILS = 9
 # How much before its announced end a recording may end and still be whole: a stream's own duration is exact but for

@@ -9,7 +9,7 @@ import numpy as np
 
 from polypstream.core.config import Findings
 from polypstream.core.frame import Frame
-from polypstream.stages.field_of_view import FieldOfView, Region, grey_level, region_above
+from polypstream.core.geometry import FieldOfView, Region, grey_level, region_above
 from polypstream.stages.tracking import MOST_TRACKS, Blob, Shown, Tracker
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import THUMBNAIL, FieldOfView
 from polypstream.core.pipeline import Channel, Room, Sink
 from polypstream.media.pictures import copy_of
-from polypstream.stages.field_of_view import THUMBNAIL, FieldOfView, Viewer, find_field_of_view
+from polypstream.stages.field_of_view import Viewer, find_field_of_view
 
 # The field of view is looked for this often, in the pictures of so many looks.
 LOOK_EVERY_S, LOOKS = 1.0, 10

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import Region, region_above
 from polypstream.media.color import to_yuv
 from polypstream.media.pictures import planes_of
-from polypstream.stages.field_of_view import Region, region_above
 
 Style = Literal["tint", "heatmap"]
 MARKER_RGB = (64, 255, 96)

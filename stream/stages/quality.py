@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, Quality
 
 # Looked at in pictures of this side. Of 360 pictures of Kvasir-SEG, PolypGen and CVC-ClinicDB, all inside the body,
 # none was blurred by these rules, 1.1 % were over-exposed, and 0.6 % (dyed, narrow-band light) looked as if outside.
@@ -18,21 +16,6 @@ SHARP = 14.0
 WHITE, TOO_WHITE = 245, 0.05
 # Mucosa is red: its red is so many times its blue and its green, over the lit pixels.
 LIT, REDDER_THAN_BLUE, REDDER_THAN_GREEN = 30, 1.05, 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What is wrong with a picture.
-
-    Attributes:
-        blurred: nothing in it is sharp, or it is dark.
-        overexposed: a large part is white.
-        outside: it is not red as mucosa is, so outside the body (or dyed, or in narrow-band light).
-    """
-
-    blurred: bool
-    overexposed: bool
-    outside: bool
 
 
 class Inspector:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from polypstream.core.frame import Frame
-from polypstream.stages.field_of_view import FieldOfView
+from polypstream.core.frame import Frame, Motion
+from polypstream.core.geometry import FieldOfView
 
 # Seconds in which the past loses two thirds of its weight.
 FORGETTING_S = 0.05
@@ -28,24 +28,6 @@ SIDE, ALIKE = 64, 12.0
 SAME_SCENE = 0.5
 # Where nothing as probable as this was seen for so long, there is nothing to follow, and most of the work is left out.
 FAINT, QUIET_S = 25, 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Motion:
-    """How a picture moved since the one before.
-
-    Attributes:
-        origin: float32 [h, w, 2], for each place of the map its x and y in the one before.
-        trust: float32 [h, w], 0..1, how much it looks like that place.
-    """
-
-    origin: np.ndarray
-    trust: np.ndarray
-
-    def followed(self, before: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-        """A map of the picture before, where its places are now; 0 what came into view."""
-        moved: np.ndarray = cv2.remap(before, self.origin, None, interpolation, borderValue=0)
-        return moved
 
 
 @dataclass(slots=True)

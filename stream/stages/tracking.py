@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from polypstream.stages.smoothing import Motion
+from polypstream.core.frame import Motion
 
 # Times lie between those of whole frames at 24, 25, 30, 50 and 60 a second, or rounding would decide.
 # A finding is shown once the network has been sure of it for so long, times when it was not taken off. What covers

@@ -16,11 +16,11 @@ from polypstream.archive.boundary import Joint, load_joint, renaming_at, save_jo
 from polypstream.archive.join import fits, join_parts
 from polypstream.archive.parts import BEGIN, END, CannotJoin, Plan, plan_parts, process_part
 from polypstream.core.config import Settings, load_settings
+from polypstream.core.geometry import FieldOfView
 from polypstream.jobs.process import make_segmenter, process, with_model
 from polypstream.sources.deidentified import BLANKED
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.smoothing import Memory as SteadyMemory
 from polypstream.stages.tracking import Memory as TrackMemory
 from polypstream.stages.tracking import Track

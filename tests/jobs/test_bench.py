@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.bench import LiveRun, measure_degradation, measure_live, measure_recorded
+from polypstream.jobs.live import Live
+from polypstream.sinks.browser import Browser
 from polypstream.sources.recording import Recording
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.overlay import Overlay
 from tests.conftest import call
 
@@ -22,6 +25,10 @@ pytestmark = pytest.mark.realtime
 
 WHOLE = FieldOfView(0, 0, 320, 240)
 PATIENT = Settings.model_validate({"live": {"max_staleness": 60.0}})
+
+
+def no_page(live: Live, browser: Browser) -> AbstractContextManager[str]:
+    raise AssertionError("nobody looks at it")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def test_a_session_too_slow_for_the_rate_drops_frames_and_stays_current(
 ) -> None:
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
-    live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("in-step", 30), 2.0)
+    live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("in-step", 30), 2.0, no_page)
     assert live.shown < 22
     assert live.shown + sum(live.dropped.values()) == live.frames_in == 60
     assert live.shown_per_second < 11
@@ -81,7 +88,7 @@ def test_in_pass_through_the_picture_does_not_wait_for_a_slow_session(
 ) -> None:
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
-    live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("pass-through", 30), 2.0)
+    live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("pass-through", 30), 2.0, no_page)
     assert live.delay_ms[0] < 100 <= live.markers_ms[0]
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import QUEUE, Pipeline
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import make_rooms
 from polypstream.sources.recording import Recording
-from polypstream.stages.field_of_view import FieldOfView
 
 WHOLE = FieldOfView(0, 0, 320, 240)
 # View, quality, segment, steady, find and overlay; each, the source and the sink have one frame in hand.

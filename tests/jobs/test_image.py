@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polypstream.core.geometry import FieldOfView
 from polypstream.errors import SourceError, TooLarge
 from polypstream.jobs.image import MOST_PIXELS, Looked, read_still, shrink, view_of
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.findings import Rules
 
 RULES = Rules(threshold=0.5, peak=0.8, smallest=0.001)

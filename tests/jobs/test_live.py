@@ -26,18 +26,20 @@ import numpy as np
 import psutil
 import pytest
 
+from polypstream.core.addresses import back_off, redacted, split_name
 from polypstream.core.config import Settings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import in_background
+from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, describe, open_sources, pushes_of, recordings_of
-from polypstream.media.pictures import PictureFormat, planes_of
+from polypstream.media.pictures import planes_of
 from polypstream.media.srt import srt_received, srt_sent
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sources.devices import parse_formats
-from polypstream.sources.live import LiveSource, back_off, open_live, parse_address, redacted, split_name
-from polypstream.stages.field_of_view import FieldOfView
+from polypstream.sources.live import open_live, parse_address
 from polypstream.stages.live import Fresh, LiveViewer
 from tests.conftest import Kept, call, command, pts_of
 

@@ -21,15 +21,16 @@ import pytest
 import requests
 
 from polypstream.core.config import LiveSettings, Settings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.protocols import Signal
 from polypstream.errors import ProviderError
 from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, describe, open_sources, recordings_of
 from polypstream.jobs.process import make_segmenter
-from polypstream.media.pictures import PictureFormat, black_picture
+from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser
-from polypstream.sources.live import Replay, Signal, open_live
+from polypstream.sources.live import Replay, open_live
 from polypstream.sources.recording import Recording
 from polypstream.stages.live import Meter
 from polypstream.stages.status_overlay import draw_recording

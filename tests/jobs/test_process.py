@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import load_settings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, Quality
 from polypstream.jobs.process import make_segmenter, process, with_model
 from polypstream.sinks.tables import FramesTable
-from polypstream.stages.quality import Quality
 from tests.conftest import (
     RED,
     Clip,

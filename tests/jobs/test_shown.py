@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from polypstream.core.config import load_settings
+from polypstream.core.frame import PictureFormat
 from polypstream.core.orientation import ONE, Orientation
 from polypstream.jobs.process import Run, make_segmenter, process, with_model
-from polypstream.media.pictures import Conformer, PictureFormat, field_order_of, planes_of
-from polypstream.sinks.browser import Jpeg
+from polypstream.media.jpeg import Jpeg
+from polypstream.media.pictures import Conformer, field_order_of, planes_of
 from polypstream.sources.recording import Recording
 from tests.conftest import Clip, frames_of, make_clip, picture
 

@@ -10,10 +10,9 @@ import av
 import pytest
 
 from polypstream.core.config import VideoSettings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
 from polypstream.errors import OutputError
 from polypstream.media.encoders import ENCODERS, Encoder, choose_encoder, why_not
-from polypstream.media.pictures import PictureFormat
 from polypstream.media.video import AnnotatedVideo
 from polypstream.sinks import encoders
 from tests.conftest import call, summary_of

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from polypstream.core.frame import Frame
-from polypstream.stages.field_of_view import (
-    FieldOfView,
-    Viewer,
-    find_field_of_view,
-    grey_level,
-    region_above,
-    thumbnail_size,
-)
+from polypstream.core.geometry import FieldOfView, grey_level, region_above, thumbnail_size
+from polypstream.stages.field_of_view import Viewer, find_field_of_view
 
 
 def octagon(width: int, height: int, box: tuple[int, int, int, int], panel: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Findings
-from polypstream.stages.field_of_view import FieldOfView
+from polypstream.core.geometry import FieldOfView
 from polypstream.stages.findings import Rules, choose_rules, find_region
 
 VIEW = FieldOfView(40, 20, 300, 200)

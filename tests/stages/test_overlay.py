@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.media.pictures import planes_of
 from polypstream.sources.recording import Recording
-from polypstream.stages.field_of_view import FieldOfView
 from polypstream.stages.findings import Finder, Rules
 from polypstream.stages.overlay import MARKER_RGB, Overlay
 

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from polypstream.core.frame import Quality
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
-from polypstream.stages.quality import Quality, inspect
+from polypstream.stages.quality import inspect
 
 
 @pytest.fixture(scope="module")

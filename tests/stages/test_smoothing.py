@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.frame import Frame
-from polypstream.stages.field_of_view import FieldOfView
+from polypstream.core.geometry import FieldOfView
 from polypstream.stages.smoothing import LONGEST_GAP_S, Steadier
 
 SIZE = 128

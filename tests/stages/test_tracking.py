@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from polypstream.stages.smoothing import Motion
+from polypstream.core.frame import Motion
 from polypstream.stages.tracking import Blob, Tracker
 
 SIZE = 100
