@@ -21,7 +21,7 @@ from pathlib import Path
 
 from polypstream.core.config import Settings
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import read_still, shrink, view_of
+from polypstream.jobs.image import load_image, resize_for_model, view_of_image
 from polypstream.jobs.process import make_segmenter
 from polypstream.web.serve import serve
 
@@ -32,8 +32,8 @@ BOUNDARY = "boundary"
 
 def session_alone(segmenter: Segmenter, picture: bytes, seconds: float) -> float:
     """Pictures a second."""
-    decoded = read_still(BytesIO(picture))
-    shown = shrink(view_of(decoded).crop(decoded), segmenter.size)
+    decoded = load_image(BytesIO(picture))
+    shown = resize_for_model(view_of_image(decoded).crop(decoded), segmenter.size)
     batch = [shown] * segmenter.batch_size
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

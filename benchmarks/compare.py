@@ -111,9 +111,9 @@ def watch(program: list[str]) -> Timed:
 
 def report(video: Path, summary: dict[str, object], medians: dict[str, Timed]) -> None:
     """The tables."""
-    frames, rooms = summary["frames_out"], summary["seconds_per_room"]
+    frames, stages = summary["frames_out"], summary["seconds_per_stage"]
     assert isinstance(frames, int)
-    assert isinstance(rooms, dict)
+    assert isinstance(stages, dict)
     for name, value in describe_machine().items():
         print(f"- {name}: {value}")
     size = "x".join(map(str, summary["picture_size"]))  # type: ignore[arg-type]
@@ -127,8 +127,8 @@ def report(video: Path, summary: dict[str, object], medians: dict[str, Timed]) -
         print(f"| {name} | {frames / run.seconds:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |")
     ours = medians[OURS]
     print(f"\nResident memory of ours: {ours.half_mb:.0f} MB at half time, {ours.most_mb:.0f} MB at most.\n")
-    print("| room | ms per frame |\n| --- | --- |")
-    for name, seconds in rooms.items():
+    print("| stage | ms per frame |\n| --- | --- |")
+    for name, seconds in stages.items():
         print(f"| {name} | {seconds / frames * 1000:.2f} |")
 
 

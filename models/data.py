@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from polypstream.errors import DataError, SettingsError
-from polypstream.jobs.image import shrink, view_of
+from polypstream.jobs.image import resize_for_model, view_of_image
 from polypstream.media.pictures import read_image, read_mask
 from polypstream.stages.field_of_view import LIT
 
@@ -167,7 +167,7 @@ def healthy_crops(picture: np.ndarray, mask: np.ndarray) -> list[tuple[float, np
     Returns:
         Each part's side as a share of the field of view's short side, and the part; always the same ones.
     """
-    view, random = view_of(picture), np.random.default_rng(0)
+    view, random = view_of_image(picture), np.random.default_rng(0)
     picture, mask = view.crop(picture), view.crop(mask)
     # Pixels to the nearest polyp or edge, diagonals counting as one: half the side of the largest square around each.
     free = cv2.copyMakeBorder(cv2.compare(mask, 0, cv2.CMP_EQ), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
@@ -261,8 +261,8 @@ def levels_of(picture: np.ndarray, mask: np.ndarray, size: int) -> Levels:
         mask: uint8 [H, W] of 0 and 255.
         size: side of the views that will be taken.
     """
-    large = shrink(picture, 2 * size), shrink(mask, 2 * size)
-    small = shrink(large[0], size), shrink(large[1], size)
+    large = resize_for_model(picture, 2 * size), resize_for_model(mask, 2 * size)
+    small = resize_for_model(large[0], size), resize_for_model(large[1], size)
     return Levels(large, small, _palette_of(small[0]))
 
 

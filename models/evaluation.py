@@ -14,7 +14,7 @@ import numpy as np
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import mask_of, shrink, view_of
+from polypstream.jobs.image import findings_mask, resize_for_model, view_of_image
 from polypstream.models.data import Pair, healthy_crops, read_pair
 from polypstream.stages.findings import Rules
 
@@ -26,7 +26,7 @@ BOOTSTRAP_SAMPLES = 2000
 SIZES = (0.05, 0.2)
 RELIABILITY_BINS = 15
 
-Poll = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,33 +135,35 @@ def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray
     Returns:
         The mask, uint8 [H, W] of 0 and 255; the probability map at the network's size; the field of view.
     """
-    view = view_of(picture)
-    probability = model.segment([shrink(view.crop(picture), model.size)])[0]
-    return mask_of(probability, view, rules, picture.shape[:2]), probability, view
+    view = view_of_image(picture)
+    probability = model.segment([resize_for_model(view.crop(picture), model.size)])[0]
+    return findings_mask(probability, view, rules, picture.shape[:2]), probability, view
 
 
-def evaluate(model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lambda *_: None) -> list[Result]:
+def evaluate(
+    model: Model, rules: Rules, pairs: Sequence[Pair], on_progress: OnProgress = lambda *_: None
+) -> list[Result]:
     """Compare the model's masks with the true ones at each picture's own size."""
     results = []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
-        view = view_of(picture)
-        shown = shrink(view.crop(picture), model.size)
+        view = view_of_image(picture)
+        shown = resize_for_model(view.crop(picture), model.size)
         started = time.perf_counter()
         probability = model.segment([shown])[0]
         seconds = time.perf_counter() - started
-        mask = mask_of(probability, view, rules, truth.shape)
+        mask = findings_mask(probability, view, rules, truth.shape)
         seen_truth = view.crop(truth)
-        small_truth = shrink(seen_truth, model.size) > 127
+        small_truth = resize_for_model(seen_truth, model.size) > 127
         histogram = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
         share = cv2.countNonZero(seen_truth) / seen_truth.size
         results.append(Result(compare(mask, truth), share, *count_findings(mask, truth), histogram, seconds))
-        poll(done, len(pairs))
+        on_progress(done, len(pairs))
     return results
 
 
 def look_at_healthy_crops(
-    model: Model, rules: Rules, pairs: Sequence[Pair], poll: Poll = lambda *_: None
+    model: Model, rules: Rules, pairs: Sequence[Pair], on_progress: OnProgress = lambda *_: None
 ) -> dict[float, list[int]]:
     """Findings in polyp-free parts of pictures, one list for each share of the view's short side.
 
@@ -172,7 +174,7 @@ def look_at_healthy_crops(
         for share, crop in healthy_crops(*read_pair(pair)):
             mask, _, _ = predict(model, rules, crop)
             found.setdefault(share, []).append(count_findings(mask, np.zeros_like(mask))[0])
-        poll(done, len(pairs))
+        on_progress(done, len(pairs))
     return found
 
 

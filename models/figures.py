@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from polypstream.jobs.image import shrink
+from polypstream.jobs.image import resize_for_model
 from polypstream.models.data import Pair, read_pair
 from polypstream.models.evaluation import Model, predict, reliability, write_output
 from polypstream.stages.findings import Rules
@@ -74,7 +74,7 @@ def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) 
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         heat = cv2.addWeighted(bgr, 0.5, cv2.applyColorMap(full, cv2.COLORMAP_TURBO), 0.5, 0)
         grey = [cv2.cvtColor(each, cv2.COLOR_GRAY2BGR) for each in (full, mask, truth)]
-        rows.append(np.hstack([shrink(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
+        rows.append(np.hstack([resize_for_model(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
     _, packed = cv2.imencode(".png", np.vstack(rows))
     write_output(path, packed.tobytes())
 

@@ -11,10 +11,10 @@ import torch
 
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import DataError
-from polypstream.jobs.image import mask_of, shrink, view_of
+from polypstream.jobs.image import findings_mask, resize_for_model, view_of_image
 from polypstream.models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
 from polypstream.models.data import Pair, healthy_crops, named_pairs, read_pair
-from polypstream.models.evaluation import Poll, compare
+from polypstream.models.evaluation import OnProgress, compare
 from polypstream.models.picture_net import PictureNet
 from polypstream.models.sa_unet import check_size
 from polypstream.stages.findings import Rules, find_region
@@ -37,7 +37,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Prediction:
     """What the network says of one picture, and what is true.
 
     Attributes:
@@ -64,7 +64,7 @@ def choose_operating_point(
     views: int | None,
     smallest: float,
     report: Callable[[str], None],
-    poll: Poll = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Point:
     """Calibrate, measure each peak on the pictures held out and on healthy crops of them, and keep the best.
 
@@ -77,7 +77,7 @@ def choose_operating_point(
         views: of each picture that it will look at, 1 or 2; None: as the checkpoint says.
         smallest: share of the field of view that a finding must cover.
         report: is given one line for people for the temperature and each peak.
-        poll: told the pictures done and all pictures.
+        on_progress: told the pictures done and all pictures.
 
     Raises:
         DataError: the folders lack the pictures held out.
@@ -95,7 +95,7 @@ def choose_operating_point(
         pictures.append(_look(net, size, picture, truth))
         for _, crop in healthy_crops(picture, truth):
             crops.append(_look(net, size, crop, np.zeros(crop.shape[:2], np.uint8)))
-        poll(done, len(pairs))
+        on_progress(done, len(pairs))
     temperature = find_temperature([(seen.logits, seen.small_truth) for seen in pictures + crops])
     report(f"temperature {temperature:.2f}")
     network.divide_logits(temperature)
@@ -135,18 +135,20 @@ def choose(points: Sequence[Point]) -> Point:
     return quiet[0] if quiet else min(cheap, key=lambda point: point.false_alarms)
 
 
-def _look(net: PictureNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Seen:
-    view = view_of(picture)
-    shown = torch.from_numpy(shrink(view.crop(picture), size))
+def _look(net: PictureNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Prediction:
+    view = view_of_image(picture)
+    shown = torch.from_numpy(resize_for_model(view.crop(picture), size))
     with torch.inference_mode():
         logits = net.logits(shown[None])[0].numpy()
-    return Seen(logits, shrink(view.crop(truth), size) > 127, view, truth)
+    return Prediction(logits, resize_for_model(view.crop(truth), size) > 127, view, truth)
 
 
 def _measure(
-    rules: Rules, pictures: Sequence[tuple[np.ndarray, Seen]], healthy: Sequence[tuple[np.ndarray, Seen]]
+    rules: Rules, pictures: Sequence[tuple[np.ndarray, Prediction]], healthy: Sequence[tuple[np.ndarray, Prediction]]
 ) -> Point:
-    dices = [compare(mask_of(map_, seen.view, rules, seen.truth.shape), seen.truth).dice for map_, seen in pictures]
+    dices = [
+        compare(findings_mask(map_, seen.view, rules, seen.truth.shape), seen.truth).dice for map_, seen in pictures
+    ]
     alarms = [bool(find_region(map_, seen.view, rules)[1]) for map_, seen in healthy]
     return Point(rules.peak, float(np.mean(dices)), float(np.mean(alarms)) if alarms else 0.0)
 

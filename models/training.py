@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import BinaryStatScores
 
 from polypstream.errors import DataError, ModelError, OutputError, SettingsError
-from polypstream.jobs.image import view_of
+from polypstream.jobs.image import view_of_image
 from polypstream.models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
 from polypstream.models.data import (
     AUGMENTATIONS,
@@ -111,7 +111,7 @@ def train(
     *,
     start: Path | None = None,
     held_out: Path | None = None,
-    poll: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Train, or go on where an interrupted run stopped.
 
@@ -125,7 +125,7 @@ def train(
         start: checkpoint whose weights to start from, or ImageNet weights for the encoder; None: random ones. What
             the checkpoint's run held out is held out again.
         held_out: file with pictures to validate on, `folder/picture` a line, in place of a random share.
-        poll: told the steps done and all steps.
+        on_progress: told the steps done and all steps.
 
     Returns:
         The path of checkpoint.pt.
@@ -164,7 +164,7 @@ def train(
     report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
     unseen = [content[index].small for index in validation]
     for epoch in range(run.epoch, recipe.epochs):
-        row = run.train_epoch([content[index] for index in shown], epoch, poll)
+        row = run.train_epoch([content[index] for index in shown], epoch, on_progress)
         row |= run.validate(unseen)
         if not math.isfinite(row["train_loss"] + row["validation_loss"]):
             raise SettingsError(
@@ -236,7 +236,9 @@ class Run:
         phase = min(1.0, (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
-    def train_epoch(self, content: list[Levels], epoch: int, poll: Callable[[int, int], None]) -> dict[str, float]:
+    def train_epoch(
+        self, content: list[Levels], epoch: int, on_progress: Callable[[int, int], None]
+    ) -> dict[str, float]:
         """One pass over the training pictures; the epoch's row of history.csv so far."""
         started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
         loader = DataLoader(
@@ -258,7 +260,7 @@ class Run:
             self.optimizer.step()
             self.averaged.update_parameters(self.network)
             self.step += 1
-            poll(self.step, self.steps)
+            on_progress(self.step, self.steps)
             losses += loss.item()
             counts.update(logits.detach() > 0, target.int())
         accuracy, f1 = _accuracy_and_f1(counts)
@@ -383,7 +385,7 @@ def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:
 
 def _read_small(pair: Pair, size: int) -> Levels:
     picture, mask = read_pair(pair)
-    view = view_of(picture)
+    view = view_of_image(picture)
     return levels_of(view.crop(picture), view.crop(mask), size)
 
 

@@ -1,6 +1,6 @@
-"""What the rooms remember between two pictures, and whether two runs that meet there go on alike.
+"""What the stages remember between two pictures, and whether two runs that meet there go on alike.
 
-A part of a recording begins with rooms that saw only the few seconds before it. Most often they then remember the same
+A part of a recording begins with stages that saw only the few seconds before it. Most often they then remember the same
 as those that came the whole way: what is smoothed fades, and tracks that are not seen are forgotten. Whether they do is
 not assumed but compared, bit for bit; only the numbers of the tracks may differ, since those before are not known.
 """
@@ -22,18 +22,16 @@ import numpy as np
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Room
+from polypstream.core.pipeline import Stage
 from polypstream.errors import DataError
 from polypstream.media.pictures import planes_of
-from polypstream.stages.findings import Finder
-from polypstream.stages.smoothing import QUIET_S, Steadier
-from polypstream.stages.smoothing import Memory as SteadyMemory
-from polypstream.stages.tracking import UNSURE_S, Track
-from polypstream.stages.tracking import Memory as TrackMemory
+from polypstream.stages.findings import FindingsTracker
+from polypstream.stages.smoothing import QUIET_S, SmootherState, TemporalSmoother
+from polypstream.stages.tracking import UNSURE_S, Track, TrackerState
 
 
 @dataclass(frozen=True, slots=True)
-class Joint:
+class Boundary:
     """What is known after one picture and before the next.
 
     Attributes:
@@ -45,12 +43,12 @@ class Joint:
 
     pts: int
     digest: int
-    steady: SteadyMemory | None
-    track: TrackMemory
+    steady: SmootherState | None
+    track: TrackerState
 
 
 @dataclass(frozen=True, slots=True)
-class Renaming:
+class TrackRenumbering:
     """From a part's numbers of tracks to the recording's.
 
     Attributes:
@@ -67,13 +65,13 @@ class Renaming:
         """The recording's number; 0, which stands for no track, stays."""
         return number + self.shift if number > self.count else self.known.get(number, 0)
 
-    def after(self, joint: Renaming) -> Renaming:
+    def after(self, joint: TrackRenumbering) -> TrackRenumbering:
         """The renaming of the next part, whose joint to this one renames its numbers to this one's."""
         known = {number: self(before) for number, before in joint.known.items()}
-        return Renaming(known, joint.count, joint.shift + self.shift)
+        return TrackRenumbering(known, joint.count, joint.shift + self.shift)
 
 
-FIRST = Renaming({})
+FIRST = TrackRenumbering({})
 
 
 def digest_of(frame: Frame) -> int:
@@ -84,27 +82,27 @@ def digest_of(frame: Frame) -> int:
     return digest
 
 
-def memory_of(rooms: Mapping[str, Room[Frame]]) -> tuple[SteadyMemory | None, TrackMemory]:
-    """A copy of what rooms remember, by their names in `make_rooms`."""
-    finder, steadier = rooms["find"], rooms.get("steady")
-    assert isinstance(finder, Finder)
+def state_of(stages: Mapping[str, Stage[Frame]]) -> tuple[SmootherState | None, TrackerState]:
+    """A copy of what stages remember, by their names in `make_stages`."""
+    finder, steadier = stages["find"], stages.get("steady")
+    assert isinstance(finder, FindingsTracker)
     if steadier is None:
-        return None, copy.deepcopy(finder.tracker.memory)
-    assert isinstance(steadier, Steadier)
-    return copy.deepcopy(steadier.memory), copy.deepcopy(finder.tracker.memory)
+        return None, copy.deepcopy(finder.tracker.state)
+    assert isinstance(steadier, TemporalSmoother)
+    return copy.deepcopy(steadier.state), copy.deepcopy(finder.tracker.state)
 
 
-def remind(rooms: Mapping[str, Room[Frame]], joint: Joint) -> None:
-    """Let fresh rooms go on where others were."""
-    finder, steadier = rooms["find"], rooms.get("steady")
-    assert isinstance(finder, Finder)
-    finder.tracker.memory = copy.deepcopy(joint.track)
+def restore_state(stages: Mapping[str, Stage[Frame]], joint: Boundary) -> None:
+    """Let fresh stages go on where others were."""
+    finder, steadier = stages["find"], stages.get("steady")
+    assert isinstance(finder, FindingsTracker)
+    finder.tracker.state = copy.deepcopy(joint.track)
     if joint.steady is not None:
-        assert isinstance(steadier, Steadier)
-        steadier.memory = copy.deepcopy(joint.steady)
+        assert isinstance(steadier, TemporalSmoother)
+        steadier.state = copy.deepcopy(joint.steady)
 
 
-def renaming_at(true: Joint, guess: Joint) -> Renaming | None:
+def renumbering_at(true: Boundary, guess: Boundary) -> TrackRenumbering | None:
     """From the tracks' numbers of a part to those of the part before it; None: the two do not go on alike.
 
     Args:
@@ -120,10 +118,10 @@ def renaming_at(true: Joint, guess: Joint) -> Renaming | None:
         return None
     pairs = zip(ours.tracks, theirs.tracks, strict=True)
     known = {our.number: their.number for our, their in pairs if our.number}
-    return Renaming(known, ours.count, theirs.count - ours.count)
+    return TrackRenumbering(known, ours.count, theirs.count - ours.count)
 
 
-def _steady_alike(true: SteadyMemory | None, guess: SteadyMemory | None) -> bool:
+def _steady_alike(true: SmootherState | None, guess: SmootherState | None) -> bool:
     if true is None or guess is None:
         return true is guess
     return (
@@ -133,9 +131,9 @@ def _steady_alike(true: SteadyMemory | None, guess: SteadyMemory | None) -> bool
     )
 
 
-def _recent(memory: SteadyMemory) -> float | None:
+def _recent(state: SmootherState) -> float | None:
     """When something was last seen, if that still matters."""
-    return memory.seen if memory.before is not None and memory.before - memory.seen <= QUIET_S else None
+    return state.seen if state.before is not None and state.before - state.seen <= QUIET_S else None
 
 
 def _kept(track: Track, now: float) -> tuple[object, ...]:
@@ -144,7 +142,7 @@ def _kept(track: Track, now: float) -> tuple[object, ...]:
     return track.last, bool(track.number), sure, track.evidence, track.believed, track.astray
 
 
-def save_joint(joint: Joint, path: Path) -> None:
+def save_boundary(joint: Boundary, path: Path) -> None:
     """Write a joint to a file.
 
     Raises:
@@ -167,7 +165,7 @@ def save_joint(joint: Joint, path: Path) -> None:
         np.savez_compressed(path, facts=np.array(json.dumps(facts)), **arrays)
 
 
-def load_joint(path: Path) -> Joint:
+def load_boundary(path: Path) -> Boundary:
     """Read a joint from a file.
 
     Raises:
@@ -177,12 +175,12 @@ def load_joint(path: Path) -> Joint:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))
             tracks = [Track(**each) for each in facts["tracks"]]
-            track = TrackMemory(tracks, file["places"], facts["count"], facts["before"])
+            track = TrackerState(tracks, file["places"], facts["count"], facts["before"])
             steady = None
             if "steady" in facts:
                 known = facts["steady"]
                 view = None if known["view"] is None else FieldOfView(*known["view"])
-                steady = SteadyMemory(known["before"], view, file["grey"], file["smooth"], known["seen"])
+                steady = SmootherState(known["before"], view, file["grey"], file["smooth"], known["seen"])
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as the joint of two parts ({error})") from error
-    return Joint(facts["pts"], facts["digest"], steady, track)
+    return Boundary(facts["pts"], facts["digest"], steady, track)

@@ -26,10 +26,10 @@ GPU_PROVIDERS = ("cuda", "tensorrt", "auto")
 OBJECT_STORE_BYTES = 100_000_000
 # So many workers in a row may die before they were ready, with longer and longer waits between them, in which a cluster
 # finds out that a node is gone; then what kills them is not chance.
-MOST_STILLBORN = 6
+MAX_START_FAILURES = 6
 # A worker that cannot be had is mentioned after so long, and again.
 PATIENCE_S = 30.0
-KNOCK_S = 10.0
+REACHABLE_S = 10.0
 
 
 class Share(NamedTuple):
@@ -80,7 +80,7 @@ def _part_of(whole: float, workers: int) -> float:
 
 
 @dataclass(slots=True)
-class _Hand:
+class _WorkerSlot:
     """A worker on the way, idle, or at a task."""
 
     actor: Any
@@ -89,7 +89,7 @@ class _Hand:
     node: str = ""
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """See that somebody listens at HOST:PORT: Ray ends the whole process if nobody does.
 
     Raises:
@@ -97,7 +97,7 @@ def _knock(address: str) -> None:
     """
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE_S).close()
 
 
 class Pool:
@@ -136,14 +136,14 @@ class Pool:
         self.share = share_out(nodes, workers, order.settings.inference.provider)
         if not self.share.cpus:
             raise SettingsError("--address: the cluster has no CPUs")
-        self._hands: list[_Hand] = []
+        self._hands: list[_WorkerSlot] = []
         self.engine = engine
         self._stillborn = 0
         # When workers are asked for in the place of dead ones.
         self._vacant: list[float] = []
         self._mentioned = time.monotonic()
         for _ in range(self.share.workers):
-            self._hire()
+            self._make_workers()
 
     def _connect(self, address: str | None) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -157,7 +157,7 @@ class Pool:
                     **quiet,
                 )
             else:
-                _knock(address)
+                _check_reachable(address)
                 with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
                     try:
                         self._ray.init(address=address, **quiet)
@@ -170,12 +170,12 @@ class Pool:
                 reason += "; where a cluster asks for a token, set RAY_AUTH_MODE=token, and see docs/scaling.md"
             raise SettingsError(f"--address: no Ray cluster can be had {where} ({reason})") from error
 
-    def _hire(self) -> None:
-        """Ask Ray for one more worker; it comes when there is room for it."""
+    def _make_workers(self) -> None:
+        """Ask Ray for one more worker; it comes when there is stage for it."""
         share = self.share
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         actor = self._ray.remote(**options)(Worker).remote(self._order, share.threads)
-        self._hands.append(_Hand(actor, actor.begin.remote()))
+        self._hands.append(_WorkerSlot(actor, actor.begin.remote()))
 
     @property
     def idle(self) -> int:
@@ -205,10 +205,10 @@ class Pool:
                 yield task, said
         for due in [due for due in self._vacant if due <= time.monotonic()]:
             self._vacant.remove(due)
-            self._hire()
+            self._make_workers()
         self._mention_missing()
 
-    def _speaking(self, seconds: float) -> list[_Hand]:
+    def _speaking(self, seconds: float) -> list[_WorkerSlot]:
         """Those that have something to say, waited for so long at most."""
         refs = [hand.ref for hand in self._hands if hand.ref is not None]
         if not refs:
@@ -221,7 +221,7 @@ class Pool:
             raise PolypstreamError(f"the Ray cluster was lost ({error}); the same command goes on") from error
         return [hand for hand in self._hands if hand.ref in ready]
 
-    def _hear(self, hand: _Hand) -> Outcome | None:
+    def _hear(self, hand: _WorkerSlot) -> Outcome | None:
         """What a worker says; one that died is replaced."""
         try:
             said = self._ray.get(hand.ref)
@@ -235,19 +235,19 @@ class Pool:
         outcome: Outcome = said
         return outcome
 
-    def _replace(self, hand: _Hand, reason: str) -> None:
+    def _replace(self, hand: _WorkerSlot, reason: str) -> None:
         self._hands.remove(hand)
         self._ray.kill(hand.actor)
         if hand.node:
             self._complain(f"a worker on {hand.node} died; its work is done by another ({reason})")
         else:
             self._stillborn += 1
-        if hand.node or self._stillborn <= MOST_STILLBORN:
+        if hand.node or self._stillborn <= MAX_START_FAILURES:
             self._vacant.append(time.monotonic() + (0 if hand.node else self._stillborn))
         elif not self._hands and not self._vacant:
             raise PolypstreamError(f"no worker could be started ({reason})")
 
-    def _admit(self, hand: _Hand, about: About) -> None:
+    def _admit(self, hand: _WorkerSlot, about: About) -> None:
         """See that a worker's results will be like the others'."""
         hand.node, self._stillborn = about.node, 0
         wanted, problem = self.engine or about.engine, about.problem

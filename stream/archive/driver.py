@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from polypstream.archive.inputs import Item
 from polypstream.archive.join import fits
 from polypstream.archive.ledger import Ledger, Row, State
-from polypstream.archive.parts import JOINT_FILES, Plan
+from polypstream.archive.parts import BOUNDARY_FILES, Plan
 from polypstream.archive.storage import LAST_FILE, Store
 from polypstream.archive.worker import Engine, Outcome, Task, part_name, parts_name
 from polypstream.errors import DataError
 
 # A recording whose worker died so often is given up: it may be what kills them.
-MOST_DEATHS = 3
+MAX_DEATHS = 3
 POLL_S = 1.0
 
 
@@ -90,7 +90,7 @@ class Driver:
         todo: those to process now.
         workers: that do it.
         tell: is given each row of the ledger that is finished.
-        poll: told the bytes of recordings done and all bytes, now and then.
+        on_progress: told the bytes of recordings done and all bytes, now and then.
     """
 
     def __init__(
@@ -100,9 +100,15 @@ class Driver:
         todo: Sequence[Item],
         workers: Workers,
         tell: Callable[[Row], None],
-        poll: Callable[[int, int], None],
+        on_progress: Callable[[int, int], None],
     ) -> None:
-        self._store, self._ledger, self._workers, self._tell, self._poll = store, ledger, workers, tell, poll
+        self._store, self._ledger, self._workers, self._tell, self._on_progress = (
+            store,
+            ledger,
+            workers,
+            tell,
+            on_progress,
+        )
         self._new = deque(todo)
         self._as_a_whole: deque[Item] = deque()
         self._in_parts: dict[Item, InParts] = {}
@@ -124,7 +130,7 @@ class Driver:
                 self._workers.give(task)
             for task, outcome in self._workers.wait(POLL_S):
                 self._note(task, outcome)
-            self._poll(round(self._bytes_done), self._bytes)
+            self._on_progress(round(self._bytes_done), self._bytes)
 
     def _next_task(self) -> Task | None:
         for item, parts in self._in_parts.items():
@@ -175,8 +181,8 @@ class Driver:
             return  # it goes as a whole meanwhile
         this = (item, task.kind, task.part)
         self._deaths[this] += 1
-        if self._deaths[this] >= MOST_DEATHS:
-            self._finish(item, State.FAILED, Outcome(problem=f"its worker died {MOST_DEATHS} times"))
+        if self._deaths[this] >= MAX_DEATHS:
+            self._finish(item, State.FAILED, Outcome(problem=f"its worker died {MAX_DEATHS} times"))
         elif task.kind == "part" and parts:
             parts.waiting.add(task.part)
         elif task.kind == "join" and parts:
@@ -213,7 +219,7 @@ class Driver:
     def _fits(self, item: Item, number: int) -> bool:
         plan, looking = self._in_parts[item].plan, self._store.looking
         before, part = part_name(item, plan, number - 1), part_name(item, plan, number)
-        with looking(before, JOINT_FILES) as ours, looking(part, JOINT_FILES) as theirs:
+        with looking(before, BOUNDARY_FILES) as ours, looking(part, BOUNDARY_FILES) as theirs:
             try:
                 return fits(ours, theirs)
             except DataError:  # a joint that cannot be read is made again

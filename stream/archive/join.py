@@ -16,14 +16,14 @@ from av.container import OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from polypstream.archive.boundary import FIRST, Renaming, load_joint, renaming_at
+from polypstream.archive.boundary import FIRST, TrackRenumbering, load_boundary, renumbering_at
 from polypstream.archive.parts import BEGIN, END, TRACKS, CannotJoin, Plan
 from polypstream.core.config import Settings
 from polypstream.core.files import writing
 from polypstream.core.frame import PictureFormat
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import DataError
-from polypstream.jobs.process import Alive, Run, write_summary
+from polypstream.jobs.process import OnActivity, ProcessResult, write_summary
 from polypstream.jobs.report import write_report
 from polypstream.media.container import open_container, packets_of
 from polypstream.media.video import MASK_OPTIONS, check_frames, open_mp4, open_output
@@ -41,7 +41,7 @@ def fits(before: Path, part: Path) -> bool:
     Raises:
         DataError: a joint is missing.
     """
-    return renaming_at(load_joint(before / END), load_joint(part / BEGIN)) is not None
+    return renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN)) is not None
 
 
 def join_parts(
@@ -51,8 +51,8 @@ def join_parts(
     folder: Path,
     settings: Settings,
     masks: bool,
-    alive: Alive = lambda _: None,
-) -> Run:
+    on_activity: OnActivity = lambda _: None,
+) -> ProcessResult:
     """Put the results of all parts together: the same frames, times, sound, masks, tables and tracks as of `process`.
 
     Args:
@@ -61,7 +61,7 @@ def join_parts(
         parts: folders of their results, in order.
         folder: for the recording's, empty.
         settings, masks: as for the parts.
-        alive: told how far things have moved, now and then.
+        on_activity: told how far things have moved, now and then.
 
     Returns:
         The run; where the sound was damaged, it says so.
@@ -81,24 +81,24 @@ def join_parts(
         videos = [part / "annotated.mp4" for part in parts]
         sound = None if settings.deidentify.enabled else source.path
         notes, damage = _join_videos(
-            videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts, alive
+            videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts, on_activity
         )
         if masks:
-            _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv", alive)
+            _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv", on_activity)
     finally:
         source.close()
     frames = sum(each["frames_out"] for each in summaries)
     for name in ("annotated.mp4", *(["masks.mkv"] if masks else [])):
-        check_frames(folder / name, frames, alive)
+        check_frames(folder / name, frames, on_activity)
     run = _join_summaries(summaries, folder, notes, damage)
     write_report(folder)
     return run
 
 
-def _renamings(parts: Sequence[Path]) -> list[Renaming]:
+def _renamings(parts: Sequence[Path]) -> list[TrackRenumbering]:
     found = [FIRST]
     for before, part in pairwise(parts):
-        joint = renaming_at(load_joint(before / END), load_joint(part / BEGIN))
+        joint = renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN))
         if joint is None:
             raise CannotJoin(f"{part}: does not go on as {before} ended")
         found.append(found[-1].after(joint))
@@ -113,7 +113,9 @@ def _summary_of(part: Path) -> dict[str, Any]:
     return summary
 
 
-def _join_tables(parts: Sequence[Path], renamings: Sequence[Renaming], firsts: Sequence[int], folder: Path) -> None:
+def _join_tables(
+    parts: Sequence[Path], renamings: Sequence[TrackRenumbering], firsts: Sequence[int], folder: Path
+) -> None:
     """frames.csv, findings.json and the snapshots."""
     head = read_findings(parts[0])
     findings = FindingsFile(folder, {name: head[name] for name in ABOUT})
@@ -135,7 +137,7 @@ def _join_videos(
     pictures: PictureFormat,
     sound: Path | None,
     shifts: ClockShifts,
-    alive: Alive,
+    on_activity: OnActivity,
 ) -> tuple[list[str], list[str]]:
     """The encoded pictures one after another, the recording's sound beside them; notes and damage of the sound."""
     file, audio = open_mp4(target, pictures, sound, shifts)
@@ -147,7 +149,7 @@ def _join_videos(
         try:
             file.start_encoding()
             for packet in _one_after_another(videos, origins, pictures.time_base):
-                alive(packet.pts)
+                on_activity(packet.pts)
                 if audio:
                     audio.mux_until(float((packet.pts or 0) * pictures.time_base))
                 packet.stream = stream
@@ -178,12 +180,12 @@ def _one_after_another(
         yield held
 
 
-def _join_masks(videos: Sequence[Path], target: Path, alive: Alive) -> None:
+def _join_masks(videos: Sequence[Path], target: Path, on_activity: OnActivity) -> None:
     with writing(target), closing(open_output(target, MASK_OPTIONS)) as file:
         stream = _stream_like(file, videos)
         for video in videos:
             for packet in _packets(video):
-                alive((video, packet.pts))
+                on_activity((video, packet.pts))
                 packet.stream = stream
                 file.mux(packet)
 
@@ -223,12 +225,14 @@ def _packets(video: Path, time_base: Fraction | None = None, origin: int = 0) ->
             raise DataError(f"{video}: {damage[0]}")
 
 
-def _join_summaries(parts: Sequence[dict[str, Any]], folder: Path, notes: list[str], damage: list[str]) -> Run:
+def _join_summaries(
+    parts: Sequence[dict[str, Any]], folder: Path, notes: list[str], damage: list[str]
+) -> ProcessResult:
     seconds = sum(part["wall_seconds"] for part in parts)
     frames = sum(part["frames_out"] for part in parts)
-    rooms = Counter[str]()
+    stages = Counter[str]()
     for part in parts:
-        rooms.update(part["seconds_per_room"])
+        stages.update(part["seconds_per_stage"])
     said = _join_notes([note for part in parts for note in part["notes"]])
     summary = parts[0] | {
         "complete": not damage,
@@ -238,11 +242,11 @@ def _join_summaries(parts: Sequence[dict[str, Any]], folder: Path, notes: list[s
         "frames_out": frames,
         "wall_seconds": round(seconds, 3),
         "frames_per_second": round(frames / seconds, 2),
-        "seconds_per_room": {name: round(spent, 3) for name, spent in rooms.items()},
+        "seconds_per_stage": {name: round(spent, 3) for name, spent in stages.items()},
         "parts": len(parts),
     }
     write_summary(folder, summary)
-    return Run(parts[0]["input"], folder, frames, seconds, [*said, *notes], damage)
+    return ProcessResult(parts[0]["input"], folder, frames, seconds, [*said, *notes], damage)
 
 
 def _join_notes(notes: Sequence[str]) -> list[str]:

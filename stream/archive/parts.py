@@ -11,26 +11,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polypstream.archive.boundary import Joint, digest_of, load_joint, memory_of, remind, save_joint
+from polypstream.archive.boundary import Boundary, digest_of, load_boundary, restore_state, save_boundary, state_of
 from polypstream.core.config import Settings
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Room
+from polypstream.core.pipeline import Stage
 from polypstream.core.protocols import Source
 from polypstream.errors import PolypstreamError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import Alive, Job, Run, choose_view, make_rooms
+from polypstream.jobs.process import OnActivity, ProcessResult, RecordingPipeline, choose_field_of_view, make_stages
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
 
-# The rooms of a part see so much of what is before it, in seconds: a little more than a tracker remembers.
+# The stages of a part see so much of what is before it, in seconds: a little more than a tracker remembers.
 OVERLAP_S = 2.5
 # The last picture of a part is one of the last that come in so many seconds.
 DIGESTED_S = 1.0
 BEGIN, END, TRACKS = "begin.npz", "end.npz", "tracks.json"
-JOINT_FILES = (BEGIN, END)
+BOUNDARY_FILES = (BEGIN, END)
 
 
 class CannotJoin(PolypstreamError):
@@ -74,7 +74,7 @@ def plan_parts(source: Source, settings: Settings, seconds: float) -> Plan | Non
     cuts = source.key_frames(seconds) if seconds and isinstance(source, Recording) and source.path else []
     if not cuts:
         return None
-    view = choose_view(source, settings)
+    view = choose_field_of_view(source, settings)
     return Plan((view.x, view.y, view.width, view.height), tuple(cuts))
 
 
@@ -116,8 +116,8 @@ def process_part(
     segmenter: Segmenter,
     settings: Settings,
     masks: bool,
-    alive: Alive = lambda _: None,
-) -> Run:
+    on_activity: OnActivity = lambda _: None,
+) -> ProcessResult:
     """Annotate one part of a recording into a folder, from which `join_parts` takes it.
 
     Args:
@@ -126,9 +126,9 @@ def process_part(
         plan: of the recording.
         part: of the plan.
         folder: for the results, empty.
-        before: results of the part before, where they are true; its rooms' memory is then taken over. Without it the
+        before: results of the part before, where they are true; its stages' memory is then taken over. Without it the
             memory is that of the overlap alone, and remains to be compared.
-        segmenter, settings, masks, alive: as for `process`.
+        segmenter, settings, masks, on_activity: as for `process`.
 
     Raises:
         CannotJoin: the pictures cannot be had without those before them.
@@ -142,19 +142,19 @@ def process_part(
         source: Source = PartOfRecording(recording, part)
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, since=part.start)
-        rooms = make_rooms(view, segmenter, settings)
-        by_name = {name: room for name, room, _ in rooms}
+        stages = make_stages(view, segmenter, settings)
+        by_name = {name: stage for name, stage, _ in stages}
         frames: Iterator[Frame] = source.frames()
         if part.start is not None:
-            true = load_joint(before / END) if before else None
+            true = load_boundary(before / END) if before else None
             frames = _enter(frames, part.start, by_name, true, folder)
         ending = _Ending(frames, part.end, 1 / recording.format.time_base)
-        job = Job(source, view, folder, segmenter, settings, masks, iter(ending), rooms, part.start or 0)
-        run = job.run(lambda *_: None, alive)
+        job = RecordingPipeline(source, view, folder, segmenter, settings, masks, iter(ending), stages, part.start or 0)
+        run = job.run(lambda *_: None, on_activity)
         if recording.was_mended:
             raise CannotJoin("its times or pictures had to be mended, which goes on from one part to the next")
         if part.end is not None:
-            save_joint(Joint(*ending.last(), *memory_of(by_name)), folder / END)
+            save_boundary(Boundary(*ending.last(), *state_of(by_name)), folder / END)
         with writing(folder / TRACKS):
             (folder / TRACKS).write_text(json.dumps(job.findings.exact_tracks()))
         return run
@@ -163,30 +163,30 @@ def process_part(
 
 
 def _enter(
-    frames: Iterator[Frame], start: int, rooms: dict[str, Room[Frame]], true: Joint | None, folder: Path
+    frames: Iterator[Frame], start: int, stages: dict[str, Stage[Frame]], true: Boundary | None, folder: Path
 ) -> Iterator[Frame]:
-    """Let the rooms see, or be reminded of, what is before a part; the part's own frames."""
+    """Let the stages see, or be reminded of, what is before a part; the part's own frames."""
     last: Frame | None = None
     digest = 0
     for frame in frames:
         if frame.pts >= start:
             break
         last, digest = frame, digest_of(frame)
-        for name in rooms if true is None else ():
+        for name in stages if true is None else ():
             if name != "overlay":
-                rooms[name]([frame])
+                stages[name]([frame])
     else:
         raise CannotJoin(f"no picture can be decoded from pts {start} on")
     if last is None or frame.pts != start or (true and (last.pts, digest) != (true.pts, true.digest)):
         raise CannotJoin(f"the pictures from pts {start} on are not those of the whole recording")
     if true is not None:
-        remind(rooms, true)
-    save_joint(Joint(last.pts, digest, *memory_of(rooms)), folder / BEGIN)
+        restore_state(stages, true)
+    save_boundary(Boundary(last.pts, digest, *state_of(stages)), folder / BEGIN)
     return chain([frame], frames)
 
 
 class _Ending:
-    """Frames numbered from 0; pts and pixels of the last one are kept, since later rooms draw on them."""
+    """Frames numbered from 0; pts and pixels of the last one are kept, since later stages draw on them."""
 
     def __init__(self, frames: Iterator[Frame], end: int | None, second: Fraction) -> None:
         self._frames, self._end = frames, end

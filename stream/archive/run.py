@@ -26,22 +26,22 @@ FINISHED = (State.DONE, State.BROKEN)
 def archive(
     inputs: Sequence[str],
     order: Order,
-    hire: Callable[[Engine | None], Workers],
+    make_workers: Callable[[Engine | None], Workers],
     overwrite: bool,
     tell: Callable[[Row], None],
     note: Callable[[str], None],
-    poll: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Row]:
     """Process what is missing or failed of an archive.
 
     Args:
         inputs: as for `find_recordings`.
         order: what the results are made with.
-        hire: makes the workers, if there is anything to do, such that work with the same as those before.
+        make_workers: makes the workers, if there is anything to do, such that work with the same as those before.
         overwrite: replace results that exist, and begin anew what was made with other settings.
         tell: is given each row of the ledger that is finished.
         note: is given one line for people now and then.
-        poll: told the bytes of recordings done and all bytes.
+        on_progress: told the bytes of recordings done and all bytes.
 
     Returns:
         The rows of all recordings that the inputs mean.
@@ -61,14 +61,14 @@ def archive(
         keep(0.0)
         if todo:
             note(f"{len(todo)} of {len(items)} recordings to process")
-            with closing(hire(Engine(**facts["engine"]) if facts["engine"] else None)) as workers:
+            with closing(make_workers(Engine(**facts["engine"]) if facts["engine"] else None)) as workers:
 
                 def look_up(done: int, of: int) -> None:
                     if workers.engine and not facts["engine"]:
                         facts["engine"] = asdict(workers.engine)
                         ledger.note_made_with(facts)
                     keep(COPY_S)
-                    poll(done, of)
+                    on_progress(done, of)
 
                 Driver(store, ledger, todo, workers, tell, look_up).run()
         rows = ledger.rows()

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from polypstream.archive.inputs import Item
 from polypstream.archive.join import join_parts
-from polypstream.archive.parts import JOINT_FILES, CannotJoin, Plan, plan_parts, process_part
+from polypstream.archive.parts import BOUNDARY_FILES, CannotJoin, Plan, plan_parts, process_part
 from polypstream.archive.storage import HIDDEN, PARTS, Store, fetched, open_store
 from polypstream.core.config import Settings
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import DataError, PolypstreamError, SourceError
 from polypstream.inference.model_card import SHIPPED, WEIGHTS
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import Alive, Run, make_segmenter, process
+from polypstream.jobs.process import OnActivity, ProcessResult, make_segmenter, process
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import results_stem
 
@@ -87,7 +87,7 @@ class Outcome:
         seconds: that the worker spent.
     """
 
-    run: Run | None = None
+    run: ProcessResult | None = None
     plan: Plan | None = None
     problem: str = ""
     broken: bool = False
@@ -181,7 +181,7 @@ class Worker:
                 return self._part(task, plan, path, working)
             with Watchdog() as watchdog:
                 if plan is None:
-                    run = process(str(path), working, *self._how, title=item.address, alive=watchdog.note)
+                    run = process(str(path), working, *self._how, title=item.address, on_activity=watchdog.note)
                 else:
                     run = self._join(item, plan, path, working, watchdog.note)
             self._store.publish(run.folder, item.name)
@@ -209,14 +209,14 @@ class Worker:
     def _before(self, task: Task, plan: Plan) -> AbstractContextManager[Path | None]:
         if not task.goes_on:
             return nullcontext()
-        return self._store.looking(part_name(task.item, plan, task.part - 1), JOINT_FILES)
+        return self._store.looking(part_name(task.item, plan, task.part - 1), BOUNDARY_FILES)
 
-    def _join(self, item: Item, plan: Plan, path: Path, working: Path, alive: Alive) -> Run:
+    def _join(self, item: Item, plan: Plan, path: Path, working: Path, on_activity: OnActivity) -> ProcessResult:
         folder = working / results_stem(path)
         folder.mkdir()
         with self._store.looking(parts_name(item, plan)) as parts:
             names = [parts / str(part.number) for part in plan.parts]
-            return join_parts(path, plan, names, folder, self._order.settings, self._order.masks, alive)
+            return join_parts(path, plan, names, folder, self._order.settings, self._order.masks, on_activity)
 
     @property
     def _how(self) -> tuple[Segmenter, Settings, bool]:

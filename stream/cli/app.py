@@ -41,7 +41,7 @@ from polypstream.jobs.annotations import write_annotations
 from polypstream.jobs.bench import bench
 from polypstream.jobs.isolated import IsolatedProcessor, Job
 from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
-from polypstream.jobs.process import Run, claim_folder, deidentifying, make_segmenter, with_model
+from polypstream.jobs.process import ProcessResult, claim_folder, make_segmenter, with_deidentification, with_model
 from polypstream.jobs.report import write_report
 from polypstream.jobs.score import score
 from polypstream.sinks.bell import Bell
@@ -121,7 +121,7 @@ def process(
     settings = with_model(load_settings(config, set_ or []), model)
     salt = None if hash_names is None else read_salt(hash_names)
     if deidentify or salt:
-        settings = deidentifying(settings)
+        settings = with_deidentification(settings)
     failed = False
     taken: dict[str, str] = {}
     with closing(IsolatedProcessor(settings, fork=True)) as processor:
@@ -147,7 +147,7 @@ def process(
         raise typer.Exit(1)
 
 
-def _process_one(processor: IsolatedProcessor, job: Job) -> Run:
+def _process_one(processor: IsolatedProcessor, job: Job) -> ProcessResult:
     """The run of a recording, if its results are whole.
 
     Raises:
@@ -204,17 +204,17 @@ def archive_recordings(
     """Annotate an archive; run again, it does what is missing or failed. `archive status DIR` says how far it is."""
     settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
     output = output if is_address(output) else str(Path(output).absolute())
-    order = Order(output, deidentifying(settings) if deidentify else settings, masks, segment_seconds)
+    order = Order(output, with_deidentification(settings) if deidentify else settings, masks, segment_seconds)
     with ProgressBar(output, "MB") as progress:
 
-        def poll(done: int, of: int) -> None:
+        def on_progress(done: int, of: int) -> None:
             progress.show(done // MEGA, of // MEGA)
 
-        def hire(engine: Engine | None) -> Pool:
+        def make_workers(engine: Engine | None) -> Pool:
             return Pool(order, address, workers, complain, engine)
 
         try:
-            rows = archive(inputs, order, hire, overwrite, _tell_of, complain, poll)
+            rows = archive(inputs, order, make_workers, overwrite, _tell_of, complain, on_progress)
         except KeyboardInterrupt:
             complain(f"{output}: interrupted; the same command goes on with it")
             raise

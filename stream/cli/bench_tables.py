@@ -18,7 +18,7 @@ def print_bench(found: dict[str, Any], console: Console) -> None:
     parts = [
         Text("\n".join(f"{name}: {value}" for name, value in found["machine"].items())),
         _recorded(recorded, found["provider"], found["picture_size"]),
-        _rooms(recorded),
+        _stages(recorded),
         _live(found["live"]),
         _providers(found["providers"]),
         _questions(found["model"]["scores"], degradation, found["live"]),
@@ -36,9 +36,9 @@ def _recorded(recorded: Recorded, provider: str, size: list[int]) -> RenderableT
     )
 
 
-def _rooms(recorded: Recorded) -> RenderableType:
-    table = Table("room", "ms per frame, waiting for a core included", title="Rooms, working at the same time")
-    for name, milliseconds in recorded.room_ms.items():
+def _stages(recorded: Recorded) -> RenderableType:
+    table = Table("stage", "ms per frame, waiting for a core included", title="Stages, working at the same time")
+    for name, milliseconds in recorded.stage_ms.items():
         table.add_row(name, f"{milliseconds:.2f}")
     return table
 

@@ -25,7 +25,7 @@ from polypstream.models.evaluation import (
 )
 from polypstream.stages.findings import choose_rules
 
-MOST_SAMPLES = 12
+MAX_SAMPLES = 12
 
 
 def train(
@@ -75,7 +75,7 @@ def train(
     )
     with ProgressBar(str(out), "steps") as progress:
         checkpoint = run_training(
-            data, names, out, recipe, terms, typer.echo, start=start, held_out=held_out, poll=progress.show
+            data, names, out, recipe, terms, typer.echo, start=start, held_out=held_out, on_progress=progress.show
         )
     typer.echo(f"best weights: {checkpoint}")
 
@@ -146,7 +146,7 @@ def evaluate(
     if json_file:
         write_output(json_file, (json.dumps(figures, indent=2) + "\n").encode())
     if samples:
-        draw_samples(loaded, rules, spread(pairs, MOST_SAMPLES), samples)
+        draw_samples(loaded, rules, spread(pairs, MAX_SAMPLES), samples)
     if reliability:
         draw_reliability(pooled_histogram(results), reliability)
 

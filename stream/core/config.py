@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
 # Width of the outline where it is only switched on.
 CONTOUR = 4.0
 # Characters of a reason or of a wrong value that are shown.
-MOST_SAID = 100
+MAX_SAID = 100
 
 
 def _switch(width: Any) -> Any:
@@ -192,7 +192,7 @@ def _parse(text: str, origin: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets impossible dates and numbers through
         reason = " ".join(str(error).split())
-        raise SettingsError(f"{origin}: is not valid YAML ({reason[:MOST_SAID]})") from error
+        raise SettingsError(f"{origin}: is not valid YAML ({reason[:MAX_SAID]})") from error
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
@@ -223,7 +223,7 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where} is a section, which holds settings such as {key}.{first_setting(key)}"
     wanted = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors() if _key(each["loc"]) == key))
-    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MOST_SAID]})"
+    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MAX_SAID]})"
 
 
 def _key(location: tuple[int | str, ...]) -> str:

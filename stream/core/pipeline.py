@@ -1,6 +1,6 @@
-"""Threads and bounded queues between sources, their rooms and its sinks. Knows nothing of video or polyps.
+"""Threads and bounded queues between sources, their stages and its sinks. Knows nothing of video or polyps.
 
-The only module that starts a thread. Each room works in a thread of its own, takes what is waiting (up to its batch),
+The only module that starts a thread. Each stage works in a thread of its own, takes what is waiting (up to its batch),
 and hands it on in the same order; a full queue makes the one before it wait. Sinks each have a queue of their own.
 PyAV, OpenCV, ONNX Runtime and NumPy release the GIL in their heavy calls, so threads are enough.
 """
@@ -23,7 +23,7 @@ QUEUE = 4
 POLL_S = 0.1
 
 
-class Room(Protocol[T]):
+class Stage(Protocol[T]):
     """Does its one thing to items and hands them on in the same order."""
 
     def __call__(self, items: list[T], /) -> list[T]: ...
@@ -147,16 +147,16 @@ class Work:
 
 
 class Pipeline(Generic[T]):
-    """One or more sources, rooms in a row, then every sink.
+    """One or more sources, stages in a row, then every sink.
 
     After an error in one place the sources stop, what already went past that place still reaches every sink, every
     sink is closed, and the first error is raised.
 
     Args:
         sources: name and source, which yields items.
-        rooms: name, room, and the most items that it takes at once.
+        stages: name, stage, and the most items that it takes at once.
         sinks: name and sink.
-        queue: the most items that wait before each room (a batch of its own if that is more) and each sink that does
+        queue: the most items that wait before each stage (a batch of its own if that is more) and each sink that does
             not say otherwise.
         newest: tells of which kind an item is; so many of each kind wait, whatever the batch, and full queues drop the
             oldest item of a kind instead of holding the sources back. None: nothing is dropped.
@@ -169,7 +169,7 @@ class Pipeline(Generic[T]):
     def __init__(
         self,
         sources: Sequence[tuple[str, Iterator[T]]],
-        rooms: Sequence[tuple[str, Room[T], int]],
+        stages: Sequence[tuple[str, Stage[T], int]],
         sinks: Sequence[tuple[str, Sink[T]]],
         queue: int = QUEUE,
         newest: Callable[[T], Hashable] | None = None,
@@ -179,11 +179,11 @@ class Pipeline(Generic[T]):
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
-        sizes = [max(queue, room[2]) if newest is None else queue for room in rooms]
+        sizes = [max(queue, stage[2]) if newest is None else queue for stage in stages]
         sizes += [getattr(sink, "queue", queue) for _, sink in sinks]
         producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
         self.channels = [Channel[T](size, newest, count) for size, count in zip(sizes, producers, strict=True)]
-        self._between, before_sinks = self.channels[: len(rooms)], self.channels[len(rooms) :]
+        self._between, before_sinks = self.channels[: len(stages)], self.channels[len(stages) :]
         self._before_sinks = dict(zip((name for name, _ in sinks), before_sinks, strict=True))
         outlets = [*([channel] for channel in self._between), before_sinks]
         self.work: dict[str, Work] = {}
@@ -191,9 +191,9 @@ class Pipeline(Generic[T]):
         for name, source in sources:
             self.work[name] = Work()
             self._threads.append(self._thread(name, partial(self._pump, name, source, outlets[0]), None, outlets[0]))
-        for (name, room, most), inlet, outlet in zip(rooms, self._between, outlets[1:], strict=True):
+        for (name, stage, most), inlet, outlet in zip(stages, self._between, outlets[1:], strict=True):
             self.work[name] = Work()
-            job = partial(self._work_room, name, room, most, inlet, outlet)
+            job = partial(self._run_stage, name, stage, most, inlet, outlet)
             self._threads.append(self._thread(name, job, inlet, outlet))
         for (name, sink), inlet in zip(sinks, before_sinks, strict=True):
             self.work[name] = Work()
@@ -234,11 +234,11 @@ class Pipeline(Generic[T]):
             for outlet in outlets:
                 outlet.put(items[0])
 
-    def _work_room(self, name: str, room: Room[T], most: int, inlet: Channel[T], outlets: list[Channel[T]]) -> None:
+    def _run_stage(self, name: str, stage: Stage[T], most: int, inlet: Channel[T], outlets: list[Channel[T]]) -> None:
         work = self.work[name]
         while items := inlet.take(most):
             with work.counted():
-                items = room(items)
+                items = stage(items)
             work.items += len(items)
             for item in items:
                 for outlet in outlets:

@@ -68,7 +68,7 @@ class Segmenter:
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Attach to each frame its probability map."""
-        maps = self.segment([frame.network_picture for frame in frames])
+        maps = self.segment([frame.model_input for frame in frames])
         for frame, probability in zip(frames, maps, strict=True):
             frame.probability = probability
         return frames

@@ -18,9 +18,9 @@ from polypstream.core.orientation import Orientation
 from polypstream.errors import OutputError
 from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.annotation_formats import FORMATS, Annotated
-from polypstream.jobs.process import ANNOTATIONS, Poll
+from polypstream.jobs.process import ANNOTATIONS, OnProgress
 from polypstream.jobs.results import (
-    FinishedRun,
+    Run,
     best_outlines,
     find_run,
     frame_times,
@@ -44,7 +44,7 @@ def write_annotations(
     output: Path | None = None,
     every: float = 0.0,
     overwrite: bool = False,
-    poll: Poll = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> tuple[Path, int, int]:
     """Write the findings of a finished run in a format of annotation tools, with the pictures that it needs.
 
@@ -56,7 +56,7 @@ def write_annotations(
         every: seconds from one annotated picture to the next; 0: every picture. A track that would be missed is
             annotated where it is seen best.
         overwrite: replace what an earlier call wrote there.
-        poll: told the frames done and the frames expected (None: unknown).
+        on_progress: told the frames done and the frames expected (None: unknown).
 
     Returns:
         The folder, the pictures annotated and the findings in them.
@@ -75,7 +75,7 @@ def write_annotations(
         orientation = FORMATS[name].shown(source.format.orientation)
         writer = FORMATS[name](folder, *orientation.size(*run.picture_size), len(times))
         encode = _jpeg_encoder(orientation)
-        for frame, outlines in frames_again(run, source, poll):
+        for frame, outlines in frames_again(run, source, on_progress):
             if frame.index not in chosen:
                 continue
             name_of_files = f"{run.folder.name}_{frame.index:06d}"
@@ -98,7 +98,7 @@ def _sampled(times: Sequence[float], every: float) -> set[int]:
     return {index for index, (before, number) in enumerate(pairwise([-1, *numbers])) if number > before}
 
 
-def _unseen(run: FinishedRun, chosen: Collection[int]) -> set[int]:
+def _unseen(run: Run, chosen: Collection[int]) -> set[int]:
     """Of each track that none of the chosen frames shows, the number of the frame that shows it best."""
     seen = {outline.track for frame, outlines in run.outlines().items() if frame in chosen for outline in outlines}
     best = best_outlines(run)

@@ -1,6 +1,6 @@
 """`polypstream bench`: what this machine does with the user's own video.
 
-Each measurement runs the same rooms as `process`. Pixel degradation and delay are measured because 21 CFR
+Each measurement runs the same stages as `process`. Pixel degradation and delay are measured because 21 CFR
 876.1520(b)(2) asks for them of software that detects lesions in endoscopy, beside the algorithm's own performance.
 """
 
@@ -31,7 +31,7 @@ from polypstream.inference.machine import describe_machine
 from polypstream.inference.providers import FASTEST_FIRST, probe
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, percentiles_of
-from polypstream.jobs.process import choose_view, make_rooms
+from polypstream.jobs.process import choose_field_of_view, make_stages
 from polypstream.media.pictures import planes_of
 from polypstream.media.video import AnnotatedVideo
 from polypstream.sinks.browser import Browser
@@ -56,7 +56,7 @@ LIVE_RUNS = (
     LiveRun("pass-through", 30),
     LiveRun("in-step", 60),
 )
-# Rooms whose work is this program's own, not the decoder's, the encoder's or the session's.
+# Stages whose work is this program's own, not the decoder's, the encoder's or the session's.
 OWN = ("view", "quality", "steady", "find", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
 COMPARED_PICTURES = 30
@@ -75,16 +75,16 @@ class Recorded:
     Attributes:
         frames: annotated.
         frames_per_second: of wall time.
-        bottleneck: the room that worked longest.
-        room_ms: wall time that each room worked, per frame.
-        own_cpu_ms: CPU time per frame of this program's own rooms, without decoder, session and encoder.
+        bottleneck: the stage that worked longest.
+        stage_ms: wall time that each stage worked, per frame.
+        own_cpu_ms: CPU time per frame of this program's own stages, without decoder, session and encoder.
         memory_mb: resident, at half time and at most.
     """
 
     frames: int
     frames_per_second: float
     bottleneck: str
-    room_ms: dict[str, float]
+    stage_ms: dict[str, float]
     own_cpu_ms: float
     memory_mb: tuple[float, float]
 
@@ -158,7 +158,7 @@ def bench(
         Plain values: machine, model, provider, recorded, providers, live, degradation.
     """
     with closing(open_video()) as source:
-        view, pictures = choose_view(source, settings), source.format
+        view, pictures = choose_field_of_view(source, settings), source.format
     report("annotating the recording")
     recorded = measure_recorded(open_video, view, segmenter, settings, seconds)
     live = []
@@ -195,16 +195,16 @@ def measure_recorded(
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video), ("table", table)]
         started = time.monotonic()
         frames = _until(source.frames(), started + seconds)
-        pipeline = Pipeline([("decode", frames)], make_rooms(view, segmenter, settings), sinks)
+        pipeline = Pipeline([("decode", frames)], make_stages(view, segmenter, settings), sinks)
         pipeline.run(lambda: memory.append(process.memory_info().rss / 1e6))
         passed = time.monotonic() - started
-    room_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
+    stage_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
     own = sum(pipeline.work[name].cpu_seconds for name in OWN if name in pipeline.work)
     return Recorded(
         video.frames,
         video.frames / passed,
-        max(room_ms, key=lambda name: room_ms[name]),
-        room_ms,
+        max(stage_ms, key=lambda name: stage_ms[name]),
+        stage_ms,
         1000 * own / video.frames,
         (max(memory[: len(memory) // 2 + 1]), max(memory)),
     )
@@ -304,7 +304,7 @@ class _Stopwatch:
 
 def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Degradation:
     """Compare pictures with the decoder's before and after encoding, outside the markers."""
-    rooms = make_rooms(view, segmenter, settings)
+    stages = make_stages(view, segmenter, settings)
     compared: list[tuple[np.ndarray, np.ndarray]] = []
     changed = 0
     with TemporaryDirectory() as folder, closing(open_video()) as source:
@@ -313,8 +313,8 @@ def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmente
         with closing(video):
             for frame in islice(source.frames(), COMPARED_PICTURES):
                 before = [plane.copy() for plane in planes_of(frame.picture)]
-                for _, room, _ in rooms:
-                    room([frame])
+                for _, stage, _ in stages:
+                    stage([frame])
                 outside = _outside_markers(frame, settings)
                 for plane, original in zip(planes_of(frame.picture), before, strict=True):
                     unmarked = cv2.resize(outside, plane.shape[::-1], interpolation=cv2.INTER_AREA) == 255

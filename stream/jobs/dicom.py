@@ -24,8 +24,8 @@ from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
 from polypstream.errors import OutputError
 from polypstream.inference.model_card import NOTICE
-from polypstream.jobs.process import Poll
-from polypstream.jobs.results import FinishedRun, Outline, best_outlines, find_run, frames_again, open_again
+from polypstream.jobs.process import OnProgress
+from polypstream.jobs.results import Outline, Run, best_outlines, find_run, frames_again, open_again
 from polypstream.media.scaling import shown
 from polypstream.sources.dicom import is_dicom, quiet, read_header
 
@@ -74,14 +74,16 @@ class Study:
     segmentations: str = field(default_factory=generate_uid)
 
 
-def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Poll = lambda *_: None) -> list[Path]:
+def write_dicom(
+    recording: str, results: Path, overwrite: bool = False, on_progress: OnProgress = lambda *_: None
+) -> list[Path]:
     """Write a capture and a segmentation of each track into the run's folder `dicom/`.
 
     Args:
         recording: as it was given to `process`.
         results: the folder that was given to `process --output`, or that of this one run.
         overwrite: replace objects that exist.
-        poll: told the frames done and the frames expected (None: unknown).
+        on_progress: told the frames done and the frames expected (None: unknown).
 
     Returns:
         The files written, two a track.
@@ -97,7 +99,7 @@ def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Po
     with closing(open_again(run, recording)) as source:
         study = Study(identity_of(run, recording), source.format.orientation)
         folder = _prepare_folder(run.folder / FOLDER, overwrite)
-        for frame, _ in frames_again(run, source, poll) if best else ():
+        for frame, _ in frames_again(run, source, on_progress) if best else ():
             for outline in best.get(frame.index, ()):
                 capture = capture_of(frame, outline, study)
                 segmentation = segmentation_of(capture, outline, run, study)
@@ -109,7 +111,7 @@ def write_dicom(recording: str, results: Path, overwrite: bool = False, poll: Po
     return written
 
 
-def identity_of(run: FinishedRun, recording: str) -> Dataset:
+def identity_of(run: Run, recording: str) -> Dataset:
     """The patient and the study: a DICOM recording's own; else, and if the run is de-identified, new ones."""
     identity, path = Dataset(), Path(recording)
     identity.SpecificCharacterSet = UTF_8
@@ -171,7 +173,7 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
     return capture
 
 
-def segmentation_of(capture: SCImage, outline: Outline, run: FinishedRun, study: Study) -> Segmentation:
+def segmentation_of(capture: SCImage, outline: Outline, run: Run, study: Study) -> Segmentation:
     """A track's mask in its capture, by whom it was made."""
     model, program = run.about["model"], run.about["polypstream"]
     algorithm = AlgorithmIdentificationSequence(

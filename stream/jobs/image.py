@@ -11,14 +11,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from polypstream.core.geometry import FieldOfView, region_above, thumbnail_size
 from polypstream.errors import SourceError, TooLarge
-from polypstream.media.pictures import MOST_PIXELS
+from polypstream.media.pictures import MAX_PIXELS
 from polypstream.stages.field_of_view import find_field_of_view
 from polypstream.stages.findings import Rules, find_region
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 
 
-def read_still(file: IO[bytes]) -> np.ndarray:
+def load_image(file: IO[bytes]) -> np.ndarray:
     """A picture as it is meant to be looked at (EXIF's orientation applied), uint8 RGB [H, W, 3].
 
     Args:
@@ -30,12 +30,12 @@ def read_still(file: IO[bytes]) -> np.ndarray:
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise TooLarge(f"{image.width}x{image.height} are more pixels than {MOST_PIXELS // 10**6} million")
+            if image.width * image.height > MAX_PIXELS:
+                raise TooLarge(f"{image.width}x{image.height} are more pixels than {MAX_PIXELS // 10**6} million")
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"more pixels than {MOST_PIXELS // 10**6} million") from error
+        raise TooLarge(f"more pixels than {MAX_PIXELS // 10**6} million") from error
     except UnidentifiedImageError as error:
         raise SourceError(f"not a picture that can be read; send {', '.join(FORMATS)}") from error
     except SourceError:
@@ -53,7 +53,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def view_of(picture: np.ndarray) -> FieldOfView:
+def view_of_image(picture: np.ndarray) -> FieldOfView:
     """The field of view of one RGB picture, found as the running program finds it."""
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
@@ -61,13 +61,13 @@ def view_of(picture: np.ndarray) -> FieldOfView:
     return find_field_of_view([thumbnail], width, height)
 
 
-def shrink(picture: np.ndarray, size: int) -> np.ndarray:
+def resize_for_model(picture: np.ndarray, size: int) -> np.ndarray:
     """Resize to [size, size], averaging where the picture shrinks."""
     smaller = min(picture.shape[:2]) >= size
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
-def mask_of(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
+def findings_mask(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
     """The findings of one probability map as a mask of its picture, uint8 [H, W] of 0 and 255."""
     mask = np.zeros(shape, np.uint8)
     region, _ = find_region(probability, view, rules)
@@ -89,7 +89,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ImageResult:
     """What the network said of a picture.
 
     Attributes:
@@ -107,7 +107,7 @@ class Looked:
 
     def mask(self) -> np.ndarray:
         """The findings, uint8 [height, width] of 0 and 255."""
-        return mask_of(self.probability, self.view, self.rules, (self.height, self.width))
+        return findings_mask(self.probability, self.view, self.rules, (self.height, self.width))
 
     def probability_map(self) -> np.ndarray:
         """The probability of each pixel of the picture, uint8 [height, width]; 0 outside the field of view."""

@@ -23,7 +23,7 @@ from polypstream.core.config import Settings
 from polypstream.core.watchdog import EXIT_CODE, STILL_S, Watchdog
 from polypstream.errors import PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import Poll, Run, make_segmenter, process
+from polypstream.jobs.process import OnProgress, ProcessResult, make_segmenter, process
 
 # After a recording its process may do more, of which the outcome is sent back.
 Then = Callable[[Segmenter, Settings], Any]
@@ -56,7 +56,7 @@ class Outcome:
         then: what `Job.then` returned.
     """
 
-    run: Run | None = None
+    run: ProcessResult | None = None
     problem: PolypstreamError | None = None
     then: Any = None
 
@@ -123,12 +123,12 @@ class IsolatedProcessor:
         assert isinstance(said, _Ready)
         self.notes = said.notes
 
-    def process(self, job: Job, poll: Poll = lambda *_: None) -> Outcome:
+    def process(self, job: Job, on_progress: OnProgress = lambda *_: None) -> Outcome:
         """Process a recording; the child must have been started.
 
         Args:
             job: the recording.
-            poll: told the frames done and the frames expected (None: unknown), a few times a second.
+            on_progress: told the frames done and the frames expected (None: unknown), a few times a second.
 
         Raises:
             KeyboardInterrupt: once the child has finished its files; a second one ends it.
@@ -138,7 +138,7 @@ class IsolatedProcessor:
             with suppress(BrokenPipeError, ConnectionError):  # it has died already, which is heard below
                 self._link.send(job)
             while isinstance(said := self._hear(job.uri), _Done):
-                poll(said.done, said.of)
+                on_progress(said.done, said.of)
         except KeyboardInterrupt:
             self._interrupt()
             raise
@@ -246,7 +246,7 @@ def _outcome_of(job: Job, segmenter: Segmenter, settings: Settings, link: Connec
     """Do a job; what goes wrong is told, not raised."""
     with Watchdog() as watchdog:
 
-        def poll(done: int, of: int | None) -> None:
+        def on_progress(done: int, of: int | None) -> None:
             watchdog.note(done, "frames")
             if _is_read(link):
                 _say(link, _Done(done, of))
@@ -261,7 +261,7 @@ def _outcome_of(job: Job, segmenter: Segmenter, settings: Settings, link: Connec
                 job.masks,
                 job.overwrite,
                 job.name,
-                poll,
+                on_progress,
                 job.title,
                 watchdog.note,
             )

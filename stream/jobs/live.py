@@ -13,7 +13,7 @@ from polypstream.core.addresses import NAME, redacted, split_name
 from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
-from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Room, Sink, in_background
+from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
@@ -21,23 +21,23 @@ from polypstream.sinks.push import Push
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
-from polypstream.stages.findings import Finder, choose_rules
+from polypstream.stages.findings import FindingsTracker, choose_rules
 from polypstream.stages.live import (
-    Aside,
-    EachSource,
-    Fresh,
-    Guard,
-    LiveViewer,
-    Meter,
-    NewestMarkers,
-    Seen,
-    Sturdy,
+    BackgroundInferenceFeed,
+    FailSafe,
+    IsolatedSink,
+    LatencyMeter,
+    LatestMarkers,
+    LiveViewCropper,
+    PerSource,
+    SkipInvalid,
+    StalenessFilter,
 )
 from polypstream.stages.overlay import Overlay
-from polypstream.stages.smoothing import Steadier
-from polypstream.stages.status_overlay import Signs
+from polypstream.stages.smoothing import TemporalSmoother
+from polypstream.stages.status_overlay import StatusOverlay
 
-# Nothing waits that need not: one frame of each source before each room.
+# Nothing waits that need not: one frame of each source before each stage.
 QUEUE = 1
 PERCENTILES = (50, 95, 99, 100)
 
@@ -90,7 +90,7 @@ class SinkStatus:
     problem: str
 
 
-_Rooms = list[tuple[str, Room[Frame], int]]
+NamedStages = list[tuple[str, Stage[Frame], int]]
 
 
 def describe(status: Status) -> str:
@@ -160,7 +160,7 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
 
 
 class Live:
-    """Sources, rooms and sinks at work.
+    """Sources, stages and sinks at work.
 
     Args:
         sources: each with a name of its own.
@@ -185,49 +185,53 @@ class Live:
         if settings.deidentify.enabled:
             raise SettingsError("deidentify.enabled: is for recordings; live pictures are not de-identified")
         self.sources = sources
-        self._guard, self._fresh, self._meter = Guard(segmenter), Fresh(settings.live.max_staleness), Meter()
+        self._fail_safe, self._staleness, self._meter = (
+            FailSafe(segmenter),
+            StalenessFilter(settings.live.max_staleness),
+            LatencyMeter(),
+        )
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings
         rules = choose_rules(findings, card.threshold, card.peak)
         self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
-        rooms: _Rooms = [
-            ("view", Seen(EachSource(lambda: LiveViewer(segmenter.size, settings))), 1),
-            ("segment", Seen(self._guard), segmenter.batch_size),
-            *([("steady", Seen(EachSource(Steadier)), 1)] if findings.steady else []),
-            ("find", Seen(EachSource(lambda: Finder(rules, findings.steady))), 1),
+        stages: NamedStages = [
+            ("view", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings))), 1),
+            ("segment", SkipInvalid(self._fail_safe), segmenter.batch_size),
+            *([("steady", SkipInvalid(PerSource(TemporalSmoother)), 1)] if findings.steady else []),
+            ("find", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady))), 1),
         ]
-        drawing: _Rooms = [
-            ("overlay", Seen(self.overlay), 1),
-            ("signs", Signs(), 1),
-            ("fresh", self._fresh, 1),
+        drawing: NamedStages = [
+            ("overlay", SkipInvalid(self.overlay), 1),
+            ("signs", StatusOverlay(), 1),
+            ("fresh", self._staleness, 1),
             ("meter", self._meter, 1),
         ]
-        self._aside: Pipeline[Frame] | None = None
-        self._aside_problem = ""
+        self._background: Pipeline[Frame] | None = None
+        self._background_problem = ""
         if settings.live.display == "pass-through":
             self._pictures = Channel[Frame](QUEUE, _source_of)
-            markers = NewestMarkers(settings.live.max_staleness)
+            markers = LatestMarkers(settings.live.max_staleness)
             pictures = [("pictures", iter(self._pictures))]
-            self._aside = Pipeline(pictures, rooms, [("markers", markers)], QUEUE, _source_of)
-            rooms = [("markers", Seen(markers), 1)]
-            sinks = [*sinks, ("aside", Aside(self._pictures, markers))]
+            self._background = Pipeline(pictures, stages, [("markers", markers)], QUEUE, _source_of)
+            stages = [("markers", SkipInvalid(markers), 1)]
+            sinks = [*sinks, ("aside", BackgroundInferenceFeed(self._pictures, markers))]
         incoming = [(_reading(source), _alone(source)) for source in sources]
-        self._sinks = [(name, Sturdy(sink)) for name, sink in sinks]
-        self.pipeline = Pipeline(incoming, [*rooms, *drawing], self._sinks, QUEUE, _source_of, self.close)
+        self._sinks = [(name, IsolatedSink(sink)) for name, sink in sinks]
+        self.pipeline = Pipeline(incoming, [*stages, *drawing], self._sinks, QUEUE, _source_of, self.close)
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Until every source has ended or `poll`, called about so often, raises; KeyboardInterrupt is a user's end."""
-        if self._aside is None:
+        if self._background is None:
             self.pipeline.run(poll, every)
         else:
-            with in_background("aside", self._look_aside, self._pictures.end):
+            with in_background("aside", self._look_background, self._pictures.end):
                 self.pipeline.run(poll, every)
 
-    def _look_aside(self) -> None:
-        assert self._aside is not None
+    def _look_background(self) -> None:
+        assert self._background is not None
         try:
-            self._aside.run()
+            self._background.run()
         except Exception as error:  # the picture goes on without markers, and says so
-            self._aside_problem = f"inference ended: {words_of(error)}"
+            self._background_problem = f"inference ended: {words_of(error)}"
 
     def close(self) -> None:
         """Let the sources end."""
@@ -261,11 +265,11 @@ class Live:
             source=source.name,
             signal=source.signal.there,
             ended=source.signal.ended,
-            problem="; ".join(filter(None, (source.signal.problem, self._guard.problem, self._aside_problem))),
+            problem="; ".join(filter(None, (source.signal.problem, self._fail_safe.problem, self._background_problem))),
             losses=source.signal.losses,
             frames_in=self.pipeline.work[_reading(source)].items,
             shown=self._meter.shown[source.name],
-            dropped={"newer": self.pipeline.dropped[source.name], "stale": self._fresh.dropped[source.name]},
+            dropped={"newer": self.pipeline.dropped[source.name], "stale": self._staleness.dropped[source.name]},
             unrecorded=self.pipeline.dropped_by_sinks.get(_recording(source), Counter[Hashable]())[source.name],
             delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
             markers_age_ms=percentiles_of(ages) if ages else None,
@@ -291,7 +295,7 @@ def _source_of(frame: Frame) -> str:
 
 
 def _reading(source: LiveSource) -> str:
-    """What the thread is called that reads a source; no room is called so."""
+    """What the thread is called that reads a source; no stage is called so."""
     return f"read {source.name}"
 
 

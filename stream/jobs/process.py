@@ -14,7 +14,7 @@ from typing import Any
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Pipeline, Room, Sink
+from polypstream.core.pipeline import Pipeline, Sink, Stage
 from polypstream.core.protocols import Source
 from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError, SourceError
 from polypstream.inference.model_card import NOTICE, SHIPPED, WEIGHTS, shipped_weights
@@ -25,23 +25,23 @@ from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
-from polypstream.stages.field_of_view import Viewer, find_field_of_view
-from polypstream.stages.findings import Finder, choose_rules
+from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
+from polypstream.stages.findings import FindingsTracker, choose_rules
 from polypstream.stages.overlay import Overlay
-from polypstream.stages.quality import Inspector
-from polypstream.stages.smoothing import Steadier
+from polypstream.stages.quality import QualityInspector
+from polypstream.stages.smoothing import TemporalSmoother
 
-Poll = Callable[[int, int | None], None]
+OnProgress = Callable[[int, int | None], None]
 # Told how far things have moved, in some measure.
-Alive = Callable[[object], None]
-Rooms = list[tuple[str, Room[Frame], int]]
+OnActivity = Callable[[object], None]
+NamedStages = list[tuple[str, Stage[Frame], int]]
 # Folders of `polypstream masks` among a run's results begin so.
 ANNOTATIONS = "annotations-"
 RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
 
 
 @dataclass(slots=True)
-class Run:
+class ProcessResult:
     """One recording's results.
 
     Attributes:
@@ -76,7 +76,7 @@ def with_model(settings: Settings, model: Path | None) -> Settings:
     return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
 
 
-def deidentifying(settings: Settings) -> Settings:
+def with_deidentification(settings: Settings) -> Settings:
     """The settings with de-identification."""
     return settings.model_copy(update={"deidentify": settings.deidentify.model_copy(update={"enabled": True})})
 
@@ -121,10 +121,10 @@ def process(
     masks: bool = False,
     overwrite: bool = False,
     name: str | None = None,
-    poll: Poll = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
     title: str | None = None,
-    alive: Alive = lambda _: None,
-) -> Run:
+    on_activity: OnActivity = lambda _: None,
+) -> ProcessResult:
     """Annotate one recording into `output`/<stem>/.
 
     Args:
@@ -135,9 +135,9 @@ def process(
         masks: write masks.mkv too.
         overwrite: replace results that exist.
         name: for the results of a recording that is de-identified, in place of its own.
-        poll: told the frames done and the frames expected (None: unknown), a few times a second.
+        on_progress: told the frames done and the frames expected (None: unknown), a few times a second.
         title: what the recording is called in its results and in errors; its path without it.
-        alive: told how far things have moved, a few times a second, also when no frame is added.
+        on_activity: told how far things have moved, a few times a second, also when no frame is added.
 
     Returns:
         The run; where the recording was damaged, of what could be read.
@@ -147,7 +147,7 @@ def process(
         KeyboardInterrupt: likewise; there is a report of what was done.
     """
     try:
-        return _process(uri, output, segmenter, settings, masks, overwrite, name, poll, title, alive)
+        return _process(uri, output, segmenter, settings, masks, overwrite, name, on_progress, title, on_activity)
     except PolypstreamError:
         raise
     except Exception as error:  # whatever FFmpeg or another library raises is about this recording
@@ -167,19 +167,19 @@ def _process(
     masks: bool,
     overwrite: bool,
     name: str | None,
-    poll: Poll,
+    on_progress: OnProgress,
     title: str | None,
-    alive: Alive,
-) -> Run:
-    source: Source = open_source(uri, poll)
+    on_activity: OnActivity,
+) -> ProcessResult:
+    source: Source = open_source(uri, on_progress)
     try:
         source.name = title or source.name
-        view, recording = choose_view(source, settings), source.path
+        view, recording = choose_field_of_view(source, settings), source.path
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, name)
         folder = prepare_folder(output / source.stem, recording, overwrite, settings.deidentify.enabled)
         try:
-            run = Job(source, view, folder, segmenter, settings, masks).run(poll, alive)
+            run = RecordingPipeline(source, view, folder, segmenter, settings, masks).run(on_progress, on_activity)
         except KeyboardInterrupt:
             with suppress(DataError):  # where not a frame was done there is nothing to report
                 write_report(folder)
@@ -216,20 +216,20 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
     return folder
 
 
-def make_rooms(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Rooms:
-    """The rooms that every frame goes through, each with its name and the most frames that it takes at once."""
+def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> NamedStages:
+    """The stages that every frame goes through, each with its name and the most frames that it takes at once."""
     card, overlay, findings = segmenter.card, settings.overlay, settings.findings
     return [
-        ("view", Viewer(view, segmenter.size), 1),
-        ("quality", Inspector(), 1),
+        ("view", ViewCropper(view, segmenter.size), 1),
+        ("quality", QualityInspector(), 1),
         ("segment", segmenter, segmenter.batch_size),
-        *([("steady", Steadier(), 1)] if findings.steady else []),
-        ("find", Finder(choose_rules(findings, card.threshold, card.peak), findings.steady), 1),
+        *([("steady", TemporalSmoother(), 1)] if findings.steady else []),
+        ("find", FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady), 1),
         ("overlay", Overlay(overlay.style, overlay.opacity, overlay.contour), 1),
     ]
 
 
-class Job:
+class RecordingPipeline:
     """The pipeline of one recording, or of a part of one.
 
     Args:
@@ -238,7 +238,7 @@ class Job:
         folder: for the results.
         segmenter, settings, masks: as for `process`.
         frames: of the part; all of the source's without it.
-        rooms: that the part's frames go through, as `make_rooms` makes them; fresh ones without it.
+        stages: that the part's frames go through, as `make_stages` makes them; fresh ones without it.
         origin: pts at which the time of the part's annotated.mp4 begins.
     """
 
@@ -251,14 +251,14 @@ class Job:
         settings: Settings,
         masks: bool,
         frames: Iterator[Frame] | None = None,
-        rooms: Rooms | None = None,
+        stages: NamedStages | None = None,
         origin: int = 0,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
         self._masks = masks
         sinks = self._open_sinks(masks, origin)
-        rooms = make_rooms(view, segmenter, settings) if rooms is None else rooms
-        self.pipeline = Pipeline([("decode", frames or source.frames())], rooms, sinks)
+        stages = make_stages(view, segmenter, settings) if stages is None else stages
+        self.pipeline = Pipeline([("decode", frames or source.frames())], stages, sinks)
 
     def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
@@ -283,7 +283,7 @@ class Job:
             raise
         return sinks
 
-    def run(self, poll: Poll, alive: Alive = lambda _: None) -> Run:
+    def run(self, on_progress: OnProgress, on_activity: OnActivity = lambda _: None) -> ProcessResult:
         """Everything but the report; the summary is written whatever happens.
 
         Raises:
@@ -293,31 +293,31 @@ class Job:
         problem: BaseException | None = None
 
         def tell() -> None:
-            alive((sum(work.items for work in self.pipeline.work.values()), self.video.packets))
-            poll(self.video.frames, self.source.expected_frames)
+            on_activity((sum(work.items for work in self.pipeline.work.values()), self.video.packets))
+            on_progress(self.video.frames, self.source.expected_frames)
 
         try:
             self.pipeline.run(tell)
-            self._check_files(alive)
+            self._check_files(on_activity)
         except BaseException as error:
             problem = error
         notes = [*self.source.notes, *self.video.notes]
         damage = [*self.source.damage, *self.video.damage]
-        run = Run(self.source.name, self.folder, self.video.frames, time.monotonic() - started, notes, damage)
+        run = ProcessResult(self.source.name, self.folder, self.video.frames, time.monotonic() - started, notes, damage)
         self._write_summary(run, problem)
         if problem is not None:
             raise problem
         return run
 
-    def _check_files(self, alive: Alive) -> None:
+    def _check_files(self, on_activity: OnActivity) -> None:
         """See that what was written can be read back.
 
         Raises:
             OutputError: it cannot.
         """
-        check_frames(self.folder / "annotated.mp4", self.video.frames, alive)
+        check_frames(self.folder / "annotated.mp4", self.video.frames, on_activity)
         if self._masks:
-            check_frames(self.folder / "masks.mkv", self.video.frames, alive)
+            check_frames(self.folder / "masks.mkv", self.video.frames, on_activity)
 
     def _about(self) -> dict[str, Any]:
         """What the results are of, and made with."""
@@ -335,7 +335,7 @@ class Job:
         """A path as it may stand in the results: folders are often named after people."""
         return Path(text).name if self.settings.deidentify.enabled else text
 
-    def _write_summary(self, run: Run, problem: BaseException | None) -> None:
+    def _write_summary(self, run: ProcessResult, problem: BaseException | None) -> None:
         said = (str(problem) or type(problem).__name__) if problem else None
         if isinstance(problem, KeyboardInterrupt):
             said = "interrupted"
@@ -355,7 +355,7 @@ class Job:
             "frames_out": run.frames,
             "wall_seconds": round(run.seconds, 3),
             "frames_per_second": round(run.frames / run.seconds, 2),
-            "seconds_per_room": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
+            "seconds_per_stage": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
             "notice": NOTICE,
         }
         try:
@@ -380,7 +380,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def choose_view(source: Source, settings: Settings) -> FieldOfView:
+def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
     """The field of view that the settings name, or the one found in the source's pictures.
 
     Raises:

@@ -26,9 +26,9 @@ from polypstream.sinks.tables import QUALITIES
 # The timeline is so wide, and has at most so many columns, however long the recording is.
 COLUMNS = 1200
 # Snapshots in the file are this wide, and take so much room in all; the others are links beside the file.
-SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MOST_BYTES = 480, 80, 6_000_000
+SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MAX_BYTES = 480, 80, 6_000_000
 # Ticks of the timeline are one of these apart, in seconds, and at most so many.
-TICKS_S, MOST_TICKS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 12
+TICKS_S, MAX_TICKS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Timeline:
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Place and label of each."""
         length = self.end - self.start
-        step = next((step for step in TICKS_S if length / step <= MOST_TICKS), TICKS_S[-1])
+        step = next((step for step in TICKS_S if length / step <= MAX_TICKS), TICKS_S[-1])
         for number in range(int(length // step) + 1):
             yield number * step / max(length, 1e-9), clock(self.start + number * step, 0)
 
@@ -127,7 +127,7 @@ def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
 
 def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
     """For each track its snapshot as a data URL while there is room, then as a link."""
-    room = MOST_BYTES
+    room = MAX_BYTES
     for track in tracks:
         picture = read_image(run / track["snapshot"], cv2.IMREAD_COLOR)
         if picture is None or room <= 0:

@@ -16,7 +16,7 @@ from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
 from polypstream.core.protocols import Source
 from polypstream.errors import DataError
-from polypstream.jobs.process import Poll, choose_view
+from polypstream.jobs.process import OnProgress, choose_field_of_view
 from polypstream.sinks.findings import read_findings
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
@@ -53,7 +53,7 @@ class Outline(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedRun:
+class Run:
     """What a run of `process` found in a recording.
 
     Attributes:
@@ -85,7 +85,7 @@ class FinishedRun:
         return frames
 
 
-def read_run(folder: Path) -> FinishedRun:
+def load_run(folder: Path) -> Run:
     """Read findings.json of a run.
 
     Raises:
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> FinishedRun:
     """
     about = read_findings(folder)
     try:
-        run = FinishedRun(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
+        run = Run(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
         if min(run.picture_size) < 1:
             raise ValueError("no picture_size")
         return run
@@ -101,7 +101,7 @@ def read_run(folder: Path) -> FinishedRun:
         raise DataError(f"{folder / 'findings.json'}: cannot be read as findings ({error})") from error
 
 
-def find_run(recording: str, results: Path) -> FinishedRun:
+def find_run(recording: str, results: Path) -> Run:
     """The run of a recording.
 
     Args:
@@ -112,10 +112,10 @@ def find_run(recording: str, results: Path) -> FinishedRun:
         DataError: there is none.
         SourceError: a demo's address is wrong.
     """
-    return read_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
+    return load_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
 
 
-def frame_times(run: FinishedRun) -> list[float]:
+def frame_times(run: Run) -> list[float]:
     """The time of every frame of a run, in seconds, from its frames.csv.
 
     Raises:
@@ -129,7 +129,7 @@ def frame_times(run: FinishedRun) -> list[float]:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def shown_until(run: FinishedRun) -> dict[tuple[int, int], int]:
+def shown_until(run: Run) -> dict[tuple[int, int], int]:
     """For each track and frame that shows it, the frame up to which it is shown from there on without a gap."""
     ends: dict[tuple[int, int], int] = {}
     for track in run.tracks:
@@ -140,7 +140,7 @@ def shown_until(run: FinishedRun) -> dict[tuple[int, int], int]:
     return ends
 
 
-def best_outlines(run: FinishedRun) -> dict[int, list[Outline]]:
+def best_outlines(run: Run) -> dict[int, list[Outline]]:
     """For each frame that shows a track at its best, the outlines: largest, then surest, then first."""
     outlines = [outline for frame in run.outlines().values() for outline in frame]
     best: dict[int, Outline] = {}
@@ -157,14 +157,14 @@ def _area(outline: Outline) -> float:
 
 
 def frames_again(
-    run: FinishedRun, source: Source, poll: Poll = lambda *_: None
+    run: Run, source: Source, on_progress: OnProgress = lambda *_: None
 ) -> Iterator[tuple[Frame, list[Outline]]]:
     """Every frame of a run's recording, as decoded, with the outlines that the run found in it.
 
     Args:
         run: what was found.
         source: the recording, by open_again.
-        poll: told the frames done and the frames expected (None: unknown).
+        on_progress: told the frames done and the frames expected (None: unknown).
 
     Raises:
         DataError: it is not the recording of this run.
@@ -175,12 +175,12 @@ def frames_again(
         if any(abs(outline.seconds - frame.seconds) > SAME_TIME_S for outline in outlines):
             raise DataError(f"{source.name}: its frames have other times than those of {run.folder}")
         yield frame, outlines
-        poll(frame.index + 1, source.expected_frames)
+        on_progress(frame.index + 1, source.expected_frames)
     if left:
         raise DataError(f"{source.name}: ends before the last findings of {run.folder}: it is not its recording")
 
 
-def open_again(run: FinishedRun, recording: str) -> Source:
+def open_again(run: Run, recording: str) -> Source:
     """Open the recording of a run, de-identified if the run was.
 
     Raises:
@@ -195,7 +195,7 @@ def open_again(run: FinishedRun, recording: str) -> Source:
                 f"{run.picture_size[0]}x{run.picture_size[1]}: it is not the recording of this run"
             )
         if run.settings.deidentify.enabled:
-            return Deidentified(source, choose_view(source, run.settings), run.settings, run.folder.name)
+            return Deidentified(source, choose_field_of_view(source, run.settings), run.settings, run.folder.name)
         return source
     except BaseException:
         source.close()

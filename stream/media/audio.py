@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from av.container.core import Chapter
 
 # Of each track so many packets are read before the first one is written, but no more than so many in all.
-PACKETS_AHEAD, MOST_AHEAD = 8, 1000
+PACKETS_AHEAD, MAX_AHEAD = 8, 1000
 # A track that begins so many seconds after the pictures holds up the header of a file that needs its first packet.
 LATE_S = 2.0
 # Errors of the disk; any other one is about the packet that was to be written.
@@ -32,7 +32,7 @@ class Audio:
     """Every audio track of a recording: packets copied, or encoded as AAC where MP4 cannot hold them.
 
     It reads the recording a second time: so memory stays bounded however the file interleaves sound and pictures,
-    and frames stay the only thing that travels through the rooms. Damaged sound never costs a picture: what cannot
+    and frames stay the only thing that travels through the stages. Damaged sound never costs a picture: what cannot
     be used is left out and counted.
 
     Args:
@@ -92,7 +92,7 @@ class Audio:
 
     def _first_packets(self, tracks: Sequence[AudioStream]) -> Iterator[AudioPacket]:
         missing = {track.index: PACKETS_AHEAD for track in tracks}
-        for _ in range(MOST_AHEAD if tracks else 0):
+        for _ in range(MAX_AHEAD if tracks else 0):
             packet = next(self._packets, None)
             if packet is None:
                 return

@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 from polypstream.errors import SourceError
-from polypstream.media.pictures import MOST_PIXELS
+from polypstream.media.pictures import MAX_PIXELS
 
 StreamT = TypeVar("StreamT", bound=Stream)
 # Only containers of moving pictures: not FFmpeg's picture, text, playlist and device readers, which would take a
@@ -25,7 +25,7 @@ CONTAINERS = (
 )
 
 # Of decoders, also of those that FFmpeg itself uses to find out what is in a file.
-LIMITS = {"max_pixels": str(MOST_PIXELS)}
+LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
 def file_url(path: Path) -> str:
@@ -34,7 +34,7 @@ def file_url(path: Path) -> str:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a file for reading, and nothing that it may point to; pictures of more than MOST_PIXELS are not decoded.
+    """Open a file for reading, and nothing that it may point to; pictures of more than MAX_PIXELS are not decoded.
 
     Raises:
         SourceError: there is no such file, or FFmpeg cannot read it as a recording.

@@ -20,15 +20,15 @@ from polypstream.media.color import HD_LINES, bits_of, is_full_range, matrix_nam
 from polypstream.media.scaling import Scaler
 
 # A picture of 8K has 33 million. A small file may claim billions.
-MOST_PIXELS = 40_000_000
+MAX_PIXELS = 40_000_000
 # x264 takes no wider or taller ones.
-MOST_SIDE = 16_384
+MAX_SIDE = 16_384
 # Of 255, above which a mask says polyp.
 MASK_THRESHOLD = 127
 # MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.
 MP4_LONGEST_STEP = 2**31 - 1
 # Announced rates above this are no rates but units of time, which some recorders write instead.
-MOST_RATE = 300
+MAX_RATE = 300
 # FFmpeg's numbers of field orders (AVFieldOrder): stored and shown, the upper field first or the lower one.
 FIELD_ORDERS: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 # FFmpeg doubles an MP4's units per second until they are at least so many.
@@ -56,7 +56,7 @@ def picture_format(stream: av.VideoStream, picture: av.VideoFrame) -> PictureFor
         height=picture.height,
         pixel_format=nearest_kept(picture.format),
         time_base=stream.time_base,
-        rate=next((rate for rate in rates if rate and rate <= MOST_RATE), Fraction(25)),
+        rate=next((rate for rate in rates if rate and rate <= MAX_RATE), Fraction(25)),
         start=(picture.pts or 0) * stream.time_base,
         sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(0),
         display_matrix=_display_matrix(picture),

@@ -49,7 +49,7 @@ MP4_OPTIONS = {
 # time scale, as recordings of a running transport stream do. Without it the header comes with the first fragment.
 AT_ONCE = "+empty_moov"
 LATE_START_S = 600
-MOST_TIMESCALE = 2**31 - 1
+MAX_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
 
 
@@ -331,13 +331,13 @@ def _mp4_options(pictures: PictureFormat) -> list[dict[str, str]]:
     return [at_once, options] if abs(pictures.start) < LATE_START_S else [options]
 
 
-def check_frames(path: Path, frames: int, alive: Callable[[object], None] = lambda _: None) -> None:
+def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] = lambda _: None) -> None:
     """See that a video that was written holds so many pictures, by reading it; nothing is decoded.
 
     Args:
         path: of the video.
         frames: that it should have.
-        alive: told how many were read so far, now and then.
+        on_activity: told how many were read so far, now and then.
 
     Raises:
         OutputError: it holds another number.
@@ -352,7 +352,7 @@ def check_frames(path: Path, frames: int, alive: Callable[[object], None] = lamb
         for packet in packets_of(container, [stream], damage):
             found += packet.size > 0
             if found % 1000 == 0:
-                alive(found)
+                on_activity(found)
     if found != frames:
         raise OutputError(f"{path}: {found} of the {frames} frames that were written can be read; please report this")
 
@@ -368,4 +368,4 @@ def _encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoS
 def _timescale(time_base: Fraction) -> int:
     """Units per second in which the pictures' times and, where it fits, 48 kHz audio's are whole numbers."""
     common = math.lcm(time_base.denominator, AUDIO_RATE)
-    return common if common <= MOST_TIMESCALE else time_base.denominator
+    return common if common <= MAX_TIMESCALE else time_base.denominator

@@ -15,7 +15,7 @@ from polypstream.core.frame import Frame
 from polypstream.media.jpeg import Jpeg, snapshot
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.bell import NewFindings
-from polypstream.stages.status_overlay import Signs
+from polypstream.stages.status_overlay import StatusOverlay
 
 # Pictures for a page are no wider than this; a snapshot has all of its pixels.
 PAGE_WIDTH = 1280
@@ -154,5 +154,5 @@ class Browser:
 def _no_signal() -> Frame:
     """Shown before the first frame has come."""
     picture = black_picture(PAGE_WIDTH, PAGE_WIDTH * 9 // 16)
-    (frame,) = Signs()([Frame(0, picture, 0, Fraction(1), signal=False)])
+    (frame,) = StatusOverlay()([Frame(0, picture, 0, Fraction(1), has_signal=False)])
     return frame

@@ -68,7 +68,7 @@ class RollingRecording:
         """Encode a frame of the source."""
         if frame.source != self._source.name or self._source.format is None:
             return
-        if not self.on or (frame.signal and self._must_roll(frame)):
+        if not self.on or (frame.has_signal and self._must_roll(frame)):
             self.close()
         if not self.on:
             return
@@ -77,7 +77,7 @@ class RollingRecording:
         assert self._video is not None
         self._recorded += max(0.0, frame.seconds - self._last)
         self._last = frame.seconds
-        self._video.write(frame if frame.signal else replace(frame, picture=self._conform(frame.picture)))
+        self._video.write(frame if frame.has_signal else replace(frame, picture=self._conform(frame.picture)))
 
     def _must_roll(self, frame: Frame) -> bool:
         if self._video is None:
@@ -93,7 +93,7 @@ class RollingRecording:
     def _open(self, frame: Frame) -> None:
         assert self._source.format is not None
         self._format, self._started, self._last = self._source.format, frame.seconds, frame.seconds
-        if frame.signal:  # which may be from before the source's pictures changed
+        if frame.has_signal:  # which may be from before the source's pictures changed
             width, height, name = frame.picture.width, frame.picture.height, frame.picture.format.name
             self._format = replace(self._format, width=width, height=height, pixel_format=name)
         self._conform = Conformer(self._format)

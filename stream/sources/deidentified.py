@@ -1,7 +1,7 @@
 """De-identification: a source of whose pictures nothing is left but the endoscope's view.
 
 What tells who a patient is stands around the view (name, date, device), in a file's metadata, chapters, subtitles,
-timecodes and sound, in its name, and in pictures filmed outside the body. Each frame is replaced before any other room
+timecodes and sound, in its name, and in pictures filmed outside the body. Each frame is replaced before any other stage
 sees it, so nothing that is written can hold what was taken away. Text burnt in inside the view is not found.
 """
 

@@ -24,21 +24,21 @@ from polypstream.media.video import AnnotatedVideo, MaskVideo
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
 from polypstream.sources.recording import Recording
 
-Poll = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 SCHEME = "demo:"
 # Part of the cache's file names: raise it when the rendering changes.
 VERSION = 1
 # Good enough that what the network sees is the rendering, not the encoder.
 CRF = 16
-MOST_PIXELS = 7680 * 4320
+MAX_PIXELS = 7680 * 4320
 
 
-def open_demo(uri: str, poll: Poll = lambda *_: None) -> Recording:
+def open_demo(uri: str, on_progress: OnProgress = lambda *_: None) -> Recording:
     """The recording behind a ``demo:`` address, rendered now if it is not in the cache.
 
     Args:
         uri: the address.
-        poll: while it is rendered, told the frames done and all frames.
+        on_progress: while it is rendered, told the frames done and all frames.
 
     Raises:
         SourceError: the address holds an unknown or impossible value.
@@ -48,7 +48,7 @@ def open_demo(uri: str, poll: Poll = lambda *_: None) -> Recording:
     name = "-".join(str(value).replace("/", "over") for value in asdict(settings).values())
     path = cache_folder() / f"demo-v{VERSION}-{name}.mp4"
     if not path.exists():
-        render_demo(settings, path, poll=poll)
+        render_demo(settings, path, on_progress=on_progress)
     recording = Recording(path)
     recording.name, recording.stem = uri, demo_stem(settings)
     return recording
@@ -97,21 +97,23 @@ def checked(settings: DemoSettings, origin: str) -> DemoSettings:
         (not 0 <= settings.seed < 2**32, "seed must be between 0 and 4294967295"),
         (not 0 < settings.rate <= 240, "rate must be over 0 and at most 240 frames per second"),
         (min(settings.width, settings.height) < 64, "the size must be at least 64x64"),
-        (settings.width * settings.height > MOST_PIXELS, "the size must be at most 7680x4320"),
+        (settings.width * settings.height > MAX_PIXELS, "the size must be at most 7680x4320"),
     ):
         if wrong:
             raise SourceError(f"{origin}: {what}")
     return settings
 
 
-def render_demo(settings: DemoSettings, path: Path, truth: Path | None = None, poll: Poll = lambda *_: None) -> None:
+def render_demo(
+    settings: DemoSettings, path: Path, truth: Path | None = None, on_progress: OnProgress = lambda *_: None
+) -> None:
     """Render a demo recording; files appear only when they are whole.
 
     Args:
         settings: what to render.
         path: the MP4 file.
         truth: FFV1 grey video of the same frames, pixel value the number of the polyp, 0 none.
-        poll: told the number of frames done and of all frames.
+        on_progress: told the number of frames done and of all frames.
 
     Raises:
         OutputError: a file cannot be written.
@@ -122,7 +124,7 @@ def render_demo(settings: DemoSettings, path: Path, truth: Path | None = None, p
             parts = [_unfinished(target, stack) for target in targets]
         except OSError as error:
             raise OutputError(f"{error.filename}: cannot be written ({error.strerror})") from error
-        _render(settings, parts[0], parts[1] if truth else None, poll)
+        _render(settings, parts[0], parts[1] if truth else None, on_progress)
         for part, target in zip(parts, targets, strict=True):
             try:
                 part.replace(target)
@@ -137,7 +139,7 @@ def _unfinished(target: Path, stack: ExitStack) -> Path:
     return Path(folder) / f"unfinished{target.suffix}"
 
 
-def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Poll) -> None:
+def _render(settings: DemoSettings, path: Path, truth: Path | None, on_progress: OnProgress) -> None:
     colon, pictures = DemoColon(settings), _picture_format(settings)
     with ExitStack() as stack:
         video = stack.enter_context(closing(AnnotatedVideo(path, pictures, None, VideoSettings(crf=CRF))))
@@ -151,7 +153,7 @@ def _render(settings: DemoSettings, path: Path, truth: Path | None, poll: Poll) 
             video.write(Frame(index, picture, index, pictures.time_base))
             if truth_video:
                 truth_video.write_grey(numbers, index)
-            poll(index + 1, len(colon))
+            on_progress(index + 1, len(colon))
 
 
 def _picture_format(settings: DemoSettings) -> PictureFormat:

@@ -42,7 +42,7 @@ SPECK = 0.001
 PATH_STEP_S = 0.01
 # A polyp has a say in the camera's path for so long before and after it is looked at.
 NEAR_S = 4.0
-MOST_POLYPS = 255
+MAX_POLYPS = 255
 # By so many pixels, each way, the noise moves between frames.
 NOISE_MARGIN = 256
 # How far ahead of the camera a polyp lies when it is looked at.
@@ -413,7 +413,7 @@ def _looks(seed: int, seconds: float) -> list[float]:
     """The times at which the camera looks at a polyp."""
     random = np.random.default_rng([seed, 4])
     times = [1.45]
-    while len(times) < MOST_POLYPS:
+    while len(times) < MAX_POLYPS:
         pause = random.uniform(3.6, 4.3) if len(times) % 4 or random.random() < 0.5 else random.uniform(6, 9)
         times.append(times[-1] + pause)
     return [time for time in times if time < seconds + 1]

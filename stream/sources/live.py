@@ -246,11 +246,11 @@ class Stream:
         self.signal.losses += self.signal.there
         self.signal.there, self.signal.problem = False, problem
 
-    def _frame(self, picture: av.VideoFrame, seconds: float, arrived: float, signal: bool = True) -> Frame:
+    def _frame(self, picture: av.VideoFrame, seconds: float, arrived: float, has_signal: bool = True) -> Frame:
         """Number and time a picture; time always advances."""
         pts = max(round(seconds / TIME_BASE), self._last_pts + 1)
         picture.pts, picture.time_base, self._last_pts = pts, TIME_BASE, pts
-        frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, signal=signal)
+        frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, has_signal=has_signal)
         if self.format:
             frame.orientation = self.format.orientation
         self._count += 1
@@ -259,7 +259,7 @@ class Stream:
     def _nothing(self) -> Frame:
         size = (self.format.width, self.format.height) if self.format else NO_SIGNAL_SIZE
         now = time.monotonic()
-        return self._frame(black_picture(*size), now - self._opened, now, signal=False)
+        return self._frame(black_picture(*size), now - self._opened, now, has_signal=False)
 
 
 class _Clock:

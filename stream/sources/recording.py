@@ -24,9 +24,9 @@ from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
 from polypstream.media.container import open_container, packets_of
 from polypstream.media.pictures import (
-    MOST_PIXELS,
-    MOST_RATE,
-    MOST_SIDE,
+    MAX_PIXELS,
+    MAX_RATE,
+    MAX_SIDE,
     Conformer,
     field_order_of,
     longest_step,
@@ -112,9 +112,9 @@ class Recording:
             first = next(decoded, None)
             if first is None:
                 raise SourceError(f"{path}: {self._why_nothing()}")
-            if max(first.width, first.height) > MOST_SIDE:
+            if max(first.width, first.height) > MAX_SIDE:
                 raise SourceError(
-                    f"{path}: its pictures have {first.width}x{first.height} pixels; {MOST_SIDE} on a side are the most"
+                    f"{path}: its pictures have {first.width}x{first.height} pixels; {MAX_SIDE} on a side are the most"
                 )
             self.codec = self._stream.codec_context.codec.canonical_name
             self._format = picture_format(self._stream, first)
@@ -146,7 +146,7 @@ class Recording:
     def _why_nothing(self) -> str:
         if self._decoding.encrypted:
             return "is encrypted; decrypt it first"
-        return f"none of its pictures can be decoded, or they exceed {MOST_PIXELS // 10**6} million pixels"
+        return f"none of its pictures can be decoded, or they exceed {MAX_PIXELS // 10**6} million pixels"
 
     def _origin(self) -> Fraction:
         """Seconds to add to all times, sound's too, so that none is negative."""
@@ -237,7 +237,7 @@ class Recording:
     def _duration(self, picture: av.VideoFrame, pts: int, following: int | None) -> int:
         """How long a picture is shown, in units of the time base: as the file says if it says something sensible."""
         announced = self._stream.guessed_rate
-        if announced and announced > MOST_RATE and following is not None:
+        if announced and announced > MAX_RATE and following is not None:
             return following - pts
         # Without a time it is a guess. Without a duration the last picture would lie behind the end of an MP4, and
         # players drop it.

@@ -34,7 +34,7 @@ def find_field_of_view(thumbnails: Iterable[np.ndarray], width: int, height: int
 
     Args:
         thumbnails: uint8 full-range grey pictures of `thumbnail_size`. Several are united, so that a dark moment
-            in one does not shrink the box.
+            in one does not resize_for_model the box.
         width, height: of the pictures themselves, in pixels.
 
     Returns:
@@ -113,7 +113,7 @@ def _largest_lit(lit: np.ndarray) -> np.ndarray | None:
     return found
 
 
-class Viewer:
+class ViewCropper:
     """Crops each frame to the field of view and scales it to the network's RGB picture."""
 
     def __init__(self, view: FieldOfView, size: int) -> None:
@@ -126,5 +126,5 @@ class Viewer:
         for frame in frames:
             frame.view = self.view
             green, blue, red = planes_of(self._scale(frame.picture))
-            frame.network_picture = cv2.merge([red, green, blue])
+            frame.model_input = cv2.merge([red, green, blue])
         return frames

@@ -10,7 +10,7 @@ import numpy as np
 from polypstream.core.config import Findings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView, Region, grey_level, region_above
-from polypstream.stages.tracking import MOST_TRACKS, Blob, Shown, Tracker
+from polypstream.stages.tracking import MAX_TRACKS, Blob, Shown, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tupl
     renamed = np.zeros(count, np.uint8)
     for label in range(1, count):
         x, y, width, height, area = boxes[label]
-        if area >= rules.smallest * reach.size and len(blobs) < MOST_TRACKS:
+        if area >= rules.smallest * reach.size and len(blobs) < MAX_TRACKS:
             box = np.s_[y : y + height, x : x + width]
             highest = probability[box][labels[box] == label].max()
             sure = bool(highest >= grey_level(max(rules.threshold, rules.peak)))
@@ -108,12 +108,12 @@ def find_blobs(reach: np.ndarray, probability: np.ndarray, rules: Rules) -> tupl
     return renamed[labels], blobs
 
 
-class Finder:
+class FindingsTracker:
     """Attaches to each frame of a source its region, its outlines and the tracks that they belong to.
 
     Args:
         rules: what counts as a finding in one picture.
-        steady: the frames come from a Steadier, and what is shown shall be as steady.
+        steady: the frames come from a TemporalSmoother, and what is shown shall be as steady.
 
     Attributes:
         tracker: that remembers what was found.
@@ -126,7 +126,7 @@ class Finder:
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """One outline around each 8-connected blob of the mask."""
         for frame in frames:
-            reach = frame.steadied if self._steady else frame.probability
+            reach = frame.smoothed if self._steady else frame.probability
             labels, blobs = find_blobs(reach, frame.probability, self.rules)
             motion = frame.motion if self._steady else None
             shown = self.tracker.update(frame.seconds, motion, labels, blobs)

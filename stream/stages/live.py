@@ -1,4 +1,4 @@
-"""Rooms that only live pictures go through, or that treat them otherwise."""
+"""NamedStages that only live pictures go through, or that treat them otherwise."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import THUMBNAIL, FieldOfView
-from polypstream.core.pipeline import Channel, Room, Sink
+from polypstream.core.pipeline import Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
-from polypstream.stages.field_of_view import Viewer, find_field_of_view
+from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 
 # The field of view is looked for this often, in the pictures of so many looks.
 LOOK_EVERY_S, LOOKS = 1.0, 10
@@ -29,8 +29,8 @@ RETRY_S = 5.0
 REMEMBERED = 600
 
 
-class LiveViewer:
-    """A Viewer whose field of view follows the source, which may change its pictures at any time."""
+class LiveViewCropper:
+    """A ViewCropper whose field of view follows the source, which may change its pictures at any time."""
 
     def __init__(self, size: int, settings: Settings) -> None:
         self._size, self._wanted = size, settings.view.field_of_view
@@ -39,14 +39,14 @@ class LiveViewer:
         self._thumbnails: deque[np.ndarray] = deque(maxlen=LOOKS)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """See Viewer."""
+        """See ViewCropper."""
         for frame in frames:
             pictures = (frame.picture.width, frame.picture.height)
             if pictures != self._pictures:
                 self._pictures, self._looked = pictures, 0.0
                 self._thumbnails.clear()
                 whole = FieldOfView(0, 0, *pictures)
-                self._viewer, self._glance = Viewer(whole, self._size), Viewer(whole, THUMBNAIL)
+                self._viewer, self._glance = ViewCropper(whole, self._size), ViewCropper(whole, THUMBNAIL)
             if frame.arrived - self._looked >= LOOK_EVERY_S:
                 self._look(frame)
             self._viewer([frame])
@@ -55,7 +55,7 @@ class LiveViewer:
     def _look(self, frame: Frame) -> None:
         self._looked = frame.arrived
         if self._wanted == "auto":
-            glance = self._glance([frame])[0].network_picture
+            glance = self._glance([frame])[0].model_input
             self._thumbnails.append(cv2.cvtColor(glance, cv2.COLOR_RGB2GRAY))
             view = find_field_of_view(self._thumbnails, frame.picture.width, frame.picture.height)
         elif self._wanted == "full":
@@ -66,7 +66,7 @@ class LiveViewer:
             fits = left < right and top < bottom  # or the source's pictures are smaller than they were
             view = FieldOfView.around(left, top, right, bottom) if fits else FieldOfView.around(0, 0, *_size(frame))
         if _differ(view, self._viewer.view, STEADY_VIEW * max(_size(frame))):
-            self._viewer = Viewer(view, self._size)
+            self._viewer = ViewCropper(view, self._size)
 
 
 def _differ(one: FieldOfView, other: FieldOfView, most: float) -> bool:
@@ -75,44 +75,44 @@ def _differ(one: FieldOfView, other: FieldOfView, most: float) -> bool:
     return max(abs(a - b) for a, b in zip(*edges, strict=True)) > most
 
 
-class EachSource:
-    """A room of its own for each source: rooms that remember must not mix them."""
+class PerSource:
+    """A stage of its own for each source: stages that remember must not mix them."""
 
-    def __init__(self, make: Callable[[], Room[Frame]]) -> None:
+    def __init__(self, make: Callable[[], Stage[Frame]]) -> None:
         self._make = make
-        self._rooms: dict[str, Room[Frame]] = {}
+        self._stages: dict[str, Stage[Frame]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Each frame through its source's room."""
+        """Each frame through its source's stage."""
         for frame in frames:
-            if frame.source not in self._rooms:
-                self._rooms[frame.source] = self._make()
-            self._rooms[frame.source]([frame])
+            if frame.source not in self._stages:
+                self._stages[frame.source] = self._make()
+            self._stages[frame.source]([frame])
         return frames
 
 
-class Seen:
-    """A room that only the frames go through that the network sees: with a signal, and without a problem."""
+class SkipInvalid:
+    """A stage that only the frames go through that the network sees: with a signal, and without a problem."""
 
-    def __init__(self, room: Room[Frame]) -> None:
-        self._room = room
+    def __init__(self, stage: Stage[Frame]) -> None:
+        self._room = stage
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """All of them are handed on."""
-        seen = [frame for frame in frames if frame.signal and not frame.problem]
+        seen = [frame for frame in frames if frame.has_signal and not frame.problem]
         if seen:
             self._room(seen)
         return frames
 
 
-class Guard:
+class FailSafe:
     """Goes on without markers where the session fails: the video is never lost because of the model.
 
     Attributes:
         problem: why there are no markers now, or nothing.
     """
 
-    def __init__(self, segmenter: Room[Frame]) -> None:
+    def __init__(self, segmenter: Stage[Frame]) -> None:
         self._segmenter, self._failed = segmenter, float("-inf")
         self.problem = ""
 
@@ -130,7 +130,7 @@ class Guard:
         return frames
 
 
-class Fresh:
+class StalenessFilter:
     """Lets no frame through that is too old to be shown as current.
 
     Attributes:
@@ -148,7 +148,7 @@ class Fresh:
         return [frame for frame in frames if frame.arrived >= oldest]
 
 
-class NewestMarkers:
+class LatestMarkers:
     """In pass-through: puts the newest markers on each picture, found in an earlier one.
 
     It is also the sink at the end of the inference that finds them.
@@ -192,7 +192,7 @@ class NewestMarkers:
         """Nothing is to be finished."""
 
 
-class Aside:
+class BackgroundInferenceFeed:
     """In pass-through: the last sink, which hands frames to the inference aside.
 
     Last, so that a picture is out before the session takes the cores.
@@ -202,7 +202,7 @@ class Aside:
         markers: keeps the frames as they came.
     """
 
-    def __init__(self, inference: Channel[Frame], markers: NewestMarkers) -> None:
+    def __init__(self, inference: Channel[Frame], markers: LatestMarkers) -> None:
         self._inference, self._markers = inference, markers
 
     def write(self, frame: Frame) -> None:
@@ -223,8 +223,8 @@ def _size(frame: Frame) -> tuple[int, int]:
 Passed = tuple[float, float, float | None]
 
 
-class Meter:
-    """The last room: notes when each frame goes out to the sinks."""
+class LatencyMeter:
+    """The last stage: notes when each frame goes out to the sinks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -237,7 +237,7 @@ class Meter:
         with self._lock:
             for frame in frames:
                 self.shown[frame.source] += 1
-                age = (frame.markers_age or now - frame.arrived) if frame.signal and not frame.problem else None
+                age = (frame.markers_age or now - frame.arrived) if frame.has_signal and not frame.problem else None
                 passed = (now, now - frame.arrived, age)
                 self._out.setdefault(frame.source, deque(maxlen=REMEMBERED)).append(passed)
         return frames
@@ -248,7 +248,7 @@ class Meter:
             return list(self._out.get(source, ()))
 
 
-class Sturdy:
+class IsolatedSink:
     """A sink that fails alone: the others go on, and what went wrong is told.
 
     Attributes:

@@ -17,7 +17,7 @@ from polypstream.core.frame import Frame, Motion
 from polypstream.core.geometry import FieldOfView
 
 # Seconds in which the past loses two thirds of its weight.
-FORGETTING_S = 0.05
+TIME_CONSTANT_S = 0.05
 # What the past still adds counts in such parts of a grey level: so it is forgotten within a second, to the last bit.
 FINEST = np.float32(1 / 64)
 # A source that was away for longer begins anew.
@@ -31,7 +31,7 @@ FAINT, QUIET_S = 25, 2.0
 
 
 @dataclass(slots=True)
-class Memory:
+class SmootherState:
     """What a steadier knows when a picture is done: all that decides how it goes on.
 
     Attributes:
@@ -49,49 +49,49 @@ class Memory:
     seen: float = float("-inf")
 
 
-class Steadier:
+class TemporalSmoother:
     """Attaches to each frame how it moved, and its probability smoothed along that motion; for one source.
 
     Attributes:
-        memory: between two pictures; another steadier that is given it goes on in the same way.
+        state: between two pictures; another steadier that is given it goes on in the same way.
 
     Flow is dense inverse search: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
     """
 
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        self.memory = Memory()
+        self.state = SmootherState()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Frames in the order of their times."""
         for frame in frames:
-            self._steady(frame)
+            self._smooth(frame)
         return frames
 
-    def _steady(self, frame: Frame) -> None:
-        small = cv2.resize(frame.network_picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    def _smooth(self, frame: Frame) -> None:
+        small = cv2.resize(frame.model_input, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         grey, now = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), frame.probability
-        memory = self.memory
+        state = self.state
         if now.max() >= FAINT:
-            memory.seen = frame.seconds
-        passed = 0.0 if memory.before is None else frame.seconds - memory.before
+            state.seen = frame.seconds
+        passed = 0.0 if state.before is None else frame.seconds - state.before
         frame.motion = None
-        quiet = frame.seconds - memory.seen > QUIET_S
-        if memory.view == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
+        quiet = frame.seconds - state.seen > QUIET_S
+        if state.view == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
             frame.motion = self._find_motion(grey, now.shape)
         if frame.motion is not None:
-            past, weight = frame.motion.followed(memory.smooth), np.float32(np.exp(-passed / FORGETTING_S))
+            past, weight = frame.motion.followed(state.smooth), np.float32(np.exp(-passed / TIME_CONSTANT_S))
             now = now + np.trunc(weight * frame.motion.trust * (past - now) / FINEST) * FINEST
         smooth = now.astype(np.float32)
-        self.memory = Memory(frame.seconds, frame.view, grey, smooth, memory.seen)
-        frame.steadied = cv2.convertScaleAbs(smooth)
+        self.state = SmootherState(frame.seconds, frame.view, grey, smooth, state.seen)
+        frame.smoothed = cv2.convertScaleAbs(smooth)
 
     def _find_motion(self, grey: np.ndarray, shape: tuple[int, ...]) -> Motion | None:
         """None where this is another scene."""
-        flow = self._flow.calc(grey, self.memory.grey, None)
+        flow = self._flow.calc(grey, self.state.grey, None)
         # What came into view has no origin, and differs from the border's value as much as anything can.
         origin = flow + _grid(SIDE, SIDE)
-        difference = cv2.absdiff(grey, cv2.remap(self.memory.grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
+        difference = cv2.absdiff(grey, cv2.remap(self.state.grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
         difference = cv2.blur(difference, (3, 3)).astype(np.float32) / ALIKE
         trust = np.exp(-difference * difference)
         if trust.mean() < SAME_SCENE:

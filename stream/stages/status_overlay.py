@@ -19,7 +19,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 RED, WHITE = (60, 60, 255), (255, 255, 255)
 
 
-class Signs:
+class StatusOverlay:
     """Draws on each picture, in white with a dark rim, on the luma plane alone.
 
     Corner marks around the field of view say where the network looks, as the processors of this class show it; "ready"
@@ -33,7 +33,7 @@ class Signs:
             luma = planes_of(frame.picture)[0]
             scale = frame.picture.height / REFERENCE_LINES
             white = 235 if luma.dtype == np.uint8 else 940
-            if frame.signal and not frame.problem:
+            if frame.has_signal and not frame.problem:
                 _mark_corners(luma, frame, scale, white)
             upright = frame.orientation.plane(luma) if frame.orientation.turns else luma
             for row, text in enumerate((NOTICE, _state_of(frame))):
@@ -54,7 +54,7 @@ def draw_recording(picture: np.ndarray, text: str, on: bool) -> None:
 
 
 def _state_of(frame: Frame) -> str:
-    if not frame.signal:
+    if not frame.has_signal:
         return NO_SIGNAL
     if frame.problem:
         return f"no markers: {frame.problem}"

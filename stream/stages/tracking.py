@@ -24,9 +24,9 @@ UNSURE_S = 1.0
 HELD_S, REMEMBERED_S = 0.055, 2.0
 # A blob this near to where a track was, as a share of the map's side, may be the same polyp.
 NEAR = 0.06
-MOST_TRACKS = 255
+MAX_TRACKS = 255
 # More than this need not be remembered: it is enough for any finding.
-MOST_EVIDENCE_S = PERSISTENCE_S + SMALL_S
+MAX_EVIDENCE_S = PERSISTENCE_S + SMALL_S
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Track:
         number: from 1, in the order in which they are first shown; 0: it never was.
         last: when it was last seen, in seconds.
         sure: when the network was last sure of it.
-        evidence: for how many seconds it has been, those when it was not taken off; MOST_EVIDENCE_S at most.
+        evidence: for how many seconds it has been, those when it was not taken off; MAX_EVIDENCE_S at most.
         believed: it is shown.
         astray: the picture leapt since it was last seen, so that its place is not known.
     """
@@ -79,7 +79,7 @@ class Shown:
 
 
 @dataclass(slots=True)
-class Memory:
+class TrackerState:
     """What a tracker knows when a picture is done: all that decides how it goes on.
 
     Attributes:
@@ -104,12 +104,12 @@ class Tracker:
             blob that the network is sure of is shown, and only gets a number.
 
     Attributes:
-        memory: between two pictures; another tracker that is given it goes on in the same way.
+        state: between two pictures; another tracker that is given it goes on in the same way.
     """
 
     def __init__(self, patient: bool) -> None:
         self._patient = patient
-        self.memory = Memory()
+        self.state = TrackerState()
 
     def update(self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]) -> Shown | None:
         """Find out who is who, and who is shown.
@@ -123,23 +123,23 @@ class Tracker:
         Returns:
             What is shown; None: nothing is.
         """
-        memory = self.memory
+        state = self.state
         fresh = self._move(seconds, motion, labels.shape)
-        if not blobs and not memory.tracks:
-            memory.before = seconds
+        if not blobs and not state.tracks:
+            state.before = seconds
             return None
         slots = self._match(labels, blobs, seconds)
         parts: dict[int, list[Blob]] = {}
         for slot, blob in zip(slots, blobs, strict=True):
             parts.setdefault(slot, []).append(blob)
         for slot, of_it in parts.items():
-            self._believe(memory.tracks[slot - 1], of_it, seconds, fresh)
-        memory.before = seconds
+            self._believe(state.tracks[slot - 1], of_it, seconds, fresh)
+        state.before = seconds
         self._arrange(labels, slots, list(parts))
         numbers = self._numbers(seconds)
         if not numbers.any():
             return None
-        shown = cv2.LUT(memory.places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
+        shown = cv2.LUT(state.places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
         faint = self._faint(parts.values())
         if faint:
             shown = cv2.copyTo(shown, cv2.bitwise_not(cv2.LUT(labels, _table((blob.label, 255) for blob in faint))))
@@ -151,72 +151,70 @@ class Tracker:
         Returns:
             Whether there is no past to be patient with: a scene's first picture, or a leap to another place.
         """
-        memory, fresh = self.memory, motion is None
-        if memory.places.shape != shape:
-            memory.places, memory.tracks = np.zeros(shape, np.uint8), []
-        if not memory.tracks:
+        state, fresh = self.state, motion is None
+        if state.places.shape != shape:
+            state.places, state.tracks = np.zeros(shape, np.uint8), []
+        if not state.tracks:
             return fresh
         if motion is not None:
-            memory.places = motion.followed(memory.places, cv2.INTER_NEAREST)
-        present = _histogram(memory.places)
+            state.places = motion.followed(state.places, cv2.INTER_NEAREST)
+        present = _histogram(state.places)
         kept = [
-            slot
-            for slot, track in enumerate(memory.tracks, 1)
-            if present[slot] and seconds - track.last <= REMEMBERED_S
+            slot for slot, track in enumerate(state.tracks, 1) if present[slot] and seconds - track.last <= REMEMBERED_S
         ]
-        if len(kept) < len(memory.tracks):
-            memory.places = cv2.LUT(memory.places, _table(zip(kept, range(1, len(kept) + 1), strict=True)))
-            memory.tracks = [memory.tracks[slot - 1] for slot in kept]
-        for track in memory.tracks:
+        if len(kept) < len(state.tracks):
+            state.places = cv2.LUT(state.places, _table(zip(kept, range(1, len(kept) + 1), strict=True)))
+            state.tracks = [state.tracks[slot - 1] for slot in kept]
+        for track in state.tracks:
             track.astray |= fresh
         return fresh
 
     def _match(self, labels: np.ndarray, blobs: Sequence[Blob], seconds: float) -> list[int]:
         """The slot of each blob's track: the one that it covers most of, or is nearest to, or a new one."""
-        memory, slots = self.memory, list[int]()
+        state, slots = self.state, list[int]()
         reach = max(3, round(NEAR * max(labels.shape)))
         near: np.ndarray | None = None
         for blob in blobs:
             where = cv2.compare(labels, blob.label, cv2.CMP_EQ)
-            slot = self._commonest(memory.places, where)
-            if not slot and memory.tracks:
-                near = cv2.dilate(memory.places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
+            slot = self._commonest(state.places, where)
+            if not slot and state.tracks:
+                near = cv2.dilate(state.places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
                 slot = self._commonest(near, where)
             slots.append(slot or self._begin(seconds))
         return slots
 
     def _arrange(self, labels: np.ndarray, slots: list[int], seen: list[int]) -> None:
         """Give every track its slot and place; what is not seen keeps its place where nothing else is."""
-        memory = self.memory
-        order = [*seen, *(slot for slot in range(1, len(memory.tracks) + 1) if slot not in seen)]
+        state = self.state
+        order = [*seen, *(slot for slot in range(1, len(state.tracks) + 1) if slot not in seen)]
         renamed = {slot: place for place, slot in enumerate(order, 1)}
-        memory.tracks = [memory.tracks[slot - 1] for slot in order]
+        state.tracks = [state.tracks[slot - 1] for slot in order]
         now = cv2.LUT(labels, _table((label, renamed[slot]) for label, slot in enumerate(slots, 1)))
-        before = cv2.LUT(memory.places, _table((slot, renamed[slot]) for slot in order[len(seen) :]))
-        memory.places = now + cv2.copyTo(before, cv2.compare(now, 0, cv2.CMP_EQ))
+        before = cv2.LUT(state.places, _table((slot, renamed[slot]) for slot in order[len(seen) :]))
+        state.places = now + cv2.copyTo(before, cv2.compare(now, 0, cv2.CMP_EQ))
 
     def _commonest(self, slots: np.ndarray, where: np.ndarray) -> int:
         """The slot of a track that most of a mask's places have, or 0."""
-        counts = _histogram(slots, where)[1 : len(self.memory.tracks) + 1]
+        counts = _histogram(slots, where)[1 : len(self.state.tracks) + 1]
         return 1 + int(counts.argmax()) if counts.any() else 0
 
     def _begin(self, seconds: float) -> int:
         """The slot of a new track; where there are too many, that of the last one."""
-        tracks = self.memory.tracks
-        del tracks[MOST_TRACKS - 1 :]
+        tracks = self.state.tracks
+        del tracks[MAX_TRACKS - 1 :]
         tracks.append(Track(seconds))
         return len(tracks)
 
     def _believe(self, track: Track, blobs: Sequence[Blob], seconds: float, fresh: bool) -> None:
         sure, share, passed = any(b.sure for b in blobs), sum(b.share for b in blobs), seconds - track.last
         # Pictures came that did not show it; at a low rate much time may pass without any.
-        before = self.memory.before
+        before = self.state.before
         if before - track.last > MISSING_S and share < SMALL:
             track.believed, track.evidence = False, 0.0
         elif not sure:
             track.evidence = max(0.0, track.evidence - passed)
         elif track.sure == track.last == before:
-            track.evidence = min(track.evidence + passed, MOST_EVIDENCE_S)
+            track.evidence = min(track.evidence + passed, MAX_EVIDENCE_S)
         if sure:
             track.sure = seconds
             needed = PERSISTENCE_S + SMALL_S * max(0.0, 1 - share / SMALL)
@@ -225,8 +223,8 @@ class Tracker:
             track.believed = False
         track.last, track.astray = seconds, False
         if track.believed and not track.number:
-            self.memory.count += 1
-            track.number = self.memory.count
+            self.state.count += 1
+            track.number = self.state.count
 
     def _faint(self, parts: Iterable[list[Blob]]) -> list[Blob]:
         """The blobs, given by tracks, that are not shown: what is shown may go on faintly, but in one piece only."""
@@ -237,8 +235,8 @@ class Tracker:
     def _numbers(self, seconds: float) -> np.ndarray:
         """For each slot the number of its track, if it is shown, or 0."""
         held = HELD_S if self._patient else 0.0
-        numbers = np.zeros(MOST_TRACKS + 1, np.int64)
-        for slot, track in enumerate(self.memory.tracks, 1):
+        numbers = np.zeros(MAX_TRACKS + 1, np.int64)
+        for slot, track in enumerate(self.state.tracks, 1):
             if track.believed and not track.astray and seconds - track.last <= held:
                 numbers[slot] = track.number
         return numbers
@@ -246,13 +244,13 @@ class Tracker:
 
 def _histogram(slots: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
     """How many places each slot has, inside a mask if one is given."""
-    counts: np.ndarray = cv2.calcHist([slots], [0], where, [MOST_TRACKS + 1], [0, MOST_TRACKS + 1]).ravel()
+    counts: np.ndarray = cv2.calcHist([slots], [0], where, [MAX_TRACKS + 1], [0, MAX_TRACKS + 1]).ravel()
     return counts
 
 
 def _table(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     """uint8 [256] that turns each first number into the second, and all others into 0."""
-    table = np.zeros(MOST_TRACKS + 1, np.uint8)
+    table = np.zeros(MAX_TRACKS + 1, np.uint8)
     for number, value in pairs:
         table[number] = value
     return table

@@ -29,7 +29,7 @@ from polypstream.web.page import Page
 
 HERE = Path(str(files("polypstream.web")))
 # Bodies of calls that do not bring a file.
-MOST_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 
 
 def is_loopback(host: str) -> bool:
@@ -57,7 +57,7 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
         version=version("polypstream"),
         docs_url=None,
         redoc_url=None,
-        max_body_size=MOST_BYTES,
+        max_body_size=MAX_BYTES,
         separate_input_output_schemas=False,
         # For the description alone: the guard asks for it.
         dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else None,

@@ -26,7 +26,7 @@ from polypstream.errors import OutputError
 State = Literal["uploading", "waiting", "processing", "finished", "failed", "cancelled"]
 ID_PATTERN = "^[0-9a-f]{16}$"
 # A recording that the server did not survive so often is not begun again.
-MOST_CRASHES = 3
+MAX_CRASHES = 3
 LONGEST_NAME = 200
 DAY_S = 86400.0
 # Of the table, to be counted up when it changes.
@@ -208,7 +208,7 @@ class Library:
             # Left by a server that was killed, or by an error.
             self._write("UPDATE recordings SET state = 'waiting' WHERE state = 'processing'")
             for entry in self._select("WHERE state = 'waiting' ORDER BY number LIMIT 1"):
-                if entry.crashes >= MOST_CRASHES:
+                if entry.crashes >= MAX_CRASHES:
                     said = f"it was begun {entry.crashes} times, and each time the server ended before it was done"
                     self.move(entry.id, "waiting", "failed", said)
                     return self.begin_next()

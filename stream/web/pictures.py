@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from polypstream.core.config import Settings
 from polypstream.inference.model_card import NOTICE, ModelCard
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import FORMATS, Looked, read_still, shrink, view_of
+from polypstream.jobs.image import FORMATS, ImageResult, load_image, resize_for_model, view_of_image
 from polypstream.stages.findings import choose_rules
 from polypstream.web.batcher import Batcher
 from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
@@ -115,15 +115,15 @@ class PicturePage:
         return router
 
     def _answer_to(self, file: IO[bytes], wanted: str, layer: Layer) -> Response:
-        picture = read_still(file)
+        picture = load_image(file)
         if wanted == PNG_TYPE and layer == "picture":
             return Response(_png(picture), media_type=PNG_TYPE)
         return _answer(self._look(picture), wanted, layer, self._card)
 
-    def _look(self, picture: np.ndarray) -> Looked:
-        view = view_of(picture)
-        probability = self._batcher.segment(shrink(view.crop(picture), self._size))
-        return Looked(picture.shape[1], picture.shape[0], view, probability, self._rules)
+    def _look(self, picture: np.ndarray) -> ImageResult:
+        view = view_of_image(picture)
+        probability = self._batcher.segment(resize_for_model(view.crop(picture), self._size))
+        return ImageResult(picture.shape[1], picture.shape[0], view, probability, self._rules)
 
 
 RESPONSES: Described = BODY | {
@@ -170,7 +170,7 @@ def _ranges(accept: str) -> dict[str, float]:
     return ranges
 
 
-def _answer(looked: Looked, wanted: str, layer: Layer, card: ModelCard) -> Response:
+def _answer(looked: ImageResult, wanted: str, layer: Layer, card: ModelCard) -> Response:
     if wanted == JSON_TYPE:
         return Response(_as_findings(looked, card).model_dump_json(), media_type=JSON_TYPE)
     if wanted == PNG_TYPE:
@@ -182,7 +182,7 @@ def _answer(looked: Looked, wanted: str, layer: Layer, card: ModelCard) -> Respo
     return Response(packed.getvalue(), media_type=NPZ_TYPE)
 
 
-def _as_findings(looked: Looked, card: ModelCard) -> PictureFindings:
+def _as_findings(looked: ImageResult, card: ModelCard) -> PictureFindings:
     view, pixels = looked.view, looked.width * looked.height
     found = [
         FoundPolyp(

@@ -142,7 +142,7 @@ class RecordingQueue:
     def _outcome_of(self, worker: IsolatedProcessor, job: Job, entry: Entry) -> Outcome:
         began: float | None = None
 
-        def poll(done: int, of: int | None) -> None:
+        def on_progress(done: int, of: int | None) -> None:
             nonlocal began
             began = began or (time.monotonic() if done else None)
             left = (time.monotonic() - began) / done * max(0, of - done) if began and done and of else None
@@ -150,7 +150,7 @@ class RecordingQueue:
 
         try:
             worker.start()
-            return worker.process(job, poll)
+            return worker.process(job, on_progress)
         except PolypstreamError as error:  # of the model
             return Outcome(problem=error)
 

@@ -24,7 +24,7 @@ from polypstream.web.upload import append_body, save_file_field
 GIGA = 10**9
 # Recordings on a page.
 PAGE = 100
-# Room that uploads leave on the disk, for results.
+# Space that uploads leave on the disk, for results.
 SPARE_BYTES = 2 * GIGA
 # A page about other people's pictures: its own styles and script and nothing else.
 REPORT_POLICY = (

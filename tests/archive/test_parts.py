@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from polypstream.archive.boundary import Joint, load_joint, renaming_at, save_joint
+from polypstream.archive.boundary import Boundary, load_boundary, renumbering_at, save_boundary
 from polypstream.archive.join import fits, join_parts
 from polypstream.archive.parts import BEGIN, END, CannotJoin, Plan, plan_parts, process_part
 from polypstream.core.config import Settings, load_settings
@@ -21,8 +21,8 @@ from polypstream.jobs.process import make_segmenter, process, with_model
 from polypstream.sources.deidentified import BLANKED
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
-from polypstream.stages.smoothing import Memory as SteadyMemory
-from polypstream.stages.tracking import Memory as TrackMemory
+from polypstream.stages.smoothing import Memory as SmootherState
+from polypstream.stages.tracking import Memory as TrackerState
 from polypstream.stages.tracking import Track
 from tests.conftest import audio_packets_of, frames_of, pts_of, summary_of
 
@@ -81,7 +81,7 @@ class Twice:
         ours, theirs = summary_of(self.joined), summary_of(self.whole)
         assert ours["parts"] == len(self.parts)
         different = {key for key in ours if ours[key] != theirs.get(key)}
-        assert different <= {"parts", "wall_seconds", "frames_per_second", "seconds_per_room"}
+        assert different <= {"parts", "wall_seconds", "frames_per_second", "seconds_per_stage"}
         assert (self.joined / "report.html").is_file()
 
 
@@ -250,8 +250,8 @@ def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp
     twice = Twice(make(frames=60, options=GOP), red_model, 1)
     shutil.copyfile(twice.parts[0] / END, twice.parts[1] / BEGIN)  # fits, and is not its own
     shutil.copyfile(twice.parts[1] / "annotated.mp4", tmp_path / "kept.mp4")
-    joint = load_joint(twice.parts[1] / BEGIN)
-    save_joint(Joint(joint.pts, joint.digest + 1, joint.steady, joint.track), twice.parts[1] / BEGIN)
+    joint = load_boundary(twice.parts[1] / BEGIN)
+    save_boundary(Boundary(joint.pts, joint.digest + 1, joint.steady, joint.track), twice.parts[1] / BEGIN)
     assert not fits(twice.parts[0], twice.parts[1])
     (tmp_path / "again").mkdir()
     with pytest.raises(CannotJoin, match="does not go on"):
@@ -282,7 +282,7 @@ def test_a_part_whose_pictures_are_others_is_refused(make: Make, red_model: Path
         )
 
 
-def joint(numbers: list[int], count: int, **changes: object) -> Joint:
+def joint(numbers: list[int], count: int, **changes: object) -> Boundary:
     """After a picture at 10 s that shows one track for each number, 0 for one that was never shown."""
     facts: dict[str, object] = {
         "sure": 9.9,
@@ -299,15 +299,15 @@ def joint(numbers: list[int], count: int, **changes: object) -> Joint:
     ]
     places = np.arange(16, dtype=np.uint8).reshape(4, 4) % (len(numbers) + 1)
     smooth = np.full((4, 4), facts["smooth"], np.float32)
-    steady = SteadyMemory(10.0, FieldOfView(0, 0, 4, 4), np.zeros((64, 64), np.uint8), smooth, facts["seen"])  # type: ignore[arg-type]
-    return Joint(1000, 7, steady, TrackMemory(tracks, places, count, 10.0))
+    steady = SmootherState(10.0, FieldOfView(0, 0, 4, 4), np.zeros((64, 64), np.uint8), smooth, facts["seen"])  # type: ignore[arg-type]
+    return Boundary(1000, 7, steady, TrackerState(tracks, places, count, 10.0))
 
 
 def test_numbers_are_those_of_the_whole_recording() -> None:
-    rename = renaming_at(joint([5, 0, 9], 11), joint([2, 0, 1], 3))
+    rename = renumbering_at(joint([5, 0, 9], 11), joint([2, 0, 1], 3))
     assert rename is not None
     assert [rename(number) for number in (0, 1, 2, 3, 4, 5)] == [0, 9, 5, 0, 12, 13]
-    later = renaming_at(joint([4, 1], 5), joint([1, 2], 2))
+    later = renumbering_at(joint([4, 1], 5), joint([1, 2], 2))
     assert later is not None
     both = rename.after(later)
     assert [both(number) for number in (1, 2, 3)] == [12, 9, 14]
@@ -326,24 +326,24 @@ def test_numbers_are_those_of_the_whole_recording() -> None:
     ],
 )
 def test_whatever_decides_what_follows_is_compared(changes: dict[str, object], alike: bool) -> None:
-    assert (renaming_at(joint([1], 1), joint([1], 1, **changes)) is not None) == alike
+    assert (renumbering_at(joint([1], 1), joint([1], 1, **changes)) is not None) == alike
 
 
 @pytest.mark.parametrize(("one", "other"), [({"sure": 3.0}, {"sure": 8.9}), ({"seen": 3.0}, {"seen": 7.9})])
 def test_what_no_longer_matters_is_not(one: dict[str, object], other: dict[str, object]) -> None:
-    assert renaming_at(joint([1], 1, **one), joint([1], 1, **other)) is not None
+    assert renumbering_at(joint([1], 1, **one), joint([1], 1, **other)) is not None
 
 
 def test_a_track_that_was_shown_before_is_not_one_that_never_was() -> None:
-    assert renaming_at(joint([1], 1), joint([0], 0)) is None
-    assert renaming_at(joint([1, 2], 2), joint([1], 1)) is None
+    assert renumbering_at(joint([1], 1), joint([0], 0)) is None
+    assert renumbering_at(joint([1, 2], 2), joint([1], 1)) is None
 
 
 def test_a_joint_survives_its_file(tmp_path: Path) -> None:
-    for original in (joint([5, 0], 11, sure=float("-inf")), Joint(1, 2, None, TrackMemory())):
-        save_joint(original, tmp_path / "joint.npz")
-        copy = load_joint(tmp_path / "joint.npz")
-        assert renaming_at(original, copy) is not None
+    for original in (joint([5, 0], 11, sure=float("-inf")), Boundary(1, 2, None, TrackerState())):
+        save_boundary(original, tmp_path / "joint.npz")
+        copy = load_boundary(tmp_path / "joint.npz")
+        assert renumbering_at(original, copy) is not None
         assert copy.track.tracks == original.track.tracks
         assert (copy.track.count, copy.pts, copy.digest) == (original.track.count, original.pts, original.digest)
 

@@ -117,11 +117,11 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
         told: list[Row] = []
         notes: list[str] = []
 
-        def hire(engine: Engine | None) -> Here:
+        def make_workers(engine: Engine | None) -> Here:
             pools.append(Here(order, hands, dies, engine))
             return pools[-1]
 
-        rows = archive([str(each) for each in inputs], order, hire, overwrite, told.append, notes.append)
+        rows = archive([str(each) for each in inputs], order, make_workers, overwrite, told.append, notes.append)
         return Ran({row.item.address: row for row in rows}, told, notes, pools[0].done if pools else [])
 
     return run

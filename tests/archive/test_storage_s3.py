@@ -86,11 +86,11 @@ def run(
     order = Order(f"{bucket}/out", with_model(load_settings(None, []), model), True, 0.8)
     pools: list[Here] = []
 
-    def hire(engine: Engine | None) -> Here:
+    def make_workers(engine: Engine | None) -> Here:
         pools.append(Here(order, 2, dies, engine))
         return pools[-1]
 
-    rows = archive(inputs, order, hire, False, lambda _: None, lambda _: None)
+    rows = archive(inputs, order, make_workers, False, lambda _: None, lambda _: None)
     return {row.item.name: row for row in rows}, pools[0].done if pools else []
 
 

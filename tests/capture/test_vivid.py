@@ -59,11 +59,11 @@ def test_its_pictures_are_marked(pixel_format: str, width: int, height: int, red
     """The card shows colour bars; the model finds the red one."""
 
     def steps(live: Live, kept: Kept) -> Iterator[None]:
-        yield from until(lambda: sum(frame.signal for frame in kept.frames) >= 15)
+        yield from until(lambda: sum(frame.has_signal for frame in kept.frames) >= 15)
 
     uri = f"{DEVICE}?format={pixel_format}&size={width}x{height}"
     live, kept = play(uri, red_model, steps)
-    seen = [frame for frame in kept.frames if frame.signal]
+    seen = [frame for frame in kept.frames if frame.has_signal]
     assert {(frame.picture.width, frame.picture.height) for frame in seen} == {(width, height)}
     assert any(frame.region is not None for frame in seen)
     assert (seen[0].picture.to_ndarray() != seen[-1].picture.to_ndarray()).any()
@@ -76,32 +76,32 @@ def test_a_card_that_is_unplugged_is_picked_up_when_it_is_back(red_model: Path) 
     returned: list[float] = []
 
     def steps(live: Live, kept: Kept) -> Iterator[None]:
-        yield from until(lambda: any(frame.signal for frame in kept.frames))
+        yield from until(lambda: any(frame.has_signal for frame in kept.frames))
         (DRIVER / "unbind").write_text(CARD)
         yield from until(lambda: not live.status()[0].signal)
         (DRIVER / "bind").write_text(CARD)
         started, before = time.monotonic(), len(kept.frames)
-        yield from until(lambda: any(frame.signal for frame in kept.frames[before:]))
+        yield from until(lambda: any(frame.has_signal for frame in kept.frames[before:]))
         returned.append(time.monotonic() - started)
 
     live, kept = play(DEVICE, red_model, steps)
     assert live.status()[0].losses >= 1
     assert returned[0] < 3
-    assert any(not frame.signal for frame in kept.frames)
+    assert any(not frame.has_signal for frame in kept.frames)
 
 
 def test_the_size_may_change_while_it_is_away(red_model: Path) -> None:
     def steps(live: Live, kept: Kept) -> Iterator[None]:
-        yield from until(lambda: any(frame.signal for frame in kept.frames))
+        yield from until(lambda: any(frame.has_signal for frame in kept.frames))
         (DRIVER / "unbind").write_text(CARD)
         yield from until(lambda: not live.status()[0].signal)
         (DRIVER / "bind").write_text(CARD)
         # The driver keeps the size that it was last opened with, as a card keeps that of its input.
         yield from until(lambda: _opened_at("1280x720"))
-        yield from until(lambda: any(frame.signal and frame.picture.width == 1280 for frame in kept.frames))
+        yield from until(lambda: any(frame.has_signal and frame.picture.width == 1280 for frame in kept.frames))
 
     _, kept = play(DEVICE, red_model, steps)
-    assert len({frame.picture.width for frame in kept.frames if frame.signal}) == 2
+    assert len({frame.picture.width for frame in kept.frames if frame.has_signal}) == 2
 
 
 def _opened_at(size: str) -> bool:

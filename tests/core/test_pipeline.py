@@ -39,8 +39,8 @@ def jitter(items: list[int]) -> list[int]:
 
 def test_every_item_reaches_every_sink_in_order() -> None:
     sinks = [Keep(), Keep()]
-    rooms = [("a", jitter, 1), ("b", jitter, 4), ("c", same, 2)]
-    pipeline = Pipeline([("decode", iter(range(200)))], rooms, [("x", sinks[0]), ("y", sinks[1])])
+    stages = [("a", jitter, 1), ("b", jitter, 4), ("c", same, 2)]
+    pipeline = Pipeline([("decode", iter(range(200)))], stages, [("x", sinks[0]), ("y", sinks[1])])
     pipeline.run()
     for sink in sinks:
         assert sink.items == list(range(200))
@@ -63,8 +63,8 @@ def test_a_slow_sink_holds_the_source_back() -> None:
             behind.append(len(taken) - 1 - item)
             super().write(item)
 
-    Pipeline([("decode", source())], [("room", same, 1)], [("slow", Slow())], queue=3).run()
-    # Three wait before the room and three before the sink; each of three threads has one in hand.
+    Pipeline([("decode", source())], [("stage", same, 1)], [("slow", Slow())], queue=3).run()
+    # Three wait before the stage and three before the sink; each of three threads has one in hand.
     assert max(behind) <= 3 + 3 + 3
 
 
@@ -88,15 +88,15 @@ def failing_source() -> Iterator[int]:
 
 def failing_room(items: list[int]) -> list[int]:
     if 20 in items:
-        raise ValueError("room")
+        raise ValueError("stage")
     return items
 
 
-@pytest.mark.parametrize(("source", "room"), [(failing_source(), same), (iter(range(1000)), failing_room)])
-def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], room: object) -> None:
+@pytest.mark.parametrize(("source", "stage"), [(failing_source(), same), (iter(range(1000)), failing_room)])
+def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], stage: object) -> None:
     sink = Keep()
-    with pytest.raises(ValueError, match=r"^(source|room)$"):
-        Pipeline([("decode", source)], [("room", room, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"^(source|stage)$"):
+        Pipeline([("decode", source)], [("stage", stage, 1)], [("sink", sink)]).run()  # type: ignore[list-item]
     assert sink.items == list(range(20))
     assert sink.closed == 1
 
@@ -105,7 +105,7 @@ def test_a_failing_sink_stops_the_source_and_spares_the_other() -> None:
     source = iter(range(100_000))
     bad, good = Keep(fail_at=10), Keep()
     with pytest.raises(OSError, match="disk full"):
-        Pipeline([("decode", source)], [("room", same, 1)], [("bad", bad), ("good", good)]).run()
+        Pipeline([("decode", source)], [("stage", same, 1)], [("bad", bad), ("good", good)]).run()
     assert bad.items == list(range(10))
     assert bad.closed == good.closed == 1
     assert good.items == list(range(len(good.items)))
@@ -119,7 +119,7 @@ def test_the_first_error_is_the_one_that_is_raised() -> None:
             raise RuntimeError("secondary")
 
     with pytest.raises(OSError, match="disk full"):
-        Pipeline([("decode", iter(range(50)))], [("room", same, 1)], [("sink", Broken(fail_at=3))]).run()
+        Pipeline([("decode", iter(range(50)))], [("stage", same, 1)], [("sink", Broken(fail_at=3))]).run()
 
 
 def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
@@ -136,7 +136,7 @@ def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
         if len(sink.items) > 20:
             raise KeyboardInterrupt
 
-    pipeline = Pipeline([("decode", source())], [("room", same, 1)], [("sink", sink)])
+    pipeline = Pipeline([("decode", source())], [("stage", same, 1)], [("sink", sink)])
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(poll)
     assert sink.closed == 1
@@ -145,7 +145,7 @@ def test_an_interrupt_lets_what_is_on_its_way_finish() -> None:
 
 def test_no_thread_outlives_a_run() -> None:
     before = threading.active_count()
-    Pipeline([("decode", iter(range(10)))], [("room", same, 1)], [("sink", Keep())]).run()
+    Pipeline([("decode", iter(range(10)))], [("stage", same, 1)], [("sink", Keep())]).run()
     assert threading.active_count() == before
 
 
@@ -231,7 +231,7 @@ def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
 
 
 def test_of_a_kind_one_waits_whatever_the_batch() -> None:
-    """A GPU's batch, or several rooms, must not make a queue: what waits grows old."""
+    """A GPU's batch, or several stages, must not make a queue: what waits grows old."""
     pipeline = Pipeline([], [("batch", same, 8), ("one", same, 1)], [], 1, newest=lambda item: item % 3)
     for channel in pipeline.channels:
         for number in range(30):

@@ -17,7 +17,7 @@ import pytest
 
 from polypstream.errors import DataError
 from polypstream.jobs.annotation_formats import Annotated, Cvat, Yolo
-from polypstream.jobs.results import Outline, read_run
+from polypstream.jobs.results import Outline, load_run
 from polypstream.models.data import find_pairs, read_pair
 from tests.conftest import Clip, call, disc, make_clip
 
@@ -254,9 +254,9 @@ def test_findings_of_another_version_are_refused(processed: tuple[Path, Path], t
     content = json.loads((processed[1] / "clip" / "findings.json").read_text())
     (tmp_path / "findings.json").write_text(json.dumps(content | {"schema": "polypstream-findings-9"}))
     with pytest.raises(Exception, match="polypstream-findings-9"):
-        read_run(tmp_path)
+        load_run(tmp_path)
     for size in ({}, {"picture_size": None}, {"picture_size": [0, 0]}):
         damaged = {key: value for key, value in content.items() if key != "picture_size"} | size
         (tmp_path / "findings.json").write_text(json.dumps(damaged))
         with pytest.raises(DataError, match=r"findings\.json: cannot be read as findings"):
-            read_run(tmp_path)
+            load_run(tmp_path)

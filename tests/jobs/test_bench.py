@@ -44,7 +44,7 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
     rooms = {"decode", "view", "quality", "segment", "steady", "find", "overlay", "encode", "table"}
-    assert set(found["recorded"]["room_ms"]) == rooms
+    assert set(found["recorded"]["stage_ms"]) == rooms
     runs = [(each["display"], each["rate"], each["viewer"], each["rooms"]) for each in found["live"]]
     alone = [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
     assert runs == [*((*run, 1) for run in alone), ("in-step", 30, False, 3)]
@@ -65,7 +65,7 @@ def test_a_recording_is_measured_no_longer_than_asked(
     recorded = measure_recorded(lambda: Recording(video), WHOLE, segmenter, Settings(), 0.5)
     assert 10 < recorded.frames < 60
     assert recorded.bottleneck == "segment"
-    assert recorded.room_ms["segment"] >= 20
+    assert recorded.stage_ms["segment"] >= 20
     assert 0 < recorded.own_cpu_ms < 20
 
 

@@ -34,7 +34,7 @@ from pydicom.uid import (
 from polypstream.core.config import Settings
 from polypstream.errors import DataError, SourceError
 from polypstream.jobs.dicom import best_outlines, write_dicom
-from polypstream.jobs.results import FinishedRun, read_run
+from polypstream.jobs.results import Run, load_run
 from polypstream.sources.open import open_source
 from tests.conftest import audio_packets_of, call, frames_of, pts_of, summary_of
 
@@ -113,7 +113,7 @@ def judge(folder: Path) -> None:
         assert not [line for line in said if line.startswith("Error")], (path, said)
 
 
-def run_of(*rows: tuple[int, int, float, int]) -> FinishedRun:
+def run_of(*rows: tuple[int, int, float, int]) -> Run:
     """A run with a square outline for each (track, frame, probability, side in pixels)."""
     tracks: dict[int, list[dict[str, Any]]] = {}
     for track, frame, probability, side in rows:
@@ -122,7 +122,7 @@ def run_of(*rows: tuple[int, int, float, int]) -> FinishedRun:
             {"frame": frame, "pts_s": 0.0, "probability": probability, "polygons": [square]}
         )
     listed = [{"track": track, "outlines": outlines} for track, outlines in tracks.items()]
-    return FinishedRun(Path("run"), {}, listed, Settings())
+    return Run(Path("run"), {}, listed, Settings())
 
 
 # Reading
@@ -319,7 +319,7 @@ def test_the_segmentation_says_what_it_is_of_and_by_what(
     assert segment.SegmentAlgorithmType == "AUTOMATIC"
     (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmName == "polypstream SA-UNet"
-    assert algorithm.AlgorithmVersion == f"red 1, polypstream {read_run(run).about['polypstream']}"
+    assert algorithm.AlgorithmVersion == f"red 1, polypstream {load_run(run).about['polypstream']}"
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
     for dataset in (capture, segmentation):
         assert "Research use only, not a medical device" in dataset.SeriesDescription

@@ -14,7 +14,7 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import QUEUE, Pipeline
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import make_rooms
+from polypstream.jobs.process import make_stages
 from polypstream.sources.recording import Recording
 
 WHOLE = FieldOfView(0, 0, 320, 240)
@@ -56,9 +56,9 @@ def places(frame: Frame) -> list[int]:
 @pytest.fixture
 def watched(make: Callable[..., Path], red_model: Path) -> Watched:
     watched = Watched(make(frames=60))
-    rooms = make_rooms(WHOLE, Segmenter(red_model, "cpu"), Settings())
-    assert len(rooms) == ROOMS
-    Pipeline([("decode", watched.frames())], rooms, [("watch", watched)]).run()
+    stages = make_stages(WHOLE, Segmenter(red_model, "cpu"), Settings())
+    assert len(stages) == ROOMS
+    Pipeline([("decode", watched.frames())], stages, [("watch", watched)]).run()
     return watched
 
 
@@ -81,7 +81,7 @@ def test_a_picture_with_findings_is_copied_once_at_most(watched: Watched) -> Non
 
 
 def test_frames_on_their_way_are_bounded(watched: Watched) -> None:
-    queues = ROOMS + 1  # before each room and before the sink
+    queues = ROOMS + 1  # before each stage and before the sink
     assert watched.most <= queues * QUEUE + ROOMS + 2
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import SourceError, TooLarge
-from polypstream.jobs.image import MOST_PIXELS, Looked, read_still, shrink, view_of
+from polypstream.jobs.image import MAX_PIXELS, ImageResult, load_image, resize_for_model, view_of_image
 from polypstream.stages.findings import Rules
 
 RULES = Rules(threshold=0.5, peak=0.8, smallest=0.001)
@@ -35,7 +35,7 @@ def packed(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("JPEG", 12), ("PNG", 0), ("TIFF", 0), ("WEBP", 12), ("BMP", 0)])
 def test_every_format_is_read(kind: str, tolerance: int) -> None:
-    found = read_still(packed(Image.fromarray(picture()), kind))
+    found = load_image(packed(Image.fromarray(picture()), kind))
     assert found.dtype == np.uint8
     assert np.median(np.abs(found.astype(int) - picture())) <= tolerance
     assert found.shape == (120, 160, 3)
@@ -54,19 +54,19 @@ def test_every_format_is_read(kind: str, tolerance: int) -> None:
 def test_the_orientation_in_exif_is_honoured(orientation: int, upright: Callable[[np.ndarray], np.ndarray]) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert (read_still(packed(Image.fromarray(picture()), "PNG", exif=exif)) == upright(picture())).all()
+    assert (load_image(packed(Image.fromarray(picture()), "PNG", exif=exif)) == upright(picture())).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_other_kinds_of_pixels_become_rgb(mode: str) -> None:
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert read_still(packed(Image.fromarray(picture()).convert(mode), kind)).shape == (120, 160, 3)
+    assert load_image(packed(Image.fromarray(picture()).convert(mode), kind)).shape == (120, 160, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_of_grey_keep_their_brightness(kind: str) -> None:
     grey = np.linspace(0, 65535, 160 * 120).reshape(120, 160).astype(np.uint16)
-    found = read_still(packed(Image.fromarray(grey), kind))
+    found = load_image(packed(Image.fromarray(grey), kind))
     assert (found == (grey >> 8)[..., None]).all()
 
 
@@ -74,18 +74,18 @@ def test_sixteen_bits_of_grey_keep_their_brightness(kind: str) -> None:
 def test_thirty_two_bits_of_grey_are_refused(kind: type) -> None:
     """Whether they go to 1, 255 or 65535 nobody says."""
     with pytest.raises(SourceError, match="save it with 8 or 16"):
-        read_still(packed(Image.fromarray(np.zeros((120, 160), kind)), "TIFF"))
+        load_image(packed(Image.fromarray(np.zeros((120, 160), kind)), "TIFF"))
 
 
 def test_of_several_pictures_the_first_is_taken() -> None:
     first, second = Image.fromarray(picture()), Image.new("RGB", (8, 8))
-    assert (read_still(packed(first, "TIFF", save_all=True, append_images=[second])) == picture()).all()
+    assert (load_image(packed(first, "TIFF", save_all=True, append_images=[second])) == picture()).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"<svg/>", b"GIF89a" + bytes(20), b"%PDF-1.4"])
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
     with pytest.raises(SourceError, match="not a picture that can be read; send JPEG"):
-        read_still(io.BytesIO(content))
+        load_image(io.BytesIO(content))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -93,22 +93,22 @@ def test_half_a_file_is_refused(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
     whole = packed(Image.fromarray(noise), kind).getvalue()
     with pytest.raises(SourceError):
-        read_still(io.BytesIO(whole[: len(whole) // 2]))
+        load_image(io.BytesIO(whole[: len(whole) // 2]))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
 def test_more_pixels_than_may_be_are_refused_before_they_are_read(kind: str) -> None:
-    side = int(MOST_PIXELS**0.5) + 1
+    side = int(MAX_PIXELS**0.5) + 1
     file = packed(Image.new("1", (side, side)), kind)
     with pytest.raises(TooLarge, match="more pixels than 40 million"):
-        read_still(file)
+        load_image(file)
 
 
 def test_a_claim_of_billions_of_pixels_is_refused() -> None:
     content = bytearray(packed(Image.new("RGB", (8, 8)), "BMP").getvalue())
     content[18:26] = np.array([60_000, 60_000], "<i4").tobytes()
     with pytest.raises(TooLarge):
-        read_still(io.BytesIO(bytes(content)))
+        load_image(io.BytesIO(bytes(content)))
 
 
 def blobs() -> np.ndarray:
@@ -122,7 +122,7 @@ def blobs() -> np.ndarray:
 
 def test_findings_mask_and_map_say_the_same() -> None:
     view = FieldOfView(40, 20, 500, 400)
-    looked = Looked(640, 480, view, blobs(), RULES)
+    looked = ImageResult(640, 480, view, blobs(), RULES)
     mask, probability = looked.mask(), looked.probability_map()
     (finding,) = looked.findings()
     assert mask.shape == probability.shape == (480, 640)
@@ -137,7 +137,7 @@ def test_findings_mask_and_map_say_the_same() -> None:
 
 
 def test_where_nothing_is_nothing_is_said() -> None:
-    looked = Looked(64, 48, FieldOfView(0, 0, 64, 48), np.zeros((128, 128), np.uint8), RULES)
+    looked = ImageResult(64, 48, FieldOfView(0, 0, 64, 48), np.zeros((128, 128), np.uint8), RULES)
     assert looked.findings() == []
     assert not looked.mask().any()
     assert not looked.probability_map().any()
@@ -146,9 +146,9 @@ def test_where_nothing_is_nothing_is_said() -> None:
 def test_what_the_network_sees_is_the_view_at_its_size() -> None:
     rgb = np.zeros((300, 400, 3), np.uint8)
     rgb[30:270, 60:340] = (150, 100, 90)
-    view = view_of(rgb)
+    view = view_of_image(rgb)
     assert abs(view.x - 60) <= 4
     assert abs(view.width - 280) <= 8
-    shown = shrink(view.crop(rgb), 128)
+    shown = resize_for_model(view.crop(rgb), 128)
     assert shown.shape == (128, 128, 3)
     assert (shown[64, 64] == (150, 100, 90)).all()

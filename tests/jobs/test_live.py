@@ -40,7 +40,7 @@ from polypstream.media.srt import srt_received, srt_sent
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sources.devices import parse_formats
 from polypstream.sources.live import open_live, parse_address
-from polypstream.stages.live import Fresh, LiveViewer
+from polypstream.stages.live import LiveViewCropper, StalenessFilter
 from tests.conftest import Kept, call, command, pts_of
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
@@ -115,7 +115,7 @@ def test_a_frame_too_old_to_be_current_is_dropped_and_counted() -> None:
     picture = av.VideoFrame(16, 16, "yuv420p")
     ages = {0: 0.1, 1: 0.9, 2: 0.4}
     frames = [Frame(index, picture, index, Fraction(1), time.monotonic() - age, "a") for index, age in ages.items()]
-    fresh = Fresh(0.5)
+    fresh = StalenessFilter(0.5)
     assert [frame.index for frame in fresh(frames)] == [0, 2]
     assert fresh.dropped == {"a": 1}
 
@@ -299,7 +299,7 @@ def test_a_stream_that_goes_away_is_picked_up_when_it_returns(
     assert not status.signal
     assert "secret" not in describe(status)
     assert status.shown + sum(status.dropped.values()) == status.frames_in
-    assert sum(not frame.signal for frame in kept.frames) >= len(SIZES)
+    assert sum(not frame.has_signal for frame in kept.frames) >= len(SIZES)
     times = [frame.seconds for frame in kept.frames]
     assert times == sorted(times)
     # The recording goes on in a new file for each size, with the frames' own times.
@@ -329,7 +329,7 @@ def returning(live: Live, kept: Kept, peer: Callable[[str, str], Peer], url: str
     for width in SIZES:
         before, started = len(kept.frames), time.monotonic()
         sender = peer(url, f"{width}x240")
-        while not any(frame.signal and frame.picture.width == width for frame in kept.frames[before:]):
+        while not any(frame.has_signal and frame.picture.width == width for frame in kept.frames[before:]):
             if time.monotonic() - started > 15:
                 pytest.fail(f"no picture of width {width} came: {live.status()}")
             yield
@@ -361,7 +361,7 @@ def test_motion_jpeg_is_played(segmenter: Segmenter) -> None:
     finally:
         sender.kill()
         sender.wait()
-    assert {frame.picture.format.name for frame in kept.frames if frame.signal} == {"yuvj422p"}
+    assert {frame.picture.format.name for frame in kept.frames if frame.has_signal} == {"yuvj422p"}
 
 
 @needs_ffmpeg
@@ -390,11 +390,11 @@ def assert_it_plays(url: str, segmenter: Segmenter, kept: Kept) -> None:
     started = time.monotonic()
 
     def poll() -> None:
-        if time.monotonic() - started > 20 or sum(frame.signal for frame in kept.frames) >= 20:
+        if time.monotonic() - started > 20 or sum(frame.has_signal for frame in kept.frames) >= 20:
             live.close()
 
     live.run(poll)
-    pictures = [planes_of(frame.picture)[0] for frame in kept.frames if frame.signal]
+    pictures = [planes_of(frame.picture)[0] for frame in kept.frames if frame.has_signal]
     assert len(pictures) >= 20, live.status()
     assert (pictures[0] != pictures[-1]).any()
 
@@ -404,7 +404,7 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     live = run([f"room=tcp://127.0.0.1:{free_port()}"], segmenter, settings, kept)
     (status,) = live.status()
     assert status.problem == "Connection refused; given up after 3 attempts"
-    assert [frame.signal for frame in kept.frames] == [False] * 3
+    assert [frame.has_signal for frame in kept.frames] == [False] * 3
 
 
 def test_an_interruption_does_not_wait_for_the_next_attempt(segmenter: Segmenter) -> None:
@@ -442,14 +442,14 @@ def test_a_track_that_appears_midway_does_not_end_the_source() -> None:
     data = broadcast(range(200), sound=False) + broadcast(range(200, 300), sound=True)
     with sent(data, stay=False) as source:
         frames = source.frames()
-        assert all(next(frames).signal for _ in range(250))
-        assert not all(next(frames).signal for _ in range(51))  # PyAV stumbles over the track at the end
+        assert all(next(frames).has_signal for _ in range(250))
+        assert not all(next(frames).has_signal for _ in range(51))  # PyAV stumbles over the track at the end
 
 
 def test_to_be_ended_is_no_loss() -> None:
     with sent(broadcast(range(200), sound=False), stay=True) as source:
         frames = source.frames()
-        assert all(next(frames).signal for _ in range(20))
+        assert all(next(frames).has_signal for _ in range(20))
         source.close()
         assert not list(frames)
     assert source.signal.losses == 0
@@ -482,7 +482,7 @@ def test_a_viewer_that_stops_reading_does_not_keep_the_program(make: Callable[..
 
 def test_a_view_by_hand_that_no_longer_fits_gives_way_to_the_whole_picture(segmenter: Segmenter) -> None:
     settings = Settings.model_validate({"view": {"field_of_view": [400, 0, 200, 200]}})
-    viewer, views = LiveViewer(segmenter.size, settings), []
+    viewer, views = LiveViewCropper(segmenter.size, settings), []
     for width in (640, 320):
         frame = Frame(0, av.VideoFrame(width, 240, "yuv420p"), 0, Fraction(1))
         views.append(viewer([frame])[0].view)
@@ -495,7 +495,7 @@ def test_in_pass_through_the_picture_outlives_the_inference(
     def broken(*_: object) -> None:
         raise RuntimeError("no such view")
 
-    monkeypatch.setattr(LiveViewer, "__call__", broken)
+    monkeypatch.setattr(LiveViewCropper, "__call__", broken)
     settings, kept = Settings.model_validate({"live": {"display": "pass-through", "max_staleness": 60.0}}), Kept()
     live = run([f"replay:{make(frames=25)}"], segmenter, settings, kept)
     assert len(kept.frames) >= 10

@@ -32,7 +32,7 @@ from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser
 from polypstream.sources.live import Replay, open_live
 from polypstream.sources.recording import Recording
-from polypstream.stages.live import Meter
+from polypstream.stages.live import LatencyMeter
 from polypstream.stages.status_overlay import draw_recording
 from polypstream.web.live import LivePage
 from polypstream.web.server import web
@@ -121,9 +121,9 @@ def test_markers_are_as_old_as_the_delay_until_they_are_drawn(segmenter: Segment
 
 
 def test_what_has_no_markers_has_none_of_any_age() -> None:
-    meter, now = Meter(), time.monotonic()
+    meter, now = LatencyMeter(), time.monotonic()
     for problem, signal in (("broken", True), ("", False), ("", True)):
-        frame = Frame(0, black_picture(16, 16), 0, Fraction(1), now - 1, "a", signal=signal, problem=problem)
+        frame = Frame(0, black_picture(16, 16), 0, Fraction(1), now - 1, "a", has_signal=signal, problem=problem)
         meter([frame])
     assert [age is None for _, _, age in meter.latest("a")] == [True, True, False]
 
@@ -189,7 +189,7 @@ def test_a_codec_that_is_not_known_is_said_and_tried_again(tmp_path: Path, make:
     source = open_live("room", f"udp://127.0.0.1:{port}", LiveSettings(timeout=1.0, most_attempts=2))
     sender = sent(tmp_path / "odd.ts", port, once=False)
     try:
-        assert not any(frame.signal for frame in source.frames())
+        assert not any(frame.has_signal for frame in source.frames())
     finally:
         sender.kill()
         sender.wait()
@@ -230,7 +230,7 @@ def test_pictures_that_are_coded_out_of_order_are_shown_in_order(
     source = open_live("room", f"udp://127.0.0.1:{port}", LiveSettings(timeout=1.0))
     sender = sent(recording, port)
     threading.Timer(6, source.close).start()
-    order = [known.get(digest(frame.picture), -1) for frame in source.frames() if frame.signal]
+    order = [known.get(digest(frame.picture), -1) for frame in source.frames() if frame.has_signal]
     sender.wait()
     seen = [number for number in order if number >= 0]
     assert len(seen) > 60

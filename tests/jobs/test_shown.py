@@ -18,7 +18,7 @@ from PIL import Image
 from polypstream.core.config import load_settings
 from polypstream.core.frame import PictureFormat
 from polypstream.core.orientation import ONE, Orientation
-from polypstream.jobs.process import Run, make_segmenter, process, with_model
+from polypstream.jobs.process import ProcessResult, make_segmenter, process, with_model
 from polypstream.media.jpeg import Jpeg
 from polypstream.media.pictures import Conformer, field_order_of, planes_of
 from polypstream.sources.recording import Recording
@@ -30,10 +30,10 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs 
 
 
 @pytest.fixture
-def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], Run]:
+def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], ProcessResult]:
     settings = with_model(load_settings(None, ["inference.provider=cpu", "findings.steady=false"]), red_model)
 
-    def annotated(recording: Path) -> Run:
+    def annotated(recording: Path) -> ProcessResult:
         found = process(str(recording), tmp_path / "results", make_segmenter(settings), settings, True, True)
         assert found.problem == ""
         return found
@@ -59,7 +59,7 @@ def probe(path: Path, *entries: str) -> list[str]:
 @pytest.mark.parametrize("container", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize(("stored", "said"), [("1/1", "16/9"), ("64/45", "5/4"), ("16/15", "16/9")])
 def test_the_containers_word_on_the_shape_of_pixels_goes_before_the_pictures(
-    container: str, stored: str, said: str, annotate: Callable[[Path], Run], tmp_path: Path
+    container: str, stored: str, said: str, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     pictures, recording = tmp_path / "pictures.mp4", tmp_path / f"shape.{container}"
     source = ["-f", "lavfi", "-i", "testsrc2=rate=25:size=180x144:duration=0.4"]
@@ -95,7 +95,7 @@ def roundness(grey: np.ndarray) -> float:
     ids=["shape", "wider", "taller"],
 )
 def test_round_things_stay_round_where_size_or_shape_change_midway(
-    second: Clip, annotate: Callable[[Path], Run], tmp_path: Path
+    second: Clip, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     first = Clip(name="a.ts", frames=10, sample_aspect_ratio=Fraction(1))
     found = annotate(joined(tmp_path, first, second))
@@ -112,7 +112,7 @@ def test_round_things_stay_round_where_size_or_shape_change_midway(
 # Range and colours
 
 
-def test_a_range_that_changes_midway_is_converted(annotate: Callable[[Path], Run], tmp_path: Path) -> None:
+def test_a_range_that_changes_midway_is_converted(annotate: Callable[[Path], ProcessResult], tmp_path: Path) -> None:
     limited = Clip(name="a.ts", frames=10, colours={"color_range": 1})
     full = Clip(name="b.ts", frames=10, pixel_format="yuvj420p", colours={"color_range": 2})
     found = annotate(joined(tmp_path, limited, full))
@@ -147,7 +147,7 @@ def test_another_matrix_is_converted_and_the_same_is_left_alone() -> None:
     ],
 )
 def test_colour_tags_that_nobody_knows_count_as_none(
-    tags: str, annotate: Callable[[Path], Run], tmp_path: Path
+    tags: str, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     recording = tmp_path / "odd.ts"
     source = ["-f", "lavfi", "-i", "testsrc2=rate=25:size=320x240:duration=0.4", "-pix_fmt", "yuv420p"]
@@ -164,7 +164,7 @@ def test_colour_tags_that_nobody_knows_count_as_none(
 @pytest.mark.parametrize(("order", "said"), [("tff", "tt"), ("bff", "bb")])
 @pytest.mark.parametrize("told_by", ["container", "pictures", "later pictures"])
 def test_the_order_of_fields_is_kept(
-    told_by: str, order: str, said: str, annotate: Callable[[Path], Run], tmp_path: Path
+    told_by: str, order: str, said: str, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     upper = "top" if order == "tff" else "bottom"
     woven = f"tinterlace=interleave_{upper},setfield={order}"
@@ -237,7 +237,7 @@ def test_angles_that_are_no_quarter_turn_are_not_shown() -> None:
 @needs_ffmpeg
 @pytest.mark.parametrize(("rotation", "shape"), [(90, Fraction(1)), (180, Fraction(3, 2)), (270, Fraction(2, 3))])
 def test_snapshots_are_as_players_show_the_recording(
-    rotation: int, shape: Fraction, annotate: Callable[[Path], Run], tmp_path: Path
+    rotation: int, shape: Fraction, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     clip = Clip(name="turned.mp4", frames=5, rotation=rotation, sample_aspect_ratio=shape)
     folder = annotate(make_clip(tmp_path, clip)).folder
@@ -263,7 +263,7 @@ def jpeg_with_exif(rgb: np.ndarray, orientation: int) -> bytes:
 
 @pytest.mark.parametrize(("orientation", "degrees"), [(1, 0), (6, -90), (3, 180), (8, 90)])
 def test_motion_jpeg_with_exif_is_a_recording_like_any_other(
-    orientation: int, degrees: int, annotate: Callable[[Path], Run], tmp_path: Path
+    orientation: int, degrees: int, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     path, clip = tmp_path / "exif.avi", Clip(frames=12)
     with av.open(str(path), "w") as file:
@@ -287,7 +287,7 @@ def test_motion_jpeg_with_exif_is_a_recording_like_any_other(
 TURNS = {-90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 90: (0, -1, 1, 0)}
 
 
-def test_a_picture_of_one_pixel_has_a_mask(annotate: Callable[[Path], Run], tmp_path: Path) -> None:
+def test_a_picture_of_one_pixel_has_a_mask(annotate: Callable[[Path], ProcessResult], tmp_path: Path) -> None:
     path = tmp_path / "one.mov"
     with av.open(str(path), "w") as file:
         video = file.add_stream("png", rate=5)

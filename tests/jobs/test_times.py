@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import load_settings
-from polypstream.jobs.process import Run, make_segmenter, process, with_model
+from polypstream.jobs.process import ProcessResult, make_segmenter, process, with_model
 from polypstream.sources.recording import Recording
 from tests.archive.test_run import Ran, run  # noqa: F401 -- a fixture
 from tests.conftest import Clip, audio_packets_of, frames_of, make_clip, pts_of
@@ -29,11 +29,11 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs 
 
 
 @pytest.fixture
-def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], Run]:
+def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], ProcessResult]:
     """annotate(recording) is the run, of which every picture stands in annotated.mp4 at the time in frames.csv."""
     settings = with_model(load_settings(None, ["inference.provider=cpu", "inference.threads=1"]), red_model)
 
-    def annotated(recording: Path) -> Run:
+    def annotated(recording: Path) -> ProcessResult:
         found = process(str(recording), tmp_path / "results", make_segmenter(settings), settings, True, True)
         assert found.problem == ""
         times = seconds_of(found)
@@ -45,7 +45,7 @@ def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], Run]:
     return annotated
 
 
-def seconds_of(found: Run) -> list[float]:
+def seconds_of(found: ProcessResult) -> list[float]:
     with (found.folder / "frames.csv").open(newline="") as file:
         return [float(row["pts_s"]) for row in csv.DictReader(file)]
 
@@ -113,7 +113,11 @@ def sound_moved_by(source: Path, result: Path) -> list[Fraction]:
 @pytest.mark.parametrize("before_the_wrap", [1.5, 6.0], ids=["wraps", "all negative"])
 @pytest.mark.parametrize("container", ["ts", "vob"])
 def test_a_clock_that_wraps_loses_no_picture(
-    before_the_wrap: float, container: str, annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+    before_the_wrap: float,
+    container: str,
+    annotate: Callable[[Path], ProcessResult],
+    tmp_path: Path,
+    make: Callable[..., Path],
 ) -> None:
     recording = tmp_path / f"wraps.{container}"
     offset = ["-muxdelay", 0, "-muxpreload", 0, "-output_ts_offset", float(WRAP_S) - before_the_wrap]
@@ -131,7 +135,7 @@ def test_a_clock_that_wraps_loses_no_picture(
 
 @pytest.mark.parametrize("seconds", [1800, -1800, 3])
 def test_one_wrong_time_in_a_transport_stream_moves_nothing_else(
-    seconds: int, annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+    seconds: int, annotate: Callable[[Path], ProcessResult], tmp_path: Path, make: Callable[..., Path]
 ) -> None:
     plain = make(name="plain.ts", frames=60, audio=("mp2",), options={"bf": "0"}, **SMALL)
     right = seconds_of(annotate(plain))
@@ -145,7 +149,7 @@ def test_one_wrong_time_in_a_transport_stream_moves_nothing_else(
 @pytest.mark.parametrize("container", ["mkv", "mp4", "nut"])
 @pytest.mark.parametrize("by", [1800, 0.5])
 def test_one_wrong_time_in_other_containers_moves_nothing_else(
-    container: str, by: float, annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+    container: str, by: float, annotate: Callable[[Path], ProcessResult], tmp_path: Path, make: Callable[..., Path]
 ) -> None:
     times = [Fraction(number, 25) for number in range(60)]
     times[30] += Fraction(by)
@@ -155,7 +159,7 @@ def test_one_wrong_time_in_other_containers_moves_nothing_else(
 
 
 def test_pictures_of_the_same_time_are_moved_by_a_tick(
-    annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+    annotate: Callable[[Path], ProcessResult], tmp_path: Path, make: Callable[..., Path]
 ) -> None:
     times = sorted([Fraction(number, 25) for number in range(57)] + [Fraction(n, 25) for n in (10, 30, 50)])
     plain = make(name="plain.mkv", frames=60, audio=("aac",), options={"bf": "0"}, **SMALL)
@@ -167,7 +171,7 @@ def test_pictures_of_the_same_time_are_moved_by_a_tick(
 
 
 def test_where_a_clock_starts_again_sound_goes_on_with_the_pictures(
-    annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+    annotate: Callable[[Path], ProcessResult], tmp_path: Path, make: Callable[..., Path]
 ) -> None:
     once = make(name="once.ts", frames=50, audio=("mp2",), options={"bf": "0"}, **SMALL)
     recording = tmp_path / "joined.ts"
@@ -181,7 +185,7 @@ def test_where_a_clock_starts_again_sound_goes_on_with_the_pictures(
 @needs_ffmpeg
 @pytest.mark.parametrize("container", ["ts", "mkv", "flv", "wmv", "mp4"])
 def test_pictures_of_variable_rate_stand_at_their_times_beside_sound(
-    container: str, annotate: Callable[[Path], Run], tmp_path: Path
+    container: str, annotate: Callable[[Path], ProcessResult], tmp_path: Path
 ) -> None:
     """Thirty a second, then one a second: where sound ends a fragment, the last picture's duration counts."""
     recording = tmp_path / f"slow.{container}"
@@ -196,7 +200,9 @@ def test_pictures_of_variable_rate_stand_at_their_times_beside_sound(
     assert max(steps) == pytest.approx(1, abs=0.02)
 
 
-def test_key_frames_come_by_time(annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]) -> None:
+def test_key_frames_come_by_time(
+    annotate: Callable[[Path], ProcessResult], tmp_path: Path, make: Callable[..., Path]
+) -> None:
     """A recording that announces 25 a second has a picture each 0.3 seconds."""
     plain = make(name="plain.mkv", frames=60, options={"bf": "0"}, **SMALL)
     found = annotate(retimed(plain, tmp_path / "slow.mkv", [Fraction(3 * number, 10) for number in range(60)]))
@@ -223,7 +229,7 @@ def test_a_recording_that_announces_a_thousand_a_second_is_followed_by_time(tmp_
 
 
 def test_a_picture_that_lasts_for_days_is_written(
-    annotate: Callable[[Path], Run], tmp_path: Path, make: Callable[..., Path]
+    annotate: Callable[[Path], ProcessResult], tmp_path: Path, make: Callable[..., Path]
 ) -> None:
     """A sample table is damaged: MP4 cannot store how long its one picture would last."""
     recording = make(name="days.mp4", frames=1, **SMALL)
@@ -236,7 +242,9 @@ def test_a_picture_that_lasts_for_days_is_written(
 
 
 @needs_ffmpeg
-def test_sound_that_outlasts_the_pictures_is_no_damage(annotate: Callable[[Path], Run], tmp_path: Path) -> None:
+def test_sound_that_outlasts_the_pictures_is_no_damage(
+    annotate: Callable[[Path], ProcessResult], tmp_path: Path
+) -> None:
     recording = tmp_path / "longer.wmv"
     sound = ["-f", "lavfi", "-i", "sine=sample_rate=48000:duration=8"]
     ffmpeg("-f", "lavfi", "-i", "testsrc2=rate=25:duration=3:size=160x120", *sound, "-c:v", "wmv2", recording)
@@ -261,7 +269,7 @@ def test_behind_a_damaged_end_every_picture_that_can_be_decoded_is_there(share: 
 
 def test_archives_of_wrong_clocks_are_as_process_has_them(
     run: Callable[..., Ran],  # noqa: F811
-    annotate: Callable[[Path], Run],
+    annotate: Callable[[Path], ProcessResult],
     tmp_path: Path,
     make: Callable[..., Path],
 ) -> None:
@@ -290,7 +298,7 @@ RARE = {
 
 def test_an_archive_takes_rare_endings_with_the_results_of_process(
     run: Callable[..., Ran],  # noqa: F811
-    annotate: Callable[[Path], Run],
+    annotate: Callable[[Path], ProcessResult],
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "recordings"

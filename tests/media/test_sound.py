@@ -19,7 +19,7 @@ import pytest
 
 from polypstream.core.config import Settings, load_settings
 from polypstream.jobs.isolated import IsolatedProcessor, Job, Outcome
-from polypstream.jobs.process import Run, make_segmenter, process, with_model
+from polypstream.jobs.process import ProcessResult, make_segmenter, process, with_model
 from polypstream.media.audio_track import COPIED
 from tests.conftest import Clip, audio_packets_of, command, make_clip, pts_of
 
@@ -247,7 +247,7 @@ def test_what_is_encrypted_is_said_to_be_so(
     assert str(isolated(recording).problem) == f"{recording}: is encrypted; decrypt it first"
 
 
-def run_of(recording: Path, settings: Settings) -> Run:
+def run_of(recording: Path, settings: Settings) -> ProcessResult:
     return process(str(recording), recording.parent / "results", make_segmenter(settings), settings, overwrite=True)
 
 

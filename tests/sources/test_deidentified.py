@@ -15,8 +15,8 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.errors import SettingsError
-from polypstream.jobs.process import choose_view
-from polypstream.jobs.results import frames_again, open_again, read_run
+from polypstream.jobs.process import choose_field_of_view
+from polypstream.jobs.results import frames_again, load_run, open_again
 from polypstream.sources.deidentified import Deidentified, hashed_name, read_salt
 from polypstream.sources.recording import Recording
 from tests.conftest import Clip, call, frames_of, make_clip, make_red_model
@@ -159,7 +159,7 @@ class TestEverythingWritten:
 
     def test_the_view_is_as_it_was(self, cleaned: Path, named: Path) -> None:
         """All but a rim of it is kept, its pixels the decoder's own; the same polyp is found."""
-        run = read_run(cleaned)
+        run = load_run(cleaned)
         with_name, again = Recording(named), open_again(run, str(named))
         rim = cv2.erode(INSIDE.astype(np.uint8), np.ones((23, 23), np.uint8)) > 0
         for (frame, outlines), original in zip(frames_again(run, again), with_name.frames(), strict=True):
@@ -193,7 +193,7 @@ def luma_of(path: Path, *settings: str) -> list[np.ndarray]:
     """The luma of every frame that other rooms would get, and what was noted."""
     chosen = load_settings(None, list(settings))
     recording = Recording(path)
-    source = Deidentified(recording, choose_view(recording, chosen), chosen)
+    source = Deidentified(recording, choose_field_of_view(recording, chosen), chosen)
     luma = [frame.picture.to_ndarray()[:HEIGHT] for frame in source.frames()]
     source.close()
     return luma
@@ -238,7 +238,7 @@ def test_ten_bits_and_full_range(tmp_path: Path) -> None:
         clip = Clip(f"{number}.mkv", 320, 240, 5, "ffv1", pixel_format, Fraction(25), colours=colours)
         recording = Recording(make_clip(tmp_path, clip))
         settings = load_settings(None, ["view.field_of_view=[100, 60, 120, 120]", "deidentify.blank_outside=false"])
-        source = Deidentified(recording, choose_view(recording, settings), settings)
+        source = Deidentified(recording, choose_field_of_view(recording, settings), settings)
         frame = next(source.frames())
         planes = [np.array(plane) for plane in _planes(frame)]
         assert (planes[0][:60] == black).all()

@@ -11,7 +11,7 @@ import pytest
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView, grey_level, region_above, thumbnail_size
-from polypstream.stages.field_of_view import Viewer, find_field_of_view
+from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 
 
 def octagon(width: int, height: int, box: tuple[int, int, int, int], panel: bool = False) -> np.ndarray:
@@ -104,9 +104,9 @@ def test_the_network_sees_the_right_colours(pixel_format: str, height: int, tag:
     )
     picture.colorspace, picture.color_range = tag, 2 if full else 0
     frame = Frame(0, picture, 0, Fraction(1, 25))
-    Viewer(FieldOfView(320, 0, 320, height), 64)([frame])
-    assert frame.network_picture.shape == (64, 64, 3)
-    assert np.abs(frame.network_picture.astype(int) - (180, 60, 40)).max() <= 4
+    ViewCropper(FieldOfView(320, 0, 320, height), 64)([frame])
+    assert frame.model_input.shape == (64, 64, 3)
+    assert np.abs(frame.model_input.astype(int) - (180, 60, 40)).max() <= 4
 
 
 def test_the_network_sees_only_the_field_of_view() -> None:
@@ -114,5 +114,5 @@ def test_the_network_sees_only_the_field_of_view() -> None:
     rgb[40:160, 100:260] = 200
     picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format="yuv444p")
     frame = Frame(0, picture, 0, Fraction(1, 25))
-    Viewer(FieldOfView(100, 40, 160, 120), 32)([frame])
-    assert frame.network_picture.min() > 190
+    ViewCropper(FieldOfView(100, 40, 160, 120), 32)([frame])
+    assert frame.model_input.min() > 190

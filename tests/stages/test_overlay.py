@@ -14,7 +14,7 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.media.pictures import planes_of
 from polypstream.sources.recording import Recording
-from polypstream.stages.findings import Finder, Rules
+from polypstream.stages.findings import FindingsTracker, Rules
 from polypstream.stages.overlay import MARKER_RGB, Overlay
 
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le"]
@@ -31,7 +31,7 @@ def with_square(frame: Frame, view: FieldOfView, level: int = 255) -> Frame:
     frame.probability = np.zeros((64, 64), np.uint8)
     frame.probability[16:48, 16:48] = level
     frame.view = view
-    return Finder(Rules(0.5), steady=False)([frame])[0]
+    return FindingsTracker(Rules(0.5), steady=False)([frame])[0]
 
 
 def copies(frame: Frame) -> list[np.ndarray]:
@@ -52,7 +52,7 @@ def test_a_picture_without_findings_is_the_decoders_own(make: Callable[..., Path
             assert not np.array_equal(planes_of(frame.picture)[0], expected[0])
         else:
             frame.view, frame.probability = view, np.zeros((64, 64), np.uint8)
-            overlay(Finder(Rules(0.5), steady=False)([frame]))
+            overlay(FindingsTracker(Rules(0.5), steady=False)([frame]))
             assert frame.picture.planes[0].buffer_ptr == address
             for plane, original in zip(planes_of(frame.picture), expected, strict=True):
                 assert np.array_equal(plane, original)
@@ -107,6 +107,6 @@ def test_touching_blobs_are_one_finding_and_separate_ones_two() -> None:
     frame.view = FieldOfView(0, 0, 320, 240)
     frame.probability = np.zeros((64, 64), np.uint8)
     frame.probability[5:15, 5:15] = frame.probability[40:50, 40:60] = 255
-    assert len(Finder(Rules(0.5), steady=False)([frame])[0].outlines) == 2
+    assert len(FindingsTracker(Rules(0.5), steady=False)([frame])[0].outlines) == 2
     frame.probability[10:45, 10:45] = 255
-    assert len(Finder(Rules(0.5), steady=False)([frame])[0].outlines) == 1
+    assert len(FindingsTracker(Rules(0.5), steady=False)([frame])[0].outlines) == 1

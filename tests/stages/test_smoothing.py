@@ -12,7 +12,7 @@ import pytest
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.stages.smoothing import LONGEST_GAP_S, Steadier
+from polypstream.stages.smoothing import LONGEST_GAP_S, TemporalSmoother
 
 SIZE = 128
 RATE = 25
@@ -31,7 +31,7 @@ def frames_of(speed: int, count: int, seed: int = 0, rate: int = RATE, first: in
         frame = Frame(index, picture, first + index, Fraction(1, rate))
         left = SIZE + speed * index
         frame.view = FieldOfView(0, 0, SIZE, SIZE)
-        frame.network_picture = np.ascontiguousarray(wall(seed)[SIZE : 2 * SIZE, left : left + SIZE])
+        frame.model_input = np.ascontiguousarray(wall(seed)[SIZE : 2 * SIZE, left : left + SIZE])
         frame.probability = polyp_at(64 - speed * index)
         yield frame
 
@@ -44,8 +44,8 @@ def polyp_at(x: int) -> np.ndarray:
 def test_what_the_network_missed_once_is_still_there_and_where_it_is_now(speed: int) -> None:
     frames = list(frames_of(speed, 6))
     frames[-1].probability = np.zeros((SIZE, SIZE), np.uint8)
-    Steadier()(frames)
-    faded, expected = frames[-1].steadied, 250 * np.exp(-1 / RATE / 0.05)
+    TemporalSmoother()(frames)
+    faded, expected = frames[-1].smoothed, 250 * np.exp(-1 / RATE / 0.05)
     assert faded[64, 64 - 5 * speed] == pytest.approx(expected, rel=0.15)
     # Not where it was before: the half of it that the wall has left.
     if speed:
@@ -53,25 +53,25 @@ def test_what_the_network_missed_once_is_still_there_and_where_it_is_now(speed: 
 
 
 def test_it_does_not_smear_when_the_camera_moves() -> None:
-    frames = Steadier()(list(frames_of(3, 8)))
-    agreed = frames[-1].steadied >= 128
+    frames = TemporalSmoother()(list(frames_of(3, 8)))
+    agreed = frames[-1].smoothed >= 128
     truth = frames[-1].probability >= 128
     assert 2 * (agreed & truth).sum() / (agreed.sum() + truth.sum()) > 0.95
 
 
 def test_another_scene_begins_anew() -> None:
-    steadier = Steadier()
+    steadier = TemporalSmoother()
     steadier(list(frames_of(0, 3)))
     (other,) = frames_of(0, 1, seed=1, first=3)
-    other.network_picture //= 3
+    other.model_input //= 3
     other.probability = np.zeros((SIZE, SIZE), np.uint8)
     steadier([other])
     assert other.motion is None
-    assert not other.steadied.any()
+    assert not other.smoothed.any()
 
 
 def test_after_a_gap_it_begins_anew() -> None:
-    steadier = Steadier()
+    steadier = TemporalSmoother()
     steadier(list(frames_of(0, 3)))
     (late,) = frames_of(0, 1, first=3 + round(LONGEST_GAP_S * RATE))
     steadier([late])
@@ -84,5 +84,5 @@ def test_it_forgets_by_the_clock_not_by_the_frame() -> None:
         frames = list(frames_of(0, rate // 5 + 1, rate=rate))
         for frame in frames[1:]:
             frame.probability = np.zeros((SIZE, SIZE), np.uint8)
-        left.append(int(Steadier()(frames)[rate // 25].steadied[64, 64]))
+        left.append(int(TemporalSmoother()(frames)[rate // 25].smoothed[64, 64]))
     assert left[0] == pytest.approx(left[1], abs=6)

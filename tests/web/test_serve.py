@@ -26,10 +26,10 @@ from PIL import Image
 
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import Looked, shrink, view_of
+from polypstream.jobs.image import ImageResult, resize_for_model, view_of_image
 from polypstream.stages.findings import choose_rules
 from polypstream.web.batcher import Batcher
-from polypstream.web.library import MOST_CRASHES, Library, open_library
+from polypstream.web.library import MAX_CRASHES, Library, open_library
 from polypstream.web.pictures import choose_type
 from tests.conftest import Clip, command, frames_of, make_clip, picture
 from tests.web.serving import Served, served, settings_for, until
@@ -56,12 +56,12 @@ def segment(app: Served, content: bytes, accept: str, **options: Any) -> Any:
     return answer
 
 
-def what_should_be_found(rgb: np.ndarray, model: Path) -> Looked:
+def what_should_be_found(rgb: np.ndarray, model: Path) -> ImageResult:
     segmenter, settings = Segmenter(model, "cpu"), settings_for(model)
-    view = view_of(rgb)
+    view = view_of_image(rgb)
     rules = choose_rules(settings.findings, segmenter.card.threshold, segmenter.card.peak)
-    probability = segmenter.segment([shrink(view.crop(rgb), segmenter.size)])[0]
-    return Looked(rgb.shape[1], rgb.shape[0], view, probability, rules)
+    probability = segmenter.segment([resize_for_model(view.crop(rgb), segmenter.size)])[0]
+    return ImageResult(rgb.shape[1], rgb.shape[0], view, probability, rules)
 
 
 def test_a_picture_becomes_findings(app: Served) -> None:
@@ -493,7 +493,7 @@ def test_a_folder_of_another_version_is_said(tmp_path: Path) -> None:
 
 
 def test_what_the_server_does_not_survive_is_not_begun_for_ever(tmp_path: Path) -> None:
-    for _ in range(MOST_CRASHES):
+    for _ in range(MAX_CRASHES):
         with open_library(tmp_path) as library:
             entry = library.all()[0] if library.all() else library.add("bad.mp4", 1)
             library.move(entry.id, "uploading", "waiting")
