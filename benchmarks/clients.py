@@ -22,7 +22,7 @@ from pathlib import Path
 from polypstream.core.config import Settings
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import load_image, resize_for_model, view_of_image
-from polypstream.jobs.process import make_segmenter
+from polypstream.jobs.setup import make_segmenter
 from polypstream.web.serve import serve
 
 CLIENTS, ROUNDS = 8, 3

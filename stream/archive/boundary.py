@@ -22,11 +22,10 @@ import numpy as np
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Stage
 from polypstream.errors import DataError
+from polypstream.jobs.setup import Stages
 from polypstream.media.pictures import planes_of
-from polypstream.stages.findings import FindingsTracker
-from polypstream.stages.smoothing import QUIET_S, SmootherState, TemporalSmoother
+from polypstream.stages.smoothing import QUIET_S, SmootherState
 from polypstream.stages.tracking import UNSURE_S, Track, TrackerState
 
 
@@ -52,7 +51,7 @@ class TrackRenumbering:
     """From a part's numbers of tracks to the recording's.
 
     Attributes:
-        known: those that were there at the joint.
+        known: those that were there at the boundary.
         count: how many numbers the part had given by then; the others are later ones.
         shift: what is added to those.
     """
@@ -65,10 +64,10 @@ class TrackRenumbering:
         """The recording's number; 0, which stands for no track, stays."""
         return number + self.shift if number > self.count else self.known.get(number, 0)
 
-    def after(self, joint: TrackRenumbering) -> TrackRenumbering:
-        """The renaming of the next part, whose joint to this one renames its numbers to this one's."""
-        known = {number: self(before) for number, before in joint.known.items()}
-        return TrackRenumbering(known, joint.count, joint.shift + self.shift)
+    def after(self, boundary: TrackRenumbering) -> TrackRenumbering:
+        """The renaming of the next part, whose boundary to this one renames its numbers to this one's."""
+        known = {number: self(before) for number, before in boundary.known.items()}
+        return TrackRenumbering(known, boundary.count, boundary.shift + self.shift)
 
 
 FIRST = TrackRenumbering({})
@@ -82,24 +81,17 @@ def digest_of(frame: Frame) -> int:
     return digest
 
 
-def state_of(stages: Mapping[str, Stage[Frame]]) -> tuple[SmootherState | None, TrackerState]:
-    """A copy of what stages remember, by their names in `make_stages`."""
-    finder, steadier = stages["find"], stages.get("steady")
-    assert isinstance(finder, FindingsTracker)
-    if steadier is None:
-        return None, copy.deepcopy(finder.tracker.state)
-    assert isinstance(steadier, TemporalSmoother)
-    return copy.deepcopy(steadier.state), copy.deepcopy(finder.tracker.state)
+def state_of(stages: Stages) -> tuple[SmootherState | None, TrackerState]:
+    """A copy of what the stages remember."""
+    smooth = None if stages.smooth is None else copy.deepcopy(stages.smooth.state)
+    return smooth, copy.deepcopy(stages.findings.tracker.state)
 
 
-def restore_state(stages: Mapping[str, Stage[Frame]], joint: Boundary) -> None:
+def restore_state(stages: Stages, boundary: Boundary) -> None:
     """Let fresh stages go on where others were."""
-    finder, steadier = stages["find"], stages.get("steady")
-    assert isinstance(finder, FindingsTracker)
-    finder.tracker.state = copy.deepcopy(joint.track)
-    if joint.steady is not None:
-        assert isinstance(steadier, TemporalSmoother)
-        steadier.state = copy.deepcopy(joint.steady)
+    stages.findings.tracker.state = copy.deepcopy(boundary.track)
+    if stages.smooth is not None and boundary.steady is not None:
+        stages.smooth.state = copy.deepcopy(boundary.steady)
 
 
 def renumbering_at(true: Boundary, guess: Boundary) -> TrackRenumbering | None:
@@ -142,16 +134,16 @@ def _kept(track: Track, now: float) -> tuple[object, ...]:
     return track.last, bool(track.number), sure, track.evidence, track.believed, track.astray
 
 
-def save_boundary(joint: Boundary, path: Path) -> None:
-    """Write a joint to a file.
+def save_boundary(boundary: Boundary, path: Path) -> None:
+    """Write a boundary to a file.
 
     Raises:
         OutputError: it cannot be written.
     """
-    track, steady = joint.track, joint.steady
+    track, steady = boundary.track, boundary.steady
     facts: dict[str, Any] = {
-        "pts": joint.pts,
-        "digest": joint.digest,
+        "pts": boundary.pts,
+        "digest": boundary.digest,
         "count": track.count,
         "before": track.before,
         "tracks": [asdict(each) for each in track.tracks],
@@ -166,7 +158,7 @@ def save_boundary(joint: Boundary, path: Path) -> None:
 
 
 def load_boundary(path: Path) -> Boundary:
-    """Read a joint from a file.
+    """Read a boundary from a file.
 
     Raises:
         DataError: there is none.
@@ -182,5 +174,5 @@ def load_boundary(path: Path) -> Boundary:
                 view = None if known["view"] is None else FieldOfView(*known["view"])
                 steady = SmootherState(known["before"], view, file["grey"], file["smooth"], known["seen"])
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as the joint of two parts ({error})") from error
+        raise DataError(f"{path}: cannot be read as the boundary of two parts ({error})") from error
     return Boundary(facts["pts"], facts["digest"], steady, track)

@@ -222,7 +222,7 @@ class Driver:
         with looking(before, BOUNDARY_FILES) as ours, looking(part, BOUNDARY_FILES) as theirs:
             try:
                 return fits(ours, theirs)
-            except DataError:  # a joint that cannot be read is made again
+            except DataError:  # a boundary that cannot be read is made again
                 return False
 
     def _forget_parts(self, item: Item, keep: bool = False) -> None:

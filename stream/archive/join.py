@@ -39,7 +39,7 @@ def fits(before: Path, part: Path) -> bool:
     """Whether a part goes on as the part before it ended.
 
     Raises:
-        DataError: a joint is missing.
+        DataError: a boundary is missing.
     """
     return renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN)) is not None
 
@@ -98,10 +98,10 @@ def join_parts(
 def _renamings(parts: Sequence[Path]) -> list[TrackRenumbering]:
     found = [FIRST]
     for before, part in pairwise(parts):
-        joint = renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN))
-        if joint is None:
+        boundary = renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN))
+        if boundary is None:
             raise CannotJoin(f"{part}: does not go on as {before} ended")
-        found.append(found[-1].after(joint))
+        found.append(found[-1].after(boundary))
     return found
 
 

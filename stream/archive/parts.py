@@ -16,11 +16,11 @@ from polypstream.core.config import Settings
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Stage
 from polypstream.core.protocols import Source
 from polypstream.errors import PolypstreamError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import OnActivity, ProcessResult, RecordingPipeline, choose_field_of_view, make_stages
+from polypstream.jobs.process import OnActivity, ProcessResult, RecordingPipeline
+from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
@@ -143,18 +143,17 @@ def process_part(
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, since=part.start)
         stages = make_stages(view, segmenter, settings)
-        by_name = {name: stage for name, stage, _ in stages}
         frames: Iterator[Frame] = source.frames()
         if part.start is not None:
             true = load_boundary(before / END) if before else None
-            frames = _enter(frames, part.start, by_name, true, folder)
+            frames = _enter(frames, part.start, stages, true, folder)
         ending = _Ending(frames, part.end, 1 / recording.format.time_base)
         job = RecordingPipeline(source, view, folder, segmenter, settings, masks, iter(ending), stages, part.start or 0)
         run = job.run(lambda *_: None, on_activity)
         if recording.was_mended:
             raise CannotJoin("its times or pictures had to be mended, which goes on from one part to the next")
         if part.end is not None:
-            save_boundary(Boundary(*ending.last(), *state_of(by_name)), folder / END)
+            save_boundary(Boundary(*ending.last(), *state_of(stages)), folder / END)
         with writing(folder / TRACKS):
             (folder / TRACKS).write_text(json.dumps(job.findings.exact_tracks()))
         return run
@@ -162,9 +161,7 @@ def process_part(
         recording.close()
 
 
-def _enter(
-    frames: Iterator[Frame], start: int, stages: dict[str, Stage[Frame]], true: Boundary | None, folder: Path
-) -> Iterator[Frame]:
+def _enter(frames: Iterator[Frame], start: int, stages: Stages, true: Boundary | None, folder: Path) -> Iterator[Frame]:
     """Let the stages see, or be reminded of, what is before a part; the part's own frames."""
     last: Frame | None = None
     digest = 0
@@ -172,9 +169,8 @@ def _enter(
         if frame.pts >= start:
             break
         last, digest = frame, digest_of(frame)
-        for name in stages if true is None else ():
-            if name != "overlay":
-                stages[name]([frame])
+        for _, stage, _ in stages.analysis if true is None else ():
+            stage([frame])
     else:
         raise CannotJoin(f"no picture can be decoded from pts {start} on")
     if last is None or frame.pts != start or (true and (last.pts, digest) != (true.pts, true.digest)):

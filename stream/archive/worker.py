@@ -21,7 +21,8 @@ from polypstream.core.watchdog import Watchdog
 from polypstream.errors import DataError, PolypstreamError, SourceError
 from polypstream.inference.model_card import SHIPPED, WEIGHTS
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import OnActivity, ProcessResult, make_segmenter, process
+from polypstream.jobs.process import OnActivity, ProcessResult, process
+from polypstream.jobs.setup import make_segmenter
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import results_stem
 

@@ -41,9 +41,10 @@ from polypstream.jobs.annotations import write_annotations
 from polypstream.jobs.bench import bench
 from polypstream.jobs.isolated import IsolatedProcessor, Job
 from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
-from polypstream.jobs.process import ProcessResult, claim_folder, make_segmenter, with_deidentification, with_model
+from polypstream.jobs.process import ProcessResult, claim_folder
 from polypstream.jobs.report import write_report
 from polypstream.jobs.score import score
+from polypstream.jobs.setup import make_segmenter, with_deidentification, with_model
 from polypstream.sinks.bell import Bell
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.window import REFRESH_RATE, Windows

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -30,14 +30,22 @@ class Stage(Protocol[T]):
 
 
 class Sink(Protocol[T_contra]):
-    """Takes items one by one. `close` finishes what was written so far, also after an error.
-
-    A sink with an attribute `queue` has so many items wait before it, others as many as the pipeline's queues hold.
-    """
+    """Takes items one by one. `close` finishes what was written so far, also after an error."""
 
     def write(self, item: T_contra, /) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class BufferedSink(Sink[T_contra], Protocol[T_contra]):
+    """A sink that chooses the size of the queue before it; other sinks have the pipeline's.
+
+    Attributes:
+        queue_size: the most items that wait.
+    """
+
+    queue_size: int
 
 
 class Closed(Exception):
@@ -49,15 +57,15 @@ class Channel(Generic[T]):
 
     Args:
         size: the most items that wait.
-        newest: tells of which kind an item is; `size` of each kind may wait, and where there are more, `put` drops the
-            oldest of them instead of waiting. The kind keeps its place in the line, so that all come in turn however
-            fast each is. None: nothing is dropped.
+        drop_oldest_by: the key of an item, such as its source. `size` items of each key may wait. When there are more,
+            `put` drops the oldest of that key instead of waiting; the new item takes its place in the line. So all
+            keys are served in turn, however fast each is. None: nothing is dropped.
         producers: how many must say `end`.
     """
 
-    def __init__(self, size: int, newest: Callable[[T], Hashable] | None = None, producers: int = 1) -> None:
+    def __init__(self, size: int, drop_oldest_by: Callable[[T], Hashable] | None = None, producers: int = 1) -> None:
         self._items: deque[T] = deque()
-        self._size, self._newest, self._producers = size, newest, producers
+        self._size, self._drop_oldest_by, self._producers = size, drop_oldest_by, producers
         self._dropped: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
         self._abandoned = False
@@ -69,11 +77,11 @@ class Channel(Generic[T]):
             Closed: nobody will take it any more.
         """
         with self._changed:
-            if self._newest is None:
+            if self._drop_oldest_by is None:
                 self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
             if self._abandoned:
                 raise Closed
-            if self._newest is None or not self._replaces(item, self._newest):
+            if self._drop_oldest_by is None or not self._replaces(item, self._drop_oldest_by):
                 self._items.append(item)
             self._changed.notify_all()
 
@@ -156,10 +164,10 @@ class Pipeline(Generic[T]):
         sources: name and source, which yields items.
         stages: name, stage, and the most items that it takes at once.
         sinks: name and sink.
-        queue: the most items that wait before each stage (a batch of its own if that is more) and each sink that does
-            not say otherwise.
-        newest: tells of which kind an item is; so many of each kind wait, whatever the batch, and full queues drop the
-            oldest item of a kind instead of holding the sources back. None: nothing is dropped.
+        queue: the most items that wait before each stage (a batch of its own if that is more) and each sink that is
+            no BufferedSink.
+        drop_oldest_by: the key of an item, as for Channel. `queue` items of each key wait, whatever the batch size.
+            Full queues drop the oldest item of a key instead of blocking the sources. None: nothing is dropped.
         close: lets sources end that wait for something; called at the first error, from any thread.
 
     Attributes:
@@ -172,17 +180,17 @@ class Pipeline(Generic[T]):
         stages: Sequence[tuple[str, Stage[T], int]],
         sinks: Sequence[tuple[str, Sink[T]]],
         queue: int = QUEUE,
-        newest: Callable[[T], Hashable] | None = None,
+        drop_oldest_by: Callable[[T], Hashable] | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._close = close
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
-        sizes = [max(queue, stage[2]) if newest is None else queue for stage in stages]
-        sizes += [getattr(sink, "queue", queue) for _, sink in sinks]
+        sizes = [max(queue, stage[2]) if drop_oldest_by is None else queue for stage in stages]
+        sizes += [sink.queue_size if isinstance(sink, BufferedSink) else queue for _, sink in sinks]
         producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
-        self.channels = [Channel[T](size, newest, count) for size, count in zip(sizes, producers, strict=True)]
+        self.channels = [Channel[T](size, drop_oldest_by, count) for size, count in zip(sizes, producers, strict=True)]
         self._between, before_sinks = self.channels[: len(stages)], self.channels[len(stages) :]
         self._before_sinks = dict(zip((name for name, _ in sinks), before_sinks, strict=True))
         outlets = [*([channel] for channel in self._between), before_sinks]

@@ -31,7 +31,7 @@ from polypstream.inference.machine import describe_machine
 from polypstream.inference.providers import FASTEST_FIRST, probe
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, percentiles_of
-from polypstream.jobs.process import choose_field_of_view, make_stages
+from polypstream.jobs.setup import choose_field_of_view, make_stages
 from polypstream.media.pictures import planes_of
 from polypstream.media.video import AnnotatedVideo
 from polypstream.sinks.browser import Browser
@@ -57,7 +57,7 @@ LIVE_RUNS = (
     LiveRun("in-step", 60),
 )
 # Stages whose work is this program's own, not the decoder's, the encoder's or the session's.
-OWN = ("view", "quality", "steady", "find", "overlay", "table")
+OWN = ("crop", "quality", "smooth", "findings", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
 COMPARED_PICTURES = 30
 # The first frames of a live run, in which threads and codecs start, are not timed.
@@ -195,7 +195,7 @@ def measure_recorded(
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video), ("table", table)]
         started = time.monotonic()
         frames = _until(source.frames(), started + seconds)
-        pipeline = Pipeline([("decode", frames)], make_stages(view, segmenter, settings), sinks)
+        pipeline = Pipeline([("decode", frames)], [*make_stages(view, segmenter, settings)], sinks)
         pipeline.run(lambda: memory.append(process.memory_info().rss / 1e6))
         passed = time.monotonic() - started
     stage_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
@@ -289,7 +289,7 @@ class Played:
 class _Stopwatch:
     """A sink that notes when each frame came out, how long it was on its way, and its markers' age, in seconds."""
 
-    queue = 60  # it has to note every one
+    queue_size = 60  # it has to note every one
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float, float]] = []

@@ -23,7 +23,8 @@ from polypstream.core.config import Settings
 from polypstream.core.watchdog import EXIT_CODE, STILL_S, Watchdog
 from polypstream.errors import PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import OnProgress, ProcessResult, make_segmenter, process
+from polypstream.jobs.process import OnProgress, ProcessResult, process
+from polypstream.jobs.setup import make_segmenter
 
 # After a recording its process may do more, of which the outcome is sent back.
 Then = Callable[[Segmenter, Settings], Any]

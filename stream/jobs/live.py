@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -73,6 +74,21 @@ class Status:
     delay_ms: tuple[float, ...] | None
     markers_age_ms: tuple[float, ...] | None
     shown_per_second: float
+
+
+@runtime_checkable
+class ReportingSink(Protocol):
+    """A sink that reports what it is doing.
+
+    Attributes:
+        doing: for people, such as what is recorded where.
+        problem: why it does not, for people; or nothing.
+    """
+
+    @property
+    def doing(self) -> str: ...
+
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +210,10 @@ class Live:
         rules = choose_rules(findings, card.threshold, card.peak)
         self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
         stages: NamedStages = [
-            ("view", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings))), 1),
+            ("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings))), 1),
             ("segment", SkipInvalid(self._fail_safe), segmenter.batch_size),
-            *([("steady", SkipInvalid(PerSource(TemporalSmoother)), 1)] if findings.steady else []),
-            ("find", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady))), 1),
+            *([("smooth", SkipInvalid(PerSource(TemporalSmoother)), 1)] if findings.steady else []),
+            ("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady))), 1),
         ]
         drawing: NamedStages = [
             ("overlay", SkipInvalid(self.overlay), 1),
@@ -244,10 +260,7 @@ class Live:
 
     def sinks(self) -> list[SinkStatus]:
         """What each sink is doing."""
-        return [
-            SinkStatus(name, getattr(sink.sink, "doing", ""), sink.problem or getattr(sink.sink, "problem", ""))
-            for name, sink in self._sinks
-        ]
+        return [_status_of_sink(name, sink) for name, sink in self._sinks]
 
     def sink_problems(self) -> list[str]:
         """What sinks have to complain of now, such as a push that finds nobody, one line each."""
@@ -275,6 +288,12 @@ class Live:
             markers_age_ms=percentiles_of(ages) if ages else None,
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
         )
+
+
+def _status_of_sink(name: str, isolated: IsolatedSink) -> SinkStatus:
+    sink = isolated.sink
+    doing, problem = (sink.doing, sink.problem) if isinstance(sink, ReportingSink) else ("", "")
+    return SinkStatus(name, doing, isolated.problem or problem)
 
 
 def _alone(source: LiveSource) -> Iterator[Frame]:

@@ -14,27 +14,22 @@ from typing import Any
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Pipeline, Sink, Stage
+from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import Source
-from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError, SourceError
-from polypstream.inference.model_card import NOTICE, SHIPPED, WEIGHTS, shipped_weights
+from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
+from polypstream.inference.model_card import NOTICE
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
+from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
 from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
-from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
-from polypstream.stages.findings import FindingsTracker, choose_rules
-from polypstream.stages.overlay import Overlay
-from polypstream.stages.quality import QualityInspector
-from polypstream.stages.smoothing import TemporalSmoother
 
 OnProgress = Callable[[int, int | None], None]
 # Told how far things have moved, in some measure.
 OnActivity = Callable[[object], None]
-NamedStages = list[tuple[str, Stage[Frame], int]]
 # Folders of `polypstream masks` among a run's results begin so.
 ANNOTATIONS = "annotations-"
 RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
@@ -69,18 +64,6 @@ class ProcessResult:
         return f"{self.name}: damaged: {'; '.join(self.damage)}. {rest}"
 
 
-def with_model(settings: Settings, model: Path | None) -> Settings:
-    """The settings with another model file, if one is given."""
-    if model is None:
-        return settings
-    return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
-
-
-def with_deidentification(settings: Settings) -> Settings:
-    """The settings with de-identification."""
-    return settings.model_copy(update={"deidentify": settings.deidentify.model_copy(update={"enabled": True})})
-
-
 def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
     """See that no two recordings of one call write to the same folder.
 
@@ -96,21 +79,6 @@ def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
     if folder in taken:
         raise OutputError(f"{uri}: its results would overwrite those of {taken[folder]}; give it a call of its own")
     taken[folder] = uri
-
-
-def make_segmenter(settings: Settings) -> Segmenter:
-    """The segmenter that the settings ask for.
-
-    Raises:
-        ModelError, ProviderError: it cannot be had.
-    """
-    inference, name = settings.inference, settings.inference.model
-    cpu_model: Path | None = None
-    if name == SHIPPED:
-        # Integers halve the plain CPU provider's time; with the others they were not measured.
-        name, cpu_model = "shipped-float", shipped_weights("shipped-int8")
-    model = shipped_weights(name) if name in WEIGHTS else Path(name)
-    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model)
 
 
 def process(
@@ -216,19 +184,6 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
     return folder
 
 
-def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> NamedStages:
-    """The stages that every frame goes through, each with its name and the most frames that it takes at once."""
-    card, overlay, findings = segmenter.card, settings.overlay, settings.findings
-    return [
-        ("view", ViewCropper(view, segmenter.size), 1),
-        ("quality", QualityInspector(), 1),
-        ("segment", segmenter, segmenter.batch_size),
-        *([("steady", TemporalSmoother(), 1)] if findings.steady else []),
-        ("find", FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady), 1),
-        ("overlay", Overlay(overlay.style, overlay.opacity, overlay.contour), 1),
-    ]
-
-
 class RecordingPipeline:
     """The pipeline of one recording, or of a part of one.
 
@@ -251,14 +206,14 @@ class RecordingPipeline:
         settings: Settings,
         masks: bool,
         frames: Iterator[Frame] | None = None,
-        stages: NamedStages | None = None,
+        stages: Stages | None = None,
         origin: int = 0,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
         self._masks = masks
         sinks = self._open_sinks(masks, origin)
         stages = make_stages(view, segmenter, settings) if stages is None else stages
-        self.pipeline = Pipeline([("decode", frames or source.frames())], stages, sinks)
+        self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
 
     def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
@@ -378,21 +333,3 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
-    """The field of view that the settings name, or the one found in the source's pictures.
-
-    Raises:
-        SettingsError: a box given by hand reaches outside the picture.
-    """
-    width, height = source.format.width, source.format.height
-    wanted = settings.view.field_of_view
-    if wanted == "auto":
-        return find_field_of_view(source.thumbnails(), width, height)
-    if wanted == "full":
-        return FieldOfView(0, 0, width, height)
-    left, top, right, bottom = wanted[0], wanted[1], wanted[0] + wanted[2], wanted[1] + wanted[3]
-    if right > width or bottom > height:
-        raise SettingsError(f"view.field_of_view {list(wanted)}: reaches outside {source.name}, {width}x{height}")
-    return FieldOfView.around(left, top, right, bottom)

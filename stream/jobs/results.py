@@ -16,7 +16,8 @@ from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
 from polypstream.core.protocols import Source
 from polypstream.errors import DataError
-from polypstream.jobs.process import OnProgress, choose_field_of_view
+from polypstream.jobs.process import OnProgress
+from polypstream.jobs.setup import choose_field_of_view
 from polypstream.sinks.findings import read_findings
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of

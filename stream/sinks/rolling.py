@@ -28,14 +28,16 @@ class RollingRecording:
 
     Attributes:
         on: whether it records; may be set at any time, from any thread.
-        queue: a moment's worth of frames waits while a file is finished; more are dropped, and counted.
+        queue_size: a moment's worth of frames waits while a file is finished; more are dropped, and counted.
         files: written so far.
+        problem: always empty; an error ends the recording.
 
     Raises:
         OutputError: the first file exists.
     """
 
-    queue = 60
+    queue_size = 60
+    problem = ""
 
     def __init__(self, path: Path, source: LiveSource, settings: Output) -> None:
         self._path, self._source, self._settings = path, source, settings

@@ -42,7 +42,7 @@ class Windows:
         OutputError: there is no screen.
     """
 
-    queue = 1
+    queue_size = 1
 
     def __init__(self, settings: WindowSettings) -> None:
         # Qt ends the program where it finds no screen.

@@ -15,7 +15,7 @@ from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import THUMBNAIL, FieldOfView
-from polypstream.core.pipeline import Channel, Sink, Stage
+from polypstream.core.pipeline import BufferedSink, Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 
@@ -253,13 +253,13 @@ class IsolatedSink:
 
     Attributes:
         sink: itself.
-        queue: as the sink's own.
+        queue_size: the sink's own, or 1.
         problem: what went wrong, for people; or nothing.
     """
 
     def __init__(self, sink: Sink[Frame]) -> None:
         self.sink = sink
-        self.queue: int = getattr(sink, "queue", 1)
+        self.queue_size = sink.queue_size if isinstance(sink, BufferedSink) else 1
         self.problem = ""
 
     def write(self, frame: Frame) -> None:

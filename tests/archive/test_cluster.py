@@ -22,7 +22,8 @@ from polypstream.archive.run import read_ledger
 from polypstream.archive.storage import HIDDEN, LOCK
 from polypstream.core.config import Settings
 from polypstream.errors import OutputError
-from polypstream.jobs.process import make_segmenter, process
+from polypstream.jobs.process import process
+from polypstream.jobs.setup import make_segmenter
 from polypstream.sources.demo import open_demo
 from tests.conftest import Clip as Wanted
 from tests.conftest import audio_packets_of, call, command, frames_of, make_clip, pts_of

@@ -17,7 +17,8 @@ from polypstream.archive.join import fits, join_parts
 from polypstream.archive.parts import BEGIN, END, CannotJoin, Plan, plan_parts, process_part
 from polypstream.core.config import Settings, load_settings
 from polypstream.core.geometry import FieldOfView
-from polypstream.jobs.process import make_segmenter, process, with_model
+from polypstream.jobs.process import process
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.deidentified import BLANKED
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
@@ -188,7 +189,7 @@ def test_frames_blanked_in_all_parts_are_counted_once(make: Make, red_model: Pat
     assert [note for note in notes if BLANKED in note] == [f"25 {BLANKED}"]  # the last third  # type: ignore[attr-defined]
 
 
-def test_a_track_goes_through_the_joints_and_keeps_its_number(make: Make, red_model: Path) -> None:
+def test_a_track_goes_through_the_boundaries_and_keeps_its_number(make: Make, red_model: Path) -> None:
     """The disc is there from the first frame to two thirds."""
     twice = Twice(make(frames=250, width=160, height=120, options={"g": "25"}), red_model, 2)
     twice.compare()
@@ -199,7 +200,7 @@ def test_a_track_goes_through_the_joints_and_keeps_its_number(make: Make, red_mo
 
 
 def flicker(folder: Path) -> Path:
-    """A red disc that begins to flicker before a joint, so that what is before the overlap decides what is shown."""
+    """A red disc that begins to flicker before a boundary, so that what is before the overlap decides what is shown."""
     path = folder / "flicker.mp4"
     with av.open(str(path), "w") as file:
         video = file.add_stream("libx264", rate=25, options={"g": "25"})
@@ -250,8 +251,8 @@ def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp
     twice = Twice(make(frames=60, options=GOP), red_model, 1)
     shutil.copyfile(twice.parts[0] / END, twice.parts[1] / BEGIN)  # fits, and is not its own
     shutil.copyfile(twice.parts[1] / "annotated.mp4", tmp_path / "kept.mp4")
-    joint = load_boundary(twice.parts[1] / BEGIN)
-    save_boundary(Boundary(joint.pts, joint.digest + 1, joint.steady, joint.track), twice.parts[1] / BEGIN)
+    boundary = load_boundary(twice.parts[1] / BEGIN)
+    save_boundary(Boundary(boundary.pts, boundary.digest + 1, boundary.steady, boundary.track), twice.parts[1] / BEGIN)
     assert not fits(twice.parts[0], twice.parts[1])
     (tmp_path / "again").mkdir()
     with pytest.raises(CannotJoin, match="does not go on"):
@@ -282,7 +283,7 @@ def test_a_part_whose_pictures_are_others_is_refused(make: Make, red_model: Path
         )
 
 
-def joint(numbers: list[int], count: int, **changes: object) -> Boundary:
+def boundary(numbers: list[int], count: int, **changes: object) -> Boundary:
     """After a picture at 10 s that shows one track for each number, 0 for one that was never shown."""
     facts: dict[str, object] = {
         "sure": 9.9,
@@ -304,10 +305,10 @@ def joint(numbers: list[int], count: int, **changes: object) -> Boundary:
 
 
 def test_numbers_are_those_of_the_whole_recording() -> None:
-    rename = renumbering_at(joint([5, 0, 9], 11), joint([2, 0, 1], 3))
+    rename = renumbering_at(boundary([5, 0, 9], 11), boundary([2, 0, 1], 3))
     assert rename is not None
     assert [rename(number) for number in (0, 1, 2, 3, 4, 5)] == [0, 9, 5, 0, 12, 13]
-    later = renumbering_at(joint([4, 1], 5), joint([1, 2], 2))
+    later = renumbering_at(boundary([4, 1], 5), boundary([1, 2], 2))
     assert later is not None
     both = rename.after(later)
     assert [both(number) for number in (1, 2, 3)] == [12, 9, 14]
@@ -326,23 +327,23 @@ def test_numbers_are_those_of_the_whole_recording() -> None:
     ],
 )
 def test_whatever_decides_what_follows_is_compared(changes: dict[str, object], alike: bool) -> None:
-    assert (renumbering_at(joint([1], 1), joint([1], 1, **changes)) is not None) == alike
+    assert (renumbering_at(boundary([1], 1), boundary([1], 1, **changes)) is not None) == alike
 
 
 @pytest.mark.parametrize(("one", "other"), [({"sure": 3.0}, {"sure": 8.9}), ({"seen": 3.0}, {"seen": 7.9})])
 def test_what_no_longer_matters_is_not(one: dict[str, object], other: dict[str, object]) -> None:
-    assert renumbering_at(joint([1], 1, **one), joint([1], 1, **other)) is not None
+    assert renumbering_at(boundary([1], 1, **one), boundary([1], 1, **other)) is not None
 
 
 def test_a_track_that_was_shown_before_is_not_one_that_never_was() -> None:
-    assert renumbering_at(joint([1], 1), joint([0], 0)) is None
-    assert renumbering_at(joint([1, 2], 2), joint([1], 1)) is None
+    assert renumbering_at(boundary([1], 1), boundary([0], 0)) is None
+    assert renumbering_at(boundary([1, 2], 2), boundary([1], 1)) is None
 
 
-def test_a_joint_survives_its_file(tmp_path: Path) -> None:
-    for original in (joint([5, 0], 11, sure=float("-inf")), Boundary(1, 2, None, TrackerState())):
-        save_boundary(original, tmp_path / "joint.npz")
-        copy = load_boundary(tmp_path / "joint.npz")
+def test_a_boundary_survives_its_file(tmp_path: Path) -> None:
+    for original in (boundary([5, 0], 11, sure=float("-inf")), Boundary(1, 2, None, TrackerState())):
+        save_boundary(original, tmp_path / "boundary.npz")
+        copy = load_boundary(tmp_path / "boundary.npz")
         assert renumbering_at(original, copy) is not None
         assert copy.track.tracks == original.track.tracks
         assert (copy.track.count, copy.pts, copy.digest) == (original.track.count, original.pts, original.digest)

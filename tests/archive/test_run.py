@@ -24,7 +24,8 @@ from polypstream.archive.storage import HIDDEN, LOCK
 from polypstream.archive.worker import Engine, Order, Outcome, Task, Worker, part_name
 from polypstream.core.config import load_settings
 from polypstream.errors import DataError, OutputError, SourceError
-from polypstream.jobs.process import make_segmenter, process, with_model
+from polypstream.jobs.process import process
+from polypstream.jobs.setup import make_segmenter, with_model
 from tests.conftest import audio_packets_of, call, frames_of, make_red_model, pts_of, summary_of
 
 Make = Callable[..., Path]
@@ -431,7 +432,7 @@ def test_workers_hear_what_those_before_worked_with(make: Make, run: Callable[..
 
 
 @pytest.mark.parametrize("name", ["begin.npz", "end.npz"])
-def test_a_joint_that_cannot_be_read_is_made_again(
+def test_a_boundary_that_cannot_be_read_is_made_again(
     make: Make, run: Callable[..., Ran], red_model: Path, tmp_path: Path, name: str
 ) -> None:
     recording = make(frames=100, **SMALL)
@@ -440,10 +441,10 @@ def test_a_joint_that_cannot_be_read_is_made_again(
     def spoil(task: Task) -> None:
         if task.kind == "part" and task.part == 3 and not spoilt:
             assert task.plan is not None
-            joint = tmp_path / "out" / part_name(task.item, task.plan, 2) / name
-            if joint.exists():
-                spoilt.append(joint)
-                joint.write_bytes(joint.read_bytes()[:50])
+            boundary = tmp_path / "out" / part_name(task.item, task.plan, 2) / name
+            if boundary.exists():
+                spoilt.append(boundary)
+                boundary.write_bytes(boundary.read_bytes()[:50])
         if task.kind == "part" and task.part == 4:
             raise Killed
 

@@ -18,7 +18,7 @@ from polypstream.archive.storage import ObjectStore
 from polypstream.archive.worker import Engine, Order, Task
 from polypstream.core.config import load_settings
 from polypstream.errors import OutputError, SourceError
-from polypstream.jobs.process import with_model
+from polypstream.jobs.setup import with_model
 from tests.archive.test_run import Here, Killed, compare, kill_at
 from tests.conftest import call
 

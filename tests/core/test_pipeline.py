@@ -169,7 +169,9 @@ def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
         return items
 
     behind: list[int] = []
-    pipeline = Pipeline([("decode", source())], [("slow", slow, 1)], [("sink", sink)], queue=1, newest=lambda _: "all")
+    pipeline = Pipeline(
+        [("decode", source())], [("slow", slow, 1)], [("sink", sink)], queue=1, drop_oldest_by=lambda _: "all"
+    )
     pipeline.run()
     assert pipeline.work["decode"].items == 200
     assert lost(pipeline, "all") == 200 - len(sink.items) > 100
@@ -218,7 +220,7 @@ def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
         [("slow", slow, 2)],
         [("sink", sink)],
         queue=1,
-        newest=lambda number: number // 1000,
+        drop_oldest_by=lambda number: number // 1000,
     )
     pipeline.run()
     assert pipeline.work["fast"].items == pipeline.work["steady"].items == 100
@@ -232,7 +234,7 @@ def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
 
 def test_of_a_kind_one_waits_whatever_the_batch() -> None:
     """A GPU's batch, or several stages, must not make a queue: what waits grows old."""
-    pipeline = Pipeline([], [("batch", same, 8), ("one", same, 1)], [], 1, newest=lambda item: item % 3)
+    pipeline = Pipeline([], [("batch", same, 8), ("one", same, 1)], [], 1, drop_oldest_by=lambda item: item % 3)
     for channel in pipeline.channels:
         for number in range(30):
             channel.put(number)
@@ -241,7 +243,7 @@ def test_of_a_kind_one_waits_whatever_the_batch() -> None:
 
 def test_kinds_come_in_turn_however_fast_each_is() -> None:
     """The fast ones replace their own waiting item and keep its place in the line."""
-    channel, fast, slow = Channel[str](1, newest=lambda item: item[0]), iter(range(100)), iter(range(100))
+    channel, fast, slow = Channel[str](1, drop_oldest_by=lambda item: item[0]), iter(range(100)), iter(range(100))
     taken = []
     for _ in range(10):
         channel.put(f"slow{next(slow)}")
@@ -253,7 +255,7 @@ def test_kinds_come_in_turn_however_fast_each_is() -> None:
 
 
 def test_several_of_a_kind_stay_in_order_when_the_oldest_is_dropped() -> None:
-    channel = Channel[str](2, newest=lambda item: item[0])
+    channel = Channel[str](2, drop_oldest_by=lambda item: item[0])
     for item in ("a1", "b1", "a2", "b2", "a3", "b3", "a4"):
         channel.put(item)
     assert channel.take(9) == ["a3", "b2", "a4", "b3"]
@@ -261,7 +263,7 @@ def test_several_of_a_kind_stay_in_order_when_the_oldest_is_dropped() -> None:
 
 def test_what_was_dropped_can_be_asked_for_at_any_time() -> None:
     """A status page asks while other threads drop items of kinds that were not there before."""
-    pipeline = Pipeline([], [("one", same, 1)], [], 1, newest=lambda item: item)
+    pipeline = Pipeline([], [("one", same, 1)], [], 1, drop_oldest_by=lambda item: item)
     stop, errors = threading.Event(), []
 
     def ask() -> None:

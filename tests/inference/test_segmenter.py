@@ -16,7 +16,7 @@ from polypstream.inference import providers
 from polypstream.inference.model_card import NOTICE, WEIGHTS, shipped_weights
 from polypstream.inference.providers import Absent, choose, probe
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import make_segmenter
+from polypstream.jobs.setup import make_segmenter
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
 from tests.conftest import make_red_model
 from tests.inference import fake_cuda

@@ -43,8 +43,8 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
-    rooms = {"decode", "view", "quality", "segment", "steady", "find", "overlay", "encode", "table"}
-    assert set(found["recorded"]["stage_ms"]) == rooms
+    stages = {"decode", "crop", "quality", "segment", "smooth", "findings", "overlay", "encode", "table"}
+    assert set(found["recorded"]["stage_ms"]) == stages
     runs = [(each["display"], each["rate"], each["viewer"], each["rooms"]) for each in found["live"]]
     alone = [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
     assert runs == [*((*run, 1) for run in alone), ("in-step", 30, False, 3)]

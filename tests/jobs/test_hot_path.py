@@ -14,7 +14,7 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import QUEUE, Pipeline
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import make_stages
+from polypstream.jobs.setup import make_stages
 from polypstream.sources.recording import Recording
 
 WHOLE = FieldOfView(0, 0, 320, 240)

@@ -19,7 +19,8 @@ from polypstream.core.config import Settings, load_settings
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import ModelError, OutputError, SourceError
 from polypstream.jobs.isolated import IsolatedProcessor, Job
-from polypstream.jobs.process import make_segmenter, process, with_model
+from polypstream.jobs.process import process
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.video import AnnotatedVideo, check_frames
 from polypstream.sources.recording import Recording
 from polypstream.stages.overlay import Overlay

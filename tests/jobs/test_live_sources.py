@@ -27,7 +27,7 @@ from polypstream.errors import ProviderError
 from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, describe, open_sources, recordings_of
-from polypstream.jobs.process import make_segmenter
+from polypstream.jobs.setup import make_segmenter
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser
 from polypstream.sources.live import Replay, open_live

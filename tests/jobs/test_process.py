@@ -19,7 +19,8 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.core.frame import Frame, Quality
-from polypstream.jobs.process import make_segmenter, process, with_model
+from polypstream.jobs.process import process
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sinks.tables import FramesTable
 from tests.conftest import (
     RED,

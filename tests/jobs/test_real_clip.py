@@ -8,7 +8,8 @@ import numpy as np
 
 from polypstream.core.config import Settings
 from polypstream.inference.model_card import shipped_weights
-from polypstream.jobs.process import make_segmenter, process
+from polypstream.jobs.process import process
+from polypstream.jobs.setup import make_segmenter
 from polypstream.models.data import find_pairs, read_pair
 from polypstream.models.evaluation import compare, evaluate, load_model
 from polypstream.stages.findings import choose_rules

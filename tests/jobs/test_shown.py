@@ -18,7 +18,8 @@ from PIL import Image
 from polypstream.core.config import load_settings
 from polypstream.core.frame import PictureFormat
 from polypstream.core.orientation import ONE, Orientation
-from polypstream.jobs.process import ProcessResult, make_segmenter, process, with_model
+from polypstream.jobs.process import ProcessResult, process
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.jpeg import Jpeg
 from polypstream.media.pictures import Conformer, field_order_of, planes_of
 from polypstream.sources.recording import Recording

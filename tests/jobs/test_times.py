@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import load_settings
-from polypstream.jobs.process import ProcessResult, make_segmenter, process, with_model
+from polypstream.jobs.process import ProcessResult, process
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.recording import Recording
 from tests.archive.test_run import Ran, run  # noqa: F401 -- a fixture
 from tests.conftest import Clip, audio_packets_of, frames_of, make_clip, pts_of

@@ -19,7 +19,8 @@ import pytest
 
 from polypstream.core.config import Settings, load_settings
 from polypstream.jobs.isolated import IsolatedProcessor, Job, Outcome
-from polypstream.jobs.process import ProcessResult, make_segmenter, process, with_model
+from polypstream.jobs.process import ProcessResult, process
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.audio_track import COPIED
 from tests.conftest import Clip, audio_packets_of, command, make_clip, pts_of
 

@@ -15,8 +15,8 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.errors import SettingsError
-from polypstream.jobs.process import choose_field_of_view
 from polypstream.jobs.results import frames_again, load_run, open_again
+from polypstream.jobs.setup import choose_field_of_view
 from polypstream.sources.deidentified import Deidentified, hashed_name, read_salt
 from polypstream.sources.recording import Recording
 from tests.conftest import Clip, call, frames_of, make_clip, make_red_model

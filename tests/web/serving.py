@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 from polypstream.core.config import Settings
-from polypstream.jobs.process import make_segmenter
+from polypstream.jobs.setup import make_segmenter
 from polypstream.web.serve import serve
 
 

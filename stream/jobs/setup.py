@@ -1,0 +1,123 @@
+"""What every job needs before it starts: the segmenter, the field of view, the stages, from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from polypstream.core.config import Settings
+from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
+from polypstream.core.pipeline import Stage
+from polypstream.core.protocols import Source
+from polypstream.errors import SettingsError
+from polypstream.inference.model_card import SHIPPED, WEIGHTS, shipped_weights
+from polypstream.inference.segmenter import Segmenter
+from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
+from polypstream.stages.findings import FindingsTracker, choose_rules
+from polypstream.stages.overlay import Overlay
+from polypstream.stages.quality import QualityInspector
+from polypstream.stages.smoothing import TemporalSmoother
+
+
+def with_model(settings: Settings, model: Path | None) -> Settings:
+    """The settings with another model file, if one is given."""
+    if model is None:
+        return settings
+    return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
+
+
+def with_deidentification(settings: Settings) -> Settings:
+    """The settings with de-identification."""
+    return settings.model_copy(update={"deidentify": settings.deidentify.model_copy(update={"enabled": True})})
+
+
+def make_segmenter(settings: Settings) -> Segmenter:
+    """The segmenter that the settings ask for.
+
+    Raises:
+        ModelError, ProviderError: it cannot be had.
+    """
+    inference, name = settings.inference, settings.inference.model
+    cpu_model: Path | None = None
+    if name == SHIPPED:
+        # Integers halve the plain CPU provider's time; with the others they were not measured.
+        name, cpu_model = "shipped-float", shipped_weights("shipped-int8")
+    model = shipped_weights(name) if name in WEIGHTS else Path(name)
+    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model)
+
+
+def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
+    """The field of view that the settings name, or the one found in the source's pictures.
+
+    Raises:
+        SettingsError: a box given by hand reaches outside the picture.
+    """
+    width, height = source.format.width, source.format.height
+    wanted = settings.view.field_of_view
+    if wanted == "auto":
+        return find_field_of_view(source.thumbnails(), width, height)
+    if wanted == "full":
+        return FieldOfView(0, 0, width, height)
+    left, top, right, bottom = wanted[0], wanted[1], wanted[0] + wanted[2], wanted[1] + wanted[3]
+    if right > width or bottom > height:
+        raise SettingsError(f"view.field_of_view {list(wanted)}: reaches outside {source.name}, {width}x{height}")
+    return FieldOfView.around(left, top, right, bottom)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages of one recording, in the order in which a frame meets them.
+
+    Attributes:
+        crop: crops to the field of view and scales to the model's input.
+        quality: rates the picture.
+        segment: runs the model.
+        smooth: smooths the probability over time; None if the settings switch it off.
+        findings: turns the probability into regions, outlines and tracks.
+        overlay: draws them.
+    """
+
+    crop: ViewCropper
+    quality: QualityInspector
+    segment: Segmenter
+    smooth: TemporalSmoother | None
+    findings: FindingsTracker
+    overlay: Overlay
+
+    @property
+    def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
+        """Name, stage and batch size of each stage but the overlay."""
+        stages: list[tuple[str, Stage[Frame], int]] = [
+            ("crop", self.crop, 1),
+            ("quality", self.quality, 1),
+            ("segment", self.segment, self.segment.batch_size),
+        ]
+        if self.smooth is not None:
+            stages.append(("smooth", self.smooth, 1))
+        return [*stages, ("findings", self.findings, 1)]
+
+    def __iter__(self) -> Iterator[tuple[str, Stage[Frame], int]]:
+        """Name, stage and batch size of every stage."""
+        yield from self.analysis
+        yield "overlay", self.overlay, 1
+
+
+def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Stages:
+    """The stages that the settings ask for.
+
+    Args:
+        view: the recording's field of view.
+        segmenter: shared by the recordings of one call.
+        settings: of the run.
+    """
+    card, overlay, findings = segmenter.card, settings.overlay, settings.findings
+    return Stages(
+        crop=ViewCropper(view, segmenter.size),
+        quality=QualityInspector(),
+        segment=segmenter,
+        smooth=TemporalSmoother() if findings.steady else None,
+        findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
+        overlay=Overlay(overlay.style, overlay.opacity, overlay.contour),
+    )
