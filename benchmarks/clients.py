@@ -21,7 +21,7 @@ from pathlib import Path
 
 from polypstream.core.config import Settings
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import load_image, resize_for_model, view_of_image
+from polypstream.jobs.image import load_image, prepare_image
 from polypstream.jobs.setup import make_segmenter
 from polypstream.web.serve import serve
 
@@ -33,7 +33,7 @@ BOUNDARY = "boundary"
 def session_alone(segmenter: Segmenter, picture: bytes, seconds: float) -> float:
     """Pictures a second."""
     decoded = load_image(BytesIO(picture))
-    shown = resize_for_model(view_of_image(decoded).crop(decoded), segmenter.size)
+    _, shown = prepare_image(decoded, segmenter.size)
     batch = [shown] * segmenter.batch_size
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

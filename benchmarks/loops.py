@@ -2,7 +2,7 @@
 
     python benchmarks/loops.py opencv|supervision VIDEO MODEL.onnx OUT.mp4 [cpu|openvino]
 
-Both convert every frame to RGB, resize_for_model it for the network, enlarge the mask and blend it in BGR, as the usual
+Both convert every frame to RGB, shrink it for the network, enlarge the mask and blend it in BGR, as the usual
 examples do.
 """
 

@@ -24,7 +24,7 @@ from polypstream.errors import ModelError, OutputError, SettingsError
 from polypstream.export.int8 import quantise
 from polypstream.inference.model_card import INPUT, NOTICE, OUTPUT
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import resize_for_model, view_of_image
+from polypstream.jobs.image import prepare_image
 from polypstream.models.checkpoint import load_checkpoint
 from polypstream.models.data import find_pairs, names_file_of, read_pair, spread
 from polypstream.models.picture_net import PictureNet, gmac_of
@@ -230,4 +230,4 @@ def _calibration_pictures(precision: Precision, folder: Path | None, size: int) 
     if folder is None:
         return []
     pictures = [read_pair(pair)[0] for pair in spread(find_pairs(folder, names_file_of(folder)), CALIBRATION_PICTURES)]
-    return [resize_for_model(view_of_image(picture).crop(picture), size) for picture in pictures]
+    return [prepare_image(picture, size)[1] for picture in pictures]

@@ -14,7 +14,7 @@ import numpy as np
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import findings_mask, resize_for_model, view_of_image
+from polypstream.jobs.image import findings_mask, prepare_image, resize_for_model
 from polypstream.models.data import Pair, healthy_crops, read_pair
 from polypstream.stages.findings import Rules
 
@@ -135,8 +135,8 @@ def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray
     Returns:
         The mask, uint8 [H, W] of 0 and 255; the probability map at the network's size; the field of view.
     """
-    view = view_of_image(picture)
-    probability = model.segment([resize_for_model(view.crop(picture), model.size)])[0]
+    view, shown = prepare_image(picture, model.size)
+    probability = model.segment([shown])[0]
     return findings_mask(probability, view, rules, picture.shape[:2]), probability, view
 
 
@@ -147,8 +147,7 @@ def evaluate(
     results = []
     for done, pair in enumerate(pairs, 1):
         picture, truth = read_pair(pair)
-        view = view_of_image(picture)
-        shown = resize_for_model(view.crop(picture), model.size)
+        view, shown = prepare_image(picture, model.size)
         started = time.perf_counter()
         probability = model.segment([shown])[0]
         seconds = time.perf_counter() - started

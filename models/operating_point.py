@@ -11,7 +11,7 @@ import torch
 
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import DataError
-from polypstream.jobs.image import findings_mask, resize_for_model, view_of_image
+from polypstream.jobs.image import findings_mask, prepare_image, resize_for_model
 from polypstream.models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
 from polypstream.models.data import Pair, healthy_crops, named_pairs, read_pair
 from polypstream.models.evaluation import OnProgress, compare
@@ -136,10 +136,9 @@ def choose(points: Sequence[Point]) -> Point:
 
 
 def _look(net: PictureNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Prediction:
-    view = view_of_image(picture)
-    shown = torch.from_numpy(resize_for_model(view.crop(picture), size))
+    view, shown = prepare_image(picture, size)
     with torch.inference_mode():
-        logits = net.logits(shown[None])[0].numpy()
+        logits = net.logits(torch.from_numpy(shown)[None])[0].numpy()
     return Prediction(logits, resize_for_model(view.crop(truth), size) > 127, view, truth)
 
 

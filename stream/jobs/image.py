@@ -67,6 +67,20 @@ def resize_for_model(picture: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
+def prepare_image(picture: np.ndarray, size: int) -> tuple[FieldOfView, np.ndarray]:
+    """The field of view of an image, and the model's input made of it.
+
+    Args:
+        picture: uint8 RGB [H, W, 3].
+        size: side of the model's input in pixels.
+
+    Returns:
+        The field of view, and uint8 RGB [size, size, 3].
+    """
+    view = view_of_image(picture)
+    return view, resize_for_model(view.crop(picture), size)
+
+
 def findings_mask(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
     """The findings of one probability map as a mask of its picture, uint8 [H, W] of 0 and 255."""
     mask = np.zeros(shape, np.uint8)

@@ -34,7 +34,7 @@ def find_field_of_view(thumbnails: Iterable[np.ndarray], width: int, height: int
 
     Args:
         thumbnails: uint8 full-range grey pictures of `thumbnail_size`. Several are united, so that a dark moment
-            in one does not resize_for_model the box.
+            in one does not shrink the box.
         width, height: of the pictures themselves, in pixels.
 
     Returns:

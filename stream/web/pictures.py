@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from polypstream.core.config import Settings
 from polypstream.inference.model_card import NOTICE, ModelCard
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import FORMATS, ImageResult, load_image, resize_for_model, view_of_image
+from polypstream.jobs.image import FORMATS, ImageResult, load_image, prepare_image
 from polypstream.stages.findings import choose_rules
 from polypstream.web.batcher import Batcher
 from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
@@ -121,8 +121,8 @@ class PicturePage:
         return _answer(self._look(picture), wanted, layer, self._card)
 
     def _look(self, picture: np.ndarray) -> ImageResult:
-        view = view_of_image(picture)
-        probability = self._batcher.segment(resize_for_model(view.crop(picture), self._size))
+        view, shown = prepare_image(picture, self._size)
+        probability = self._batcher.segment(shown)
         return ImageResult(picture.shape[1], picture.shape[0], view, probability, self._rules)
 
 
