@@ -1,0 +1,194 @@
+"""What `import polypstream` offers beside the types of its results: Detector and process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from polypstream.core.config import Settings
+from polypstream.errors import SourceError
+from polypstream.inference.model_card import ModelCard
+from polypstream.jobs import process as command
+from polypstream.jobs.image import load_image, prepare_image, to_rgb
+from polypstream.jobs.predictions import ImageResult
+from polypstream.jobs.results import Run, load_run
+from polypstream.jobs.setup import make_segmenter
+from polypstream.jobs.track import FrameResults
+from polypstream.stages.findings import choose_rules
+
+log = logging.getLogger(__name__)
+
+
+class Detector:
+    """Finds polyps in images and recordings. Several threads may use one Detector.
+
+    Args:
+        model: path of an ONNX file made by `polypstream export`. None: as in the settings, which is "shipped" (the
+            weights that come with polypstream) unless changed.
+        provider: ONNX Runtime's execution provider: "cuda", "tensorrt", "openvino" or "cpu". None: as in the settings,
+            which is "auto" (the fastest one that works on this machine) unless changed.
+        settings: all other settings, from `load_settings`. None: the defaults, which config.yaml explains.
+
+    Attributes:
+        settings: in use.
+
+    Raises:
+        ModelError: the model file is missing, damaged, or was not made by polypstream.
+        ProviderError: the provider does not work on this machine.
+
+    Example:
+        >>> import polypstream as pp
+        >>> detector = pp.Detector(provider="cpu")
+        >>> detector.provider
+        'cpu'
+    """
+
+    def __init__(
+        self, model: str | Path | None = None, provider: str | None = None, settings: Settings | None = None
+    ) -> None:
+        settings = settings or Settings()
+        changes = {"model": None if model is None else str(model), "provider": provider}
+        inference = settings.inference.model_copy(
+            update={key: value for key, value in changes.items() if value is not None}
+        )
+        self.settings = settings.model_copy(update={"inference": inference})
+        self._segmenter = make_segmenter(self.settings)
+        for note in self._segmenter.notes:
+            log.warning(note)
+        card = self._segmenter.card
+        self._rules = choose_rules(self.settings.findings, card.threshold, card.peak)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in use."""
+        return self._segmenter.provider
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model file says about itself: name, version, input size, thresholds, scores."""
+        return self._segmenter.card
+
+    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> ImageResult:
+        """Find polyps in one image.
+
+        Args:
+            image: path of a JPEG, PNG, TIFF, WebP or BMP file, Pillow image, or uint8 RGB array [H, W, 3]. (OpenCV
+                reads BGR: pass `bgr[..., ::-1]`.) Files and Pillow images are turned as their EXIF data say.
+
+        Raises:
+            SourceError: it cannot be read, or is of another type, shape or dtype.
+            TooLarge: the file has more than 40 million pixels.
+
+        Example:
+            >>> import polypstream as pp
+            >>> result = pp.Detector()("image.jpg")
+            >>> [finding.box for finding in result.findings]
+            [(236, 148, 105, 96)]
+        """
+        rgb = _rgb_of(image)
+        view, model_input = prepare_image(rgb, self._segmenter.size)
+        return ImageResult(rgb, view, self._segmenter.segment([model_input])[0], self._rules)
+
+    def track(self, recording: str | Path) -> FrameResults:
+        """Find polyps in a recording and follow them, as `polypstream process` does, without writing a file.
+
+        Frames are computed in threads, a few ahead of the loop that takes them.
+
+        Args:
+            recording: path of a video or DICOM video, or a demo such as "demo:?seconds=10&seed=1".
+
+        Returns:
+            An iterator of FrameResult, in order. A damaged recording ends early; then `damage` says why.
+
+        Raises:
+            SourceError: the recording cannot be opened.
+
+        Example:
+            >>> import polypstream as pp
+            >>> with pp.Detector().track("colon.mp4") as frames:
+            ...     first = next(frames)
+            >>> first.index, first.seconds
+            (0, 0.0)
+        """
+        return FrameResults(str(recording), self._segmenter, self.settings)
+
+    def __repr__(self) -> str:
+        return f"Detector({self.card.model_name} {self.card.model_version}, provider={self.provider!r})"
+
+
+def process(
+    recording: str | Path,
+    output: str | Path,
+    *,
+    detector: Detector | None = None,
+    masks: bool = False,
+    overwrite: bool = False,
+    on_progress: command.OnProgress = lambda *_: None,
+) -> Run:
+    """Annotate one recording, as `polypstream process RECORDING --output OUTPUT` does.
+
+    The command reads each recording in a process of its own; this function does not. Should FFmpeg crash on a broken
+    file, Python crashes too.
+
+    Args:
+        recording: path of a video or DICOM video, or a demo such as "demo:?seconds=10&seed=1".
+        output: folder for results; those of this recording are in a folder of its name in it.
+        detector: model and settings to use; None: a new Detector().
+        masks: write masks.mkv too.
+        overwrite: replace results that exist.
+        on_progress: called as on_progress(done, total) a few times a second; total is None if unknown.
+
+    Returns:
+        What was found. Of a damaged recording it holds what could be read: see `Run.summary["damage"]`.
+
+    Raises:
+        SourceError: the recording cannot be opened or read.
+        OutputError: results exist already, or cannot be written.
+
+    Example:
+        >>> import polypstream as pp
+        >>> run = pp.process("colon.mp4", "results", overwrite=True)
+        >>> run.folder.name, len(run.tracks)
+        ('colon', 2)
+    """
+    detector = detector or Detector()
+    done = command.process(
+        str(recording),
+        Path(output),
+        detector._segmenter,
+        detector.settings,
+        masks,
+        overwrite,
+        on_progress=on_progress,
+    )
+    if done.problem:
+        log.warning(done.problem)
+    for note in done.notes:
+        log.info("%s: %s", done.name, note)
+    return load_run(done.folder)
+
+
+def _rgb_of(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """uint8 RGB [H, W, 3].
+
+    Raises:
+        SourceError: it cannot be read, or is of another type, shape or dtype.
+    """
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise SourceError(f"image: expected uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}")
+        return np.ascontiguousarray(image)
+    if not isinstance(image, str | Path):
+        raise SourceError(f"image: expected a path, a Pillow image or an array, got {type(image).__name__}")
+    path = Path(image)
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+    try:
+        return load_image(path)
+    except SourceError as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -139,12 +139,22 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
 
 
-def load_settings(file: Path | None, overrides: Sequence[str]) -> Settings:
-    """Defaults, then a file's values, then `key=value` overrides.
+def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings: the defaults, then a file's values, then overrides.
+
+    Args:
+        file: YAML file such as config.yaml, which explains every setting.
+        overrides: `key=value` each, as for the command's `--set`.
 
     Raises:
-        SettingsError: naming the key and where it was set, if one is unknown, of the wrong type or out of range.
+        SettingsError: a setting is unknown, of the wrong type or out of range; it says which and where it was set.
+
+    Example:
+        >>> import polypstream as pp
+        >>> pp.load_settings(overrides=["overlay.opacity=0.5"]).overlay.opacity
+        0.5
     """
+    file = Path(file) if file is not None else None
     values: dict[str, Any] = _read(file) if file else {}
     origins: dict[str, str] = {}
     for override in overrides:

@@ -107,7 +107,7 @@ class Coco(_WithPictures):
                     "bbox": list(cv2.boundingRect(np.concatenate(outline.polygons))),
                     "iscrowd": 0,
                     "score": outline.probability,
-                    "attributes": {"track_id": outline.track, "occluded": False},
+                    "attributes": {"track_id": outline.track_id, "occluded": False},
                 }
             )
 
@@ -182,7 +182,7 @@ class Labelme(_WithPictures):
             {
                 "label": LABEL,
                 "points": polygon.tolist(),
-                "group_id": outline.track,
+                "group_id": outline.track_id,
                 "description": f"probability {outline.probability:.2f}",
                 "shape_type": "polygon",
                 "flags": {},
@@ -244,7 +244,7 @@ class Cvat:
             largest_first = sorted(_solid(outline), key=_area, reverse=True)
             for piece, polygon in enumerate(largest_first):
                 shape = _Shape(len(self._frames), polygon, end)
-                self._pieces.setdefault((outline.track, piece), []).append(shape)
+                self._pieces.setdefault((outline.track_id, piece), []).append(shape)
         self._frames.append(picture.frame)
 
     def close(self) -> None:

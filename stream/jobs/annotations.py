@@ -23,7 +23,6 @@ from polypstream.jobs.results import (
     Run,
     best_outlines,
     find_run,
-    frame_times,
     frames_again,
     open_again,
     shown_until,
@@ -68,7 +67,7 @@ def write_annotations(
     """
     run = find_run(recording, results)
     target = output or run.folder / f"{ANNOTATIONS}{name}"
-    times, stretches = frame_times(run), shown_until(run)
+    times, stretches = run.frames["pts_s"].tolist(), shown_until(run)
     chosen = _sampled(times, every) | _unseen(run, _sampled(times, every))
     pictures, findings = 0, 0
     with _replacing(target, overwrite) as folder, closing(open_again(run, recording)) as source:
@@ -80,7 +79,7 @@ def write_annotations(
                 continue
             name_of_files = f"{run.folder.name}_{frame.index:06d}"
             there = [outline.shown(orientation, *run.picture_size) for outline in outlines]
-            ends = [stretches[outline.track, frame.index] for outline in outlines]
+            ends = [stretches[outline.track_id, frame.index] for outline in outlines]
             with writing(target):
                 if writer.images:
                     (writer.images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
@@ -100,9 +99,9 @@ def _sampled(times: Sequence[float], every: float) -> set[int]:
 
 def _unseen(run: Run, chosen: Collection[int]) -> set[int]:
     """Of each track that none of the chosen frames shows, the number of the frame that shows it best."""
-    seen = {outline.track for frame, outlines in run.outlines().items() if frame in chosen for outline in outlines}
+    seen = {outline.track_id for frame, outlines in run.outlines().items() if frame in chosen for outline in outlines}
     best = best_outlines(run)
-    return {frame for frame, outlines in best.items() if any(outline.track not in seen for outline in outlines)}
+    return {frame for frame, outlines in best.items() if any(outline.track_id not in seen for outline in outlines)}
 
 
 def _jpeg_encoder(orientation: Orientation) -> Callable[[VideoFrame], bytes]:

@@ -104,7 +104,7 @@ def write_dicom(
                 capture = capture_of(frame, outline, study)
                 segmentation = segmentation_of(capture, outline, run, study)
                 for kind, dataset in (("capture", capture), ("segmentation", segmentation)):
-                    written.append(folder / f"track-{outline.track}-{kind}.dcm")
+                    written.append(folder / f"track-{outline.track_id}-{kind}.dcm")
                     _save(dataset, study, written[-1])
             if frame.index >= last:
                 break
@@ -155,14 +155,14 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
         series_number=CAPTURES,
         series_description=f"Polyp captures. {NOTICE}",
         sop_instance_uid=generate_uid(),
-        instance_number=outline.track,
+        instance_number=outline.track_id,
         manufacturer="polypstream",
         specific_character_set=UTF_8,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     capture.Laterality = ""
     capture.LossyImageCompression = "01"  # by whoever recorded it
-    capture.ImageComments = f"Track {outline.track} at {frame.seconds:.6f} s (frame {frame.index}). {NOTICE}"
+    capture.ImageComments = f"Track {outline.track_id} at {frame.seconds:.6f} s (frame {frame.index}). {NOTICE}"
     shape = study.orientation.pixel_shape
     if shape != 1:
         # DICOM has the height of a pixel before its width.
@@ -183,7 +183,7 @@ def segmentation_of(capture: SCImage, outline: Outline, run: Run, study: Study) 
     )
     segment = SegmentDescription(
         segment_number=1,
-        segment_label=f"Polyp, track {outline.track}",
+        segment_label=f"Polyp, track {outline.track_id}",
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
         segmented_property_type=POLYP,
         algorithm_type="AUTOMATIC",
@@ -198,13 +198,13 @@ def segmentation_of(capture: SCImage, outline: Outline, run: Run, study: Study) 
         series_number=SEGMENTATIONS,
         series_description=f"Polyp segmentations. {NOTICE}",
         sop_instance_uid=generate_uid(),
-        instance_number=outline.track,
+        instance_number=outline.track_id,
         manufacturer="polypstream",
         manufacturer_model_name=_long_string(f"SA-UNet {model['model_name']}"),
         software_versions=program,
         device_serial_number=_long_string(model["checkpoint_sha256"]),
         content_label="POLYP",
-        content_description=f"Polyp, track {outline.track}",
+        content_description=f"Polyp, track {outline.track_id}",
     )
     segmentation.ImageComments = capture.ImageComments
     return segmentation

@@ -1,15 +1,15 @@
-"""One picture by itself: read it from a file, show it to the network, say what was found."""
+"""One image by itself: from a file to the model's input."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import IO, NamedTuple
+from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from polypstream.core.geometry import FieldOfView, region_above, thumbnail_size
+from polypstream.core.geometry import FieldOfView, thumbnail_size
 from polypstream.errors import SourceError, TooLarge
 from polypstream.media.pictures import MAX_PIXELS
 from polypstream.stages.field_of_view import find_field_of_view
@@ -18,11 +18,12 @@ from polypstream.stages.findings import Rules, find_region
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 
 
-def load_image(file: IO[bytes]) -> np.ndarray:
+def load_image(file: IO[bytes] | Path) -> np.ndarray:
     """A picture as it is meant to be looked at (EXIF's orientation applied), uint8 RGB [H, W, 3].
 
     Args:
-        file: JPEG, PNG, TIFF, WebP or BMP, of 8 or 16 bits; of several pictures the first is taken.
+        file: its path, or the open file: JPEG, PNG, TIFF, WebP or BMP, of 8 or 16 bits; of several pictures the
+            first is taken.
 
     Raises:
         SourceError: it is none of these, or damaged.
@@ -33,7 +34,7 @@ def load_image(file: IO[bytes]) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise TooLarge(f"{image.width}x{image.height} are more pixels than {MAX_PIXELS // 10**6} million")
             ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"more pixels than {MAX_PIXELS // 10**6} million") from error
     except UnidentifiedImageError as error:
@@ -44,7 +45,12 @@ def load_image(file: IO[bytes]) -> np.ndarray:
         raise SourceError("the picture is damaged or not whole") from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow image as uint8 RGB [H, W, 3].
+
+    Raises:
+        SourceError: it is grey with 32 bits.
+    """
     if image.mode in ("I", "F"):
         raise SourceError("a grey picture of 32 bits; save it with 8 or 16")
     if image.mode.startswith("I;16"):
@@ -88,60 +94,3 @@ def findings_mask(probability: np.ndarray, view: FieldOfView, rules: Rules, shap
     if region is not None:
         mask[region.slices] = region.mask
     return mask
-
-
-class Finding(NamedTuple):
-    """One blob that is a finding.
-
-    Attributes:
-        polygon: int32 [n, 2], its outline, x and y in picture pixels.
-        probability: the highest in it, 0..1.
-    """
-
-    polygon: np.ndarray
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class ImageResult:
-    """What the network said of a picture.
-
-    Attributes:
-        width, height: of the picture in pixels.
-        view: the field of view that the network saw.
-        probability: uint8 [size, size], 0..255 meaning 0..1, of the view at the network's size.
-        rules: what counts as a finding.
-    """
-
-    width: int
-    height: int
-    view: FieldOfView
-    probability: np.ndarray
-    rules: Rules
-
-    def mask(self) -> np.ndarray:
-        """The findings, uint8 [height, width] of 0 and 255."""
-        return findings_mask(self.probability, self.view, self.rules, (self.height, self.width))
-
-    def probability_map(self) -> np.ndarray:
-        """The probability of each pixel of the picture, uint8 [height, width]; 0 outside the field of view."""
-        enlarged = np.zeros((self.height, self.width), np.uint8)
-        region = region_above(self.probability, self.view, 0)
-        if region is not None:
-            enlarged[region.slices] = region.probability
-        return enlarged
-
-    def findings(self) -> list[Finding]:
-        """One for each blob, outlined."""
-        region, outlines = find_region(self.probability, self.view, self.rules)
-        if region is None:
-            return []
-        found = []
-        for polygon in outlines:
-            x, y, width, height = cv2.boundingRect(polygon)
-            box = np.s_[y - region.y : y - region.y + height, x - region.x : x - region.x + width]
-            inside = np.zeros((height, width), np.uint8)
-            cv2.fillPoly(inside, [polygon - (x, y)], 255)
-            highest = cv2.minMaxLoc(region.probability[box], inside)[1]
-            found.append(Finding(polygon, highest / 255))
-        return found

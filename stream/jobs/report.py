@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,7 +19,7 @@ from polypstream.core.formatting import clock
 from polypstream.errors import DataError
 from polypstream.media.pictures import read_image
 from polypstream.sinks.findings import read_findings
-from polypstream.sinks.tables import QUALITIES
+from polypstream.sinks.tables import QUALITIES, read_frames
 
 # The timeline is so wide, and has at most so many columns, however long the recording is.
 COLUMNS = 1200
@@ -81,7 +79,7 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         summary = json.loads((run / "summary.json").read_text())
         tracks = read_findings(run)["tracks"]
         timeline, qualities = read_table(run / "frames.csv")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
     page = (
         environment()
@@ -104,24 +102,22 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
 
 
 def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
-    """From frames.csv, row by row: it may have a million.
+    """What the report says of frames.csv.
 
     Returns:
         The timeline; the shares of frames that are blurred, overexposed and outside.
+
+    Raises:
+        DataError: it cannot be read, or holds no frames.
     """
-    seconds, highest, wrong = [], [], Counter[str]()
-    with table.open(newline="") as file:
-        for row in csv.DictReader(file):
-            seconds.append(float(row["pts_s"]))
-            highest.append(float(row["max_probability"]))
-            wrong.update(name for name in QUALITIES if row[name] == "1")
-    if not seconds:
-        raise ValueError("frames.csv holds no frames")
-    times = np.array(seconds)
+    frames = read_frames(table)
+    times = frames["pts_s"]
+    if not len(times):
+        raise DataError(f"{table}: holds no frames")
     columns = np.zeros(min(COLUMNS, len(times)))
     where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
-    np.maximum.at(columns, where, highest)
-    shares = {name: wrong[name] / len(seconds) for name in QUALITIES}
+    np.maximum.at(columns, where, frames["max_probability"])
+    shares = {name: float(frames[name].mean()) for name in QUALITIES}
     return Timeline(float(times[0]), float(times[-1]), columns), shares
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from polypstream.errors import DataError
 from polypstream.jobs.process import OnProgress
 from polypstream.jobs.setup import choose_field_of_view
 from polypstream.sinks.findings import read_findings
+from polypstream.sinks.tables import read_frames
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
@@ -30,14 +32,14 @@ class Outline(NamedTuple):
     """A track in one frame.
 
     Attributes:
-        track: its number.
+        track_id: number of the track.
         frame: number of the frame, from 0.
         seconds: its presentation time.
-        probability: the highest that the network saw there, 0..1.
+        probability: the highest that the model saw there, 0..1.
         polygons: int32 [n, 2] each, x and y in picture pixels.
     """
 
-    track: int
+    track_id: int
     frame: int
     seconds: float
     probability: float
@@ -53,21 +55,58 @@ class Outline(NamedTuple):
         return cv2.fillPoly(np.zeros((height, width), np.uint8), self.polygons, 255)
 
 
-@dataclass(frozen=True, slots=True)
+class TrackSummary(NamedTuple):
+    """One polyp over time, as findings.json has it.
+
+    Attributes:
+        track_id: its number, from 1.
+        first_s, last_s: time of the first and the last frame that show it, in seconds.
+        seconds_in_view: how long it is shown in all.
+        frames: how many show it.
+        peak_probability, mean_probability: of its highest probability in each frame, 0..1.
+        largest_area_fraction: share of the picture that it covers at most, 0..1.
+        snapshot: JPEG file of one of its largest views.
+        snapshot_s: time of that frame in seconds.
+        outlines: where it is in each frame that shows it.
+    """
+
+    track_id: int
+    first_s: float
+    last_s: float
+    seconds_in_view: float
+    frames: int
+    peak_probability: float
+    mean_probability: float
+    largest_area_fraction: float
+    snapshot: Path
+    snapshot_s: float
+    outlines: list[Outline]
+
+    def __repr__(self) -> str:
+        return f"TrackSummary(track_id={self.track_id}, first_s={self.first_s}, last_s={self.last_s}, …)"
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run of `process` found in a recording.
 
     Attributes:
-        folder: of its results.
-        about: the head of findings.json.
-        tracks: as they stand there.
+        folder: of its results; docs/findings.md describes the files in it.
+        about: the head of findings.json: input, model, settings, version.
+        tracks: one for each polyp, in the order in which they are first shown.
         settings: of the run.
+
+    Example:
+        >>> import polypstream as pp
+        >>> run = pp.load_run("results/colon")
+        >>> [(track.track_id, track.first_s, track.last_s) for track in run.tracks]
+        [(1, 0.0, 5.28), (2, 5.04, 9.96)]
     """
 
     folder: Path
-    about: dict[str, Any]
-    tracks: list[dict[str, Any]]
-    settings: Settings
+    about: dict[str, Any] = field(repr=False)
+    tracks: list[TrackSummary]
+    settings: Settings = field(repr=False)
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -75,31 +114,93 @@ class Run:
         width, height = self.about["picture_size"]
         return int(width), int(height)
 
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json: whether the run is `complete`, its `damage` and `notes`, the provider, the speed.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self.folder / "summary.json"
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text())
+            return summary
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
+
+    @cached_property
+    def frames(self) -> dict[str, np.ndarray]:
+        """frames.csv as columns, one value a frame, as `pandas.DataFrame(run.frames)` takes them.
+
+        `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`: float64. `tracks`: object, a
+        tuple of track numbers. `blurred`, `overexposed`, `outside`: bool.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return read_frames(self.folder / "frames.csv")
+
     def outlines(self) -> dict[int, list[Outline]]:
         """For each frame that shows any, its outlines."""
         frames: dict[int, list[Outline]] = {}
         for track in self.tracks:
-            for row in track["outlines"]:
-                polygons = [np.array(polygon, np.int32).reshape(-1, 2) for polygon in row["polygons"]]
-                outline = Outline(track["track"], row["frame"], row["pts_s"], row["probability"], polygons)
+            for outline in track.outlines:
                 frames.setdefault(outline.frame, []).append(outline)
         return frames
 
 
-def load_run(folder: Path) -> Run:
-    """Read findings.json of a run.
+def load_run(folder: str | Path) -> Run:
+    """Read back the results of a run of `process`.
+
+    Args:
+        folder: of the one recording, which holds findings.json.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: there are none, or they cannot be read.
+
+    Example:
+        >>> import polypstream as pp
+        >>> pp.load_run("results/colon").picture_size
+        (1280, 720)
     """
+    folder = Path(folder)
     about = read_findings(folder)
     try:
-        run = Run(folder, about, about.pop("tracks"), Settings.model_validate(about["settings"]))
+        tracks = [_track_of(folder, row) for row in about.pop("tracks")]
+        run = Run(folder, about, tracks, Settings.model_validate(about["settings"]))
         if min(run.picture_size) < 1:
             raise ValueError("no picture_size")
         return run
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / 'findings.json'}: cannot be read as findings ({error})") from error
+
+
+def _track_of(folder: Path, row: dict[str, Any]) -> TrackSummary:
+    """One track of findings.json."""
+    number = row["track"]
+    outlines = [
+        Outline(
+            number,
+            each["frame"],
+            each["pts_s"],
+            each["probability"],
+            [np.array(polygon, np.int32).reshape(-1, 2) for polygon in each["polygons"]],
+        )
+        for each in row["outlines"]
+    ]
+    return TrackSummary(
+        number,
+        row["first_s"],
+        row["last_s"],
+        row["seconds_in_view"],
+        row["frames"],
+        row["peak_probability"],
+        row["mean_probability"],
+        row["largest_area_fraction"],
+        folder / row["snapshot"],
+        row["snapshot_pts_s"],
+        outlines,
+    )
 
 
 def find_run(recording: str, results: Path) -> Run:
@@ -116,28 +217,14 @@ def find_run(recording: str, results: Path) -> Run:
     return load_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
 
 
-def frame_times(run: Run) -> list[float]:
-    """The time of every frame of a run, in seconds, from its frames.csv.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    path = run.folder / "frames.csv"
-    try:
-        with path.open(newline="") as file:
-            return [float(row["pts_s"]) for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-
-
 def shown_until(run: Run) -> dict[tuple[int, int], int]:
     """For each track and frame that shows it, the frame up to which it is shown from there on without a gap."""
     ends: dict[tuple[int, int], int] = {}
     for track in run.tracks:
         end = -2
-        for frame in sorted((row["frame"] for row in track["outlines"]), reverse=True):
-            end = end if (track["track"], frame + 1) in ends else frame
-            ends[track["track"], frame] = end
+        for frame in sorted((outline.frame for outline in track.outlines), reverse=True):
+            end = end if (track.track_id, frame + 1) in ends else frame
+            ends[track.track_id, frame] = end
     return ends
 
 
@@ -146,7 +233,7 @@ def best_outlines(run: Run) -> dict[int, list[Outline]]:
     outlines = [outline for frame in run.outlines().values() for outline in frame]
     best: dict[int, Outline] = {}
     for outline in sorted(outlines, key=lambda outline: (_area(outline), outline.probability), reverse=True):
-        best.setdefault(outline.track, outline)
+        best.setdefault(outline.track_id, outline)
     frames: dict[int, list[Outline]] = {}
     for outline in best.values():
         frames.setdefault(outline.frame, []).append(outline)

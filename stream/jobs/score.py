@@ -14,8 +14,8 @@ import numpy as np
 from av import VideoFrame
 
 from polypstream.errors import DataError
+from polypstream.jobs.results import Outline, load_run
 from polypstream.media.pictures import planes_of, read_mask
-from polypstream.sinks.findings import read_findings
 from polypstream.sources.recording import Recording
 
 # A polyp counts if it was in view for so long, and is found once something overlapped it for so long, in seconds.
@@ -73,7 +73,8 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
     masks = run / "masks.mkv"
     if not masks.is_file():
         raise DataError(f"{masks}: is not there; run `polypstream process` with --masks")
-    tracks, tally = _tracks_of(run), _Tally()
+    tracks = load_run(run).outlines() if (run / "findings.json").is_file() else {}
+    tally = _Tally()
     for index, (found, true) in enumerate(zip_longest(_planes_of(masks), _truths_of(truth))):
         if found is None or true is None:
             raise DataError(f"{truth}: holds {'fewer' if true is None else 'more'} frames than {masks}")
@@ -128,22 +129,12 @@ def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
         yield 0.0, cv2.min(mask, min(polyp, 255))
 
 
-def _tracks_of(run: Path) -> dict[int, list[tuple[int, list[np.ndarray]]]]:
-    """For each frame its tracks and their outlines."""
-    frames: dict[int, list[tuple[int, list[np.ndarray]]]] = {}
-    for track in read_findings(run)["tracks"] if (run / "findings.json").is_file() else ():
-        for outline in track["outlines"]:
-            polygons = [np.array(polygon, np.int32).reshape(-1, 2) for polygon in outline["polygons"]]
-            frames.setdefault(outline["frame"], []).append((track["track"], polygons))
-    return frames
-
-
 def _count(
     tally: _Tally,
     seconds: float,
     found: np.ndarray,
     truth: np.ndarray,
-    tracks: Sequence[tuple[int, list[np.ndarray]]],
+    tracks: Sequence[Outline],
 ) -> None:
     """Count one frame: bool [h, w] what was found, uint8 [h, w] the numbers of the polyps."""
     there = truth > 0
@@ -162,13 +153,13 @@ def _count(
         each.tracks.append(_track_on(place, tracks))
 
 
-def _track_on(place: np.ndarray, tracks: Iterable[tuple[int, list[np.ndarray]]]) -> int:
+def _track_on(place: np.ndarray, outlines: Iterable[Outline]) -> int:
     """The track that covers most of a place, or 0."""
     best, most = 0, 0
-    for track, polygons in tracks:
-        covered = int(np.count_nonzero(cv2.fillPoly(np.zeros(place.shape, np.uint8), polygons, 1)[place]))
+    for outline in outlines:
+        covered = int(np.count_nonzero(outline.mask(place.shape[1], place.shape[0])[place]))
         if covered > most:
-            best, most = track, covered
+            best, most = outline.track_id, covered
     return best
 
 

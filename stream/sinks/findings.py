@@ -95,7 +95,7 @@ class FindingsFile:
             self._note(track, seen, frame, polygons)
 
     def _note(self, track: int, seen: _Seen, frame: Frame, polygons: list[np.ndarray]) -> None:
-        peak = max(_peak(frame, polygon) for polygon in polygons)
+        peak = max(peak_of(frame, polygon) for polygon in polygons)
         seen.last, seen.frames = frame.seconds, seen.frames + 1
         seen.seconds += (frame.picture.duration or 0) * frame.time_base
         seen.peak, seen.sum_of_peaks = max(seen.peak, peak), seen.sum_of_peaks + peak
@@ -219,7 +219,7 @@ def read_findings(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _peak(frame: Frame, polygon: np.ndarray) -> int:
+def peak_of(frame: Frame, polygon: np.ndarray) -> int:
     """The highest probability that the network saw in the box around an outline, 0..255."""
     view, (rows, columns) = frame.view, frame.probability.shape
     x, y, width, height = cv2.boundingRect(polygon)

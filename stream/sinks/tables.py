@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
+from polypstream.errors import DataError
 
 QUALITIES = ("blurred", "overexposed", "outside")
 HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks", *QUALITIES)
@@ -57,3 +60,33 @@ class FramesTable:
         """Finish the file."""
         with writing(self._path):
             self._file.close()
+
+
+def read_frames(path: Path) -> dict[str, np.ndarray]:
+    """frames.csv as columns of one value a frame; a recording may have a million.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        By the names in HEADER. `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`:
+        float64. `tracks`: object, a tuple of track numbers. `blurred`, `overexposed`, `outside`: bool.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    kinds = {"frame": "int64", "polyp_count": "int64"} | dict.fromkeys(QUALITIES, "bool")
+    numbers = {name: array("d") for name in HEADER if name != "tracks"}
+    tracks: list[tuple[int, ...]] = []
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, column in numbers.items():
+                    column.append(float(row[name]))
+                tracks.append(tuple(map(int, row["tracks"].split())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read as a table of frames ({error})") from error
+    columns = {name: np.array(column).astype(kinds.get(name, "float64")) for name, column in numbers.items()}
+    columns["tracks"] = np.empty(len(tracks), object)
+    columns["tracks"][:] = tracks
+    return {name: columns[name] for name in HEADER}

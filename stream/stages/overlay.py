@@ -12,6 +12,7 @@ import av
 import cv2
 import numpy as np
 
+from polypstream.core.config import OverlaySettings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import Region, region_above
 from polypstream.media.color import to_yuv
@@ -91,6 +92,21 @@ class Overlay:
             across, down = _subsampling(plane, picture)
             scaled = outlines if (across, down) == (1, 1) else [outline // (across, down) for outline in outlines]
             cv2.polylines(plane, scaled, True, round(value), max(1, round(thickness / across)))
+
+
+def draw_findings(image: np.ndarray, region: Region, outlines: list[np.ndarray]) -> None:
+    """Draw findings on an RGB image as the overlay draws them on a video with the settings' defaults.
+
+    Args:
+        image: uint8 RGB [H, W, 3]; changed in place.
+        region: where the findings are.
+        outlines: int32 [n, 2] each, x and y in pixels.
+    """
+    defaults = OverlaySettings()
+    part = image[region.slices]
+    tinted = cv2.addWeighted(part, 1 - defaults.opacity, np.full_like(part, MARKER_RGB), defaults.opacity, 0)
+    cv2.copyTo(tinted, region.mask, part)
+    cv2.polylines(image, outlines, True, MARKER_RGB, line_width(defaults.contour, image.shape[0]))
 
 
 def line_width(contour: float, lines: int) -> int:

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from polypstream.core.config import Settings
 from polypstream.inference.model_card import NOTICE, ModelCard
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import FORMATS, ImageResult, load_image, prepare_image
+from polypstream.jobs.image import FORMATS, load_image, prepare_image
+from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import choose_rules
 from polypstream.web.batcher import Batcher
 from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
@@ -118,12 +119,11 @@ class PicturePage:
         picture = load_image(file)
         if wanted == PNG_TYPE and layer == "picture":
             return Response(_png(picture), media_type=PNG_TYPE)
-        return _answer(self._look(picture), wanted, layer, self._card)
+        return _answer(self._segment(picture), wanted, layer, self._card)
 
-    def _look(self, picture: np.ndarray) -> ImageResult:
-        view, shown = prepare_image(picture, self._size)
-        probability = self._batcher.segment(shown)
-        return ImageResult(picture.shape[1], picture.shape[0], view, probability, self._rules)
+    def _segment(self, picture: np.ndarray) -> ImageResult:
+        view, model_input = prepare_image(picture, self._size)
+        return ImageResult(picture, view, self._batcher.segment(model_input), self._rules)
 
 
 RESPONSES: Described = BODY | {
@@ -170,35 +170,40 @@ def _ranges(accept: str) -> dict[str, float]:
     return ranges
 
 
-def _answer(looked: ImageResult, wanted: str, layer: Layer, card: ModelCard) -> Response:
+def _answer(result: ImageResult, wanted: str, layer: Layer, card: ModelCard) -> Response:
     if wanted == JSON_TYPE:
-        return Response(_as_findings(looked, card).model_dump_json(), media_type=JSON_TYPE)
+        return Response(_as_findings(result, card).model_dump_json(), media_type=JSON_TYPE)
     if wanted == PNG_TYPE:
-        view = looked.view
+        view = result.view
         headers = {"Field-Of-View": f"{view.x},{view.y},{view.width},{view.height}"}
-        return Response(_png(looked.mask() if layer == "mask" else looked.probability_map()), 200, headers, PNG_TYPE)
+        return Response(_png(_mask(result) if layer == "mask" else result.probability_levels()), 200, headers, PNG_TYPE)
     packed = io.BytesIO()
-    np.savez_compressed(packed, mask=looked.mask(), probability=looked.probability_map())
+    np.savez_compressed(packed, mask=_mask(result), probability=result.probability_levels())
     return Response(packed.getvalue(), media_type=NPZ_TYPE)
 
 
-def _as_findings(looked: ImageResult, card: ModelCard) -> PictureFindings:
-    view, pixels = looked.view, looked.width * looked.height
+def _mask(result: ImageResult) -> np.ndarray:
+    """uint8 [H, W], 0 and 255."""
+    return result.mask.view(np.uint8) * np.uint8(255)
+
+
+def _as_findings(result: ImageResult, card: ModelCard) -> PictureFindings:
+    view, (height, width) = result.view, result.image.shape[:2]
     found = [
         FoundPolyp(
-            box=tuple(cv2.boundingRect(polygon)),
-            polygon=polygon.ravel().tolist(),
-            probability=round(probability, 4),
-            area_fraction=round(cv2.contourArea(polygon) / pixels, 6),
+            box=finding.box,
+            polygon=finding.polygon.ravel().tolist(),
+            probability=round(finding.confidence, 4),
+            area_fraction=round(cv2.contourArea(finding.polygon) / (width * height), 6),
         )
-        for polygon, probability in looked.findings()
+        for finding in result.findings
     ]
     return PictureFindings(
-        width=looked.width,
-        height=looked.height,
+        width=width,
+        height=height,
         field_of_view=(view.x, view.y, view.width, view.height),
-        threshold=looked.rules.threshold,
-        peak=looked.rules.peak,
+        threshold=result.rules.threshold,
+        peak=result.rules.peak,
         findings=found,
         model=f"{card.model_name} {card.model_version}",
     )

@@ -238,7 +238,7 @@ def test_a_file_cut_anywhere_is_a_source_error_and_leaves_nothing(
 def test_the_best_frame_is_the_largest_then_the_surest_then_the_first() -> None:
     run = run_of((1, 0, 0.9, 20), (1, 1, 0.6, 30), (1, 2, 0.7, 30), (1, 3, 0.7, 30), (2, 2, 0.5, 9), (3, 5, 1.0, 4))
     best = best_outlines(run)
-    assert {frame: sorted(outline.track for outline in outlines) for frame, outlines in best.items()} == {
+    assert {frame: sorted(outline.track_id for outline in outlines) for frame, outlines in best.items()} == {
         2: [1, 2],
         5: [3],
     }

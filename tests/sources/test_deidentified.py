@@ -168,7 +168,7 @@ class TestEverythingWritten:
             assert len(outlines) == 1
         with_name.close()
         again.close()
-        area = run.tracks[0]["largest_area_fraction"] * WIDTH * HEIGHT
+        area = run.tracks[0].largest_area_fraction * WIDTH * HEIGHT
         assert area == pytest.approx(np.pi * 50**2, rel=0.1)
 
     def test_the_run_says_what_it_did(self, cleaned: Path) -> None:

@@ -1,0 +1,257 @@
+"""What the model found in one image, or in one frame of a recording."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from av import VideoFrame
+
+from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView, Region, region_above
+from polypstream.errors import MissingExtra
+from polypstream.media.scaling import Scaler, own_size
+from polypstream.sinks.findings import peak_of
+from polypstream.stages.findings import Rules, find_region
+from polypstream.stages.overlay import draw_findings
+
+if TYPE_CHECKING:
+    import supervision
+
+
+class Finding(NamedTuple):
+    """One outlined region that is a finding.
+
+    Attributes:
+        polygon: its outline, int32 [n, 2], x and y in pixels of the image.
+        box: left, top, width and height in pixels.
+        confidence: the highest probability in it, 0..1.
+        track_id: number of the polyp in its recording, from 1; None for an image.
+    """
+
+    polygon: np.ndarray
+    box: tuple[int, int, int, int]
+    confidence: float
+    track_id: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Finding(box={self.box}, confidence={self.confidence:.3f}, track_id={self.track_id})"
+
+
+class Prediction(ABC):
+    """What an ImageResult and a FrameResult have in common.
+
+    Args:
+        view: the field of view that the model saw, in pixels of the image.
+        levels: the probability in it at the model's size, uint8 [size, size], 255 meaning 1.
+    """
+
+    def __init__(self, view: FieldOfView, levels: np.ndarray) -> None:
+        self.view, self.levels = view, levels
+
+    @property
+    @abstractmethod
+    def image(self) -> np.ndarray:
+        """uint8 RGB [H, W, 3]."""
+
+    @property
+    @abstractmethod
+    def findings(self) -> list[Finding]:
+        """One for each outlined region; empty if nothing was found."""
+
+    @property
+    @abstractmethod
+    def _region(self) -> Region | None:
+        """The part of the image that holds all findings; None if nothing was found."""
+
+    @property
+    @abstractmethod
+    def _shape(self) -> tuple[int, int]:
+        """Height and width of the image."""
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The pixels of all findings, bool [H, W]."""
+        mask = np.zeros(self._shape, bool)
+        if self._region is not None:
+            mask[self._region.slices] = self._region.mask > 0
+        return mask
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """For each pixel the probability that it belongs to a polyp, float32 [H, W], 0..1; 0 outside `view`."""
+        return self.probability_levels().astype(np.float32) / 255
+
+    def probability_levels(self) -> np.ndarray:
+        """The same in the 256 levels that the model returns, uint8 [H, W], 255 meaning 1."""
+        levels = np.zeros(self._shape, np.uint8)
+        region = region_above(self.levels, self.view, 0)
+        if region is not None:
+            levels[region.slices] = region.probability
+        return levels
+
+    def plot(self) -> np.ndarray:
+        """A copy of the image with the findings drawn on it, uint8 RGB [H, W, 3]."""
+        image = self.image.copy()
+        if self._region is not None:
+            draw_findings(image, self._region, [finding.polygon for finding in self.findings])
+        return image
+
+    def to_supervision(self) -> supervision.Detections:
+        """The findings as `supervision.Detections`: boxes, masks, confidences, class 0 and, in recordings, track ids.
+
+        Raises:
+            MissingExtra: the library `supervision` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtra("to_supervision: needs the library supervision; pip install supervision") from error
+        findings = self.findings
+        if not findings:
+            return supervision.Detections.empty()
+        ids = [finding.track_id for finding in findings]
+        return supervision.Detections(
+            xyxy=np.array([(x, y, x + width, y + height) for _, (x, y, width, height), *_ in findings], np.float32),
+            mask=np.array([self._mask_of(finding) for finding in findings]),
+            confidence=np.array([finding.confidence for finding in findings], np.float32),
+            class_id=np.zeros(len(findings), int),
+            tracker_id=None if None in ids else np.array(ids),
+            data={"class_name": np.array(["polyp"] * len(findings))},
+        )
+
+    def _mask_of(self, finding: Finding) -> np.ndarray:
+        """The part of the mask inside one finding's outline, bool [H, W]."""
+        inside: np.ndarray = cv2.fillPoly(np.zeros(self._shape, np.uint8), [finding.polygon], 1)
+        return inside.astype(bool) & self.mask
+
+
+class ImageResult(Prediction):
+    """What the model found in an image.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        view, levels: as for Prediction.
+        rules: what counts as a finding.
+
+    Example:
+        >>> import polypstream as pp
+        >>> result = pp.Detector()("image.jpg")
+        >>> result.mask.shape == result.image.shape[:2]
+        True
+    """
+
+    def __init__(self, image: np.ndarray, view: FieldOfView, levels: np.ndarray, rules: Rules) -> None:
+        super().__init__(view, levels)
+        self._image, self.rules = image, rules
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 RGB [H, W, 3]."""
+        return self._image
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self._image.shape[0], self._image.shape[1]
+
+    @cached_property
+    def _found(self) -> tuple[Region | None, list[np.ndarray]]:
+        return find_region(self.levels, self.view, self.rules)
+
+    @property
+    def _region(self) -> Region | None:
+        return self._found[0]
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """One for each outlined region; empty if nothing was found."""
+        region, outlines = self._found
+        if region is None:
+            return []
+        return [Finding(outline, box_of(outline), _highest_inside(outline, region) / 255) for outline in outlines]
+
+    def __repr__(self) -> str:
+        height, width = self._shape
+        return f"ImageResult({width}x{height}, {len(self.findings)} findings)"
+
+
+class FrameResult(Prediction):
+    """What the model found in one frame of a recording, as `polypstream process` does.
+
+    Coordinates are those of the picture as it is stored: a rotation that the recording asks players for is not applied.
+
+    Args:
+        frame: after all stages but the overlay.
+        to_rgb: converts its picture.
+
+    Attributes:
+        index: number of the frame, from 0.
+        seconds: its presentation time.
+        quality: whether it is blurred, overexposed or outside the body.
+
+    Example:
+        >>> import polypstream as pp
+        >>> [frame.index for frame in pp.Detector().track("colon.mp4") if frame.findings][:3]
+        [0, 1, 2]
+    """
+
+    def __init__(self, frame: Frame, to_rgb: RgbConverter) -> None:
+        super().__init__(frame.view, frame.probability)
+        self._frame, self._to_rgb = frame, to_rgb
+        self.index, self.seconds, self.quality = frame.index, frame.seconds, frame.quality
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """uint8 RGB [H, W, 3]; converted when it is asked for."""
+        return self._to_rgb(self._frame.picture)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self._frame.picture.height, self._frame.picture.width
+
+    @property
+    def _region(self) -> Region | None:
+        return self._frame.region
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """One for each outlined region; empty if nothing is shown."""
+        frame = self._frame
+        return [
+            Finding(outline, box_of(outline), peak_of(frame, outline) / 255, track or None)
+            for outline, track in zip(frame.outlines, frame.tracks, strict=True)
+        ]
+
+    def __repr__(self) -> str:
+        return f"FrameResult({self.index}, {self.seconds:.3f} s, {len(self.findings)} findings)"
+
+
+class RgbConverter:
+    """Converts pictures of one recording to RGB, from any thread."""
+
+    def __init__(self) -> None:
+        self._scaler, self._lock = Scaler("rgb24", own_size), Lock()
+
+    def __call__(self, picture: VideoFrame) -> np.ndarray:
+        """uint8 RGB [H, W, 3]."""
+        with self._lock:
+            return self._scaler(picture).to_ndarray()
+
+
+def box_of(polygon: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a polygon's box in pixels."""
+    x, y, width, height = cv2.boundingRect(polygon)
+    return x, y, width, height
+
+
+def _highest_inside(polygon: np.ndarray, region: Region) -> int:
+    """The highest probability inside an outline, 0..255."""
+    x, y, width, height = box_of(polygon)
+    box = np.s_[y - region.y : y - region.y + height, x - region.x : x - region.x + width]
+    inside = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(inside, [polygon - (x, y)], 255)
+    return int(cv2.minMaxLoc(region.probability[box], inside)[1])
