@@ -19,10 +19,15 @@ test: $(VENV)/.dev
 test-capture: $(VENV)/.dev
 	tests/capture/boot.sh
 
+# mypy and import-linter do not follow an editable install whose folders have other names than its packages. They get
+# a copy of the sources in which the folders are named as installed.
+TREE := build/tree
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	rm -rf $(TREE) && mkdir -p $(TREE) && cp -Rp stream $(TREE)/polypstream && cp -Rp export models $(TREE)/polypstream
+	MYPYPATH=$(TREE) $(BIN)/mypy
+	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -6,8 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,8 +17,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from polypstream.core.files import write_atomically, writing
 from polypstream.core.geometry import grey_level
-from polypstream.errors import ModelError, OutputError, SettingsError
+from polypstream.errors import ModelError, SettingsError
 from polypstream.export.int8 import quantise
 from polypstream.inference.model_card import INPUT, NOTICE, OUTPUT
 from polypstream.inference.segmenter import Segmenter
@@ -81,22 +80,17 @@ def export(
     size = int(card["size"]) if size is None else size
     check_size(network.architecture, size)
     shown = _calibration_pictures(precision, calibration, size)
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=".unfinished.onnx", dir=output.parent)
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        net = PictureNet(network, int(card["views"])).eval()
-        model = to_onnx(net, size)
-        if precision == "fp16":
-            halve_weights(model)
-        if precision == "int8":
-            model = quantise(model, shown)
-        helper.set_model_props(model, describe(net, card, checkpoint, size, precision, scores))
-        onnx.checker.check_model(model, full_check=True)
+    net = PictureNet(network, int(card["views"])).eval()
+    model = to_onnx(net, size)
+    if precision == "fp16":
+        halve_weights(model)
+    if precision == "int8":
+        model = quantise(model, shown)
+    helper.set_model_props(model, describe(net, card, checkpoint, size, precision, scores))
+    onnx.checker.check_model(model, full_check=True)
+    with write_atomically(output) as unfinished:
         onnx.save(model, unfinished)
         if precision == "int8":
             agreement = agree(net, unfinished, shown, grey_level(card["threshold"]))
@@ -106,12 +100,6 @@ def export(
             proof, too_far = f"at most {largest} of 255 grey levels from torch", largest > ALLOWED_GREY_LEVELS
         if too_far:
             raise ModelError(f"{output}: {proof}, which is too far; nothing was written")
-        unfinished.chmod(0o644)
-        unfinished.replace(output)
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return proof
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from polypstream.core.files import write_atomically
 from polypstream.errors import ModelError, OutputError
 from polypstream.models.sa_unet import SEED, SEED_SIZE, SAUNet
 
@@ -21,12 +22,10 @@ def save_atomically(content: Any, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    unfinished = path.with_suffix(".unfinished")
     try:
-        torch.save(content, unfinished)
-        unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        unfinished.unlink(missing_ok=True)
+        with write_atomically(path) as unfinished:
+            torch.save(content, unfinished)
+    except RuntimeError as error:  # torch reports a full disk so
         raise OutputError(f"{path}: cannot be written ({error})") from error
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from polypstream.archive.worker import About, Engine, Order, Outcome, Task, Work
 from polypstream.core.extras import extra
 from polypstream.errors import PolypstreamError, SettingsError
 
+log = logging.getLogger(__name__)
 # CPUs of one worker, where there is no GPU: decoder, network and encoder keep so many busy.
 CPU_SHARE = 4
 GPU_PROVIDERS = ("cuda", "tensorrt", "auto")
@@ -107,7 +108,6 @@ class Pool:
         order: what they are for.
         address: of a Ray cluster ("auto", "ray://host:10001", "host:6379"); None: Ray is started on this machine.
         workers: how many; None: as `share_out` says.
-        complain: is given one line for people about a worker that cannot be used, or had.
         engine: what the workers must work with; None: as the first of them does.
 
     Attributes:
@@ -123,14 +123,13 @@ class Pool:
         order: Order,
         address: str | None,
         workers: int | None,
-        complain: Callable[[str], None],
         engine: Engine | None = None,
     ) -> None:
         with extra("cluster"):
             # Set before the import: what a hospital's machine does is nobody else's business.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray
-        self._ray, self._order, self._complain = ray, order, complain
+        self._ray, self._order = ray, order
         self._connect(address)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.share = share_out(nodes, workers, order.settings.inference.provider)
@@ -239,7 +238,7 @@ class Pool:
         self._hands.remove(hand)
         self._ray.kill(hand.actor)
         if hand.node:
-            self._complain(f"a worker on {hand.node} died; its work is done by another ({reason})")
+            log.warning(f"a worker on {hand.node} died; its work is done by another ({reason})")
         else:
             self._stillborn += 1
         if hand.node or self._stillborn <= MAX_START_FAILURES:
@@ -265,13 +264,13 @@ class Pool:
         self._ray.kill(hand.actor)
         if not self._hands:
             raise PolypstreamError(f"a worker on {about.node}: {problem}")
-        self._complain(f"a worker on {about.node} is not used: {problem}")
+        log.warning(f"a worker on {about.node} is not used: {problem}")
 
     def _mention_missing(self) -> None:
         missing = sum(not hand.node for hand in self._hands) + len(self._vacant)
         if missing and time.monotonic() - self._mentioned > PATIENCE_S:
             self._mentioned = time.monotonic()
-            self._complain(
+            log.warning(
                 f"{missing} of {self.share.workers} workers are not ready yet: they load their model, or wait for "
                 f"{self.share.cpus:g} CPUs" + (" and a GPU" if self.share.gpus else "") + " that are free"
             )

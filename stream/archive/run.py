@@ -6,6 +6,7 @@ workers, so that a second run does what is missing and two at once do not happen
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from polypstream.archive.storage import HIDDEN, LAST_FILE, PARTS, Store, open_st
 from polypstream.archive.worker import Engine, Order
 from polypstream.errors import OutputError
 
+log = logging.getLogger(__name__)
 # The ledger of an object store is kept here, and copied there so often.
 COPY_S = 5.0
 FINISHED = (State.DONE, State.BROKEN)
@@ -29,7 +31,6 @@ def archive(
     make_workers: Callable[[Engine | None], Workers],
     overwrite: bool,
     tell: Callable[[Row], None],
-    note: Callable[[str], None],
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Row]:
     """Process what is missing or failed of an archive.
@@ -40,7 +41,6 @@ def archive(
         make_workers: makes the workers, if there is anything to do, such that work with the same as those before.
         overwrite: replace results that exist, and begin anew what was made with other settings.
         tell: is given each row of the ledger that is finished.
-        note: is given one line for people now and then.
         on_progress: told the bytes of recordings done and all bytes.
 
     Returns:
@@ -51,7 +51,7 @@ def archive(
     """
     items, others = find_recordings(inputs, order.output)
     if others:
-        note(f"{others} files with other endings than those of recordings were left out")
+        log.info(f"{others} files with other endings than those of recordings were left out")
     store = open_store(order.output)
     with store.alone(), store.opened(LEDGER) as (path, keep), closing(Ledger(path)) as ledger:
         facts = _begin_ledger(ledger, store, order, overwrite)
@@ -60,7 +60,7 @@ def archive(
         todo = list(_missing(items, known, store, ledger, overwrite, tell))
         keep(0.0)
         if todo:
-            note(f"{len(todo)} of {len(items)} recordings to process")
+            log.info(f"{len(todo)} of {len(items)} recordings to process")
             with closing(make_workers(Engine(**facts["engine"]) if facts["engine"] else None)) as workers:
 
                 def look_up(done: int, of: int) -> None:

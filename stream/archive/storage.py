@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from polypstream.errors import OutputError, PolypstreamError, SourceError
 HIDDEN, AT_WORK, PARTS = ".polypstream-archive", "at-work", "parts"
 LAST_FILE = "summary.json"
 # Held by the driver that works on the results: two would do everything twice.
-LOCK = "lock.sqlite"
+LOCK, LOCK_S = "lock", 0.5
 # In an object store, among results that are being written.
 UNFINISHED = "summary.json.unfinished"
 
@@ -176,11 +175,15 @@ class FolderStore:
         hidden = self._root / HIDDEN
         with writing(hidden):
             hidden.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(hidden / LOCK, timeout=0.5, isolation_level=None)) as lock:
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
-                raise OutputError(f"{self.root}: another `polypstream archive` is at work on it ({error})") from error
+        with extra("cluster"):
+            from filelock import FileLock, Timeout
+        try:
+            lock = FileLock(hidden / LOCK).acquire(timeout=LOCK_S)
+        except Timeout as error:
+            raise OutputError(f"{self.root}: another `polypstream archive` is at work on it") from error
+        except OSError as error:
+            raise OutputError(f"{self.root}: cannot be locked ({error.strerror})") from error
+        with lock:
             self.remove(f"{HIDDEN}/{AT_WORK}")
             yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -28,8 +29,9 @@ from polypstream.cli import models as models_commands
 from polypstream.cli.archive_tables import describe as describe_row
 from polypstream.cli.archive_tables import print_archive
 from polypstream.cli.bench_tables import print_bench
+from polypstream.cli.messages import set_up_messages
 from polypstream.cli.progress import ProgressBar, StatusLines
-from polypstream.core.config import Settings, load_settings
+from polypstream.core.config import Settings, config_file, load_settings
 from polypstream.core.extras import extra
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame
@@ -57,6 +59,7 @@ from polypstream.web.live import LivePage
 from polypstream.web.serve import serve as serve_application
 from polypstream.web.server import parse_listen, web
 
+log = logging.getLogger(__name__)
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
 )
@@ -86,11 +89,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    _: Annotated[
+    version_: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
     ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more of what is done")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Messages as JSON, one object a line")] = False,
 ) -> None:
     """What stands before a command."""
+    set_up_messages(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO, log_json)
 
 
 app.command()(models_commands.train)
@@ -128,18 +135,18 @@ def process(
     with closing(IsolatedProcessor(settings, fork=True)) as processor:
         processor.start()
         for note in processor.notes:
-            complain(note)
+            log.warning(note)
         for recording in recordings:
             name = hashed_name(Path(recording).name, salt) if salt else None
             try:
                 claim_folder(recording, name, taken)
                 run = _process_one(processor, Job(recording, output, masks, overwrite, name))
             except PolypstreamError as error:
-                complain(error)
+                log.error(error)
                 failed = True
                 continue
             except KeyboardInterrupt:
-                complain(f"{recording}: interrupted; what was processed is kept")
+                log.error(f"{recording}: interrupted; what was processed is kept")
                 raise
             for note in run.notes:
                 typer.echo(f"{recording}: {note}")
@@ -212,12 +219,12 @@ def archive_recordings(
             progress.show(done // MEGA, of // MEGA)
 
         def make_workers(engine: Engine | None) -> Pool:
-            return Pool(order, address, workers, complain, engine)
+            return Pool(order, address, workers, engine)
 
         try:
-            rows = archive(inputs, order, make_workers, overwrite, _tell_of, complain, on_progress)
+            rows = archive(inputs, order, make_workers, overwrite, _tell_of, on_progress)
         except KeyboardInterrupt:
-            complain(f"{output}: interrupted; the same command goes on with it")
+            log.error(f"{output}: interrupted; the same command goes on with it")
             raise
     print_archive(rows, Console())
     if any(row.state is not State.DONE for row in rows):
@@ -228,7 +235,7 @@ def _tell_of(row: Row) -> None:
     if row.state is State.DONE:
         typer.echo(describe_row(row))
     else:
-        complain(describe_row(row))
+        log.error(describe_row(row))
 
 
 @archive_app.command("status")
@@ -321,7 +328,7 @@ def live_sources(
         if sink
     ]
     if not (recordings or push or shown):
-        complain("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
+        log.warning("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
     segmenter = _open_segmenter(settings)
     live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
     if windows is not None:
@@ -338,7 +345,7 @@ def live_sources(
         for status in live.status():
             typer.echo(describe(status))
         for problem in live.failed_sinks():
-            complain(problem)
+            log.error(problem)
     if live.failed_sinks():
         raise typer.Exit(1)
 
@@ -374,6 +381,12 @@ def serve_pages(
 
 
 @app.command()
+def settings() -> None:
+    """Print config.yaml: every setting with its default and what it means."""
+    typer.echo(config_file().read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
 def devices() -> None:
     """List the capture devices of this machine and the formats that they offer."""
     found = list_devices()
@@ -404,7 +417,7 @@ def bench_machine(
     def serve_page(live: Live, browser: Browser) -> AbstractContextManager[str]:
         return web([LivePage(live, browser)], "127.0.0.1", 0, None)
 
-    found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, complain, rooms)
+    found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, rooms)
     print_bench(found, Console())
     if json_file is not None:
         with writing(json_file):
@@ -444,21 +457,17 @@ def _open_segmenter(settings: Settings) -> Segmenter:
     """What the settings ask for, having said why a GPU is not used and the like."""
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
-        complain(note)
+        log.warning(note)
     return segmenter
-
-
-def complain(message: object) -> None:
-    """One line on standard error."""
-    print(f"polypstream: {' '.join(str(message).splitlines())}", file=sys.stderr)
 
 
 def run() -> None:
     """Entry point: errors meant for the user become one line and exit code 1."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may be any bytes
+    set_up_messages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as polite as Ctrl-C
     try:
         app()
     except PolypstreamError as error:
-        complain(error)
+        log.error(error)
         sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -137,6 +138,11 @@ class Settings(Section):
     live: LiveSettings = LiveSettings()
     output: Output = Output()
     serve: ServeSettings = ServeSettings()
+
+
+def config_file() -> Path:
+    """config.yaml as it comes with the program: every setting with its default, explained."""
+    return Path(str(files("polypstream") / "config.yaml"))
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

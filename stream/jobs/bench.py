@@ -6,6 +6,7 @@ Each measurement runs the same stages as `process`. Pixel degradation and delay 
 
 from __future__ import annotations
 
+import logging
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ from polypstream.media.video import AnnotatedVideo
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.tables import FramesTable
 from polypstream.stages.overlay import line_width
+
+log = logging.getLogger(__name__)
 
 Display = Literal["in-step", "pass-through"]
 
@@ -140,7 +143,6 @@ def bench(
     settings: Settings,
     seconds: float,
     serve_page: ServePage,
-    report: Callable[[str], None],
     rooms: int = 1,
 ) -> dict[str, Any]:
     """Measure everything.
@@ -151,7 +153,6 @@ def bench(
         settings: of the run.
         seconds: at most so long for the recording and so long for each live run.
         serve_page: serves the live page, for a viewer.
-        report: told what is measured next.
         rooms: if more than one, live play of so many sources at once is measured, too.
 
     Returns:
@@ -159,19 +160,19 @@ def bench(
     """
     with closing(open_video()) as source:
         view, pictures = choose_field_of_view(source, settings), source.format
-    report("annotating the recording")
+    log.info("annotating the recording")
     recorded = measure_recorded(open_video, view, segmenter, settings, seconds)
     live = []
     for run in (*LIVE_RUNS, *([LiveRun("in-step", 30, rooms=rooms)] if rooms > 1 else [])):
-        report(
+        log.info(
             f"live, {run.display}, at {run.rate} frames per second"
             + (", with a viewer of the page" if run.viewer else "")
             + (f", in {run.rooms} rooms" if run.rooms > 1 else "")
         )
         live.append(measure_live(open_video, segmenter, settings, run, seconds, serve_page))
-    report("pixels outside the markers")
+    log.info("pixels outside the markers")
     degradation = measure_degradation(open_video, view, segmenter, settings)
-    report("each provider")
+    log.info("each provider")
     return {
         "machine": describe_machine(),
         "picture_size": [pictures.width, pictures.height],

@@ -19,7 +19,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from polypstream.core.files import writing
+from polypstream.core.files import write_atomically, writing
 from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
 from polypstream.errors import OutputError
@@ -230,7 +230,5 @@ def _save(dataset: Dataset, study: Study, path: Path) -> None:
     """Write an object with its patient and study, whole or not at all."""
     dataset.update(study.identity)
     dataset.PatientOrientation = None  # nobody knows how an endoscope was held
-    unfinished = path.with_suffix(".unfinished")
-    with writing(path):
+    with write_atomically(path) as unfinished:
         dataset.save_as(unfinished)
-        unfinished.replace(path)

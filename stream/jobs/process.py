@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polypstream.core.config import Settings
+from polypstream.core.files import write_atomically
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Pipeline, Sink
@@ -326,10 +327,5 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    path, unfinished = folder / "summary.json", folder / "summary.json.unfinished"
-    try:
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    with write_atomically(folder / "summary.json") as path:
+        path.write_text(json.dumps(summary, indent=2) + "\n")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from polypstream.core.files import writing
+from polypstream.core.files import write_atomically, writing
 from polypstream.core.frame import Frame
 from polypstream.errors import DataError
 from polypstream.inference.model_card import NOTICE
@@ -168,11 +168,8 @@ class FindingsFile:
 
     def close(self) -> None:
         """Write the file, whole or not at all."""
-        unfinished = self._path.with_suffix(".json.unfinished")
-        with writing(self._path):
-            with unfinished.open("w") as file:
-                file.writelines(self._lines())
-            unfinished.replace(self._path)
+        with write_atomically(self._path) as unfinished, unfinished.open("w") as file:
+            file.writelines(self._lines())
         self._spool.close()
 
     def _lines(self) -> Iterator[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from polypstream.core.formatting import words_of
 from polypstream.jobs.live import Live, Status
@@ -16,6 +19,8 @@ from polypstream.sinks.browser import Browser
 from polypstream.web.page import BINARY, Described, Render, refusal
 
 BOUNDARY = "frame"
+# Of Status.delay_ms, as Prometheus calls them.
+QUANTILES = ("0.5", "0.95", "0.99", "1")
 LOG = logging.getLogger("uvicorn.error")
 
 
@@ -147,33 +152,43 @@ async def _parts(pictures: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         )
 
 
+class _StatusCollector(Collector):
+    """Metrics of live sources as they are at one moment."""
+
+    def __init__(self, statuses: Sequence[Status]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        signal = GaugeMetricFamily("polypstream_signal", "Whether pictures are coming.", labels=["source"])
+        losses = CounterMetricFamily("polypstream_losses", "How often the source went away.", labels=["source"])
+        frames_in = CounterMetricFamily("polypstream_frames_in", "Frames that came in.", labels=["source"])
+        shown = CounterMetricFamily("polypstream_frames_shown", "Frames that were shown.", labels=["source"])
+        dropped = CounterMetricFamily(
+            "polypstream_frames_dropped", "Frames that were not shown.", labels=["source", "reason"]
+        )
+        unrecorded = CounterMetricFamily(
+            "polypstream_frames_unrecorded", "Frames shown but not recorded.", labels=["source"]
+        )
+        delay = GaugeMetricFamily(
+            "polypstream_delay_seconds",
+            "From a frame's arrival to its showing, latest frames.",
+            labels=["source", "quantile"],
+        )
+        for each in self._statuses:
+            signal.add_metric([each.source], int(each.signal))
+            losses.add_metric([each.source], each.losses)
+            frames_in.add_metric([each.source], each.frames_in)
+            shown.add_metric([each.source], each.shown)
+            unrecorded.add_metric([each.source], each.unrecorded)
+            for reason, count in each.dropped.items():
+                dropped.add_metric([each.source, reason], count)
+            for quantile, milliseconds in zip(QUANTILES, each.delay_ms or (), strict=False):
+                delay.add_metric([each.source, quantile], milliseconds / 1000)
+        yield from (signal, losses, frames_in, shown, dropped, unrecorded, delay)
+
+
 def exposition(statuses: Sequence[Status]) -> str:
     """Metrics in Prometheus's text format, version 0.0.4."""
-    lines = []
-    for name, kind, help_, values in (
-        ("signal", "gauge", "Whether pictures are coming.", lambda each: {"": int(each.signal)}),
-        ("losses_total", "counter", "How often the source went away.", lambda each: {"": each.losses}),
-        ("frames_in_total", "counter", "Frames that came in.", lambda each: {"": each.frames_in}),
-        ("frames_shown_total", "counter", "Frames that were shown.", lambda each: {"": each.shown}),
-        ("frames_dropped_total", "counter", "Frames that were not shown.", _dropped),
-        ("frames_unrecorded_total", "counter", "Frames shown but not recorded.", lambda each: {"": each.unrecorded}),
-        ("delay_seconds", "gauge", "From a frame's arrival to its showing, latest frames.", _delays),
-    ):
-        lines += [f"# HELP polypstream_{name} {help_}", f"# TYPE polypstream_{name} {kind}"]
-        for each in statuses:
-            source = each.source.replace("\\", r"\\").replace('"', r"\"")
-            for label, value in values(each).items():
-                lines.append(f'polypstream_{name}{{source="{source}"{label}}} {value:g}')
-    return "\n".join(lines) + "\n"
-
-
-def _dropped(status: Status) -> dict[str, float]:
-    return {f',reason="{reason}"': count for reason, count in status.dropped.items()}
-
-
-def _delays(status: Status) -> dict[str, float]:
-    quantiles = ("0.5", "0.95", "0.99", "1")
-    return {
-        f',quantile="{quantile}"': delay / 1000
-        for quantile, delay in zip(quantiles, status.delay_ms or (), strict=False)
-    }
+    registry = CollectorRegistry()
+    registry.register(_StatusCollector(statuses))
+    return generate_latest(registry).decode()

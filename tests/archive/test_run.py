@@ -87,13 +87,11 @@ class Ran:
     Attributes:
         rows: of the ledger, as returned.
         told: rows of recordings that were finished.
-        notes: for people.
         tasks: that the workers did.
     """
 
     rows: dict[str, Row]
     told: list[Row]
-    notes: list[str]
     tasks: list[Task]
 
     def states(self) -> dict[str, State]:
@@ -116,14 +114,13 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
         order = Order(str(tmp_path / "out"), with_model(load_settings(None, list(settings)), red_model), True, seconds)
         pools: list[Here] = []
         told: list[Row] = []
-        notes: list[str] = []
 
         def make_workers(engine: Engine | None) -> Here:
             pools.append(Here(order, hands, dies, engine))
             return pools[-1]
 
-        rows = archive([str(each) for each in inputs], order, make_workers, overwrite, told.append, notes.append)
-        return Ran({row.item.address: row for row in rows}, told, notes, pools[0].done if pools else [])
+        rows = archive([str(each) for each in inputs], order, make_workers, overwrite, told.append)
+        return Ran({row.item.address: row for row in rows}, told, pools[0].done if pools else [])
 
     return run
 

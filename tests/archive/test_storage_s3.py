@@ -90,7 +90,7 @@ def run(
         pools.append(Here(order, 2, dies, engine))
         return pools[-1]
 
-    rows = archive(inputs, order, make_workers, False, lambda _: None, lambda _: None)
+    rows = archive(inputs, order, make_workers, False, lambda _: None)
     return {row.item.name: row for row in rows}, pools[0].done if pools else []
 
 
@@ -171,7 +171,7 @@ def test_what_is_not_there_is_an_error(bucket: str, address: str) -> None:
 def test_a_bucket_that_cannot_be_written_is_an_error(make: Make, bucket: str, red_model: Path) -> None:
     order = Order("s3://no-such-bucket-here/out", with_model(load_settings(None, []), red_model), False, 0)
     with pytest.raises(OutputError, match="cannot be reached"):
-        archive([str(make(frames=10, **SMALL))], order, lambda _: Here(order), False, lambda _: None, lambda _: None)
+        archive([str(make(frames=10, **SMALL))], order, lambda _: Here(order), False, lambda _: None)
 
 
 def test_the_command_with_ray_and_a_bucket(make: Make, bucket: str, server: str, red_model: Path) -> None:
