@@ -33,8 +33,8 @@ from pydicom.uid import (
 
 from polypstream.core.config import Settings
 from polypstream.errors import DataError, SourceError
-from polypstream.jobs.dicom import best_outlines, write_dicom
-from polypstream.jobs.results import Run, load_run
+from polypstream.jobs.dicom import write_dicom
+from polypstream.jobs.results import Outline, Run, TrackSummary, best_outlines, load_run
 from polypstream.sources.open import open_source
 from tests.conftest import audio_packets_of, call, frames_of, pts_of, summary_of
 
@@ -115,13 +115,14 @@ def judge(folder: Path) -> None:
 
 def run_of(*rows: tuple[int, int, float, int]) -> Run:
     """A run with a square outline for each (track, frame, probability, side in pixels)."""
-    tracks: dict[int, list[dict[str, Any]]] = {}
+    tracks: dict[int, list[Outline]] = {}
     for track, frame, probability, side in rows:
-        square = [0, 0, side, 0, side, side, 0, side]
-        tracks.setdefault(track, []).append(
-            {"frame": frame, "pts_s": 0.0, "probability": probability, "polygons": [square]}
-        )
-    listed = [{"track": track, "outlines": outlines} for track, outlines in tracks.items()]
+        square = np.array([(0, 0), (side, 0), (side, side), (0, side)], np.int32)
+        tracks.setdefault(track, []).append(Outline(track, frame, 0.0, probability, [square]))
+    listed = [
+        TrackSummary(track, 0.0, 0.0, 0.0, len(outlines), 1.0, 1.0, 0.1, Path(), 0.0, outlines)
+        for track, outlines in tracks.items()
+    ]
     return Run(Path("run"), {}, listed, Settings())
 
 

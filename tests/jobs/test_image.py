@@ -12,7 +12,8 @@ from PIL import Image
 
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import SourceError, TooLarge
-from polypstream.jobs.image import MAX_PIXELS, ImageResult, load_image, resize_for_model, view_of_image
+from polypstream.jobs.image import MAX_PIXELS, load_image, prepare_image
+from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import Rules
 
 RULES = Rules(threshold=0.5, peak=0.8, smallest=0.001)
@@ -122,33 +123,37 @@ def blobs() -> np.ndarray:
 
 def test_findings_mask_and_map_say_the_same() -> None:
     view = FieldOfView(40, 20, 500, 400)
-    looked = ImageResult(640, 480, view, blobs(), RULES)
-    mask, probability = looked.mask(), looked.probability_map()
-    (finding,) = looked.findings()
+    result = ImageResult(np.zeros((480, 640, 3), np.uint8), view, blobs(), RULES)
+    mask, probability = result.mask, result.probability
+    (finding,) = result.findings
     assert mask.shape == probability.shape == (480, 640)
-    assert finding.probability == pytest.approx(250 / 255)
-    drawn = cv2.fillPoly(np.zeros_like(mask), [finding.polygon], 255)
+    assert (mask.dtype, probability.dtype) == (np.dtype(bool), np.dtype(np.float32))
+    assert finding.confidence == pytest.approx(250 / 255)
+    assert finding.box == cv2.boundingRect(mask.astype(np.uint8))
+    drawn = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [finding.polygon], 1)
     assert (drawn == mask).all()
-    assert (probability[mask > 0] >= 128).all()
-    assert probability[round(20 + 90 * 400 / 128), round(40 + 90 * 500 / 128)] == 180  # no finding, but on the map
+    assert (probability[mask] >= 128 / 255).all()
+    # No finding, but on the map.
+    assert probability[round(20 + 90 * 400 / 128), round(40 + 90 * 500 / 128)] == np.float32(180) / 255
     outside = np.ones_like(mask, bool)
     outside[20:420, 40:540] = False
     assert not probability[outside].any()
 
 
 def test_where_nothing_is_nothing_is_said() -> None:
-    looked = ImageResult(64, 48, FieldOfView(0, 0, 64, 48), np.zeros((128, 128), np.uint8), RULES)
-    assert looked.findings() == []
-    assert not looked.mask().any()
-    assert not looked.probability_map().any()
+    image = np.full((48, 64, 3), 90, np.uint8)
+    result = ImageResult(image, FieldOfView(0, 0, 64, 48), np.zeros((128, 128), np.uint8), RULES)
+    assert result.findings == []
+    assert not result.mask.any()
+    assert not result.probability.any()
+    assert (result.plot() == image).all()
 
 
 def test_what_the_network_sees_is_the_view_at_its_size() -> None:
     rgb = np.zeros((300, 400, 3), np.uint8)
     rgb[30:270, 60:340] = (150, 100, 90)
-    view = view_of_image(rgb)
+    view, shown = prepare_image(rgb, 128)
     assert abs(view.x - 60) <= 4
     assert abs(view.width - 280) <= 8
-    shown = resize_for_model(view.crop(rgb), 128)
     assert shown.shape == (128, 128, 3)
     assert (shown[64, 64] == (150, 100, 90)).all()

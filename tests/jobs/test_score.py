@@ -49,12 +49,16 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         write_video(folder / "masks.mkv", masks, rate)
-        box = [20, 20, 39, 20, 39, 39, 20, 39]
+        outline = {"pts_s": 0.0, "probability": 0.9, "polygons": [[20, 20, 39, 20, 39, 39, 20, 39]]}
+        unused = dict.fromkeys(("first_s", "last_s", "seconds_in_view", "peak_probability", "mean_probability"), 0.0)
+        unused |= {"largest_area_fraction": 0.0, "snapshot_pts_s": 0.0}
         rows = [
-            {"track": track, "outlines": [{"frame": frame, "polygons": [box]} for frame in frames]}
+            {"track": track, "frames": len(frames), "snapshot": "none.jpg", **unused}
+            | {"outlines": [{"frame": frame, **outline} for frame in frames]}
             for track, frames in (tracks or {}).items()
         ]
-        (folder / "findings.json").write_text(json.dumps({"schema": SCHEMA, "tracks": rows}))
+        head = {"schema": SCHEMA, "picture_size": [96, 64], "settings": {}}
+        (folder / "findings.json").write_text(json.dumps({**head, "tracks": rows}))
         return folder
 
     return make

@@ -12,9 +12,9 @@ import pytest
 from polypstream.core.config import VideoSettings
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.errors import OutputError
+from polypstream.media import encoders
 from polypstream.media.encoders import ENCODERS, Encoder, choose_encoder, why_not
 from polypstream.media.video import AnnotatedVideo
-from polypstream.sinks import encoders
 from tests.conftest import call, summary_of
 
 HARDWARE = [codec for codec in ENCODERS if codec != "libx264"]

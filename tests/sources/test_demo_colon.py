@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from polypstream.jobs.image import view_of_image
+from polypstream.jobs.image import prepare_image
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
 
 WIDTH, HEIGHT = 160, 120
@@ -69,7 +69,7 @@ def test_any_size_shows_the_first_polyp_inside_its_field_of_view(width: int, hei
     assert truth.shape == (height, width)
     assert picture.dtype == truth.dtype == np.uint8
     assert set(np.unique(truth)) == {0, 1}
-    view = view_of_image(picture)
+    view, _ = prepare_image(picture, 128)
     assert view.width * view.height >= 0.3 * width * height
     assert np.count_nonzero(view.crop(truth)) > 0.98 * np.count_nonzero(truth)
 

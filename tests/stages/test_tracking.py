@@ -204,5 +204,5 @@ def test_what_has_left_long_ago_does_not_bring_two_new_ones_together() -> None:
 
 def test_tracks_may_be_many() -> None:
     tracker = Tracker(False)
-    tracker.memory.count = 2**16
+    tracker.state.count = 2**16
     assert see(tracker, 0.0, [(50, 50)], None) == [2**16 + 1]

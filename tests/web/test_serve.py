@@ -26,7 +26,8 @@ from PIL import Image
 
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import ImageResult, resize_for_model, view_of_image
+from polypstream.jobs.image import prepare_image
+from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import choose_rules
 from polypstream.web.batcher import Batcher
 from polypstream.web.library import MAX_CRASHES, Library, open_library
@@ -58,10 +59,9 @@ def segment(app: Served, content: bytes, accept: str, **options: Any) -> Any:
 
 def what_should_be_found(rgb: np.ndarray, model: Path) -> ImageResult:
     segmenter, settings = Segmenter(model, "cpu"), settings_for(model)
-    view = view_of_image(rgb)
+    view, model_input = prepare_image(rgb, segmenter.size)
     rules = choose_rules(settings.findings, segmenter.card.threshold, segmenter.card.peak)
-    probability = segmenter.segment([resize_for_model(view.crop(rgb), segmenter.size)])[0]
-    return ImageResult(rgb.shape[1], rgb.shape[0], view, probability, rules)
+    return ImageResult(rgb, view, segmenter.segment([model_input])[0], rules)
 
 
 def test_a_picture_becomes_findings(app: Served) -> None:
@@ -82,14 +82,14 @@ def test_mask_map_and_arrays_are_what_the_rules_say(app: Served, red_model: Path
     looked, content = what_should_be_found(rgb, red_model), png(rgb)
     mask = np.asarray(Image.open(io.BytesIO(segment(app, content, "image/png").content)))
     assert mask.any()
-    assert (mask == looked.mask()).all()
+    assert ((mask > 0) == looked.mask).all()
     answer = segment(app, content, "image/png", params={"layer": "probability"})
-    assert (np.asarray(Image.open(io.BytesIO(answer.content))) == looked.probability_map()).all()
+    assert (np.asarray(Image.open(io.BytesIO(answer.content))) == looked.probability_levels()).all()
     view = looked.view
     assert answer.headers["Field-Of-View"] == f"{view.x},{view.y},{view.width},{view.height}"
     arrays = np.load(io.BytesIO(segment(app, content, "application/x-npz").content))
-    assert (arrays["mask"] == looked.mask()).all()
-    assert (arrays["probability"] == looked.probability_map()).all()
+    assert (arrays["mask"] == looked.mask * 255).all()
+    assert (arrays["probability"] == looked.probability_levels()).all()
 
 
 def test_a_picture_lies_as_it_is_looked_at(app: Served) -> None:
