@@ -85,8 +85,8 @@ class Detector:
         Example:
             >>> import polypstream as pp
             >>> result = pp.Detector()("image.jpg")
-            >>> [finding.box for finding in result.findings]
-            [(236, 148, 105, 96)]
+            >>> len(result.findings), result.mask.shape
+            (1, (360, 640))
         """
         rgb = _rgb_of(image)
         view, model_input = prepare_image(rgb, self._segmenter.size)
@@ -152,7 +152,7 @@ def process(
         >>> import polypstream as pp
         >>> run = pp.process("colon.mp4", "results", overwrite=True)
         >>> run.folder.name, len(run.tracks)
-        ('colon', 2)
+        ('colon', 1)
     """
     detector = detector or Detector()
     done = command.process(

@@ -195,8 +195,11 @@ class FrameResult(Prediction):
 
     Example:
         >>> import polypstream as pp
-        >>> [frame.index for frame in pp.Detector().track("colon.mp4") if frame.findings][:3]
-        [0, 1, 2]
+        >>> for frame in pp.Detector().track("colon.mp4"):
+        ...     for finding in frame.findings:
+        ...         last = frame.seconds, finding.track_id
+        >>> round(last[0], 1), last[1]
+        (2.7, 1)
     """
 
     def __init__(self, frame: Frame, to_rgb: RgbConverter) -> None:

@@ -99,8 +99,8 @@ class Run:
     Example:
         >>> import polypstream as pp
         >>> run = pp.load_run("results/colon")
-        >>> [(track.track_id, track.first_s, track.last_s) for track in run.tracks]
-        [(1, 0.0, 5.28), (2, 5.04, 9.96)]
+        >>> [(track.track_id, round(track.first_s, 1), round(track.last_s, 1)) for track in run.tracks]
+        [(1, 0.8, 2.7)]
     """
 
     folder: Path
@@ -161,7 +161,7 @@ def load_run(folder: str | Path) -> Run:
     Example:
         >>> import polypstream as pp
         >>> pp.load_run("results/colon").picture_size
-        (1280, 720)
+        (640, 360)
     """
     folder = Path(folder)
     about = read_findings(folder)
