@@ -17,7 +17,7 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from polypstream.core.timestamps import ClockShifts, TimestampMender
+from polypstream.core.timestamps import ClockShifts, TimestampCorrector
 from polypstream.media.container import is_encrypted
 from polypstream.media.pictures import MP4_LONGEST_STEP
 
@@ -99,7 +99,7 @@ class AudioTrack:
         # Times can be equal: Matroska rounds to milliseconds, and some codecs have packets shorter than that.
         longest = min(longest, Fraction(MP4_LONGEST_STEP, self._rate))
         shift, steps = round(shifts.origin / self._time_base), int(longest / self._time_base)
-        self._mender = TimestampMender[AudioPacket](self._time_base, steps, shift, self._restart, least=0)
+        self._mender = TimestampCorrector[AudioPacket](self._time_base, steps, shift, self._restart, least=0)
         self._restarts = 0
         self._ready = deque[_Ready]()
         self._passed = float("-inf")

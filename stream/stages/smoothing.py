@@ -80,8 +80,8 @@ class TemporalSmoother:
         if state.view == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
             frame.motion = self._find_motion(grey, now.shape)
         if frame.motion is not None:
-            past, weight = frame.motion.followed(state.smooth), np.float32(np.exp(-passed / TIME_CONSTANT_S))
-            now = now + np.trunc(weight * frame.motion.trust * (past - now) / FINEST) * FINEST
+            past, weight = frame.motion.warp(state.smooth), np.float32(np.exp(-passed / TIME_CONSTANT_S))
+            now = now + np.trunc(weight * frame.motion.similarity * (past - now) / FINEST) * FINEST
         smooth = now.astype(np.float32)
         self.state = SmootherState(frame.seconds, frame.view, grey, smooth, state.seen)
         frame.smoothed = cv2.convertScaleAbs(smooth)

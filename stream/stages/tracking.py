@@ -157,7 +157,7 @@ class Tracker:
         if not state.tracks:
             return fresh
         if motion is not None:
-            state.places = motion.followed(state.places, cv2.INTER_NEAREST)
+            state.places = motion.warp(state.places, cv2.INTER_NEAREST)
         present = _histogram(state.places)
         kept = [
             slot for slot, track in enumerate(state.tracks, 1) if present[slot] and seconds - track.last <= REMEMBERED_S
