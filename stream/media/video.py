@@ -164,7 +164,7 @@ class AnnotatedVideo:
         # Time in seconds of the last keyframe that the encoder output or that was requested.
         self._key_frame_s = float("-inf")
         self._previous_packet: Packet[VideoStream] | None = None
-        self._pictures_out = 0
+        self._video_packets = 0
         self._ends: float | None = None
         self._file, self._audio = open_mp4(path, pictures, audio_from, shifts)
         try:
@@ -181,7 +181,7 @@ class AnnotatedVideo:
     @property
     def packets(self) -> int:
         """Number of video and audio packets written so far."""
-        return self._pictures_out + (self._audio.packets if self._audio else 0)
+        return self._video_packets + (self._audio.packets if self._audio else 0)
 
     def write(self, frame: Frame) -> None:
         """Encode a frame, and mux the audio up to its time.
@@ -234,7 +234,7 @@ class AnnotatedVideo:
         if self._origin and packet.pts is not None and packet.dts is not None:
             packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
         self._file.mux(packet)
-        self._pictures_out += 1
+        self._video_packets += 1
 
     def close(self) -> None:
         """Flush the encoder and the audio, and finish the file. If this fails, what was written remains playable.
