@@ -9,7 +9,7 @@ import numpy as np
 
 # FFmpeg's display matrix contains fixed-point numbers with 16 fractional bits.
 ONE = 1 << 16
-# An entry of the matrix may differ by so much from that of a rotation by a multiple of 90 degrees.
+# Tolerance of a matrix entry: its difference from that of a rotation by a multiple of 90 degrees.
 NEARLY = 0.02
 
 

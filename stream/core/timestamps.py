@@ -18,13 +18,13 @@ from typing import Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 # Number of items that are examined if a timestamp is doubtful.
 WINDOW = 8
-# So many items that increase among themselves, but not from the last timestamp, mean a restart of the clock.
+# Number of items that show a restart of the clock: they increase among themselves, but not from the last timestamp.
 RUN = 4
 # A step of up to a second is accepted without a check. A longer step is accepted if the next items continue from it.
 NEAR_S = 1
-# After a restart of the clock, a step of so many ordinary steps may mean that the clock was set back.
+# After a restart of the clock, a step of this many ordinary steps may mean that the clock was set back.
 USUAL_STEPS = 4
-# Nothing follows the last item to confirm its timestamp. A step of more seconds before it is not plausible.
+# No item after the last one can confirm its timestamp. A longer step before it, in seconds, is not plausible.
 LONGEST_LAST_S = 60
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 # Seconds without progress after which the process ends.
 STALL_TIMEOUT_S = 60.0
-# The timer is restarted at most once in so many seconds, because each restart creates a thread.
+# Minimum time between two restarts of the timer, in seconds, because each restart creates a thread.
 REARM_INTERVAL_S = 1.0
 STANDARD_ERROR = 2
 # Exit status of the process.

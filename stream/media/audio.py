@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # Number of packets that are read of each track before the first one is written, and the limit for all tracks.
 PACKETS_AHEAD, MAX_AHEAD = 8, 1000
-# A track is late if it begins so many seconds after the video. A header that needs its first packet is then delayed.
+# A track that begins later than this after the video, in seconds, is late. It delays a header that needs its first
+# packet.
 LATE_S = 2.0
 # Errors of the disk. Any other error concerns the packet that was being written.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EPIPE})

@@ -40,7 +40,7 @@ DEFAULT_LAYOUTS = {
     8: "7.1",
     16: "hexadecagonal",
 }
-# Audio timestamps may differ by so many seconds because of rounding, without a gap.
+# If audio starts later than expected by less than this, in seconds, the cause is rounding and not a gap.
 ROUNDING_S = 0.02
 # The largest distance in a file, in seconds, between audio and the video that it belongs to.
 MAX_AV_DISTANCE_S = 5.0

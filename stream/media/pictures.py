@@ -31,7 +31,7 @@ MP4_LONGEST_STEP = 2**31 - 1
 MAX_RATE = 300
 # FFmpeg's numbers of field orders (AVFieldOrder), mapped to the field that is displayed first.
 FIELD_ORDERS: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
-# FFmpeg doubles the units per second of an MP4 until they are at least so many.
+# The smallest number of units per second in an MP4. FFmpeg doubles a smaller number until it is reached.
 MP4_LEAST_TIMESCALE = 10_000
 # Planar YUV formats that the overlay can draw on and that H.264 encoders accept.
 KEPT = frozenset(

@@ -1,8 +1,8 @@
 """Crop, scale and convert frames in one pass over their pixels.
 
 FFmpeg's crop filter only moves a pointer, and its scaler converts while it shrinks. Therefore a full-resolution frame
-is read once and never written. Unlike PyAV's `reformat`, a filter graph never changes the tags of the source frame, so
-several threads may scale the same frame.
+is read once and never written. Unlike PyAV's `reformat`, a filter graph never changes the tags of the source frame.
+Therefore several threads may scale the same frame.
 """
 
 from __future__ import annotations

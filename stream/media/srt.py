@@ -29,7 +29,7 @@ ONLY_SRT = {"protocol_whitelist": "srt", "format_whitelist": "mpegts"}
 # Options of an SRT address that grant access to anyone who knows them.
 SECRET = ("passphrase", "streamid", "srt_streamid")
 LISTEN = "?listen=1"
-# A listening writer stops after so many milliseconds without a peer. A reader has its own timeout.
+# A listening writer stops after this time without a peer, in milliseconds. A reader has its own timeout.
 LISTEN_TIMEOUT = "&listen_timeout=3000"
 
 

@@ -40,13 +40,13 @@ MP4_OPTIONS = {
     "movflags": "+hybrid_fragmented",
     "use_editlist": "1",
     "frag_duration": str(FRAGMENT_US),
-    # A track without packets, such as audio that ends early, delays the others for so long; by default ten seconds.
+    # A track without packets, such as audio that ends early, delays the others for this time. The default is 10 s.
     "max_interleave_delta": str(FRAGMENT_US),
     "flush_packets": "1",
 }
 # With this flag a video is playable before its last audio track has begun. FFmpeg cannot write such a header for AC-3
 # and E-AC-3, because it needs a packet of these first. FFmpeg 8.1 crashes if a track starts later than 31 bits of its
-# time scale, as in recordings of a running transport stream. Without the flag the header is written with the first
+# time scale. Recordings of a running transport stream do so. Without the flag the header is written with the first
 # fragment.
 HEADER_AT_START = "+empty_moov"
 LATE_START_S = 600

@@ -1,8 +1,8 @@
 """Stage `crop`: find the endoscope's field of view, and crop frames to it.
 
 An endoscope's processor sends a frame in which the field of view is a bright disc, octagon or rounded rectangle. Black
-borders and side panels with text are beside it. The model sees the box around the field of view, so that a polyp
-covers as many of its input pixels as possible.
+borders and side panels with text are beside it. The model sees only the box around the field of view. A polyp then
+covers as many input pixels as possible.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALLEST_SHARE = 0.25
 SMALLEST_LINE = 0.12
 # The outline contains the pixels that are bright in at least this share of the frames.
 LIT_SHARE = 1 / 3
-# A part that is thinner than this, in pixels of the thumbnail, is a line of text that touches the field of view.
+# Thinner parts, in pixels of the thumbnail, are lines of text that touch the field of view.
 OPENING_KERNEL = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (17, 17))
 
 

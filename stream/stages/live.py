@@ -21,7 +21,7 @@ from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 
 # Seconds between two searches for the field of view, and the number of thumbnails that each search uses.
 SEARCH_INTERVAL_S, SEARCH_THUMBNAILS = 1.0, 10
-# A box whose edges move by less than this share of the frame is not replaced, because each new box starts a new scene.
+# The box is kept if its edges move by less than this share of the frame. A new box starts a new scene.
 VIEW_TOLERANCE = 0.02
 # Seconds after which a failed inference is tried again.
 RETRY_S = 5.0
@@ -82,7 +82,7 @@ class LiveViewCropper:
 
 
 def _differ(one: FieldOfView, other: FieldOfView, most: float) -> bool:
-    """Whether any edges of two boxes are farther apart than so many pixels."""
+    """Whether any edges of two boxes are farther apart than `most` pixels."""
     edges = [(view.x, view.y, view.x + view.width, view.y + view.height) for view in (one, other)]
     return max(abs(a - b) for a, b in zip(*edges, strict=True)) > most
 
@@ -288,7 +288,7 @@ def _size(frame: Frame) -> tuple[int, int]:
     return frame.picture.width, frame.picture.height
 
 
-# Time at which a frame left the last stage, its latency, and the age of its markers (None without markers), in seconds.
+# Time at which a frame left the last stage, its latency, and the age of its markers or None; in seconds.
 FrameTiming = tuple[float, float, float | None]
 
 

@@ -1,7 +1,7 @@
 """Stage `overlay`: draw findings on a frame's YUV planes.
 
-Frames are not converted. The colour of the markers is converted to YUV once per frame format, and pixels are blended
-only in the box around the findings. A frame without findings stays untouched in the decoder's buffer.
+Frames are not converted. The colour of the markers is converted to YUV once per frame format. Pixels are blended only
+in the box around the findings. A frame without findings stays untouched in the decoder's buffer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Style = Literal["tint", "heatmap"]
 MARKER_RGB = (64, 255, 96)
 # The heat map shows probabilities from this one. Lower ones are noise on healthy mucosa and would tint every frame.
 HEAT_FROM = 0.1
-# Line widths are given for a frame with so many rows.
+# Line widths are given for a frame with this number of rows.
 REFERENCE_LINES = 1080
 
 

@@ -12,9 +12,9 @@ from polypstream.core.frame import Frame, Quality
 SIDE = 80
 # A frame is blurred if the standard deviation of its Laplacian, in grey levels, is lower.
 SHARP = 14.0
-# A frame is overexposed if a larger share of its pixels is above this grey level, at the end of the sensor's range.
+# A pixel above this grey level is at the end of the sensor's range. A larger share of such pixels means overexposed.
 WHITE, TOO_WHITE = 245, 0.05
-# Mucosa is red. The mean red of the bright pixels is at least so many times the mean blue and green.
+# Mucosa is red. The mean red of its bright pixels is at least this multiple of the mean blue and of the mean green.
 LIT, REDDER_THAN_BLUE, REDDER_THAN_GREEN = 30, 1.05, 0.95
 
 

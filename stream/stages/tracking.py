@@ -14,13 +14,14 @@ from polypstream.core.frame import Motion
 # rounding errors would decide.
 
 # A track is confirmed after the model has been confident for CONFIRM_S. Time without confidence is subtracted. A track
-# that covers less than SMALL_SHARE of the map needs up to SMALL_EXTRA_S more, because almost all false positives are
-# small and short. A track in the first frame of a scene is confirmed immediately, because nothing contradicts it.
+# that covers less than SMALL_SHARE of the map needs up to SMALL_EXTRA_S more. The reason is that almost all false
+# positives are small and short. A track in the first frame of a scene is confirmed immediately, because nothing
+# contradicts it.
 CONFIRM_S = 0.055
 SMALL_SHARE, SMALL_EXTRA_S = 0.04, 0.4
 # A small track that was not detected for longer must be confirmed again.
 RECONFIRM_AFTER_S = 0.055
-# A track loses its confirmation if the model was not confident for so long, even if faint detections continue.
+# A track loses its confirmation after this time without confidence, even if faint detections continue.
 CONFIDENCE_TIMEOUT_S = 1.0
 # A track that is not detected stays visible for HOLD_S and moves with the mucosa. It can be found again for MAX_LOST_S.
 HOLD_S, MAX_LOST_S = 0.055, 2.0
