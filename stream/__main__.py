@@ -1,4 +1,7 @@
-"""The command's entry point. It imports the rest only under its care, so that Ctrl-C is quiet from the start."""
+"""The entry point of the command line.
+
+It sets the signal handler before it imports the rest, so that Ctrl-C prints no traceback during the imports.
+"""
 
 import os
 import signal
@@ -9,10 +12,16 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line."""
-    # Python would raise inside an import, where extension modules turn it into errors of theirs; nothing is begun yet.
+    """Run the command line.
+
+    Raises:
+        SystemExit: the command has ended; the code is the exit status, INTERRUPTED (130) after Ctrl-C.
+    """
+    # During an import, extension modules replace KeyboardInterrupt by their own errors. No work has started yet, so
+    # the process can exit directly.
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    # Before av: both wheels bring an XCB library of their own, and with av's loaded first OpenCV's windows never open.
+    # OpenCV is imported before av. Both wheels contain an XCB library. OpenCV's windows never open if av's library is
+    # loaded first.
     import cv2  # noqa: F401
 
     from polypstream.cli.app import run
@@ -22,9 +31,9 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except SystemExit as ending:
-        if ending.code == INTERRUPTED and any(each.name.startswith("polypstream-") for each in threading.enumerate()):
-            # A second Ctrl-C while files were being finished: threads inside FFmpeg cannot be unwound.
+    except SystemExit as error:
+        if error.code == INTERRUPTED and any(each.name.startswith("polypstream-") for each in threading.enumerate()):
+            # This is a second Ctrl-C, while files were being finished. Threads inside FFmpeg cannot be unwound.
             sys.stderr.flush()
             os._exit(INTERRUPTED)
         raise

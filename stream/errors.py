@@ -1,22 +1,22 @@
-"""Every error that a user can meet.
+"""The errors that polypstream raises on purpose.
 
     PolypstreamError
     ├── SettingsError    a key of config.yaml or of --set is unknown, of the wrong type or out of range
-    ├── SourceError      a recording or stream cannot be opened or holds no picture that can be decoded
-    │   └── TooLarge     it is larger than it may be
-    ├── OutputError      a result cannot be written: exists already, no permission, disk full
-    ├── ModelError       a model file is missing, corrupt, or not one of ours
-    ├── ProviderError    the execution provider asked for is not on this machine
-    ├── DataError        a folder of pictures and masks is not as training and evaluation need it
-    └── MissingExtra     a command needs an optional part that is not installed
+    ├── SourceError      a recording or stream cannot be opened, or no frame of it can be decoded
+    │   └── TooLarge     a source is larger than the limit
+    ├── OutputError      a result cannot be written: it exists already, no permission, disk full
+    ├── ModelError       a model file is missing, corrupt, or not a polypstream model
+    ├── ProviderError    the requested execution provider is not available on this machine
+    ├── DataError        a folder of images and masks does not have the layout that training and evaluation need
+    └── MissingExtra     a command needs an optional dependency that is not installed
 
-Each message is one sentence or two for a person: what is wrong, with which file or setting, and what to do.
-The command line prints it on standard error and exits with 1; a traceback is a bug.
+Each message has one or two sentences. It says what is wrong, with which file or setting, and what to do.
+The command line prints the message on standard error and exits with 1. A traceback is a bug.
 """
 
 
 class PolypstreamError(Exception):
-    """Base of all errors that are meant for the user's eyes."""
+    """Base class of all errors that are meant for the user."""
 
 
 class SettingsError(PolypstreamError):
@@ -28,7 +28,7 @@ class SourceError(PolypstreamError):
 
 
 class TooLarge(SourceError):
-    """A source is larger than it may be."""
+    """A source is larger than the limit."""
 
 
 class OutputError(PolypstreamError):
@@ -36,7 +36,7 @@ class OutputError(PolypstreamError):
 
 
 class ModelError(PolypstreamError):
-    """A model file is missing, corrupt or not one of ours."""
+    """A model file is missing, corrupt or not a polypstream model."""
 
 
 class ProviderError(PolypstreamError):
@@ -44,8 +44,8 @@ class ProviderError(PolypstreamError):
 
 
 class DataError(PolypstreamError):
-    """A data set on disk is not in the expected shape."""
+    """A data set on disk does not have the expected layout."""
 
 
 class MissingExtra(PolypstreamError):
-    """A command needs an optional part that is not installed."""
+    """A command needs an optional dependency that is not installed."""

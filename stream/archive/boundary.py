@@ -25,8 +25,8 @@ from polypstream.core.geometry import FieldOfView
 from polypstream.errors import DataError
 from polypstream.jobs.setup import Stages
 from polypstream.media.pictures import planes_of
-from polypstream.stages.smoothing import QUIET_S, SmootherState
-from polypstream.stages.tracking import UNSURE_S, Track, TrackerState
+from polypstream.stages.smoothing import IDLE_AFTER_S, SmootherState
+from polypstream.stages.tracking import CONFIDENCE_TIMEOUT_S, Track, TrackerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +125,13 @@ def _steady_alike(true: SmootherState | None, guess: SmootherState | None) -> bo
 
 def _recent(state: SmootherState) -> float | None:
     """When something was last seen, if that still matters."""
-    return state.seen if state.before is not None and state.before - state.seen <= QUIET_S else None
+    return state.seen if state.before is not None and state.before - state.seen <= IDLE_AFTER_S else None
 
 
 def _kept(track: Track, now: float) -> tuple[object, ...]:
     """What decides how a track goes on: not its number, but whether it has one."""
-    sure = track.sure if now - track.sure <= UNSURE_S else None
-    return track.last, bool(track.number), sure, track.evidence, track.believed, track.astray
+    confident = track.last_confident if now - track.last_confident <= CONFIDENCE_TIMEOUT_S else None
+    return track.last, bool(track.number), confident, track.evidence, track.confirmed, track.position_unknown
 
 
 def save_boundary(boundary: Boundary, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of live sources and of the places that pictures are sent to: their names, and what may be shown of them."""
+"""Addresses of live sources and of push targets: names, redaction, and waits between connection attempts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from av.error import ExitError, FFmpegError
 
 from polypstream.errors import PolypstreamError
 
-# What a source may be called: nothing that an address begins with.
+# A valid name of a source. It cannot be mistaken for the beginning of an address.
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-# The wait before the first attempt to connect again; it doubles with each that is in vain.
+# Seconds before the first attempt to reconnect. The wait doubles with each failed attempt.
 FIRST_WAIT_S = 0.2
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Name and address of `room1=rtsp://…`; a source without a name is called by its address, without credentials."""
+    """Split `room1=rtsp://…` into name and address.
+
+    Args:
+        text: an address, with or without `name=` before it.
+
+    Returns:
+        Name and address. A source without a name is named after its redacted address.
+    """
     name, equals, uri = text.partition("=")
     if equals and NAME.fullmatch(name):
         return name, uri
@@ -23,18 +30,40 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def redacted(uri: str) -> str:
-    """An address without user, password and query, which may hold keys; also where it is written wrongly."""
-    # A password may hold any of the characters that mean something elsewhere: all up to the last @ goes first.
+    """Remove user, password and query from an address, because they may contain keys.
+
+    Args:
+        uri: an address; it may be malformed.
+
+    Returns:
+        The address without user, password, query and fragment.
+    """
+    # A password may contain ?, # and /. Therefore everything up to the last @ is removed first.
     return re.split(r"[?#]", re.sub(r"^([^/]*/+)?.*@", r"\1", uri), maxsplit=1)[0]
 
 
 def back_off(attempts: int, longest: float) -> float:
-    """Seconds to wait after so many vain attempts to connect."""
+    """Compute the wait before the next connection attempt (exponential backoff).
+
+    Args:
+        attempts: failed attempts in a row so far.
+        longest: the upper limit in seconds.
+
+    Returns:
+        Seconds to wait.
+    """
     return min(FIRST_WAIT_S * 2.0 ** min(attempts, 32), longest)
 
 
 def reason(error: Exception) -> str:
-    """What FFmpeg says, without the address, in which there may be a password."""
+    """Describe an error without the address, because the address may contain a password.
+
+    Args:
+        error: an error of FFmpeg, of polypstream, or any other.
+
+    Returns:
+        A short text for the user.
+    """
     if isinstance(error, ExitError):
         return "no picture came in time"
     if isinstance(error, FFmpegError):

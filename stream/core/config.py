@@ -1,4 +1,4 @@
-"""config.yaml and `--set` overrides -> validated settings."""
+"""Settings: config.yaml and `--set` overrides, validated with pydantic."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ Length = Annotated[int, Field(gt=0, strict=True)]
 Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
 
 
-# Width of the outline where it is only switched on.
+# Width of the outline if the setting is `true`.
 CONTOUR = 4.0
-# Characters of a reason or of a wrong value that are shown.
-MAX_SAID = 100
+# Error messages show at most this many characters of a reason or of a wrong value.
+MAX_QUOTED = 100
 
 
-def _switch(width: Any) -> Any:
-    """`false` and `true` for no outline and the usual one."""
+def _contour_width(width: Any) -> Any:
+    """Map `false` to no outline and `true` to the default outline."""
     return {False: 0.0, True: CONTOUR}[width] if isinstance(width, bool) else width
 
 
 class Section(BaseModel):
-    """Immutable settings; unknown keys are errors."""
+    """Base class of the sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class View(Section):
-    """Which part of the picture the network sees."""
+    """The part of the frame that the model sees."""
 
     field_of_view: Literal["auto", "full"] | tuple[Coordinate, Coordinate, Length, Length] = "auto"
 
 
 class Deidentify(Section):
-    """What is taken out of a recording before anything is written."""
+    """What is removed from a recording before anything is written."""
 
     enabled: bool = False
     blank_outside: bool = True
 
 
 class Inference(Section):
-    """The model and where it runs."""
+    """The model and its execution provider."""
 
     model: str = "shipped"
     provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
@@ -74,7 +74,7 @@ class OverlaySettings(Section):
 
     style: Literal["tint", "heatmap"] = "tint"
     opacity: float = Field(default=0.3, ge=0, le=1, strict=True)
-    contour: Annotated[float, BeforeValidator(_switch)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
+    contour: Annotated[float, BeforeValidator(_contour_width)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
 
 
 class WindowSettings(Section):
@@ -106,21 +106,21 @@ class VideoSettings(Section):
 
 
 class RollSettings(Section):
-    """When a live recording goes on in another file."""
+    """When a live recording continues in a new file."""
 
     seconds: float = Field(default=3600.0, ge=1, strict=True)
     megabytes: float = Field(default=4000.0, ge=1, strict=True)
 
 
 class Output(Section):
-    """What is written."""
+    """How results are written."""
 
     video: VideoSettings = VideoSettings()
     roll: RollSettings = RollSettings()
 
 
 class ServeSettings(Section):
-    """What `polypstream serve` takes, and how long it keeps it."""
+    """What `polypstream serve` accepts, and how long it keeps the data."""
 
     picture_megabytes: int = Field(default=64, ge=1, le=1024, strict=True)
     recording_gigabytes: float = Field(default=100.0, gt=0, strict=True)
@@ -128,7 +128,7 @@ class ServeSettings(Section):
 
 
 class Settings(Section):
-    """Every setting of a run; config.yaml explains each."""
+    """All settings of a run. config.yaml explains each of them."""
 
     view: View = View()
     deidentify: Deidentify = Deidentify()
@@ -141,19 +141,26 @@ class Settings(Section):
 
 
 def config_file() -> Path:
-    """config.yaml as it comes with the program: every setting with its default, explained."""
+    """Return the path of the installed config.yaml, which lists every setting with its default and explains it.
+
+    Returns:
+        The path.
+    """
     return Path(str(files("polypstream") / "config.yaml"))
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """Settings: the defaults, then a file's values, then overrides.
+    """Load settings: the defaults, then the values of a file, then overrides.
 
     Args:
         file: YAML file such as config.yaml, which explains every setting.
-        overrides: `key=value` each, as for the command's `--set`.
+        overrides: each `key=value`, as for the option `--set` of the command line.
+
+    Returns:
+        The validated settings.
 
     Raises:
-        SettingsError: a setting is unknown, of the wrong type or out of range; it says which and where it was set.
+        SettingsError: a setting is unknown, of the wrong type or out of range. The message names it and its origin.
 
     Example:
         >>> import polypstream as pp
@@ -192,7 +199,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _without_empty(content: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """Without the sections in which every line is commented out, which YAML reads as null."""
+    """Remove the sections in which every line is commented out, which YAML reads as null."""
     kept = {}
     for key, value in content.items():
         below = _section_in(section, key)
@@ -206,9 +213,9 @@ def _without_empty(content: dict[str, Any], section: type[BaseModel]) -> dict[st
 def _parse(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets impossible dates and numbers through
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML: ValueError for impossible dates and numbers
         reason = " ".join(str(error).split())
-        raise SettingsError(f"{origin}: is not valid YAML ({reason[:MAX_SAID]})") from error
+        raise SettingsError(f"{origin}: is not valid YAML ({reason[:MAX_QUOTED]})") from error
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
@@ -221,7 +228,7 @@ def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> 
 
 
 def _explain(error: ValidationError, origins: dict[str, str], file: Path | None) -> str:
-    """The first problem, with its key and where that was set."""
+    """Describe the first problem, with its key and where the key was set."""
     problem = error.errors()[0]
     key = _key(problem["loc"])
     origin = next(
@@ -239,11 +246,11 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where} is a section, which holds settings such as {key}.{first_setting(key)}"
     wanted = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors() if _key(each["loc"]) == key))
-    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MAX_SAID]})"
+    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MAX_QUOTED]})"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """The setting's name; pydantic appends the tried alternative or the place in a list."""
+    """Return the name of the setting. pydantic appends the alternative that it tried or an index into a list."""
     parts: list[str] = []
     section: type[BaseModel] = Settings
     for part in location:
@@ -256,12 +263,27 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def first_setting(section: str) -> str:
-    """The first setting in a section, as an example."""
+    """Return the first setting of a section, as an example.
+
+    Args:
+        section: full name of a section, such as `live.window`.
+
+    Returns:
+        The setting's name inside the section.
+    """
     return next(key for key in known_keys() if key.startswith(f"{section}.")).removeprefix(f"{section}.")
 
 
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """The full names of all settings."""
+    """List the full names of all settings.
+
+    Args:
+        section: the section to list.
+        prefix: put before each name.
+
+    Returns:
+        Names such as `overlay.opacity`, in the order of declaration.
+    """
     keys: list[str] = []
     for name in section.model_fields:
         below = _section_in(section, name)
@@ -270,7 +292,7 @@ def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[st
 
 
 def _section_in(section: type[BaseModel], name: int | str) -> type[BaseModel] | None:
-    """The section of this name inside another, or None: it is a setting, or unknown."""
+    """Return the subsection with this name, or None if the name is a setting or unknown."""
     known = section.model_fields.get(str(name))
     below = known.annotation if known else None
     return below if isinstance(below, type) and issubclass(below, BaseModel) else None

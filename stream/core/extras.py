@@ -1,4 +1,4 @@
-"""Optional parts, which the base installation does without."""
+"""Optional dependencies, which the base installation does not contain."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from polypstream.errors import MissingExtra
 
 @contextmanager
 def extra(name: str, needed_by: str = "this command") -> Iterator[None]:
-    """Answer a missing optional package with the pip line that brings it.
+    """Raise MissingExtra, with the pip command that installs the package, if the block imports a missing package.
 
     Args:
-        name: of the optional part, as in pyproject.toml.
-        needed_by: what cannot be done without it.
+        name: name of the optional dependency group in pyproject.toml.
+        needed_by: what needs it, for the message.
 
     Raises:
         MissingExtra: a package is not installed.

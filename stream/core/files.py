@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and with errors in words for people."""
+"""Writing files atomically, and errors of the file system as messages for the user."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from polypstream.errors import OutputError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong inside goes wrong with writing this file.
+    """Convert errors of FFmpeg and of the file system in the block to OutputError.
+
+    Args:
+        path: the file that the block writes, for the message.
 
     Raises:
-        OutputError: instead of an error of FFmpeg or the file system.
+        OutputError: the block raised an error of FFmpeg or of the file system.
     """
     try:
         yield
@@ -29,9 +32,16 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Give a path beside a file; what the block writes there takes the file's place when the block ends.
+    """Yield a temporary path beside a file, and move it to the file's path when the block ends.
 
-    After an error the file is as it was before. The other path has the same ending, by which libraries tell formats.
+    After an error the file is unchanged. The temporary path has the same suffix, because libraries use it to choose the
+    format.
+
+    Args:
+        path: the file to write or replace.
+
+    Yields:
+        The temporary path.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,15 +1,30 @@
-"""How things are said to people."""
+"""Formatting of values for the user."""
 
 from __future__ import annotations
 
 
 def clock(seconds: float, decimals: int = 1) -> str:
-    """h:mm:ss.s"""
+    """Format a time as h:mm:ss.s.
+
+    Args:
+        seconds: the time in seconds.
+        decimals: decimal places of the seconds.
+
+    Returns:
+        Text such as `0:01:23.4`.
+    """
     whole = round(seconds * 10**decimals) / 10**decimals
     width = 2 + (decimals + 1 if decimals else 0)
     return f"{int(whole // 3600)}:{int(whole % 3600 // 60):02}:{whole % 60:0{width}.{decimals}f}"
 
 
 def words_of(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return an error's message as one line.
+
+    Args:
+        error: any error.
+
+    Returns:
+        The first line of its message; the name of its class if the message is empty.
+    """
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Frame: one picture on its way through the stages, and what each stage attaches to it."""
+"""Frame: one frame of a video, and the results that each stage attaches to it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from av import VideoFrame
 from polypstream.core.geometry import FieldOfView, Region
 from polypstream.core.orientation import AS_STORED, Orientation
 
-# FFmpeg's words: pictures hold no two fields, or the upper one, or the lower one, is the earlier.
+# FFmpeg's names: a frame has no fields, its top field is the earlier one, or its bottom field is.
 FieldOrder = Literal["progressive", "tff", "bff"]
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFormat:
-    """What a sink must know before the first picture.
+    """Properties that all frames of a source share. A sink needs them before the first frame.
 
     Attributes:
-        width, height: in pixels, as stored (before rotation).
-        pixel_format: FFmpeg's name; planar YUV, 8 or 10 bits.
+        width, height: size in pixels as stored, before rotation.
+        pixel_format: FFmpeg's name of the pixel format; planar YUV, 8 or 10 bits.
         time_base: seconds per unit of pts.
-        rate: nominal pictures per second.
-        start: time of the first picture in seconds.
-        sample_aspect_ratio: width of a pixel over its height; 0 if unknown.
-        display_matrix: FFmpeg's nine integers that rotate the picture for display, or None.
-        colorspace, color_range, color_primaries, color_trc: FFmpeg's numbers of the colour tags (2, or 0 for the
-            range: untagged).
-        field_order: whether pictures hold two fields, and which is the earlier.
+        rate: nominal frames per second.
+        start: time of the first frame in seconds.
+        sample_aspect_ratio: width of a pixel divided by its height; 0 if unknown.
+        display_matrix: FFmpeg's nine integers that rotate the frame for display, or None.
+        colorspace, color_range, color_primaries, color_trc: FFmpeg's numbers of the colour tags. 2 means untagged; for
+            the range 0 means untagged.
+        field_order: whether a frame has two fields, and which one is earlier.
     """
 
     width: int
@@ -51,18 +51,18 @@ class PictureFormat:
 
     @property
     def orientation(self) -> Orientation:
-        """What is done to a picture to show it to people."""
+        """How a stored frame is transformed for display."""
         return Orientation.of(self.display_matrix, self.sample_aspect_ratio)
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What is wrong with a picture.
+    """Quality problems of a frame.
 
     Attributes:
-        blurred: nothing in it is sharp, or it is dark.
-        overexposed: a large part is white.
-        outside: it is not red as mucosa is, so outside the body (or dyed, or in narrow-band light).
+        blurred: no part of it is sharp, or it is dark.
+        overexposed: a large part of it is white.
+        outside: it is less red than mucosa. It shows the outside of the body, dyed mucosa or narrow-band light.
     """
 
     blurred: bool
@@ -72,47 +72,55 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """How a picture moved since the one before.
+    """How the image moved since the previous frame (backward optical flow).
 
     Attributes:
-        origin: float32 [h, w, 2], for each place of the map its x and y in the one before.
-        trust: float32 [h, w], 0..1, how much it looks like that place.
+        origin: float32 [h, w, 2]. For each pixel of the probability map, its x and y in the previous map.
+        similarity: float32 [h, w], 0..1. For each pixel, how similar the image is to its origin in the previous frame.
     """
 
     origin: np.ndarray
-    trust: np.ndarray
+    similarity: np.ndarray
 
-    def followed(self, before: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-        """A map of the picture before, where its places are now; 0 what came into view."""
+    def warp(self, before: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+        """Move a map of the previous frame along the motion.
+
+        Args:
+            before: map of the previous frame, [h, w].
+            interpolation: OpenCV's interpolation flag.
+
+        Returns:
+            The map for this frame, [h, w]; 0 where the pixel was not visible in the previous frame.
+        """
         moved: np.ndarray = cv2.remap(before, self.origin, None, interpolation, borderValue=0)
         return moved
 
 
 @dataclass(slots=True)
 class Frame:
-    """One picture.
+    """One frame, and what the stages attach to it.
 
     Attributes:
-        index: number of the picture in its source, from 0.
-        picture: as decoded, planar YUV.
-        pts: presentation time in units of time_base, exact.
+        index: number of the frame in its source, from 0.
+        picture: the decoded frame, planar YUV.
+        pts: presentation timestamp in units of time_base, exact.
         time_base: seconds per unit of pts.
-        arrived: when it came in, in seconds of time.monotonic.
-        source: where it comes from, where there are several.
-        last: the source ends with it.
-        orientation: how it is turned and stretched for people.
-        has_signal: False for a placeholder, shown while the source sends nothing; inference skips it.
-        problem: why the network did not see it, for people; by the segmenter's guard.
-        markers_age: seconds since the frame arrived that the markers were found in; 0 if it is this one.
-        view: the field of view that the network saw; by the viewer.
-        model_input: uint8 RGB [size, size, 3], the field of view at the network's size; by the viewer.
-        quality: what is wrong with the picture; by the inspector, in recordings.
-        probability: uint8 [size, size], 0..255 meaning 0..1; by the segmenter.
-        motion: since the frame before, None where another scene begins; by the steadier, if there is one.
-        smoothed: uint8 [size, size], the probability smoothed along that motion; by the steadier.
-        region: the findings, in picture pixels; by the finder. None: there are none.
-        outlines: int32 [n, 2] polygons (x, y) in picture pixels, one a finding; by the finder.
-        tracks: for each outline the number of the polyp that it is; by the finder.
+        arrived: time.monotonic when the source delivered the frame, in seconds.
+        source: name of the source, if there are several.
+        last: the frame is the last one of its source.
+        orientation: how the frame is rotated, mirrored and stretched for display.
+        has_signal: False for a placeholder, which is shown while the source sends nothing. Inference skips it.
+        problem: why the frame has no markers, as text for the user; set by FailSafe and LatestMarkers.
+        markers_age: seconds since the arrival of the frame whose markers are drawn; 0 if they belong to this frame.
+        view: field of view that the model sees; set by stage `crop`.
+        model_input: uint8 RGB [size, size, 3], the field of view at the model's input size; set by stage `crop`.
+        quality: quality problems of the frame; set by stage `quality`, in recordings only.
+        probability: uint8 [size, size], 0..255 meaning 0..1; set by stage `segment`.
+        motion: motion since the previous frame, None at the start of a scene; set by stage `smooth`, if it is enabled.
+        smoothed: uint8 [size, size], the probability smoothed along the motion; set by stage `smooth`.
+        region: the findings in pixels of the frame, or None if there are none; set by stage `findings`.
+        outlines: int32 [n, 2] polygons (x, y) in pixels of the frame, one per finding; set by stage `findings`.
+        tracks: track number of each outline; set by stage `findings`.
     """
 
     index: int
@@ -138,5 +146,5 @@ class Frame:
 
     @property
     def seconds(self) -> float:
-        """Presentation time in seconds."""
+        """Presentation timestamp in seconds."""
         return float(self.pts * self.time_base)

@@ -1,4 +1,4 @@
-"""Places in a picture: the field of view, and regions mapped from the network's size into the picture."""
+"""Regions of a frame: the field of view, and findings mapped from the model's input size into the frame."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Longest side in pixels of the thumbnail in which the field of view is searched: burnt-in text is then one pixel thin.
+# Longest side in pixels of the thumbnail in which the field of view is searched. Lines of burnt-in text are then one
+# pixel thin.
 THUMBNAIL = 128
 
 
 @dataclass(frozen=True, slots=True)
 class FieldOfView:
-    """A box in picture pixels: left, top, width, height. Left and top are even: they fall on whole chroma samples."""
+    """The box of the field of view in pixels of the frame. x and y are even, so that they fall on whole chroma samples.
+
+    Attributes:
+        x, y: left and top.
+        width, height: size.
+    """
 
     x: int
     y: int
@@ -22,21 +28,36 @@ class FieldOfView:
 
     @classmethod
     def around(cls, left: int, top: int, right: int, bottom: int) -> FieldOfView:
-        """The smallest such box around all of a box; right and bottom are exclusive."""
+        """Build the smallest box with even x and y that contains another box.
+
+        Args:
+            left, top: the other box's left and top, in pixels.
+            right, bottom: its right and bottom, in pixels, exclusive.
+
+        Returns:
+            The box.
+        """
         x, y = left & ~1, top & ~1
         return cls(x, y, right - x, bottom - y)
 
     def crop(self, picture: np.ndarray) -> np.ndarray:
-        """The part of a [height, width, ...] picture inside the box, as a view without a copy."""
+        """Crop an image to the box.
+
+        Args:
+            picture: [height, width, ...].
+
+        Returns:
+            The part inside the box; a view of the same memory, not a copy.
+        """
         return picture[self.y : self.y + self.height, self.x : self.x + self.width]
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The part of a full picture in which anything was found.
+    """The part of a frame that contains findings.
 
     Attributes:
-        x, y: left and top of the region, in picture pixels.
+        x, y: left and top of the region, in pixels of the frame.
         probability: uint8 [height, width], 0..255 meaning 0..1.
         mask: uint8 [height, width], 0 or 255.
     """
@@ -48,38 +69,45 @@ class Region:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Index of the region in a full [height, width] picture."""
+        """Index of the region in an array of the full frame, [height, width]."""
         height, width = self.mask.shape
         return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
 
 def thumbnail_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of the thumbnail in which the field of view of a picture of this size is looked for."""
+    """Compute the size of the thumbnail in which the field of view is searched.
+
+    Args:
+        width, height: size of the frame in pixels.
+
+    Returns:
+        Width and height of the thumbnail in pixels.
+    """
     scale = min(1.0, THUMBNAIL / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def region_above(probability: np.ndarray, view: FieldOfView, threshold: float) -> Region | None:
-    """Map a probability map from the network's size back into the picture, only where something was found.
+    """Map a probability map from the model's input size into the frame, only where it reaches the threshold.
 
-    The map is enlarged bilinearly (pixel centres aligned, as torch's align_corners=False) and then compared
-    with the threshold, so the outline is smooth at the picture's own size.
+    The map is enlarged bilinearly (pixel centres aligned, as by torch's align_corners=False). Then it is compared with
+    the threshold. Therefore the outline is smooth at the frame's resolution.
 
     Args:
-        probability: uint8 [h, w] at the network's size, 0..255 meaning 0..1.
-        view: the field of view that the network saw.
+        probability: uint8 [h, w] at the model's input size, 0..255 meaning 0..1.
+        view: the field of view that the model saw.
         threshold: probability from which a pixel counts as polyp, 0..1.
 
     Returns:
-        A region holding every pixel at or above the threshold, its left and top even so that it falls on whole
-        chroma samples; None where there is no such pixel.
+        A region that contains every pixel at or above the threshold, or None if there is no such pixel. Its x and y are
+        even, so that they fall on whole chroma samples.
     """
     level = grey_level(threshold)
     found = cv2.boundingRect(cv2.compare(probability, level, cv2.CMP_GE))
     if found[2] == 0:
         return None
-    # Bilinear values lie between their neighbours', so nothing outside the box one map pixel wider can reach
-    # the level.
+    # A bilinear value lies between its neighbours' values. Therefore no value outside a box that is larger by one map
+    # pixel can reach the level.
     rows, columns = probability.shape
     x0, y0 = max(found[0] - 1, 0), max(found[1] - 1, 0)
     x1, y1 = min(found[0] + found[2] + 1, columns), min(found[1] + found[3] + 1, rows)
@@ -101,5 +129,12 @@ def region_above(probability: np.ndarray, view: FieldOfView, threshold: float) -
 
 
 def grey_level(threshold: float) -> int:
-    """The lowest grey level (1..255) that counts as polyp at a probability threshold of 0..1."""
+    """Convert a probability threshold to a grey level.
+
+    Args:
+        threshold: probability, 0..1.
+
+    Returns:
+        The lowest grey level (1..255) that counts as polyp.
+    """
     return max(1, min(255, int(np.ceil(threshold * 255))))

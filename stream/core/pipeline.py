@@ -1,8 +1,8 @@
-"""Threads and bounded queues between sources, their stages and its sinks. Knows nothing of video or polyps.
+"""Threads and bounded queues between sources, stages and sinks. This module does not depend on video or polyps.
 
-The only module that starts a thread. Each stage works in a thread of its own, takes what is waiting (up to its batch),
-and hands it on in the same order; a full queue makes the one before it wait. Sinks each have a queue of their own.
-PyAV, OpenCV, ONNX Runtime and NumPy release the GIL in their heavy calls, so threads are enough.
+Each stage runs in its own thread. It takes the waiting items, up to its batch size, and passes them on in the same
+order. A full queue blocks the stage before it. Each sink has its own queue. PyAV, OpenCV, ONNX Runtime and NumPy
+release the GIL in their heavy calls, so threads are sufficient. This is the only module that starts threads.
 """
 
 from __future__ import annotations
@@ -24,43 +24,60 @@ POLL_S = 0.1
 
 
 class Stage(Protocol[T]):
-    """Does its one thing to items and hands them on in the same order."""
+    """One processing step, which returns its items in the same order."""
 
-    def __call__(self, items: list[T], /) -> list[T]: ...
+    def __call__(self, items: list[T], /) -> list[T]:
+        """Process a batch.
+
+        Args:
+            items: the items; at least one.
+
+        Returns:
+            The items to pass on.
+        """
+        ...
 
 
 class Sink(Protocol[T_contra]):
-    """Takes items one by one. `close` finishes what was written so far, also after an error."""
+    """A consumer at the end of a pipeline, such as a file."""
 
-    def write(self, item: T_contra, /) -> None: ...
+    def write(self, item: T_contra, /) -> None:
+        """Consume one item.
 
-    def close(self) -> None: ...
+        Args:
+            item: the item.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish what was written so far; also called after an error."""
+        ...
 
 
 @runtime_checkable
 class BufferedSink(Sink[T_contra], Protocol[T_contra]):
-    """A sink that chooses the size of the queue before it; other sinks have the pipeline's.
+    """A sink that chooses the size of its queue. Other sinks get the pipeline's default size.
 
     Attributes:
-        queue_size: the most items that wait.
+        queue_size: the largest number of items that wait.
     """
 
     queue_size: int
 
 
 class Closed(Exception):
-    """The other end of a channel is gone."""
+    """Raised by `put` when the consumer of a channel has stopped."""
 
 
 class Channel(Generic[T]):
-    """A bounded queue with an end: `take` waits while it is empty, and `put` while it is full.
+    """A bounded queue with an end. `take` waits while it is empty, and `put` waits while it is full.
 
     Args:
-        size: the most items that wait.
-        drop_oldest_by: the key of an item, such as its source. `size` items of each key may wait. When there are more,
-            `put` drops the oldest of that key instead of waiting; the new item takes its place in the line. So all
-            keys are served in turn, however fast each is. None: nothing is dropped.
-        producers: how many must say `end`.
+        size: the largest number of items that wait.
+        drop_oldest_by: function that returns the key of an item, such as its source. `size` items of each key may wait.
+            If there are more, `put` does not wait. It drops the oldest item of that key and queues the new one in its
+            position. Therefore all keys are served in turn, whatever their rates are. None: nothing is dropped.
+        producers: number of producers that must call `end`.
     """
 
     def __init__(self, size: int, drop_oldest_by: Callable[[T], Hashable] | None = None, producers: int = 1) -> None:
@@ -71,10 +88,13 @@ class Channel(Generic[T]):
         self._abandoned = False
 
     def put(self, item: T) -> None:
-        """Append an item, once there is space or made to be.
+        """Append an item, and wait until there is space for it.
+
+        Args:
+            item: the item.
 
         Raises:
-            Closed: nobody will take it any more.
+            Closed: the consumer has called `abandon`.
         """
         with self._changed:
             if self._drop_oldest_by is None:
@@ -85,26 +105,33 @@ class Channel(Generic[T]):
                 self._items.append(item)
             self._changed.notify_all()
 
-    def _replaces(self, item: T, kind_of: Callable[[T], Hashable]) -> bool:
-        """Put an item in the line in place of the oldest of its kind, if there are enough of those; whether so."""
-        kind = kind_of(item)
-        places = [place for place, each in enumerate(self._items) if kind_of(each) == kind]
+    def _replaces(self, item: T, key_of: Callable[[T], Hashable]) -> bool:
+        """Replace the oldest item of the same key, if the limit for the key is reached. Return whether it was."""
+        key = key_of(item)
+        places = [place for place, each in enumerate(self._items) if key_of(each) == key]
         if len(places) < self._size:
             return False
         for place, following in pairwise(places):
             self._items[place] = self._items[following]
         self._items[places[-1]] = item
-        self._dropped[kind] += 1
+        self._dropped[key] += 1
         return True
 
     @property
     def dropped(self) -> Counter[Hashable]:
-        """Items dropped so far, by kind."""
+        """Number of items dropped so far, by key."""
         with self._changed:
             return self._dropped.copy()
 
     def take(self, most: int) -> list[T]:
-        """What is waiting, at least one and at most so many; an empty list once the end is reached."""
+        """Take the waiting items, and wait until there is at least one.
+
+        Args:
+            most: the largest number of items to take.
+
+        Returns:
+            The items; an empty list once the channel has ended.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._items or not self._producers)
             taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
@@ -112,18 +139,18 @@ class Channel(Generic[T]):
             return taken
 
     def __iter__(self) -> Iterator[T]:
-        """What comes, one by one, to the end."""
+        """Iterate over the items one by one until the channel has ended."""
         while items := self.take(1):
             yield items[0]
 
     def end(self) -> None:
-        """Say, as one of the producers, that no more will be put."""
+        """Declare, as one of the producers, that no more items will be put."""
         with self._changed:
             self._producers -= 1
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Say that no more will be taken."""
+        """Declare, as the consumer, that no more items will be taken."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
@@ -131,12 +158,12 @@ class Channel(Generic[T]):
 
 @dataclass(slots=True)
 class Work:
-    """What one thread has done.
+    """The work done by one thread.
 
     Attributes:
-        items: how many passed through.
-        seconds: spent working, waiting excluded.
-        cpu_seconds: of its own thread alone; what libraries do in threads of theirs is not in it.
+        items: number of items processed.
+        seconds: time spent working, without waiting.
+        cpu_seconds: CPU time of this thread alone. It does not contain the threads that libraries start.
     """
 
     items: int = 0
@@ -155,23 +182,25 @@ class Work:
 
 
 class Pipeline(Generic[T]):
-    """One or more sources, stages in a row, then every sink.
+    """One or more sources, then stages in sequence, then all sinks in parallel.
 
-    After an error in one place the sources stop, what already went past that place still reaches every sink, every
-    sink is closed, and the first error is raised.
+    After an error in one thread the sources stop. Items that have already passed that point still reach every sink.
+    Then every sink is closed, and the first error is raised.
 
     Args:
-        sources: name and source, which yields items.
-        stages: name, stage, and the most items that it takes at once.
+        sources: name and source; a source is an iterator of items.
+        stages: name, stage, and the largest batch that it takes.
         sinks: name and sink.
-        queue: the most items that wait before each stage (a batch of its own if that is more) and each sink that is
-            no BufferedSink.
-        drop_oldest_by: the key of an item, as for Channel. `queue` items of each key wait, whatever the batch size.
-            Full queues drop the oldest item of a key instead of blocking the sources. None: nothing is dropped.
-        close: lets sources end that wait for something; called at the first error, from any thread.
+        queue: the largest number of items that wait before each stage and before each sink but a BufferedSink. A stage
+            with a larger batch has a queue of the size of its batch.
+        drop_oldest_by: function that returns the key of an item, see Channel. `queue` items of each key may wait,
+            whatever the batch size is. A full queue drops the oldest item of the key and does not block. None: nothing
+            is dropped.
+        close: ends sources that wait for something; called at the first error, from any thread.
 
     Attributes:
-        work: what each thread has done, by name.
+        channels: the queues, first those before the stages, then those before the sinks.
+        work: the work of each thread, by name.
     """
 
     def __init__(
@@ -193,30 +222,32 @@ class Pipeline(Generic[T]):
         self.channels = [Channel[T](size, drop_oldest_by, count) for size, count in zip(sizes, producers, strict=True)]
         self._between, before_sinks = self.channels[: len(stages)], self.channels[len(stages) :]
         self._before_sinks = dict(zip((name for name, _ in sinks), before_sinks, strict=True))
-        outlets = [*([channel] for channel in self._between), before_sinks]
+        outputs = [*([channel] for channel in self._between), before_sinks]
         self.work: dict[str, Work] = {}
         self._threads = []
         for name, source in sources:
             self.work[name] = Work()
-            self._threads.append(self._thread(name, partial(self._pump, name, source, outlets[0]), None, outlets[0]))
-        for (name, stage, most), inlet, outlet in zip(stages, self._between, outlets[1:], strict=True):
+            self._threads.append(
+                self._thread(name, partial(self._run_source, name, source, outputs[0]), None, outputs[0])
+            )
+        for (name, stage, most), input_, output in zip(stages, self._between, outputs[1:], strict=True):
             self.work[name] = Work()
-            job = partial(self._run_stage, name, stage, most, inlet, outlet)
-            self._threads.append(self._thread(name, job, inlet, outlet))
-        for (name, sink), inlet in zip(sinks, before_sinks, strict=True):
+            job = partial(self._run_stage, name, stage, most, input_, output)
+            self._threads.append(self._thread(name, job, input_, output))
+        for (name, sink), input_ in zip(sinks, before_sinks, strict=True):
             self.work[name] = Work()
-            self._threads.append(self._thread(name, partial(self._drain, name, sink, inlet), inlet, []))
+            self._threads.append(self._thread(name, partial(self._run_sink, name, sink, input_), input_, []))
 
     def run(self, poll: Callable[[], None] = lambda: None, every: float = POLL_S) -> None:
-        """Start every thread and wait for the last one.
+        """Start all threads and wait until they have ended.
 
         Args:
-            poll: called from the calling thread.
-            every: about so many seconds between two calls.
+            poll: called regularly in the calling thread.
+            every: seconds between two calls of `poll`, approximately.
 
         Raises:
-            BaseException: the first error of any thread, or of `poll`. KeyboardInterrupt too stops the source, lets
-                what is on its way reach the sinks, and is raised then.
+            BaseException: the first error of any thread or of `poll`. KeyboardInterrupt also stops the sources; it is
+                raised after the items in the queues have reached the sinks.
         """
         for thread in self._threads:
             thread.start()
@@ -231,7 +262,7 @@ class Pipeline(Generic[T]):
         if self._error is not None:
             raise self._error
 
-    def _pump(self, name: str, source: Iterator[T], outlets: list[Channel[T]]) -> None:
+    def _run_source(self, name: str, source: Iterator[T], outputs: list[Channel[T]]) -> None:
         work = self.work[name]
         while not self._stopping.is_set():
             with work.counted():
@@ -239,65 +270,65 @@ class Pipeline(Generic[T]):
             if not items:
                 return
             work.items += 1
-            for outlet in outlets:
-                outlet.put(items[0])
+            for output in outputs:
+                output.put(items[0])
 
-    def _run_stage(self, name: str, stage: Stage[T], most: int, inlet: Channel[T], outlets: list[Channel[T]]) -> None:
+    def _run_stage(self, name: str, stage: Stage[T], most: int, input_: Channel[T], outputs: list[Channel[T]]) -> None:
         work = self.work[name]
-        while items := inlet.take(most):
+        while items := input_.take(most):
             with work.counted():
                 items = stage(items)
             work.items += len(items)
             for item in items:
-                for outlet in outlets:
-                    outlet.put(item)
+                for output in outputs:
+                    output.put(item)
 
-    def _drain(self, name: str, sink: Sink[T], inlet: Channel[T]) -> None:
+    def _run_sink(self, name: str, sink: Sink[T], input_: Channel[T]) -> None:
         work = self.work[name]
         try:
-            while items := inlet.take(1):
+            while items := input_.take(1):
                 with work.counted():
                     sink.write(items[0])
                 work.items += 1
         except BaseException as error:
             self._fail(error)
-            inlet.abandon()
+            input_.abandon()
         finally:
             with work.counted():
                 sink.close()
 
     @property
     def dropped(self) -> Counter[Hashable]:
-        """Items dropped before they reached the sinks, by kind."""
+        """Number of items dropped before they reached the sinks, by key."""
         return sum((channel.dropped for channel in self._between), Counter[Hashable]())
 
     @property
     def dropped_by_sinks(self) -> dict[str, Counter[Hashable]]:
-        """Items that a sink was too slow for, by sink and kind; the other sinks had them."""
+        """Number of items that each sink was too slow for, by sink and key. The other sinks received them."""
         return {name: channel.dropped for name, channel in self._before_sinks.items()}
 
     def _thread(
-        self, name: str, job: Callable[[], None], inlet: Channel[T] | None, outlets: list[Channel[T]]
+        self, name: str, job: Callable[[], None], input_: Channel[T] | None, outputs: list[Channel[T]]
     ) -> threading.Thread:
-        """A thread that, however its job ends, lets go of its inlet and ends its outlets."""
+        """Create a thread that abandons its input and ends its outputs, whether its job succeeds or fails."""
 
         def guarded() -> None:
             try:
                 job()
             except Closed:
-                pass  # somebody after us failed and has said so
+                pass  # the next thread has failed and has reported its error
             except BaseException as error:
                 self._fail(error)
             finally:
-                if inlet is not None:
-                    inlet.abandon()
-                for outlet in outlets:
-                    outlet.end()
+                if input_ is not None:
+                    input_.abandon()
+                for output in outputs:
+                    output.end()
 
         return threading.Thread(target=guarded, name=f"polypstream-{name}", daemon=True)
 
     def _fail(self, error: BaseException) -> None:
-        """Keep the first error and stop the source."""
+        """Store the first error and stop the sources."""
         with self._error_lock:
             self._error = self._error or error
         self._stopping.set()
@@ -306,10 +337,15 @@ class Pipeline(Generic[T]):
 
 @contextmanager
 def in_background(name: str, job: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Run a job in a thread of its own beside a block, after which it is told to stop and waited for.
+    """Run a job in a thread of its own while the block runs. Then stop the job and wait for it.
+
+    Args:
+        name: name of the thread.
+        job: runs in the thread.
+        stop: tells the job to end; called when the block ends.
 
     Raises:
-        BaseException: what the job raised, if the block itself raises nothing.
+        BaseException: the error of the job, if the block itself raises none.
     """
     raised: list[BaseException] = []
 

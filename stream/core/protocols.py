@@ -1,4 +1,4 @@
-"""What every source offers, of recordings and of live pictures."""
+"""The interfaces of sources: recordings and live streams."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from polypstream.core.timestamps import ClockShifts
 
 
 class Source(Protocol):
-    """Anything that yields frames.
+    """A source of frames, such as a recording.
 
     Attributes:
-        name: for people.
-        stem: names the folder of its results.
-        path: the file behind it, from which sinks copy sound; None: nothing may be copied.
-        format: what is the same for every picture.
-        shifts: by how much the times of that file were moved, and so must be those of the sound.
-        expected_frames: how many frames it has: as it says, or by the time read so far; None: nobody knows.
-        damage: what was found wrong with it while reading, one phrase each.
-        notes: what else a user should know, likewise.
+        name: name for the user.
+        stem: name of the folder for its results.
+        shifts: the offsets that were added to the file's timestamps, and that must also be added to those of its audio.
+        damage: problems found while reading, one phrase each.
+        notes: other information for the user, one phrase each.
     """
 
     name: str
@@ -34,30 +31,50 @@ class Source(Protocol):
     notes: list[str]
 
     @property
-    def path(self) -> Path | None: ...
+    def path(self) -> Path | None:
+        """The file from which sinks copy the audio; None if nothing may be copied."""
+        ...
 
     @property
-    def format(self) -> PictureFormat: ...
+    def format(self) -> PictureFormat:
+        """Properties that all frames share."""
+        ...
 
     @property
-    def expected_frames(self) -> int | None: ...
+    def expected_frames(self) -> int | None:
+        """Number of frames, as announced or estimated from what was read so far; None if unknown."""
+        ...
 
-    def frames(self) -> Iterator[Frame]: ...
+    def frames(self) -> Iterator[Frame]:
+        """Iterate over the frames.
 
-    def thumbnails(self) -> list[np.ndarray]: ...
+        Returns:
+            The frames in the order of their timestamps.
+        """
+        ...
 
-    def close(self) -> None: ...
+    def thumbnails(self) -> list[np.ndarray]:
+        """Sample the source for the search of the field of view.
+
+        Returns:
+            uint8 full-range grey images of `thumbnail_size`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
 
 
 @dataclass(slots=True)
 class Signal:
-    """Whether a source gives pictures, for people and for status pages.
+    """Whether a source sends frames, for the user and for status pages.
 
     Attributes:
-        there: pictures are coming.
-        problem: why not.
-        losses: how often it went away.
-        ended: there is no more to come, as it was wanted or because all of it has come.
+        there: frames are arriving.
+        problem: why there are none.
+        losses: how often the signal was lost.
+        ended: no more frames will come, because the source was stopped or has ended.
     """
 
     there: bool = False
@@ -67,12 +84,12 @@ class Signal:
 
 
 class LiveSource(Protocol):
-    """A source whose frames come when they come.
+    """A source whose frames arrive in real time.
 
     Attributes:
-        name: for people, without credentials.
-        signal: whether it gives pictures.
-        format: of the pictures that come now; None before there were any.
+        name: name for the user, without credentials.
+        signal: whether it sends frames.
+        format: properties of the current frames; None before the first one.
     """
 
     name: str
@@ -80,9 +97,13 @@ class LiveSource(Protocol):
     format: PictureFormat | None
 
     def frames(self) -> Iterator[Frame]:
-        """Frames as they arrive; where the signal is lost, one without signal, and one more for each vain attempt."""
+        """Iterate over the frames as they arrive.
+
+        Returns:
+            The frames; a placeholder without signal when the signal is lost and after each failed attempt to reconnect.
+        """
         ...
 
     def close(self) -> None:
-        """Let `frames` end; from any thread."""
+        """Stop `frames`; may be called from any thread."""
         ...

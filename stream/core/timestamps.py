@@ -1,8 +1,9 @@
-"""Times that a file tells wrongly: which are believed, and what stands in place of the others.
+"""Correction of wrong timestamps in a file.
 
-One wrong time is mended and the others stay: a few items ahead are looked at, and as many of their times are believed
-as advance together. A clock that starts again is moved so that it goes on, and everything after it with it. Pictures
-come first; sound is moved by as much as they were (`ClockShifts`), so that the two stay in step.
+A single wrong timestamp is replaced, and the others are kept. To decide which ones are wrong, a few items are read
+ahead. The longest sequence of increasing timestamps among them is taken as plausible. If the clock restarts, the
+new timestamps are shifted so that they continue, and so are all timestamps after them. The video is corrected first.
+The audio is shifted by the same offsets (`ClockShifts`), so that both stay synchronous.
 """
 
 from __future__ import annotations
@@ -15,65 +16,73 @@ from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
-# So many items are looked at where a time is doubtful.
+# Number of items that are examined if a timestamp is doubtful.
 WINDOW = 8
-# So many items that advance among themselves, but not from what was before, are a clock that was set anew.
+# Number of items that show a restart of the clock: they increase among themselves, but not from the last timestamp.
 RUN = 4
-# A step of up to a second is nothing to be doubted; a longer one is believed if what follows goes on from there.
+# A step of up to a second is accepted without a check. A longer step is accepted if the next items continue from it.
 NEAR_S = 1
-# After a clock was set anew, a step of so many ordinary ones may mean that it was set back.
+# After a restart of the clock, a step of this many ordinary steps may mean that the clock was set back.
 USUAL_STEPS = 4
-# The last item of all has nothing after it that could tell: so long a step before it, in seconds, is not believed.
+# No item after the last one can confirm its timestamp. A longer step before it, in seconds, is not plausible.
 LONGEST_LAST_S = 60
 
 
 @dataclass(slots=True)
 class ClockShifts:
-    """By how much the times of a recording were moved; it grows while its pictures are read.
+    """The offsets that were added to the timestamps of a recording. The list grows while its video is read.
 
     Attributes:
-        origin: seconds added to all times, so that they start at 0 or above.
-        restarts: for each place at which the clock was set anew, the seconds added to all times after it, besides.
+        origin: seconds added to all timestamps, so that they start at 0 or later.
+        restarts: for each restart of the clock, the seconds added to all timestamps after it, in addition to `origin`.
     """
 
     origin: Fraction = Fraction(0)
     restarts: list[Fraction] = field(default_factory=list)
 
     def after(self, restarts: int) -> Fraction | None:
-        """Seconds added to the times after so many restarts; None: there were not so many yet."""
+        """Return the offset after a number of restarts.
+
+        Args:
+            restarts: number of restarts of the clock.
+
+        Returns:
+            Seconds added to the timestamps after them; None if there were fewer restarts so far.
+        """
         if restarts > len(self.restarts):
             return None
         return self.origin + (self.restarts[restarts - 1] if restarts else 0)
 
 
 class _Item(NamedTuple):
-    """What is to be timed, the time that it tells, and how long it lasts, in units of the time base."""
+    """An item, its stored timestamp and its duration, in units of the time base."""
 
-    thing: object
-    told: int | None
+    content: object
+    stored: int | None
     duration: int
 
 
 @dataclass(slots=True)
-class TimestampMender(Generic[T]):
-    """Gives each item of a track a time that advances.
+class TimestampCorrector(Generic[T]):
+    """Gives each item of a track an increasing timestamp.
 
-    Times are in units of the track's time base. `add` takes what was read, `next` hands out what is settled.
+    Timestamps are in units of the track's time base. `add` accepts items, and `next` returns the items whose timestamp
+    is decided.
 
     Args:
         time_base: seconds per unit.
         longest: the longest step between two items that the output can store.
-        shift: added to every time that is told.
-        least: the smallest step from one item to the next; 0 lets two have the same time.
-        restart: asked for the new shift where the clock was set anew, given the time told and the time that the item
-            should have; None: not known yet, and the item waits.
+        shift: added to every stored timestamp.
+        restart: called when the clock has restarted, with the stored timestamp and the timestamp that the item should
+            have. It returns the new shift, or None if the shift is not known yet; then the item waits.
+        least: the smallest step from one item to the next; 0 allows equal timestamps.
 
     Attributes:
-        last: time of the last item handed out.
-        count: items handed out.
-        missing: items that told no time.
-        mended: items whose time was wrong.
-        waiting: an item waits for `restart`.
+        last: timestamp of the last item returned.
+        count: number of items returned.
+        missing: number of items without a stored timestamp.
+        corrected: number of items whose stored timestamp was wrong.
+        waiting: whether an item waits for `restart`.
     """
 
     time_base: Fraction
@@ -84,24 +93,41 @@ class TimestampMender(Generic[T]):
     last: int | None = None
     count: int = 0
     missing: int = 0
-    mended: int = 0
+    corrected: int = 0
     waiting: bool = False
     _last_duration: int = 0
     _shifts_before: list[int] = field(default_factory=list)
     _ahead: deque[_Item] = field(default_factory=deque)
     _ended: bool = False
 
-    def add(self, thing: T, told: int | None, duration: int) -> None:
-        """Append an item: the time that it tells, and how long it lasts if nothing else is known."""
-        self._ahead.append(_Item(thing, told, duration))
+    def add(self, item: T, stored: int | None, duration: int) -> None:
+        """Append an item.
+
+        Args:
+            item: the item.
+            stored: its stored timestamp, or None.
+            duration: its duration, used if nothing else is known.
+        """
+        self._ahead.append(_Item(item, stored, duration))
 
     def end(self) -> bool:
-        """Say that no more will be added; whether that was not known."""
-        known, self._ended = self._ended, True
-        return not known
+        """Declare that no more items will be added.
 
-    def mend(self, items: Iterable[tuple[T, int | None, int]]) -> Iterator[tuple[T, int]]:
-        """All items of a track, each as for `add`, with their times."""
+        Returns:
+            Whether this is the first call.
+        """
+        ended, self._ended = self._ended, True
+        return not ended
+
+    def correct(self, items: Iterable[tuple[T, int | None, int]]) -> Iterator[tuple[T, int]]:
+        """Correct the timestamps of a whole track.
+
+        Args:
+            items: the items, each with the arguments of `add`.
+
+        Yields:
+            Each item with its timestamp.
+        """
         for item in items:
             self.add(*item)
             yield from self.settled()
@@ -109,12 +135,21 @@ class TimestampMender(Generic[T]):
         yield from self.settled()
 
     def settled(self) -> Iterator[tuple[T, int]]:
-        """Items with their times, as far as they can be told from what was added."""
+        """Iterate over the items whose timestamp can be decided from what was added so far.
+
+        Yields:
+            Each item with its timestamp.
+        """
         while (item := self.next()) is not None:
             yield item
 
     def next(self) -> tuple[T, int] | None:
-        """The next item and its time; None: more must be added first, or `restart` be known, or there is none."""
+        """Return the next item.
+
+        Returns:
+            The item and its timestamp; None if more items must be added first, if `restart` gave no shift yet, or if no
+            items are left.
+        """
         if not self._ahead or not (self._ended or self._is_plain() or len(self._ahead) >= WINDOW):
             return None
         time = self._time()
@@ -123,63 +158,64 @@ class TimestampMender(Generic[T]):
         item = self._ahead.popleft()
         self.last, self._last_duration = time, item.duration
         self.count += 1
-        return item.thing, time  # type: ignore[return-value]  # as it was added
+        return item.content, time  # type: ignore[return-value]  # the item as added
 
     @property
     def _near(self) -> int:
-        """The longest step that is nothing to be doubted; after a clock was set anew, less is."""
+        """The longest step that is accepted without a check. It is shorter after a restart of the clock."""
         near = round(NEAR_S / self.time_base)
         return min(near, USUAL_STEPS * self._last_duration or near) if self._shifts_before else near
 
-    def _told(self, count: int) -> list[int | None]:
+    def _stored(self, count: int) -> list[int | None]:
+        """Return the shifted timestamps of the next items, at most `count` of them."""
         items = (self._ahead[place] for place in range(min(count, len(self._ahead))))
-        return [None if item.told is None else item.told + self.shift for item in items]
+        return [None if item.stored is None else item.stored + self.shift for item in items]
 
     def _is_plain(self) -> bool:
         """Whether the next item and the one after it advance by an ordinary step."""
         if self.last is None or len(self._ahead) < 2:
             return False
-        first, second = self._told(2)
+        first, second = self._stored(2)
         if first is None or second is None:
             return False
         return self.least <= first - self.last <= self._near and self.least <= second - first <= self._near
 
     def _time(self) -> int | None:
-        """The time of the next item; None: its clock was set anew, and by how much is not known yet."""
+        """Return the timestamp of the next item; None if the clock restarted and the new shift is not known yet."""
         self.waiting = False
-        told = self._told(WINDOW)
-        if told[0] is not None and self._is_plain():
-            return told[0]
-        believed = self._believed(told)
-        anew = self._time_by_another_clock(told, believed)
-        if anew is not None:
-            shift = self.restart(self._ahead[0].told or 0, anew)
+        stored = self._stored(WINDOW)
+        if stored[0] is not None and self._is_plain():
+            return stored[0]
+        plausible = self._plausible(stored)
+        restart_time = self._time_after_restart(stored, plausible)
+        if restart_time is not None:
+            shift = self.restart(self._ahead[0].stored or 0, restart_time)
             if shift is None:
                 self.waiting = True
                 return None
             self._shifts_before.append(self.shift)
             self.shift = shift
-            told = self._told(WINDOW)
-            believed = self._believed(told)
-        if told[0] is not None and believed[:1] == [0]:
-            return told[0]
-        if told[0] is None:
+            stored = self._stored(WINDOW)
+            plausible = self._plausible(stored)
+        if stored[0] is not None and plausible[:1] == [0]:
+            return stored[0]
+        if stored[0] is None:
             self.missing += 1
         else:
-            self.mended += 1
-        return self._between(told, believed)
+            self.corrected += 1
+        return self._interpolated(stored, plausible)
 
-    def _believed(self, told: Sequence[int | None]) -> list[int]:
-        """Places of as many times as advance together, from the last one on: the longest such sequence."""
-        best: list[list[int]] = [[] for _ in told]
-        for place in reversed(range(len(told))):
-            if told[place] is not None:
-                later = range(place + 1, len(told))
-                after = [best[each] for each in later if self._advances(told[place], told[each])]
+    def _plausible(self, stored: Sequence[int | None]) -> list[int]:
+        """Return the indices of the longest sequence of timestamps that increase from the last returned one."""
+        best: list[list[int]] = [[] for _ in stored]
+        for place in reversed(range(len(stored))):
+            if stored[place] is not None:
+                later = range(place + 1, len(stored))
+                after = [best[each] for each in later if self._advances(stored[place], stored[each])]
                 best[place] = [place, *max(after, key=len, default=[])]
-        starts = [chain for chain in best if chain and self._may_be_next(told[chain[0]], alone=len(told) == 1)]
-        # Of two that are as long, the one that takes the least time.
-        return max(starts, key=lambda chain: (len(chain), -self._span(told[chain[0]], told[chain[-1]])), default=[])
+        starts = [chain for chain in best if chain and self._may_be_next(stored[chain[0]], alone=len(stored) == 1)]
+        # Of two sequences of equal length, the one with the shorter time span is chosen.
+        return max(starts, key=lambda chain: (len(chain), -self._span(stored[chain[0]], stored[chain[-1]])), default=[])
 
     def _span(self, first: int | None, last: int | None) -> int:
         begins = first if self.last is None else self.last
@@ -193,35 +229,35 @@ class TimestampMender(Generic[T]):
             return time is not None
         return self._advances(self.last, time) and (not alone or (time - self.last) * self.time_base <= LONGEST_LAST_S)
 
-    def _time_by_another_clock(self, told: Sequence[int | None], believed: Sequence[int]) -> int | None:
-        """When the next item comes if the clock was set anew before it; None: it was not."""
-        first = self._ahead[0].told
+    def _time_after_restart(self, stored: Sequence[int | None], plausible: Sequence[int]) -> int | None:
+        """Return the timestamp of the next item if the clock restarted before it; None if it did not."""
+        first = self._ahead[0].stored
         if first is None or self.last is None:
             return None
         for shift in reversed(self._shifts_before):
-            # It was set anew for a moment, and is now what it was before that.
-            if (told[0] or 0) - self.last > self._near and self.least <= first + shift - self.last <= self._near // 2:
+            # The clock restarted for a moment and has returned to what it was before.
+            if (stored[0] or 0) - self.last > self._near and self.least <= first + shift - self.last <= self._near // 2:
                 return first + shift
-        # The next items advance among themselves, but not one of them from what was before.
-        run = told[: believed[0] if believed else len(told)][:RUN]
-        enough = len(run) >= max(2, min(RUN, len(told)))
-        return self._follows() if enough and all(self._advances(*steps) for steps in pairwise(run)) else None
+        # The next items increase among themselves, but none of them from the last timestamp.
+        run = stored[: plausible[0] if plausible else len(stored)][:RUN]
+        enough = len(run) >= max(2, min(RUN, len(stored)))
+        return self._following_time() if enough and all(self._advances(*steps) for steps in pairwise(run)) else None
 
-    def _follows(self) -> int:
-        """When an item comes that follows the last one directly."""
+    def _following_time(self) -> int:
+        """Return the timestamp of an item that follows the last one without a gap."""
         return 0 if self.last is None else self.last + max(self._last_duration, self.least)
 
-    def _between(self, told: Sequence[int | None], believed: Sequence[int]) -> int:
-        """A time for an item whose own is not believed, before that of the next one that is."""
-        if not believed:
-            return self._follows()
-        following, count = told[believed[0]], believed[0]
+    def _interpolated(self, stored: Sequence[int | None], plausible: Sequence[int]) -> int:
+        """Compute a timestamp for an item whose own is not plausible, before that of the next plausible one."""
+        if not plausible:
+            return self._following_time()
+        following, count = stored[plausible[0]], plausible[0]
         assert following is not None
         if self.last is None:
             return following - sum(self._ahead[place].duration for place in range(count))
         room = following - self.last
-        if told[0] is not None and 0 <= self.last - told[0] < WINDOW and room > count * self.least:
-            return self.last + self.least  # it has the right time, only not one of its own
-        if self._follows() + sum(self._ahead[place].duration for place in range(count)) <= following:
-            return self._follows()
+        if stored[0] is not None and 0 <= self.last - stored[0] < WINDOW and room > count * self.least:
+            return self.last + self.least  # the timestamp is right, but equal to an earlier one
+        if self._following_time() + sum(self._ahead[place].duration for place in range(count)) <= following:
+            return self._following_time()
         return self.last + max(self.least, room // (count + 1))

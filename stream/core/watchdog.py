@@ -1,4 +1,4 @@
-"""Ends a process in which nothing moves any more: threads inside a library cannot be stopped otherwise."""
+"""Watchdog: ends a process that makes no progress. Threads inside a library cannot be stopped in another way."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import faulthandler
 import time
 from types import TracebackType
 
-# So long nothing may move, in seconds.
-STILL_S = 60.0
-# How often, at most, it is told that something moved, in seconds: each time costs a thread.
-TOLD_EVERY_S = 1.0
+# Seconds without progress after which the process ends.
+STALL_TIMEOUT_S = 60.0
+# Minimum time between two restarts of the timer, in seconds, because each restart creates a thread.
+REARM_INTERVAL_S = 1.0
 STANDARD_ERROR = 2
-# What the process ends with.
+# Exit status of the process.
 EXIT_CODE = 1
 
 
 class Watchdog:
-    """Within its block the process ends, with EXIT_CODE, when `note` is told nothing new for STILL_S.
+    """Ends the process with EXIT_CODE if no progress is reported for STALL_TIMEOUT_S while its block runs.
 
-    It is C code with a thread of its own, which needs no lock of Python's; standard error gets all threads' stacks.
+    It uses faulthandler's timer. That is C code with its own thread, which does not need Python's GIL. It writes the
+    stacks of all threads to standard error.
     """
 
     def __enter__(self) -> Watchdog:
@@ -27,14 +28,19 @@ class Watchdog:
         return self
 
     def note(self, moved: object, measure: str = "") -> None:
-        """Tell how far things have moved, in a measure of one's own."""
-        if self._seen.get(measure) != moved and time.monotonic() - self._armed >= TOLD_EVERY_S:
+        """Report progress.
+
+        Args:
+            moved: the current value of a measure of progress; it is progress if the value differs from the one before.
+            measure: name of the measure; each measure is compared by itself.
+        """
+        if self._seen.get(measure) != moved and time.monotonic() - self._armed >= REARM_INTERVAL_S:
             self._seen[measure] = moved
             self._rearm()
 
     def _rearm(self) -> None:
         self._armed = time.monotonic()
-        faulthandler.dump_traceback_later(STILL_S, exit=True, file=STANDARD_ERROR)
+        faulthandler.dump_traceback_later(STALL_TIMEOUT_S, exit=True, file=STANDARD_ERROR)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,4 +1,4 @@
-"""What this machine is, for people who compare measurements."""
+"""Description of this machine, for the comparison of measurements."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import psutil
 
 from polypstream.inference.providers import cuda_driver_version, gpu_names
 
-# Instructions that make inference fast on x86-64, from the oldest on; Linux's names.
-TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+# Instruction sets that accelerate inference on x86-64, the oldest first; names as in Linux.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 PACKAGES = ("polypstream", "onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-openvino", "av", "opencv-python", "numpy")
 
 
 def describe_machine() -> dict[str, str]:
-    """CPU, memory, GPUs and their driver, operating system and versions, each as one line for people."""
+    """Describe CPU, memory, GPUs, driver, operating system and package versions.
+
+    Returns:
+        One line of text for each of them; `driver` exists only with an NVIDIA GPU.
+    """
     name, flags = _cpu()
     gpus = gpu_names()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -42,7 +46,7 @@ def _cpu() -> tuple[str, list[str]]:
         return platform.processor() or platform.machine(), []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = facts.get("flags", "").split()
-    return facts.get("model name", platform.machine()), [flag for flag in TELLING_FLAGS if flag in flags]
+    return facts.get("model name", platform.machine()), [flag for flag in CPU_FLAGS if flag in flags]
 
 
 def _version(package: str) -> str | None:

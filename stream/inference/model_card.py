@@ -1,4 +1,4 @@
-"""The contract of a model file: what every ONNX model of ours eats, returns and says about itself.
+"""The contract of a model file: input, output and metadata of every polypstream ONNX model.
 
 - input ``frames``: uint8 [N, H, W, 3], RGB; N dynamic, H = W fixed at export;
 - output ``probability``: uint8 [N, H, W], 0..255 meaning 0..1;
@@ -19,14 +19,30 @@ NOTICE = "Research use only, not a medical device."
 
 
 class ModelCard(BaseModel):
-    """What a model file says about itself, from its ``metadata_props``."""
+    """The metadata of a model file, from its ``metadata_props``.
+
+    Attributes:
+        model_name, model_version: name and version of the model.
+        input_size: height and width of the input in pixels.
+        views: number of orientations of each image that the model averages; the second one is rotated by 180 degrees.
+        threshold: probability from which a pixel counts as polyp, 0..1.
+        peak: probability that a finding must reach somewhere, 0..1.
+        precision: fp32, fp16 or int8.
+        gmac: multiply-accumulate operations for one image, in 10^9.
+        trained_on: the training data.
+        terms: the terms of use.
+        scores: results of the evaluation.
+        checkpoint_sha256: SHA-256 of the exported checkpoint.
+        exported_with: names and versions of the packages used for the export.
+        notice: NOTICE.
+    """
 
     model_config = ConfigDict(protected_namespaces=(), extra="ignore")
 
     model_name: str
     model_version: str
     input_size: int = Field(gt=0)
-    # Of each picture, upside down being the second; files from before there was a choice do not say.
+    # Files from before this option existed do not contain it.
     views: int = Field(default=1, gt=0)
     threshold: float = Field(gt=0, lt=1)
     peak: float = Field(gt=0, lt=1)
@@ -40,11 +56,18 @@ class ModelCard(BaseModel):
     notice: str
 
 
-# The weights that come with the program, by the name that settings give them; `shipped` is the faster of the two.
+# The installed weights by their name in the settings. `shipped` selects the faster one for the provider.
 SHIPPED = "shipped"
 WEIGHTS = {"shipped-float": "sa_unet.onnx", "shipped-int8": "sa_unet_int8.onnx"}
 
 
 def shipped_weights(name: str = "shipped-float") -> Path:
-    """A model that comes with the program; `name` is a key of WEIGHTS."""
+    """Return the path of a model that is installed with the program.
+
+    Args:
+        name: a key of WEIGHTS.
+
+    Returns:
+        The path of the ONNX file.
+    """
     return Path(str(files("polypstream.models") / "weights" / WEIGHTS[name]))

@@ -1,6 +1,6 @@
-"""ONNX Runtime's execution providers: which are here, and a session on one of them.
+"""ONNX Runtime's execution providers: which ones are available, and sessions on one of them.
 
-This is the one place that makes an ONNX Runtime session. A provider is used or refused, never silently replaced.
+No other module creates an ONNX Runtime session. A requested provider is used or refused, and never silently replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from polypstream.errors import ModelError, ProviderError
 
 Provider = Literal["cuda", "tensorrt", "openvino", "cpu"]
 FASTEST_FIRST: tuple[Provider, ...] = ("tensorrt", "cuda", "openvino", "cpu")
-# ONNX Runtime's own names.
+# The names in ONNX Runtime.
 FULL_NAMES: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -33,10 +33,10 @@ FULL_NAMES: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
 }
 GPU: frozenset[Provider] = frozenset({"tensorrt", "cuda"})
-# ONNX Runtime 1.27 and later are built with CUDA 13.
+# The oldest driver that works: ONNX Runtime 1.27 and later are built with CUDA 13.
 OLDEST_DRIVER = 13_000
 INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-# What the provider is made with: its name for people, its files on Linux and Windows.
+# Libraries that the provider needs: name for the user, file on Linux, file on Windows.
 CUDA_LIBRARIES = (
     ("cuBLAS of CUDA 13", "libcublasLt.so.13", "cublasLt64_13.dll"),
     ("cuDNN 9", "libcudnn.so.9", "cudnn64_9.dll"),
@@ -46,12 +46,12 @@ FATAL_ONLY = 4
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Why a provider cannot be used here, and what to do about it.
+    """Why a provider cannot be used on this machine, and what to do about it.
 
     Attributes:
         reason: what is missing.
         remedy: what to do.
-        surprising: the machine has the hardware, so that its owner would expect the provider to be used.
+        surprising: the machine has the hardware, so the user would expect the provider to be used.
     """
 
     reason: str
@@ -63,7 +63,14 @@ class Absent:
 
 
 def probe(provider: Provider) -> Absent | None:
-    """None if the provider can be used on this machine, or why it cannot."""
+    """Test whether a provider can be used on this machine.
+
+    Args:
+        provider: the provider.
+
+    Returns:
+        None if it can be used; otherwise the reason.
+    """
     if provider == "cpu":
         return None
     if provider == "openvino":
@@ -72,13 +79,16 @@ def probe(provider: Provider) -> Absent | None:
 
 
 def choose(wanted: str) -> tuple[list[Provider], list[str]]:
-    """The providers to try, and notes for the user on faster ones that their hardware would have allowed.
+    """Choose the providers to try.
 
     Args:
-        wanted: "auto" for all that are present, fastest first, or a provider's name for that one alone.
+        wanted: "auto" for all available ones, the fastest first, or the name of one provider.
+
+    Returns:
+        The providers, and notes for the user about faster providers that the hardware would allow.
 
     Raises:
-        ProviderError: the provider asked for is unknown or cannot be used here.
+        ProviderError: the requested provider is unknown or cannot be used here.
     """
     if wanted not in ("auto", *FASTEST_FIRST):
         raise ProviderError(f"inference.provider {wanted}: not one of auto, {', '.join(FASTEST_FIRST)}")
@@ -98,21 +108,25 @@ def choose(wanted: str) -> tuple[list[Provider], list[str]]:
 
 
 def open_session(model: Path, provider: Provider, threads: int) -> ort.InferenceSession:
-    """A session of a model file on one provider.
+    """Create a session of a model file on one provider.
 
     Args:
-        model: an ONNX file.
-        provider: one whose `probe` is None.
+        model: path of an ONNX file.
+        provider: a provider whose `probe` is None.
         threads: CPU threads of the session; 0 leaves the number to the provider.
+
+    Returns:
+        The session.
 
     Raises:
         ModelError: the file cannot be loaded.
-        ProviderError: the provider refuses to work after all.
+        ProviderError: the provider cannot run the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = threads
-    # A session's idle threads must not spin on the cores that decode and encode: it cost a fifth of the frame rate.
+    # Idle threads of the session must not spin on the cores that decode and encode. Spinning cost a fifth of the frame
+    # rate.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     names: list[str] | None = [FULL_NAMES[provider]]
     if provider == "openvino":
@@ -120,11 +134,11 @@ def open_session(model: Path, provider: Provider, threads: int) -> ort.Inference
         settings = {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})} if threads else {}
         options.add_provider_for_devices(_openvino_devices(), settings)
     if provider != "cpu":
-        # Without this, a provider that cannot run a model is replaced by the CPU with no more than a log line.
+        # Without this option ONNX Runtime replaces a provider that cannot run a model by the CPU, and only logs it.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(str(model), options, providers=names)
-    except Exception as error:  # ONNX Runtime raises classes of its own for each status code
+    except Exception as error:  # ONNX Runtime raises its own class for each status code
         if provider != "cpu" and _loads_on_cpu(model):
             raise ProviderError(f"inference.provider {provider} cannot run {model}: {_first_line(error)}") from error
         raise ModelError(f"{model}: not a model that ONNX Runtime can load ({_first_line(error)})") from error
@@ -134,7 +148,7 @@ def open_session(model: Path, provider: Provider, threads: int) -> ort.Inference
 
 
 def _loads_on_cpu(model: Path) -> bool:
-    """Whether the model itself is sound."""
+    """Whether the model itself is valid."""
     try:
         open_session(model, "cpu", 0)
     except ModelError:
@@ -143,10 +157,15 @@ def _loads_on_cpu(model: Path) -> bool:
 
 
 def warm_up(session: ort.InferenceSession, provider: Provider, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Run each input shape once: providers compile kernels, and cuDNN searches, at the first run of a shape.
+    """Run each input shape once. Providers compile kernels, and cuDNN searches algorithms, in the first run of a shape.
+
+    Args:
+        session: the session.
+        provider: its provider, for the message.
+        shapes: shapes of the input, [N, H, W, 3].
 
     Raises:
-        ProviderError: the provider fails at the first run (a missing cuDNN shows only here).
+        ProviderError: the first run fails. For example, a missing cuDNN is only detected here.
     """
     name = session.get_inputs()[0].name
     try:
@@ -165,14 +184,14 @@ def _probe_openvino() -> Absent | None:
 
 
 def _openvino_devices() -> list[ort.OrtEpDevice]:
-    """The plug-in's CPU device; there is none on a CPU that it does not support."""
+    """Return the plug-in's CPU device. There is none if the plug-in does not support the CPU."""
     name, cpu = _register_openvino(), ort.OrtHardwareDeviceType.CPU
     return [device for device in ort.get_ep_devices() if device.ep_name == name and device.device.type == cpu]
 
 
 @functools.cache  # registering a plug-in twice in one process is an error
 def _register_openvino() -> str:
-    """The provider's name in ONNX Runtime."""
+    """Register the plug-in, and return the provider's name in ONNX Runtime."""
     plugin = importlib.import_module("onnxruntime_ep_openvino")
     ort.register_execution_provider_library("polypstream-openvino", plugin.get_library_path())
     return str(plugin.get_ep_name())
@@ -190,7 +209,7 @@ def _probe_gpu(provider: Provider) -> Absent | None:
         return Absent("no NVIDIA GPU with a driver was found", "see `nvidia-smi`, or choose openvino or cpu")
     if cuda_driver_version() < OLDEST_DRIVER:
         return Absent("the NVIDIA driver is too old for CUDA 13", "install driver 580 or later", surprising=True)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; we say so ourselves
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing; our message says it already
         ort.preload_dlls(directory="")
     for name, linux, windows in CUDA_LIBRARIES:
         if not _can_load(linux, windows):
@@ -201,7 +220,11 @@ def _probe_gpu(provider: Provider) -> Absent | None:
 
 
 def count_nvidia_gpus() -> int:
-    """The number of GPUs that NVIDIA's driver reports, by the CUDA driver API's cuDeviceGetCount."""
+    """Count the GPUs that NVIDIA's driver reports, with cuDeviceGetCount of the CUDA driver API.
+
+    Returns:
+        The number of GPUs; 0 without a driver.
+    """
     try:
         driver = _cuda_driver()
     except OSError:
@@ -213,7 +236,11 @@ def count_nvidia_gpus() -> int:
 
 
 def gpu_names() -> list[str]:
-    """What NVIDIA's driver calls its GPUs, by the driver API's cuDeviceGetName."""
+    """List the names of the GPUs, with cuDeviceGetName of the CUDA driver API.
+
+    Returns:
+        One name per GPU.
+    """
     names = []
     for ordinal in range(count_nvidia_gpus()):
         device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
@@ -224,7 +251,11 @@ def gpu_names() -> list[str]:
 
 
 def cuda_driver_version() -> int:
-    """The newest CUDA that the driver supports, 13000 meaning 13.0, by the driver API's cuDriverGetVersion."""
+    """Return the newest CUDA version that the driver supports, with cuDriverGetVersion of the CUDA driver API.
+
+    Returns:
+        The version; 13000 means 13.0.
+    """
     version = ctypes.c_int(0)
     _cuda_driver().cuDriverGetVersion(ctypes.byref(version))
     return version.value

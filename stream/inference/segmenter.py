@@ -1,4 +1,4 @@
-"""The Segmenter: pictures of the network's size in, probability maps out."""
+"""Segmenter: runs a model on images of its input size, and returns probability maps."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from polypstream.inference.providers import GPU, choose, open_session, warm_up
 
 
 class Segmenter:
-    """An ONNX Runtime session of one of our models, its execution provider, its batches.
+    """A polypstream model in an ONNX Runtime session.
 
-    On a CPU pictures run one by one whatever the batch size: a larger batch gains nothing there, and the kernels
+    On a CPU, images run one by one whatever the batch size is. A larger batch is not faster there, and the kernels
     chosen for it would change the last bit of a result.
 
     Args:
-        model: path of a model file that keeps our contract.
-        provider: "auto" takes the fastest present; any other is used or refused.
-        batch_size: the most pictures given to a GPU at once.
+        model: path of a model file.
+        provider: "auto" selects the fastest available one; any other is used or refused.
+        batch_size: the largest batch on a GPU.
         threads: CPU threads of the session; 0 leaves the number to the provider.
-        cpu_model: taken in place of the model where the plain CPU provider runs it.
+        cpu_model: model file that is used instead of `model` on the provider "cpu".
 
     Attributes:
         model: path of the file in use.
-        card: what the model says about itself.
-        notes: lines for the user, such as why a GPU is not used.
+        provider: the provider in use.
+        batch_size: the largest batch in use.
+        card: the model's metadata.
+        size: height and width of the model's input in pixels.
+        notes: information for the user, such as why a GPU is not used.
 
     Raises:
-        ModelError: the file is missing, corrupt or not ours.
+        ModelError: the file is missing, corrupt or not a polypstream model.
         ProviderError: the provider cannot be used on this machine.
     """
 
@@ -67,14 +70,28 @@ class Segmenter:
         warm_up(self._session, self.provider, shapes)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Attach to each frame its probability map."""
+        """Set the probability map of each frame.
+
+        Args:
+            frames: frames with `model_input`.
+
+        Returns:
+            The same frames.
+        """
         maps = self.segment([frame.model_input for frame in frames])
         for frame, probability in zip(frames, maps, strict=True):
             frame.probability = probability
         return frames
 
     def segment(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        """uint8 RGB pictures [size, size, 3] -> uint8 probability maps [size, size], 255 meaning 1."""
+        """Run the model on any number of images.
+
+        Args:
+            pictures: uint8 RGB [size, size, 3] each.
+
+        Returns:
+            uint8 [size, size] each, 0..255 meaning 0..1.
+        """
         maps: list[np.ndarray] = []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
@@ -82,16 +99,30 @@ class Segmenter:
         return maps
 
     def run(self, pictures: np.ndarray) -> np.ndarray:
-        """One batch as it is: uint8 [N, size, size, 3] -> uint8 [N, size, size]."""
+        """Run the model on one batch.
+
+        Args:
+            pictures: uint8 RGB [N, size, size, 3].
+
+        Returns:
+            uint8 [N, size, size], 0..255 meaning 0..1.
+        """
         maps: np.ndarray = self._session.run([OUTPUT], {INPUT: pictures})[0]
         return maps
 
 
 def read_card(session: ort.InferenceSession, model: Path) -> ModelCard:
-    """The metadata of a loaded model.
+    """Read the metadata of a loaded model.
+
+    Args:
+        session: the model's session.
+        model: path of the file, for the message.
+
+    Returns:
+        The metadata.
 
     Raises:
-        ModelError: the model does not keep our contract.
+        ModelError: the model does not fulfil the contract of `model_card`.
     """
     signature = [(node.name, node.type, len(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())]
     batch = session.get_inputs()[0].shape[0] if session.get_inputs()[0].shape else None

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from polypstream.core.config import Settings
-from polypstream.core.watchdog import EXIT_CODE, STILL_S, Watchdog
+from polypstream.core.watchdog import EXIT_CODE, STALL_TIMEOUT_S, Watchdog
 from polypstream.errors import PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import OnProgress, ProcessResult, process
@@ -190,7 +190,7 @@ class IsolatedProcessor:
 def _cause_of_death(code: int | None) -> str:
     """For people, from the exit code of a child."""
     if code == EXIT_CODE:
-        return f"nothing moved in it for {STILL_S:.0f} seconds, so it was ended"
+        return f"nothing moved in it for {STALL_TIMEOUT_S:.0f} seconds, so it was ended"
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         memory = ", perhaps for want of memory" if name == "SIGKILL" else ""

@@ -1,4 +1,4 @@
-"""Copies the audio of a recording into a video file, in step with its pictures."""
+"""Copying of a recording's audio into a video file, synchronous with the video."""
 
 from __future__ import annotations
 
@@ -20,34 +20,38 @@ from polypstream.media.container import open_container, packets_of
 if TYPE_CHECKING:
     from av.container.core import Chapter
 
-# Of each track so many packets are read before the first one is written, but no more than so many in all.
+# Number of packets that are read of each track before the first one is written, and the limit for all tracks.
 PACKETS_AHEAD, MAX_AHEAD = 8, 1000
-# A track that begins so many seconds after the pictures holds up the header of a file that needs its first packet.
+# A track that begins later than this after the video, in seconds, is late. It delays a header that needs its first
+# packet.
 LATE_S = 2.0
-# Errors of the disk; any other one is about the packet that was to be written.
+# Errors of the disk. Any other error concerns the packet that was being written.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EPIPE})
 
 
 class Audio:
-    """Every audio track of a recording: packets copied, or encoded as AAC where MP4 cannot hold them.
+    """All audio tracks of a recording. Packets are copied, or encoded as AAC if MP4 cannot contain them.
 
-    It reads the recording a second time: so memory stays bounded however the file interleaves sound and pictures,
-    and frames stay the only thing that travels through the stages. Damaged sound never costs a picture: what cannot
-    be used is left out and counted.
+    It reads the recording a second time. Therefore memory stays bounded, however the file interleaves audio and video,
+    and the pipeline transports only frames. Damaged audio never costs a video frame: unusable packets are left out and
+    counted.
 
     Args:
-        recording: its file.
-        shifts: by how much the times of its pictures were moved.
-        start: time of its first picture, in seconds.
-        longest: the longest step between two pictures that the output can store, in seconds.
-        options: for each of the ways in which the output's header may be written, the container's options, the
-            best way first.
+        recording: path of the recording.
+        shifts: the offsets that were added to the timestamps of its video.
+        start: time of its first frame in seconds.
+        longest: the longest step between two frames that the output can store, in seconds.
+        options: the possible container options of the output, which decide how the header is written; the preferred
+            ones come first.
 
     Attributes:
-        damage: what was wrong with the sound, one phrase each.
-        notes: what was not copied as it was.
-        options: of the way that all of its tracks can be written in.
-        packets: written so far.
+        damage: problems of the audio, one phrase each.
+        notes: what was not copied unchanged, one phrase each.
+        options: the container options with which all tracks can be written.
+        packets: number of packets written so far.
+
+    Raises:
+        SourceError: the recording cannot be opened.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Audio:
         self.damage: list[str] = []
         self.notes: list[str] = []
         self.packets = 0
-        self._shifts, self._said = shifts, list[str]()
+        self._shifts, self._reading_damage = shifts, list[str]()
         self._source = open_container(recording)
         for stream in self._source.streams:
             if stream.type != "audio":
@@ -69,18 +73,18 @@ class Audio:
             if stream.type in ("subtitle", "data", "attachment"):
                 self.notes.append(f"stream {stream.index} ({stream.type}) was not copied")
         known = [track for track in self._source.streams.audio if self._is_known(track)]
-        self._packets = cast("Iterator[AudioPacket]", packets_of(self._source, list(known), self._said))
+        self._packets = cast("Iterator[AudioPacket]", packets_of(self._source, list(known), self._reading_damage))
         self._ahead = deque(self._first_packets(known))
         tracks = [
             AudioTrack(source, shifts, longest, [packet for packet in self._ahead if packet.stream is source])
             for source in known
         ]
-        # A header that waits for the first packet of one track must not wait for a late one as well.
+        # If the header waits for the first packet of one track, it must not wait for a late track as well.
         late = any(track.begins > start + LATE_S for track in tracks)
         for track in tracks:
             track.choose(options[:1] if late else options)
         self._tracks = [track for track in tracks if not track.left_out]
-        self.options = options[max((track.way for track in self._tracks), default=0)]
+        self.options = options[max((track.options_index for track in self._tracks), default=0)]
         self.notes += [track.note for track in tracks if track.note]
         self.damage += [track.damage for track in tracks if track.damage]
 
@@ -102,7 +106,11 @@ class Audio:
                 return
 
     def add_to(self, output: OutputContainer) -> None:
-        """Add the tracks to a file whose header is not written yet, and what else the recording says of itself."""
+        """Add the tracks and the recording's metadata to a file.
+
+        Args:
+            output: the file; its header must not be written yet.
+        """
         self._output = output
         output.metadata.update(self._source.metadata)
         default = next((track.index for track in self._tracks if track.is_default), None)
@@ -110,7 +118,11 @@ class Audio:
             track.add_to(output, track.index == default)
 
     def chapters(self) -> list[Chapter]:
-        """The recording's chapters, moved as its pictures were."""
+        """Return the recording's chapters, shifted as its video was.
+
+        Returns:
+            The chapters in PyAV's format.
+        """
         chapters = self._source.chapters()
         for chapter in chapters:
             by = round(self._shifts.origin / chapter["time_base"]) if chapter["time_base"] else 0
@@ -118,7 +130,11 @@ class Audio:
         return chapters
 
     def mux_until(self, seconds: float) -> None:
-        """Mux the packets that start before a time, in seconds, up to which all pictures have been muxed."""
+        """Mux the packets that start before a time.
+
+        Args:
+            seconds: the time in seconds; all video up to it must have been muxed.
+        """
         more = True
         while more:
             for track in self._tracks:
@@ -127,7 +143,7 @@ class Audio:
             more = not any(track.is_beyond(seconds) for track in self._tracks) and self._read_one()
 
     def _read_one(self) -> bool:
-        """Read a packet for its track; whether there was one, or its end became known."""
+        """Read one packet for its track. Return whether there was one, or whether a track's end became known."""
         packet = self._ahead.popleft() if self._ahead else next(self._packets, None)
         if packet is None:
             return sum(track.end() for track in self._tracks) > 0
@@ -137,7 +153,7 @@ class Audio:
         return True
 
     def finish(self) -> None:
-        """Mux what the encoders still hold."""
+        """Mux the packets that the encoders still buffer."""
         for track in self._tracks:
             for packet in track.flush():
                 self._mux(track, packet)
@@ -149,13 +165,13 @@ class Audio:
         except FFmpegError as error:
             if error.errno in DISK_ERRORS:
                 raise
-            track.unusable += 1  # an impossible packet is only left out
+            track.unusable += 1  # the muxer refuses the packet, so it is left out
 
     def close(self) -> None:
-        """Close the recording, and sum up the damage; more than once does no harm."""
+        """Close the recording and add up the damage; may be called more than once."""
         self._source.close()
-        self.damage += [f"sound: {damage}" for damage in self._said]
-        self._said.clear()
+        self.damage += [f"sound: {damage}" for damage in self._reading_damage]
+        self._reading_damage.clear()
         for track in self._tracks:
             if track.unusable:
                 self.damage.append(f"{track.unusable} packets of audio track {track.index} could not be used")

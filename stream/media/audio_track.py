@@ -1,4 +1,4 @@
-"""One audio track of a recording on its way into an MP4: copied, or encoded as AAC."""
+"""One audio track of a recording, copied into an MP4 or encoded as AAC."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from polypstream.core.timestamps import ClockShifts, TimestampMender
+from polypstream.core.timestamps import ClockShifts, TimestampCorrector
 from polypstream.media.container import is_encrypted
 from polypstream.media.pictures import MP4_LONGEST_STEP
 
-# What MP4 holds and players play. FFmpeg also writes PCM, Vorbis or TrueHD there, but under conditions, and few
-# players read it.
+# Codecs that MP4 can contain and that players support. FFmpeg can also write PCM, Vorbis or TrueHD to MP4, but only
+# under conditions, and few players can read them.
 COPIED = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
-# Layouts that the AAC encoder takes and every reader knows. Others become mono or stereo: 7.1 is written with a table
-# of channels, at which programs that read with PyAV 18.1 end.
+# Layouts that the AAC encoder accepts and that every reader supports. Others are mixed to mono or stereo. FFmpeg writes
+# 7.1 with a table of channels, at which programs that read it with PyAV 18.1 end.
 AAC_LAYOUTS = frozenset({"mono", "stereo", "3.0", "4.0", "5.0", "5.1"})
 AAC_RATES = Codec("aac", "w").audio_rates or ()
-# FFmpeg's own layout of so many channels, where a file does not say where each belongs.
-USUAL_LAYOUTS = {
+# FFmpeg's default layout for a number of channels, used if a file does not define their positions.
+DEFAULT_LAYOUTS = {
     1: "mono",
     2: "stereo",
     3: "2.1",
@@ -40,46 +40,46 @@ USUAL_LAYOUTS = {
     8: "7.1",
     16: "hexadecagonal",
 }
-# Times of sound are off by so much, in seconds, without a gap being meant.
-ROUNDED_S = 0.02
-# Sound lies in a file so many seconds away, at most, from the pictures that it belongs to.
-APART_S = 5.0
+# If audio starts later than expected by less than this, in seconds, the cause is rounding and not a gap.
+ROUNDING_S = 0.02
+# The largest distance in a file, in seconds, between audio and the video that it belongs to.
+MAX_AV_DISTANCE_S = 5.0
 
 AudioPacket: TypeAlias = "Packet[AudioStream]"
 
 
-class _Ready(NamedTuple):
-    """A packet and its time in units of its time base."""
+class _TimedPacket(NamedTuple):
+    """A packet and its timestamp in units of its time base."""
 
     packet: AudioPacket
     time: int
 
 
 class AudioTrack:
-    """One audio track on its way into the output.
+    """One audio track, copied or encoded into the output.
 
     Args:
-        source: the track.
-        shifts: by how much the times of the pictures were moved.
+        source: the track in the recording.
+        shifts: the offsets that were added to the timestamps of the video.
         longest: the longest step between two packets that the output can store, in seconds.
-        first: its first packets.
+        first: the first packets of the track.
 
     Attributes:
-        index: in the recording.
-        note: what the user should know of it, or nothing.
-        left_out: it can neither be copied nor encoded.
-        damage: why, if it is damaged.
-        unusable: packets left out so far.
-        way: the number of the options that the output needs for it.
-        begins: when it does, in seconds; infinite if no packet has come yet.
-        is_default: players shall choose it.
+        index: index of the stream in the recording.
+        note: information for the user, or an empty string.
+        left_out: the track can neither be copied nor encoded.
+        damage: why the track is left out, if it is damaged; otherwise an empty string.
+        unusable: number of packets left out so far.
+        options_index: index of the container options that the track needs.
+        begins: time of the first packet in seconds; infinite if there is none yet.
+        is_default: players should select this track.
     """
 
     def __init__(
         self, source: AudioStream, shifts: ClockShifts, longest: Fraction, first: Sequence[AudioPacket]
     ) -> None:
         self.index, self.note, self.damage, self.left_out = source.index, "", "", False
-        self.unusable, self.way = 0, 0
+        self.unusable, self.options_index = 0, 0
         self._source, self._shifts, self._first = source, shifts, [packet for packet in first if packet.size]
         self.is_default = bool(source.disposition & source.disposition.default)
         self._rate = source.codec_context.sample_rate
@@ -92,28 +92,32 @@ class AudioTrack:
             self._header = _aac_header(source, self._first)
         self._resampler: AudioResampler | None = None
         self._sampled: tuple[str, str, int] | None = None
-        # Where the next sample belongs, counted from time 0.
+        # Position of the next sample, counted from time 0.
         self._next: int | None = None
         assert source.time_base is not None
         self._time_base = source.time_base
-        # Times can be equal: Matroska rounds to milliseconds, and some codecs have packets shorter than that.
+        # Timestamps can be equal: Matroska rounds to milliseconds, and some codecs have shorter packets.
         longest = min(longest, Fraction(MP4_LONGEST_STEP, self._rate))
         shift, steps = round(shifts.origin / self._time_base), int(longest / self._time_base)
-        self._mender = TimestampMender[AudioPacket](self._time_base, steps, shift, self._restart, least=0)
+        self._corrector = TimestampCorrector[AudioPacket](self._time_base, steps, shift, self._restart, least=0)
         self._restarts = 0
-        self._ready = deque[_Ready]()
-        self._passed = float("-inf")
-        times = [told * self._time_base for packet in self._first if (told := _told(packet)) is not None]
+        self._ready = deque[_TimedPacket]()
+        self._muxed_until_s = float("-inf")
+        times = [stored * self._time_base for packet in self._first if (stored := _stored_time(packet)) is not None]
         self.begins = float(times[0] + shifts.origin) if times else float("inf")
 
     @property
     def _is_raw_aac(self) -> bool:
-        """AAC as MPEG-TS has it: a header in every packet instead of one for the track, which MP4 wants."""
+        """Whether this is AAC as in MPEG-TS. It has a header in each packet, but MP4 needs one for the track."""
         context = self._source.codec_context
         return context.codec.canonical_name == "aac" and not context.extradata
 
     def choose(self, options: Sequence[dict[str, str]]) -> None:
-        """Choose the first way of writing the output in which the packets can be copied; if there is none, encode."""
+        """Choose the first container options with which the packets can be copied. If there are none, encode.
+
+        Args:
+            options: the possible container options of the output, the preferred ones first.
+        """
         layout = _decodable_layout(self._source)
         if any(is_encrypted(packet) for packet in self._first):
             self._leave_out("is encrypted")
@@ -121,9 +125,9 @@ class AudioTrack:
         if layout is not None and not self._can_be_decoded():
             self.left_out, self.damage = True, f"audio track {self.index} cannot be decoded and was not copied"
             return
-        for way, each in enumerate(options if self._name in COPIED else ()):
+        for options_index, each in enumerate(options if self._name in COPIED else ()):
             if self._can_be_copied(each):
-                self.way = way
+                self.options_index = options_index
                 return
         self._encodes = True
         if layout is None:
@@ -134,7 +138,7 @@ class AudioTrack:
         self.note = f"audio track {self.index} ({self._name}) was encoded as AAC, which every MP4 player reads{mixed}"
 
     def _can_be_decoded(self) -> bool:
-        """Whether any of the first packets can: of a track with a damaged header, nobody's decoder would open."""
+        """Whether any of the first packets can be decoded. No decoder can open a track with a damaged header."""
         decoded = False
         for packet in self._first:
             with suppress(FFmpegError):
@@ -147,9 +151,9 @@ class AudioTrack:
         self.left_out, self.note = True, f"audio track {self.index} {why} and was not copied"
 
     def _can_be_copied(self, options: dict[str, str]) -> bool:
-        """Whether FFmpeg writes an MP4 of this track alone: for some codecs, and damaged tracks, it does not.
+        """Whether FFmpeg can write an MP4 of this track alone. It cannot for some codecs and for damaged tracks.
 
-        Where the header is written with the first packets, it takes a whole file to tell.
+        If the header is written with the first packets, the test must write a whole file.
         """
         with_packets = "empty_moov" not in options["movflags"]
         try:
@@ -171,7 +175,12 @@ class AudioTrack:
         return copy
 
     def add_to(self, output: OutputContainer, default: bool) -> None:
-        """Add the track to a file."""
+        """Add the track to a file.
+
+        Args:
+            output: the file; its header must not be written yet.
+            default: whether players should select this track.
+        """
         if self._encodes:
             rate = min(AAC_RATES, key=lambda rate: abs(rate - self._rate))
             self._target = output.add_stream("aac", rate=rate, layout=self._layout)
@@ -179,49 +188,71 @@ class AudioTrack:
             self._target = self._add_copy(output)
         self._target.metadata.update(self._source.metadata)
         kinds = self._source.disposition
-        # Players that play every track marked so would play them at once.
+        # Some players would play all tracks with the default flag at the same time.
         self._target.disposition = kinds | kinds.default if default else kinds & ~kinds.default
 
     def add(self, packet: AudioPacket) -> None:
-        """Take in the next packet; an empty one comes last."""
+        """Add the next packet.
+
+        Args:
+            packet: the packet; an empty one marks the end of the track.
+        """
         if packet.size:
-            self._mender.add(packet, _told(packet), packet.duration or 0)
+            self._corrector.add(packet, _stored_time(packet), packet.duration or 0)
         else:
             self.end()
 
     def end(self) -> bool:
-        """No more packets will come; whether that was not known."""
-        return self._mender.end()
+        """Declare that no more packets will come.
+
+        Returns:
+            Whether this is the first call.
+        """
+        return self._corrector.end()
 
     def until(self, seconds: float) -> Iterator[AudioPacket]:
-        """The output packets of those packets that start before a time."""
-        self._passed = seconds
-        for packet, time in self._mender.settled():
-            self._ready.append(_Ready(packet, time))
+        """Convert the packets that start before a time.
+
+        Args:
+            seconds: the time in seconds.
+
+        Yields:
+            Packets for the output.
+        """
+        self._muxed_until_s = seconds
+        for packet, time in self._corrector.settled():
+            self._ready.append(_TimedPacket(packet, time))
         while self._ready and self._ready[0].time * self._time_base <= seconds:
             yield from self._output_of(*self._ready.popleft())
 
     def is_beyond(self, seconds: float) -> bool:
-        """Whether what was read ends after a time, or cannot be told before more pictures have come."""
-        return self._mender.waiting or bool(self._ready and self._ready[-1].time * self._time_base > seconds)
+        """Whether enough of the track was read.
 
-    def _restart(self, told: int, follows: int) -> int | None:
-        """The new shift where the track's clock was set anew: that of the pictures, which come first."""
+        Args:
+            seconds: a time in seconds.
+
+        Returns:
+            Whether the packets read so far extend beyond the time, or whether their timestamps depend on more video.
+        """
+        return self._corrector.waiting or bool(self._ready and self._ready[-1].time * self._time_base > seconds)
+
+    def _restart(self, stored: int, follows: int) -> int | None:
+        """Return the new shift after a restart of the clock: that of the video, which is read first."""
         number = self._restarts + 1
         while (shift := self._shifts.after(number)) is not None:
-            moved = told + round(shift / self._time_base)
-            if abs(moved - follows) * self._time_base <= APART_S:
+            moved = stored + round(shift / self._time_base)
+            if abs(moved - follows) * self._time_base <= MAX_AV_DISTANCE_S:
                 self._restarts = number
-                return moved - told
+                return moved - stored
             number += 1
-        if self._passed < follows * self._time_base + APART_S:
+        if self._muxed_until_s < follows * self._time_base + MAX_AV_DISTANCE_S:
             return None
-        return follows - told  # no picture was moved there: the sound alone has a wrong clock
+        return follows - stored  # the video was not shifted there, so only the audio has a wrong clock
 
     def _output_of(self, packet: AudioPacket, time: int) -> list[AudioPacket]:
-        told = _told(packet)
-        packet.pts = time if packet.pts is None or told is None else packet.pts + time - told
-        packet.dts = time if packet.dts is None or told is None else packet.dts + time - told
+        stored = _stored_time(packet)
+        packet.pts = time if packet.pts is None or stored is None else packet.pts + time - stored
+        packet.dts = time if packet.dts is None or stored is None else packet.dts + time - stored
         try:
             return self._encode(packet) if self._encodes else self._copy(packet)
         except FFmpegError:
@@ -229,7 +260,11 @@ class AudioTrack:
             return []
 
     def flush(self) -> list[AudioPacket]:
-        """What the encoder still holds; nothing if it was never given anything that it could use."""
+        """Take the packets that the encoder still buffers.
+
+        Returns:
+            The packets; none if the encoder never received usable audio.
+        """
         try:
             return self._target.encode(None) if self._encodes else []
         except FFmpegError:
@@ -246,27 +281,28 @@ class AudioTrack:
         return [encoded for part in fitting for encoded in self._target.encode(part)]
 
     def _resample(self, frame: AudioFrame) -> list[AudioFrame]:
-        """As the encoder takes it; what a track's sound is like may change midway (broadcasts do so)."""
+        """Convert to the encoder's format. The format of a track may change midway, as in broadcasts."""
         sampled = frame.format.name, frame.layout.name, frame.sample_rate
         if self._resampler is None or sampled != self._sampled:
             target = self._target.codec_context
             self._resampler = AudioResampler(target.format, target.layout, target.sample_rate)
             self._sampled = sampled
         fitting = [part for part in self._resampler.resample(frame) if part.samples]
-        return [part for part in fitting if self._is_placed(part)]
+        return [part for part in fitting if self._set_time(part)]
 
-    def _is_placed(self, part: AudioFrame) -> bool:
-        """Give a part its time in samples, directly behind the one before it where that is what was meant.
+    def _set_time(self, part: AudioFrame) -> bool:
+        """Set the time of a part in samples: directly after the previous part if only rounding separates them.
 
-        Times of files are rounded, and PyAV rounds again where it cuts parts for the encoder. Whether it has a place.
+        Timestamps in files are rounded, and PyAV rounds again when it splits frames for the encoder. Return False if
+        the part lies completely within audio that is already there.
         """
         rate = part.sample_rate
         timed = part.pts is not None and part.time_base is not None
-        told = round((part.pts or 0) * (part.time_base or 0) * rate) if timed else self._next
-        if self._next is None or told is None or told - self._next > ROUNDED_S * rate:
-            place = told or 0
-        elif self._next - told > APART_S * rate / 10:
-            return False  # it lies wholly in what is there already
+        stored = round((part.pts or 0) * (part.time_base or 0) * rate) if timed else self._next
+        if self._next is None or stored is None or stored - self._next > ROUNDING_S * rate:
+            place = stored or 0
+        elif self._next - stored > MAX_AV_DISTANCE_S * rate / 10:
+            return False  # the part lies completely within audio that is already there
         else:
             place = self._next
         part.pts, part.time_base = place, Fraction(1, rate)
@@ -275,13 +311,13 @@ class AudioTrack:
 
 
 def _decodable_layout(track: AudioStream) -> str | None:
-    """The layout in which a track's decoder, having been told, gives its channels.
+    """Return the channel layout that the track's decoder will output, and set it on the decoder.
 
-    Empty where only the decoder knows; None where nobody does.
+    An empty string means that only the decoder knows it. None means that it is unknown.
     """
     layout = track.codec_context.layout
-    # Where a file has an order of channels of its own, PyAV 18.1 frees what FFmpeg frees as well, and the process ends.
-    # An object that is never freed does no harm, and a decoder that is told a usual order makes no more of them.
+    # If a file has its own channel order, PyAV 18.1 frees memory that FFmpeg frees as well, and the process crashes. An
+    # object that is never freed does no harm. A decoder that is given a standard order creates no more of them.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
     if not layout.nb_channels:
         return ""
@@ -289,7 +325,7 @@ def _decodable_layout(track: AudioStream) -> str | None:
         name = AudioLayout(layout.name).name
     except ValueError:
         name = ""
-    name = name if name and "channels" not in name else USUAL_LAYOUTS.get(layout.nb_channels, "")
+    name = name if name and "channels" not in name else DEFAULT_LAYOUTS.get(layout.nb_channels, "")
     if not name:
         return None
     track.codec_context.layout = name
@@ -297,7 +333,7 @@ def _decodable_layout(track: AudioStream) -> str | None:
 
 
 def _aac_header(track: AudioStream, packets: Sequence[AudioPacket]) -> bytes | None:
-    """The header for the track, which FFmpeg's aac_adtstoasc filter makes from the first packet that it can read."""
+    """Return the track header that FFmpeg's filter aac_adtstoasc makes from the first packet it can read."""
     probe = BitStreamFilterContext("aac_adtstoasc", track)
     for packet in packets:
         try:
@@ -315,6 +351,6 @@ def _copy_of(packet: AudioPacket) -> AudioPacket:
     return cast("AudioPacket", copy)
 
 
-def _told(packet: AudioPacket) -> int | None:
-    """When a packet starts, in units of its time base, if it says."""
+def _stored_time(packet: AudioPacket) -> int | None:
+    """Return the stored timestamp of a packet in units of its time base, if it has one."""
     return packet.pts if packet.dts is None else packet.dts

@@ -1,4 +1,4 @@
-"""Opening a user's file of any container to read, and its packets. This is the one place that does."""
+"""Opening of recordings, and their packets. No other module opens recordings."""
 
 from __future__ import annotations
 
@@ -17,24 +17,37 @@ from polypstream.errors import SourceError
 from polypstream.media.pictures import MAX_PIXELS
 
 StreamT = TypeVar("StreamT", bound=Stream)
-# Only containers of moving pictures: not FFmpeg's picture, text, playlist and device readers, which would take a
-# photograph for a video, or a text file for a list of other files to open.
+# Only containers of video and audio. FFmpeg's image, text, playlist and device demuxers are not allowed. They would
+# read a photograph as a video, or a text file as a list of other files to open.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,mxf,asf,flv,live_flv,"
     "ogg,dv,nut,gxf,wtv,rm,mjpeg,yuv4mpegpipe,swf,vc1,gif,aac,mp3,wav,flac,w64,aiff,caf"
 )
 
-# Of decoders, also of those that FFmpeg itself uses to find out what is in a file.
+# Options of decoders, also of those that FFmpeg uses to probe a file.
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
 def file_url(path: Path) -> str:
-    """A path as FFmpeg takes it whatever its name: without the prefix, `12:30.mp4` names a protocol."""
+    """Convert a path to a URL for FFmpeg. Without the prefix `file:`, a name such as `12:30.mp4` would name a protocol.
+
+    Args:
+        path: a path.
+
+    Returns:
+        The URL.
+    """
     return f"file:{path}"
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a file for reading, and nothing that it may point to; pictures of more than MAX_PIXELS are not decoded.
+    """Open a recording for reading, without the files that it refers to. Decoders refuse more than MAX_PIXELS.
+
+    Args:
+        path: path of the recording.
+
+    Returns:
+        The open container.
 
     Raises:
         SourceError: there is no such file, or FFmpeg cannot read it as a recording.
@@ -60,16 +73,23 @@ def open_container(path: Path) -> InputContainer:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     for stream in container.streams.video:
-        if stream.codec_context is not None:  # of a codec that FFmpeg knows
+        if stream.codec_context is not None:  # None for a codec that FFmpeg does not know
             stream.codec_context.options = LIMITS
     return container
 
 
 def demuxed(container: InputContainer, streams: Sequence[StreamT]) -> Iterator[Packet[StreamT] | None]:
-    """Every packet of some streams; None for each packet of a track that was not there at the beginning.
+    """Iterate over the packets of some streams.
+
+    Args:
+        container: an open recording.
+        streams: the streams to read.
+
+    Yields:
+        Each packet; None for each packet of a track that did not exist at the beginning.
 
     Raises:
-        FFmpegError: the reading stopped early.
+        FFmpegError: reading stopped early.
     """
     packets = cast("Iterator[Packet[StreamT]]", container.demux(*streams))
     while True:
@@ -77,27 +97,43 @@ def demuxed(container: InputContainer, streams: Sequence[StreamT]) -> Iterator[P
             yield next(packets)
         except StopIteration:
             return
-        except IndexError:  # such a track: PyAV's iterator ends with this error, a new one goes on
+        except IndexError:  # PyAV's iterator ends with this error at such a track; a new iterator continues
             packets = cast("Iterator[Packet[StreamT]]", container.demux(*streams))
             yield None
 
 
 def is_encrypted(packet: Packet[StreamT]) -> bool:
-    """Whether a packet can only be decoded with a key, which nobody gave (Common Encryption, ISO/IEC 23001-7)."""
-    # FFmpeg says so on each packet of an MP4, and once for a track of a WebM.
+    """Whether a packet can only be decoded with a key (Common Encryption, ISO/IEC 23001-7).
+
+    Args:
+        packet: a packet.
+
+    Returns:
+        Whether it is encrypted.
+    """
+    # FFmpeg marks each packet of an MP4, but a WebM's track only once.
     return packet.has_sidedata("encryption_info") or "enc_key_id" in packet.stream.metadata
 
 
 def packets_of(container: InputContainer, streams: list[Stream], damage: list[str]) -> Iterator[Packet[Stream]]:
-    """Every packet of some streams, then an empty one for each; what stops the reading early goes to `damage`."""
-    strangers = 0
+    """Iterate over the packets of some streams, and then one empty packet for each stream.
+
+    Args:
+        container: an open recording.
+        streams: the streams to read.
+        damage: receives a phrase for each problem, such as an early end.
+
+    Yields:
+        Each packet.
+    """
+    unknown = 0
     try:
         for packet in demuxed(container, streams):
             if packet is None:
-                strangers += 1
+                unknown += 1
             else:
                 yield packet
     except FFmpegError as error:
         damage.append(f"reading stopped early ({error.strerror})")
-    if strangers:
-        damage.append(f"{strangers} packets of a track that appears midway were left out")
+    if unknown:
+        damage.append(f"{unknown} packets of a track that appears midway were left out")

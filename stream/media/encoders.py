@@ -1,4 +1,4 @@
-"""H.264 encoders: what each takes, how our settings are said to it, and whether it works on this machine."""
+"""H.264 encoders: their pixel formats, their options for our settings, and whether they work on this machine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from av.video.codeccontext import VideoCodecContext
 from polypstream.errors import OutputError
 from polypstream.media.pictures import KEPT
 
-# Nothing that a hardware encoder offers is as fine-grained as x264's presets: NVENC has seven, QSV the middle ones.
+# Hardware encoders have fewer presets than x264: NVENC has seven, and QSV has the middle ones.
 NVENC_PRESETS = {
     "ultrafast": "p1", "superfast": "p1", "veryfast": "p2", "faster": "p3", "fast": "p4", "medium": "p4",
     "slow": "p5", "slower": "p6", "veryslow": "p7", "placebo": "p7",
 }  # fmt: skip
 QSV_PRESETS = {"ultrafast": "veryfast", "superfast": "veryfast", "placebo": "veryslow"}
-# Given to every encoder: none reorders pictures. In x264 B-frames saved 5 to 12 % of the size at veryfast for a third
-# more CPU time. They keep pictures in the encoder that a killed process loses, and FFmpeg's MP4 writer cuts off the
-# last picture when a fragment ends among them.
+# Option for every encoder: frames are not reordered. In x264, B-frames saved 5 to 12 % of the size at veryfast, but
+# took a third more CPU time. They delay frames in the encoder, and a killed process loses those. In addition, FFmpeg's
+# MP4 muxer drops the last frame of a fragment that ends between B-frames.
 NO_B_FRAMES = {"bf": "0"}
 PROBE_SIDE = 256
 
 
 def _x264(preset: str, crf: float) -> dict[str, str]:
-    # With threads, the macroblock tree's decisions depend on their timing: two runs of PyAV 18.1 gave different files.
+    # The macroblock tree's decisions depend on the timing of threads: two runs of PyAV 18.1 gave different files.
     return {"preset": preset, "crf": str(crf), "mbtree": "0"}
 
 
@@ -47,11 +47,11 @@ class Encoder:
 
     Attributes:
         codec: FFmpeg's name.
-        takes: for each pixel format of pictures that it can encode, the one that it is given.
-        quality: its options for an x264 preset and a CRF, or what comes nearest.
-        no_delay: its options for handing each picture on at once.
-        device: what it needs, for people.
-        lower_field_first: its options for pictures whose lower field is the earlier one.
+        takes: for each pixel format of frames that it can encode, the pixel format that it is given.
+        quality: function from an x264 preset and a CRF to the options that come closest.
+        no_delay: options with which it outputs each frame immediately.
+        device: the hardware that it needs, as text for the user.
+        lower_field_first: options for frames whose bottom field is the earlier one.
     """
 
     codec: str
@@ -62,7 +62,7 @@ class Encoder:
     lower_field_first: Mapping[str, str] = field(default_factory=dict)
 
 
-# Hardware first: the order in which "auto" tries them.
+# The order in which "auto" tries them: hardware first.
 ENCODERS = {
     encoder.codec: encoder
     for encoder in (
@@ -87,14 +87,17 @@ ENCODERS = {
 
 
 def choose_encoder(wanted: str, pixel_format: str) -> Encoder:
-    """The encoder asked for, or for "auto" the first that takes the pictures and works here.
+    """Choose the requested encoder. For "auto" choose the first one that accepts the frames and works on this machine.
 
     Args:
         wanted: a key of ENCODERS, or "auto".
-        pixel_format: of the pictures, FFmpeg's name.
+        pixel_format: FFmpeg's name of the frames' pixel format.
+
+    Returns:
+        The encoder.
 
     Raises:
-        OutputError: the encoder asked for cannot take these pictures, or does not work on this machine.
+        OutputError: the requested encoder cannot encode these frames, or does not work on this machine.
     """
     if wanted == "auto":
         return next(each for each in ENCODERS.values() if pixel_format in each.takes and why_not(each.codec) is None)
@@ -109,7 +112,14 @@ def choose_encoder(wanted: str, pixel_format: str) -> Encoder:
 
 @functools.cache
 def why_not(codec: str) -> str | None:
-    """None if it encodes a picture on this machine; that FFmpeg is built with it says nothing about the hardware."""
+    """Test an encoder with one frame. An encoder that FFmpeg contains may still lack its hardware.
+
+    Args:
+        codec: a key of ENCODERS.
+
+    Returns:
+        None if it works on this machine; otherwise the reason.
+    """
     encoder = ENCODERS[codec]
     try:
         context = cast(VideoCodecContext, VideoCodecContext.create(codec, "w"))

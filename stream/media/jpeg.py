@@ -1,4 +1,4 @@
-"""Pictures as JPEG files, as they are shown to people."""
+"""Encoding of frames as JPEG, oriented for display."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from polypstream.core.frame import Frame
 from polypstream.core.orientation import AS_STORED, Orientation
 from polypstream.media.scaling import Scaler
 
-# Of the encoder's quantisers, 2 (best) to 31.
+# Quantiser of FFmpeg's MJPEG encoder, 2 (best) to 31.
 SNAPSHOT_QUANTISER = 2
-# Wider than any picture.
+# A maximum width that no frame exceeds.
 WHOLE = 1 << 16
 
 
 def snapshot(frame: Frame) -> bytes:
-    """A frame's picture with all of its pixels, as JPEG."""
+    """Encode a frame as JPEG at its full resolution.
+
+    Args:
+        frame: the frame.
+
+    Returns:
+        The JPEG file.
+    """
     return Jpeg(WHOLE, SNAPSHOT_QUANTISER)(frame.picture, frame.orientation)
 
 
 class Jpeg:
-    """Encodes pictures as JPEG, as they are shown to people.
+    """Encodes frames as JPEG, oriented for display.
 
     Args:
-        width: the widest that a picture may be.
-        quantiser: of FFmpeg's MJPEG encoder, 2 (best) to 31.
+        width: the maximum width of the image in pixels.
+        quantiser: quantiser of FFmpeg's MJPEG encoder, 2 (best) to 31.
     """
 
     def __init__(self, width: int, quantiser: int) -> None:
@@ -36,10 +43,18 @@ class Jpeg:
         self._encoder: VideoCodecContext | None = None
 
     def __call__(self, picture: av.VideoFrame, orientation: Orientation = AS_STORED) -> bytes:
-        """One picture as a JPEG file."""
+        """Encode one frame.
+
+        Args:
+            picture: the frame.
+            orientation: how it is displayed.
+
+        Returns:
+            The JPEG file.
+        """
         if orientation != self._orientation:
             self._orientation = orientation
-            # JPEG is BT.601 at full range (JFIF).
+            # JPEG uses BT.601 with full range (JFIF).
             colours = ":out_color_matrix=bt601:out_range=full"
             self._scale = Scaler("yuvj420p", self._size_of, colours=colours, then=orientation.filters())
         scaled = self._scale(picture)
@@ -50,7 +65,7 @@ class Jpeg:
         return b"".join(bytes(packet) for packet in self._encoder.encode(scaled))
 
     def _size_of(self, picture: av.VideoFrame) -> tuple[int, int]:
-        """Width and height before it is turned, even, so that it is no wider than it may be as it is shown."""
+        """Return width and height before rotation, both even, such that the displayed image has the maximum width."""
         assert self._orientation is not None
         width, height = self._orientation.stretched(picture.width, picture.height)
         shown_width = height if self._orientation.swapped else width
@@ -61,7 +76,7 @@ class Jpeg:
         encoder = VideoCodecContext.create("mjpeg", "w")
         encoder.width, encoder.height, encoder.pix_fmt = scaled.width, scaled.height, scaled.format.name
         encoder.time_base = Fraction(1, 1000)
-        # With threads the encoder would hand out a picture only when the next ones have come.
+        # With threads the encoder would output a frame only after it has received the next ones.
         encoder.thread_count = 1
         encoder.options = {"qmin": str(self._quantiser), "qmax": str(self._quantiser)}
         return encoder

@@ -1,4 +1,4 @@
-"""What is the same for every picture of a source: size, pixel format, timing, colour tags, orientation."""
+"""Frames and their format: size, pixel format, timing, colour tags, orientation, planes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from polypstream.errors import DataError
 from polypstream.media.color import HD_LINES, bits_of, is_full_range, matrix_name, name_of_matrix, says_full_range
 from polypstream.media.scaling import Scaler
 
-# A picture of 8K has 33 million. A small file may claim billions.
+# An 8K frame has 33 million pixels. A small file can announce billions.
 MAX_PIXELS = 40_000_000
-# x264 takes no wider or taller ones.
+# x264 does not accept a larger width or height.
 MAX_SIDE = 16_384
-# Of 255, above which a mask says polyp.
+# Grey level (of 255) above which a pixel of a mask counts as polyp.
 MASK_THRESHOLD = 127
-# MP4 stores the time between two pictures or sound packets in 31 bits; FFmpeg aborts the process over that.
+# MP4 stores the time between two frames or audio packets in 31 bits. FFmpeg aborts the process for a longer time.
 MP4_LONGEST_STEP = 2**31 - 1
-# Announced rates above this are no rates but units of time, which some recorders write instead.
+# Some recorders write their units per second as the frame rate. An announced rate above this is ignored.
 MAX_RATE = 300
-# FFmpeg's numbers of field orders (AVFieldOrder): stored and shown, the upper field first or the lower one.
+# FFmpeg's numbers of field orders (AVFieldOrder), mapped to the field that is displayed first.
 FIELD_ORDERS: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
-# FFmpeg doubles an MP4's units per second until they are at least so many.
+# The smallest number of units per second in an MP4. FFmpeg doubles a smaller number until it is reached.
 MP4_LEAST_TIMESCALE = 10_000
-# Planar YUV that we draw on and that H.264 encoders take as it is.
+# Planar YUV formats that the overlay can draw on and that H.264 encoders accept.
 KEPT = frozenset(
     f"{prefix}{sampling}p{depth}"
     for prefix, depth in (("yuv", ""), ("yuvj", ""), ("yuv", "10le"))
@@ -42,10 +42,16 @@ KEPT = frozenset(
 
 
 def picture_format(stream: av.VideoStream, picture: av.VideoFrame) -> PictureFormat:
-    """What the pictures of a stream have in common, told by the stream and its first picture.
+    """Read the format of a stream from its tags and its first frame.
 
-    What the container says of the shape of pixels and the order of fields goes before what the pictures say, as
-    players have it.
+    The container's tags for pixel shape and field order have priority over those of the frames, as in players.
+
+    Args:
+        stream: the video stream.
+        picture: its first decoded frame.
+
+    Returns:
+        The format.
     """
     context = stream.codec_context
     assert stream.time_base is not None
@@ -75,21 +81,28 @@ def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
     except KeyError:
         return None
     except ValueError:
-        # PyAV 18.1 cannot list side data of a kind that it has no name for, such as EXIF; it knows the angle, though.
+        # PyAV 18.1 cannot list side data if it has no name for one of them, such as EXIF. It still knows the angle.
         return _matrix_of(round(picture.rotation / 90) * 90) if picture.rotation else None
 
 
 def _matrix_of(degrees: int) -> tuple[int, ...]:
-    """FFmpeg's display matrix of an angle, counter-clockwise (av_display_rotation_set, libavutil/display.c)."""
+    """Return FFmpeg's display matrix for an angle, counter-clockwise (av_display_rotation_set, libavutil/display.c)."""
     cosine, sine = round(math.cos(math.radians(degrees))), round(math.sin(math.radians(degrees)))
     return (cosine * ONE, -sine * ONE, 0, sine * ONE, cosine * ONE, 0, 0, 0, 1 << 30)
 
 
 def field_order_of(picture: av.VideoFrame) -> FieldOrder:
-    """What a picture itself says of its fields."""
+    """Read the field order from a frame's own flags.
+
+    Args:
+        picture: a frame.
+
+    Returns:
+        The field order.
+    """
     if not picture.interlaced_frame:
         return "progressive"
-    # PyAV does not tell which field is the earlier; FFmpeg's select filter lets only those through that are asked for.
+    # PyAV does not tell which field is earlier. FFmpeg's select filter outputs only frames with the given field order.
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 1000)
@@ -105,9 +118,16 @@ def field_order_of(picture: av.VideoFrame) -> FieldOrder:
 
 
 def nearest_kept(pixel_format: VideoFormat) -> str:
-    """The pixel format we work in for a decoded one; the same wherever possible.
+    """Choose the pixel format in which frames are processed. It is the decoded format where possible.
 
-    Others keep their chroma sampling and go to 8 or 10 bits. RGB goes to 4:2:0, which every player shows.
+    Other formats keep their chroma subsampling and get 8 or 10 bits. RGB is converted to 4:2:0, which every player
+    supports.
+
+    Args:
+        pixel_format: the decoded format.
+
+    Returns:
+        A format of KEPT.
     """
     if pixel_format.name in KEPT:
         return str(pixel_format.name)
@@ -120,12 +140,12 @@ def nearest_kept(pixel_format: VideoFormat) -> str:
 
 
 class Conformer:
-    """Makes pictures that are not as a recording's first ones: of their size, format, colours and shape of pixels.
+    """Converts frames that differ from the first ones of a recording: in size, pixel format, colours or pixel shape.
 
-    A picture whose shape differs is fitted between black bars, so that round things stay round.
+    A frame with another aspect ratio is fitted between black bars, so that its content is not distorted.
 
     Args:
-        pictures: what they shall be like.
+        pictures: the wanted format.
     """
 
     def __init__(self, pictures: PictureFormat) -> None:
@@ -134,11 +154,14 @@ class Conformer:
         self._scaler_for: tuple[object, ...] = ()
 
     def __call__(self, picture: av.VideoFrame, shape: Fraction = Fraction(1)) -> av.VideoFrame:
-        """The picture itself if it already is so, else another one with the same pts.
+        """Convert a frame if necessary.
 
         Args:
-            picture: of any kind.
-            shape: width of its pixels, over that of the wanted ones, at the same height.
+            picture: any frame.
+            shape: width of its pixels divided by that of the wanted pixels, at the same height.
+
+        Returns:
+            The frame itself if it already has the wanted format; otherwise a converted one with the same pts.
         """
         wanted = self._pictures
         if (
@@ -159,7 +182,7 @@ class Conformer:
         return converted
 
     def _is_alike(self, picture: av.VideoFrame) -> bool:
-        """Whether its numbers mean the colours that those of the wanted pictures mean."""
+        """Whether its sample values mean the same colours as those of the wanted format."""
         return picture.format.is_rgb or (is_full_range(picture), matrix_name(picture)) == self._colours
 
     @property
@@ -181,7 +204,7 @@ class Conformer:
         across = float(width * shape)
         scale = min(wanted.width / across, wanted.height / height)
         inside = [max(2, round(side * scale / 2) * 2) for side in (across, height)]
-        # Rounded to whole chroma samples, and whole where that is all that is missing.
+        # The size is rounded to whole chroma samples. The full size is used if only the rounding is missing.
         size = [
             whole if abs(whole - side) <= 2 else side
             for whole, side in zip((wanted.width, wanted.height), inside, strict=True)
@@ -193,7 +216,14 @@ class Conformer:
 
 
 def black_picture(width: int, height: int) -> av.VideoFrame:
-    """A picture with nothing in it, limited range 4:2:0."""
+    """Make a black frame, limited range 4:2:0.
+
+    Args:
+        width, height: size in pixels.
+
+    Returns:
+        The frame.
+    """
     picture = av.VideoFrame(width, height, "yuv420p")
     for plane, level in zip(planes_of(picture), (16, 128, 128), strict=True):
         plane[:] = level
@@ -201,7 +231,14 @@ def black_picture(width: int, height: int) -> av.VideoFrame:
 
 
 def copy_of(picture: av.VideoFrame) -> av.VideoFrame:
-    """The same picture in memory of its own, with its time and tags."""
+    """Copy a frame with its timestamps and tags into its own memory.
+
+    Args:
+        picture: a frame.
+
+    Returns:
+        The copy, without side data.
+    """
     copied = fresh_like(picture)
     for own, theirs in zip(planes_of(copied), planes_of(picture), strict=True):
         own[:] = theirs
@@ -209,7 +246,14 @@ def copy_of(picture: av.VideoFrame) -> av.VideoFrame:
 
 
 def fresh_like(picture: av.VideoFrame) -> av.VideoFrame:
-    """Another picture of the same kind, time and tags, whose pixels are anything; without side data."""
+    """Allocate a frame with the size, pixel format, timestamps and tags of another one.
+
+    Args:
+        picture: a frame.
+
+    Returns:
+        The new frame; its pixels are not initialised, and it has no side data.
+    """
     fresh = av.VideoFrame(picture.width, picture.height, picture.format.name)
     fresh.colorspace, fresh.color_range = picture.colorspace, picture.color_range
     fresh.pts, fresh.time_base, fresh.duration = picture.pts, picture.time_base, picture.duration
@@ -217,7 +261,14 @@ def fresh_like(picture: av.VideoFrame) -> av.VideoFrame:
 
 
 def longest_step(time_base: Fraction) -> int:
-    """The longest time between two pictures that MP4 can store, in units of the time base."""
+    """Compute the longest time between two frames that MP4 can store.
+
+    Args:
+        time_base: seconds per unit.
+
+    Returns:
+        The time in units of the time base.
+    """
     timescale = time_base.denominator
     while timescale < MP4_LEAST_TIMESCALE:
         timescale *= 2
@@ -225,14 +276,28 @@ def longest_step(time_base: Fraction) -> int:
 
 
 def yuv_tags(picture: av.VideoFrame) -> tuple[int, int]:
-    """Matrix and range of a picture's YUV: its own tags, or for RGB those that it is going to be converted with."""
+    """Return the YUV matrix and range of a frame; for RGB those that it will be converted to.
+
+    Args:
+        picture: a frame.
+
+    Returns:
+        FFmpeg's numbers of the matrix (AVColorSpace) and the range (AVColorRange).
+    """
     if picture.format.is_rgb:
         return int(Colorspace.ITU709 if picture.height >= HD_LINES else Colorspace.SMPTE170M), int(ColorRange.MPEG)
     return int(picture.colorspace), int(picture.color_range)
 
 
 def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
-    """The planes as arrays [height, width] on the picture's own memory, uint8 or, over 8 bits, uint16."""
+    """Return the planes of a frame as arrays on the frame's own memory.
+
+    Args:
+        picture: a frame.
+
+    Returns:
+        [height, width] for each plane; uint8, or uint16 for more than 8 bits.
+    """
     kind = np.uint8 if bits_of(picture) == 8 else np.uint16
     planes = []
     for plane in picture.planes:
@@ -242,10 +307,17 @@ def planes_of(picture: av.VideoFrame) -> list[np.ndarray]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask's file as uint8 [H, W] of 0 and 255, thresholded at 127 (so that JPEG will do).
+    """Read a mask file, and threshold it at 127, so that JPEG files can be used as well.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        uint8 [H, W] with the values 0 and 255.
 
     Raises:
-        DataError: it is no picture, or no mask of 0 and 255, but of 0 and 1 for instance, and would count as empty.
+        DataError: the file is not an image, or its values are not 0 and 255. A mask of 0 and 1, for example, would
+            count as empty.
     """
     mask = read_image(path, cv2.IMREAD_GRAYSCALE)
     if mask is None:
@@ -257,9 +329,16 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_image(path: Path, flags: int) -> np.ndarray | None:
-    """A picture's file, as OpenCV decodes it; None where it cannot.
+    """Read an image file with OpenCV's decoder.
 
-    Not by OpenCV's own reader, which brings the process down on a file name that is not text.
+    The file is not read by OpenCV's own reader, because a file name that is not text crashes that.
+
+    Args:
+        path: path of the file.
+        flags: OpenCV's flags, such as cv2.IMREAD_GRAYSCALE.
+
+    Returns:
+        The image as OpenCV decodes it; None if it cannot be read or decoded.
     """
     try:
         content = np.fromfile(path, np.uint8)

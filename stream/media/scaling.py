@@ -1,8 +1,8 @@
-"""Crop, scale and convert pictures in one pass over their pixels.
+"""Crop, scale and convert frames in one pass over their pixels.
 
-FFmpeg's crop filter moves a pointer and its scaler converts while it shrinks, so a full-resolution picture is read once
-and never written. Unlike PyAV's `reformat`, a graph does not touch the source picture's tags, not even briefly: several
-threads may scale the same picture.
+FFmpeg's crop filter only moves a pointer, and its scaler converts while it shrinks. Therefore a full-resolution frame
+is read once and never written. Unlike PyAV's `reformat`, a filter graph never changes the tags of the source frame.
+Therefore several threads may scale the same frame.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ Size = tuple[int, int]
 
 
 def own_size(picture: av.VideoFrame) -> Size:
-    """For a Scaler that only converts."""
+    """Return the size of a frame. It is the `size_of` of a Scaler that only converts.
+
+    Args:
+        picture: a frame.
+
+    Returns:
+        Width and height in pixels.
+    """
     return picture.width, picture.height
 
 
 class Scaler:
-    """A graph of FFmpeg's filters, built anew when pictures of another kind come.
+    """A graph of FFmpeg's filters. It is rebuilt when frames of another size or format arrive.
 
     Args:
-        pixel_format: of the scaled pictures, FFmpeg's name.
-        size_of: width and height to which a picture is scaled.
-        crop: left, top, width and height of the part to scale; None: the whole picture.
-        colours: further options of FFmpeg's scale filter, such as the matrix and range to convert to.
-        then: filters that the scaled pictures go through, each with its arguments.
+        pixel_format: FFmpeg's name of the output's pixel format.
+        size_of: function from a frame to the width and height of the output.
+        crop: left, top, width and height of the part to scale; None: the whole frame.
+        colours: more options for FFmpeg's scale filter, such as the output's matrix and range.
+        then: filters that are applied after scaling, each with its arguments.
     """
 
     def __init__(
@@ -48,7 +55,14 @@ class Scaler:
         self._graph_for: tuple[object, ...] = ()
 
     def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
-        """The scaled picture; the source is only read."""
+        """Scale a frame.
+
+        Args:
+            picture: the frame; it is only read.
+
+        Returns:
+            The scaled frame.
+        """
         kind = (picture.format.name, picture.width, picture.height, picture.colorspace, picture.color_range)
         if self._graph is None or kind != self._graph_for:
             self._graph, self._graph_for = self._build(picture), kind
@@ -64,7 +78,7 @@ class Scaler:
         nodes = [
             graph.add("buffer", buffer_of(picture)),
             graph.add("crop", f"{across}:{down}:{left}:{top}:exact=1"),
-            # The mean over each pixel's area, as evaluation takes it; where nothing shrinks, bilinear.
+            # The mean over each pixel's area, as in the evaluation. Where the frame does not shrink, it is bilinear.
             graph.add("scale", f"{width}:{height}:flags=area:{colours}{self._colours}"),
             graph.add("format", f"pix_fmts={self._pixel_format}"),
             *(graph.add(name, arguments) for name, arguments in self._then),
@@ -75,18 +89,26 @@ class Scaler:
 
 
 def shown(pixel_format: str, orientation: Orientation) -> Scaler:
-    """A Scaler that converts pictures to what people see: turned, and with square pixels."""
+    """Make a Scaler that converts frames for display: rotated, and with square pixels.
+
+    Args:
+        pixel_format: FFmpeg's name of the output's pixel format.
+        orientation: how the frames are displayed.
+
+    Returns:
+        The Scaler.
+    """
     return Scaler(
         pixel_format, lambda picture: orientation.stretched(picture.width, picture.height), then=orientation.filters()
     )
 
 
 class Filtered:
-    """Pictures through one of FFmpeg's filters that keeps their size, format and time.
+    """Applies one of FFmpeg's filters that keeps the size, pixel format and timestamps of frames.
 
     Args:
-        name: of the filter.
-        arguments: of the filter.
+        name: name of the filter.
+        arguments: arguments of the filter.
     """
 
     def __init__(self, name: str, arguments: str) -> None:
@@ -95,7 +117,14 @@ class Filtered:
         self._graph_for: tuple[object, ...] = ()
 
     def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
-        """The picture, on the same memory if the filter allows."""
+        """Filter a frame.
+
+        Args:
+            picture: the frame.
+
+        Returns:
+            The filtered frame; it shares the memory of the input if the filter allows it.
+        """
         kind = (picture.format.name, picture.width, picture.height, picture.colorspace, picture.color_range)
         if self._graph is None or kind != self._graph_for:
             self._graph, self._graph_for = self._build(picture), kind
@@ -117,7 +146,14 @@ class Filtered:
 
 
 def buffer_of(picture: av.VideoFrame) -> str:
-    """What a graph must know of the pictures that come."""
+    """Describe frames for the source of a filter graph.
+
+    Args:
+        picture: one of the frames.
+
+    Returns:
+        Arguments for FFmpeg's buffer filter.
+    """
     return (
         f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/1000:"
         f"colorspace={int(picture.colorspace)}:range={int(picture.color_range)}"

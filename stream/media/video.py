@@ -1,4 +1,4 @@
-"""Video files: annotated.mp4 and masks.mkv. This is the one place that makes them."""
+"""Video files: annotated.mp4 and masks.mkv. No other module creates video files."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ from polypstream.media.encoders import NO_B_FRAMES, Encoder, choose_encoder
 from polypstream.media.pictures import longest_step, planes_of
 from polypstream.media.scaling import Filtered
 
-# A killed process loses the fragment being written: keep it well under the two seconds that we promise.
+# A killed process loses the current fragment. The documented limit is two seconds, so fragments are much shorter.
 FRAGMENT_US = 500_000
 KEY_FRAME_EVERY_S = 2
-# At fewer pictures per second even a handful in the encoder are seconds: it then keeps none.
-FEW_PER_SECOND = 12
+# Below this frame rate the encoder must not delay frames, because a few frames would already be seconds.
+LOW_RATE = 12
 MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
 MP4_OPTIONS = {
-    # A fragmented file has edit lists, which say when a track starts, only if told so.
+    # Edit lists define when a track starts. A fragmented file contains them only with this option.
     "movflags": "+hybrid_fragmented",
     "use_editlist": "1",
     "frag_duration": str(FRAGMENT_US),
-    # A track without packets (sound that ends early) holds the others back for so long; by default ten seconds.
+    # A track without packets, such as audio that ends early, delays the others for this time. The default is 10 s.
     "max_interleave_delta": str(FRAGMENT_US),
     "flush_packets": "1",
 }
-# With this a video is playable before its last audio track has begun. But FFmpeg cannot write such a header for AC-3
-# and E-AC-3, of which it must see a packet first, and FFmpeg 8.1 crashes when a track starts later than 31 bits of its
-# time scale, as recordings of a running transport stream do. Without it the header comes with the first fragment.
-AT_ONCE = "+empty_moov"
+# With this flag a video is playable before its last audio track has begun. FFmpeg cannot write such a header for AC-3
+# and E-AC-3, because it needs a packet of these first. FFmpeg 8.1 crashes if a track starts later than 31 bits of its
+# time scale. Recordings of a running transport stream do so. Without the flag the header is written with the first
+# fragment.
+HEADER_AT_START = "+empty_moov"
 LATE_START_S = 600
 MAX_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
@@ -55,6 +56,13 @@ AUDIO_RATE = 48_000
 
 def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
     """Create a video file.
+
+    Args:
+        path: the file to write.
+        options: FFmpeg's options of the container.
+
+    Returns:
+        The open container.
 
     Raises:
         OutputError: it cannot be created.
@@ -64,7 +72,13 @@ def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
 
 
 def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int, height: int) -> None:
-    """Give an encoder the size, times, shape and colour tags of the source's pictures."""
+    """Set the size, timing, pixel shape and colour tags of an encoder.
+
+    Args:
+        stream: the encoder's stream; changed in place.
+        pictures: format of the source's frames.
+        width, height: size of the encoded frames in pixels.
+    """
     context = stream.codec_context
     context.width, context.height, context.pix_fmt = width, height, pictures.pixel_format
     context.time_base = stream.time_base = pictures.time_base
@@ -72,7 +86,7 @@ def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int,
     context.sample_aspect_ratio = pictures.sample_aspect_ratio
     context.colorspace, context.color_range = pictures.colorspace, pictures.color_range
     context.color_primaries, context.color_trc = pictures.color_primaries, pictures.color_trc
-    # Without this flag every picture lasts 1/rate, and the last one of a variable-rate recording ends wrongly.
+    # Without this flag every frame lasts 1/rate, and the last frame of a variable-rate recording has a wrong duration.
     context.flags |= Flags.frame_duration
     if pictures.field_order != "progressive":
         context.flags |= Flags.interlaced_dct
@@ -83,13 +97,16 @@ def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int,
 def add_pictures(
     file: OutputContainer, encoder: Encoder, pictures: PictureFormat, options: dict[str, str]
 ) -> VideoStream:
-    """A stream that encodes pictures of a source, padded as `padding` says.
+    """Add a stream that encodes frames of a source, padded as `padding` says.
 
     Args:
-        file: the stream is added to it.
-        encoder: takes the pictures' pixel format.
-        pictures: what the source's have in common.
-        options: of the encoder.
+        file: the file to which the stream is added.
+        encoder: an encoder that accepts the frames' pixel format.
+        pictures: format of the frames.
+        options: options of the encoder.
+
+    Returns:
+        The stream.
     """
     stream = cast(VideoStream, file.add_stream(encoder.codec, options=options))
     right, below = padding(pictures)
@@ -99,26 +116,26 @@ def add_pictures(
 
 
 class AnnotatedVideo:
-    """annotated.mp4: the pictures encoded as H.264, every audio track of the recording copied beside them.
+    """annotated.mp4: the frames encoded as H.264, with a copy of every audio track of the recording.
 
-    A hybrid fragmented MP4 is playable up to its last fragment at any moment, and becomes an ordinary MP4 when it
-    is closed (FFmpeg's `movflags=hybrid_fragmented`).
+    The file is a hybrid fragmented MP4 (FFmpeg's `movflags=hybrid_fragmented`). While it is written, it can be played
+    up to its last fragment. When it is closed, it becomes an ordinary MP4.
 
     Args:
         path: the file to write.
-        pictures: format of the frames to come.
+        pictures: format of the frames.
         audio_from: recording whose audio, chapters and metadata are copied.
         settings: the encoder, its speed and its quality.
-        origin: pts at which the file's time begins, for pictures alone.
-        shifts: by how much the times of the recording were moved.
+        origin: pts at which the file's timeline begins; only for video without audio.
+        shifts: the offsets that were added to the recording's timestamps.
 
     Attributes:
-        encoder: FFmpeg's name of the encoder in use.
-        frames: encoded so far.
-        bytes: of encoded pictures written so far.
-        packets: of pictures and sound written so far.
-        notes: what could not be copied as it was.
-        damage: what was wrong with the sound; complete once the file is closed.
+        encoder: FFmpeg's name of the encoder.
+        frames: number of frames encoded so far.
+        bytes: size of the encoded frames written so far.
+        packets: number of video and audio packets written so far.
+        notes: what could not be copied unchanged.
+        damage: problems of the audio; complete once the file is closed.
 
     Raises:
         OutputError: the file cannot be written.
@@ -144,10 +161,10 @@ class AnnotatedVideo:
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
         self._interlaced = None if pictures.field_order == "progressive" else Filtered("setfield", pictures.field_order)
-        # When the last key frame came out of the encoder or was asked for, in seconds.
+        # Time in seconds of the last keyframe that the encoder output or that was requested.
         self._key_frame_s = float("-inf")
-        self._held: Packet[VideoStream] | None = None
-        self._pictures_out = 0
+        self._previous_packet: Packet[VideoStream] | None = None
+        self._video_packets = 0
         self._ends: float | None = None
         self._file, self._audio = open_mp4(path, pictures, audio_from, shifts)
         try:
@@ -163,55 +180,68 @@ class AnnotatedVideo:
 
     @property
     def packets(self) -> int:
-        return self._pictures_out + (self._audio.packets if self._audio else 0)
+        """Number of video and audio packets written so far."""
+        return self._video_packets + (self._audio.packets if self._audio else 0)
 
     def write(self, frame: Frame) -> None:
-        """Encode a picture, and mux it with the audio up to its time."""
+        """Encode a frame, and mux the audio up to its time.
+
+        Args:
+            frame: the frame.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         picture = pad(frame.picture, *self._padding)
         if self._interlaced and not picture.interlaced_frame:
             picture = self._interlaced(picture)
         with writing(self._path):
-            # The source's own picture types would force the encoder's.
+            # Otherwise the encoder would use the frame types of the source.
             picture.pict_type = PictureType.I if self._wants_key_frame(frame.seconds) else PictureType.NONE
             self._mux(self._stream.encode(picture))
         self.frames += 1
         self._ends = None if frame.last else frame.seconds + float((picture.duration or 0) * frame.time_base)
 
     def _wants_key_frame(self, seconds: float) -> bool:
-        """By time: the encoder counts frames, of a rate that a recording may announce wrongly."""
+        """Decide by time. The encoder counts frames, and a recording may announce a wrong frame rate."""
         wanted = seconds - self._key_frame_s >= KEY_FRAME_EVERY_S
         if wanted:
             self._key_frame_s = seconds
         return wanted
 
     def _mux(self, packets: list[Packet[VideoStream]]) -> None:
-        """Each picture waits for the next one: a fragment that ends with it would else end by a guessed duration.
+        """Mux each packet after the next one has arrived, so that its exact duration is known.
 
-        FFmpeg then takes the pictures of the next fragment to follow at once (ff_mov_write_packet).
+        Otherwise a fragment would end with a guessed duration. FFmpeg then assumes that the next fragment's frames
+        follow immediately (ff_mov_write_packet).
         """
         for packet in packets:
             if packet.is_keyframe:
                 self._key_frame_s = max(self._key_frame_s, float((packet.pts or 0) * packet.time_base))
-            if self._held is not None and self._held.dts is not None and packet.dts is not None:
-                self._held.duration = packet.dts - self._held.dts
+            if self._previous_packet is not None and self._previous_packet.dts is not None and packet.dts is not None:
+                self._previous_packet.duration = packet.dts - self._previous_packet.dts
             self._release()
-            self._held = packet
+            self._previous_packet = packet
 
     def _release(self) -> None:
-        packet, self._held = self._held, None
+        packet, self._previous_packet = self._previous_packet, None
         if packet is None:
             return
         if self._audio:
             self._audio.mux_until(float((packet.pts or 0) * packet.time_base))
         self.bytes += packet.size
-        # Other sinks have the same picture at the same time: its own pts must stay.
+        # The packet's pts is changed, not the frame's, because other sinks use the same frame.
         if self._origin and packet.pts is not None and packet.dts is not None:
             packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
         self._file.mux(packet)
-        self._pictures_out += 1
+        self._video_packets += 1
 
     def close(self) -> None:
-        """Flush the encoder and the audio and finish the file; what was written stays playable if that fails."""
+        """Flush the encoder and the audio, and finish the file. If this fails, what was written remains playable.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         try:
             with writing(self._path), closing(self._file):
                 if self.frames:
@@ -225,15 +255,22 @@ class AnnotatedVideo:
         self._mux(self._stream.encode(None))
         self._release()
         if self._audio:
-            # Where the pictures were cut short, by Ctrl-C for instance, so is the sound.
+            # If the video ended early, for example by Ctrl-C, the audio ends at the same time.
             self._audio.mux_until(float("inf") if self._ends is None else self._ends)
             self._audio.finish()
 
 
 class MaskVideo:
-    """masks.mkv: one lossless grey picture a frame, 0 or 255, at the picture's size and pts (FFV1 in Matroska).
+    """masks.mkv: one lossless grey image per frame, 0 or 255, with the frame's size and pts (FFV1 in Matroska).
 
-    Matroska counts time in milliseconds: a pts is the frame's own, rounded to those.
+    Matroska counts time in milliseconds. Therefore each pts is the frame's pts rounded to milliseconds.
+
+    Args:
+        path: the file to write.
+        pictures: format of the frames.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, path: Path, pictures: PictureFormat) -> None:
@@ -241,7 +278,7 @@ class MaskVideo:
         self._shape = (pictures.height, pictures.width)
         self._time_base = pictures.time_base
         self._file = open_output(path, MASK_OPTIONS)
-        # Version 3 with slices: decoded and encoded in parallel, each slice with a checksum. A line cannot be divided.
+        # Version 3 with slices: they are coded in parallel, and each has a checksum. A single row cannot be divided.
         slices = "4" if min(self._shape) > 1 else "1"
         options = {"level": "3", "slices": slices, "slicecrc": "1", "g": "1"}
         self._stream = self._file.add_stream("ffv1", rate=pictures.rate, options=options)
@@ -252,18 +289,27 @@ class MaskVideo:
         context.color_range = 2
         if pictures.display_matrix is not None:
             self._stream.set_display_matrix(pictures.display_matrix)
-        self._nothing = np.zeros(self._shape, np.uint8)
+        self._empty = np.zeros(self._shape, np.uint8)
 
     def write(self, frame: Frame) -> None:
-        """Encode a frame's mask."""
-        mask = self._nothing
+        """Encode a frame's mask.
+
+        Args:
+            frame: the frame.
+        """
+        mask = self._empty
         if frame.region is not None:
             mask = np.zeros(self._shape, np.uint8)
             mask[frame.region.slices] = frame.region.mask
         self.write_grey(mask, frame.pts)
 
     def write_grey(self, grey: np.ndarray, pts: int) -> None:
-        """Encode one uint8 [height, width] picture."""
+        """Encode a mask.
+
+        Args:
+            grey: uint8 [height, width].
+            pts: presentation timestamp in units of the source's time base.
+        """
         picture = av.VideoFrame.from_ndarray(grey, "gray")
         picture.pts, picture.time_base = pts, self._time_base
         with writing(self._path):
@@ -276,7 +322,16 @@ class MaskVideo:
 
 
 def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
-    """A copy with its last column and line repeated so often; chroma planes already cover them."""
+    """Pad a frame by repeating its last column and row.
+
+    Args:
+        picture: the frame.
+        right: number of columns to add.
+        below: number of rows to add.
+
+    Returns:
+        A padded copy, or the frame itself if there is nothing to add. Chroma planes already cover the added pixels.
+    """
     if not right and not below:
         return picture
     padded = av.VideoFrame(picture.width + right, picture.height + below, picture.format.name)
@@ -289,7 +344,14 @@ def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
 
 
 def padding(pictures: PictureFormat) -> tuple[int, int]:
-    """Columns and lines to add: H.264 stores whole chroma samples only."""
+    """Compute the padding of frames: H.264 stores only whole chroma samples.
+
+    Args:
+        pictures: format of the frames.
+
+    Returns:
+        Number of columns and rows to add.
+    """
     chroma = av.VideoFormat(pictures.pixel_format, 64, 64)
     across, down = 64 // chroma.chroma_width(), 64 // chroma.chroma_height()
     return -pictures.width % across, -pictures.height % down
@@ -298,22 +360,25 @@ def padding(pictures: PictureFormat) -> tuple[int, int]:
 def open_mp4(
     path: Path, pictures: PictureFormat, audio_from: Path | None, shifts: ClockShifts | None
 ) -> tuple[OutputContainer, Audio | None]:
-    """Create an MP4 whose header can be written for the sound that shall go into it, and plan that.
+    """Create an MP4, and prepare its audio. The audio decides how the header is written.
 
     Args:
         path: the file to write.
-        pictures: format of its pictures.
-        audio_from: recording whose audio, chapters and metadata are to be copied.
-        shifts: by how much the times of the recording were moved.
+        pictures: format of its frames.
+        audio_from: recording whose audio, chapters and metadata are copied; None: none.
+        shifts: the offsets that were added to the recording's timestamps.
+
+    Returns:
+        The open container, and the audio if there is any.
 
     Raises:
-        OutputError: it cannot be created.
+        OutputError: the file cannot be created.
     """
-    ways = _mp4_options(pictures)
+    options = _mp4_options(pictures)
     if audio_from is None:
-        return open_output(path, ways[0]), None
+        return open_output(path, options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base
-    audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, ways)
+    audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, options)
     try:
         file = open_output(path, audio.options)
         file.set_chapters(audio.chapters())
@@ -324,23 +389,23 @@ def open_mp4(
 
 
 def _mp4_options(pictures: PictureFormat) -> list[dict[str, str]]:
-    """Of the container of annotated.mp4, for each way in which its header may be written, the best one first."""
-    # Tracks start in units of the movie's own time scale, milliseconds unless told otherwise.
+    """Return the possible container options of annotated.mp4, the preferred ones first."""
+    # Tracks start in units of the movie's time scale, which is milliseconds by default.
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
-    at_once = options | {"movflags": options["movflags"] + AT_ONCE}
-    return [at_once, options] if abs(pictures.start) < LATE_START_S else [options]
+    with_header = options | {"movflags": options["movflags"] + HEADER_AT_START}
+    return [with_header, options] if abs(pictures.start) < LATE_START_S else [options]
 
 
 def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] = lambda _: None) -> None:
-    """See that a video that was written holds so many pictures, by reading it; nothing is decoded.
+    """Count the frames of a written video by reading its packets. Nothing is decoded.
 
     Args:
-        path: of the video.
-        frames: that it should have.
-        on_activity: told how many were read so far, now and then.
+        path: path of the video.
+        frames: the expected number of frames.
+        on_activity: called regularly with the number of frames read so far.
 
     Raises:
-        OutputError: it holds another number.
+        OutputError: the number of frames differs.
     """
     damage: list[str] = []
     found = 0
@@ -362,10 +427,10 @@ def _encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoS
     options = {**encoder.quality(settings.preset, settings.crf), **NO_B_FRAMES, "g": str(key_frames)}
     if pictures.field_order == "bff":
         options |= encoder.lower_field_first
-    return {**options, **encoder.no_delay} if pictures.rate < FEW_PER_SECOND else options
+    return {**options, **encoder.no_delay} if pictures.rate < LOW_RATE else options
 
 
 def _timescale(time_base: Fraction) -> int:
-    """Units per second in which the pictures' times and, where it fits, 48 kHz audio's are whole numbers."""
+    """Return units per second in which timestamps of the video and, if possible, of 48 kHz audio are whole numbers."""
     common = math.lcm(time_base.denominator, AUDIO_RATE)
     return common if common <= MAX_TIMESCALE else time_base.denominator

@@ -19,7 +19,7 @@ from av.stream import Stream
 
 from polypstream.core.frame import FieldOrder, Frame, PictureFormat
 from polypstream.core.geometry import thumbnail_size
-from polypstream.core.timestamps import ClockShifts, TimestampMender
+from polypstream.core.timestamps import ClockShifts, TimestampCorrector
 from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
 from polypstream.media.container import open_container, packets_of
@@ -97,7 +97,7 @@ class Recording:
         self.notes: list[str] = []
         self.shifts = ClockShifts()
         self._concealed = self._changed = 0
-        self._mender: TimestampMender[av.VideoFrame]
+        self._mender: TimestampCorrector[av.VideoFrame]
         # Frames handed out, and the time that they have covered, in seconds.
         self._read, self._covered = 0, 0.0
         # When the last picture ends by what the file says, in seconds.
@@ -255,9 +255,9 @@ class Recording:
             )
             return follows - told
 
-        mender = self._mender = TimestampMender(time_base, longest_step(time_base), 0, restart)
+        mender = self._mender = TimestampCorrector(time_base, longest_step(time_base), 0, restart)
         held: tuple[av.VideoFrame, int] | None = None
-        for picture, pts in mender.mend(self._told(picture) for picture in pictures):
+        for picture, pts in mender.correct(self._told(picture) for picture in pictures):
             if held is not None:
                 yield _Timed(*held, pts)
             held = picture, pts
@@ -275,10 +275,10 @@ class Recording:
     def was_mended(self) -> bool:
         """Whether its pictures or their times, as far as they were read, are not just as the file has them."""
         mender = self._mender
-        return bool(mender.mended or 0 < mender.missing < mender.count or self.shifts.restarts or self._changed)
+        return bool(mender.corrected or 0 < mender.missing < mender.count or self.shifts.restarts or self._changed)
 
     def _note_times(self) -> None:
-        missing, mended = self._mender.missing, self._mender.mended
+        missing, mended = self._mender.missing, self._mender.corrected
         if missing and missing == self._mender.count:
             self.notes.append(
                 f"its pictures carry no times; they were spaced at {float(self._format.rate):g} per second"
@@ -336,7 +336,7 @@ class Recording:
             return
         announced, tolerance, shared = self._announced()
         # A wrong time of one picture, which was mended, is what some containers take for their end.
-        end = max(end, self._latest_told) if self._mender.mended else end
+        end = max(end, self._latest_told) if self._mender.corrected else end
         if shared:
             end = max(end, self._decoding.sound_end + float(self.shifts.after(len(self.shifts.restarts)) or 0))
         # Matroska counts its duration from zero, other containers from the first picture.

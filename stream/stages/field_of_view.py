@@ -1,8 +1,8 @@
-"""The endoscope's field of view: find it in a picture, crop to it, map probability maps back out of it.
+"""Stage `crop`: find the endoscope's field of view, and crop frames to it.
 
-An endoscope's processor sends a picture in which the view itself is a bright disc, octagon or rounded rectangle
-beside black borders and side panels with text. What the network sees is the box around that view, so that a polyp
-covers as many of the network's pixels as it can.
+An endoscope's processor sends a frame in which the field of view is a bright disc, octagon or rounded rectangle. Black
+borders and side panels with text are beside it. The model sees only the box around the field of view. A polyp then
+covers as many input pixels as possible.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from polypstream.core.geometry import FieldOfView
 from polypstream.media.pictures import planes_of
 from polypstream.media.scaling import Scaler
 
-# Grey levels (of 255) above which a pixel is lit. Borders measured in Kvasir-SEG and CVC-ClinicDB stay below 25.
+# Grey level (of 255) from which a pixel is bright. Borders measured in Kvasir-SEG and CVC-ClinicDB stay below 25.
 LIT = 32
-# A lit region smaller than this share of the picture is not believed to be the view: the whole picture is used.
+# A bright region that covers a smaller share of the frame is not the field of view. Then the whole frame is used.
 SMALLEST_SHARE = 0.25
-# A line of pixels belongs to the view when the view lights this share of it; a stray panel edge does not.
+# A row or column belongs to the box if the bright region covers this share of it. The edge of a panel covers less.
 SMALLEST_LINE = 0.12
-# The outline of the view holds what is lit in so many of the pictures.
+# The outline contains the pixels that are bright in at least this share of the frames.
 LIT_SHARE = 1 / 3
-# What is thinner than this, in pixels of the thumbnail, is not the view but a line of text that touches it.
-THICK = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (17, 17))
+# Thinner parts, in pixels of the thumbnail, are lines of text that touch the field of view.
+OPENING_KERNEL = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (17, 17))
 
 
 def find_field_of_view(thumbnails: Iterable[np.ndarray], width: int, height: int) -> FieldOfView:
-    """Find the box around the field of view in one or more pictures of one recording.
+    """Find the box around the field of view in one or more frames of a recording.
 
     Args:
-        thumbnails: uint8 full-range grey pictures of `thumbnail_size`. Several are united, so that a dark moment
-            in one does not shrink the box.
-        width, height: of the pictures themselves, in pixels.
+        thumbnails: uint8 full-range grey images of `thumbnail_size`. Their maximum is used, so that a dark frame does
+            not shrink the box.
+        width, height: size of the frames in pixels.
 
     Returns:
-        The box; the whole picture where nothing credible is found.
+        The box; the whole frame if no plausible box is found.
     """
     brightest = np.maximum.reduce(list(thumbnails))
     box = _largest_lit_box(brightest)
@@ -52,44 +52,44 @@ def find_field_of_view(thumbnails: Iterable[np.ndarray], width: int, height: int
 
 
 def lit_outline(thumbnails: Sequence[np.ndarray], width: int, height: int) -> np.ndarray | None:
-    """The outline of the field of view itself, rounded or with cut corners, a little inside it.
+    """Find the outline of the field of view itself, which has round or cut corners. It lies slightly inside.
 
-    A place belongs to it if it is lit in a third of the pictures at least, so that a page of text or a bright moment
-    in between does not widen it. A view is convex and thick, text that touches its edge is neither.
+    A pixel belongs to it if it is bright in at least a third of the frames. Therefore a page of text or a bright moment
+    does not enlarge it. A field of view is convex and thick. Text that touches its edge is neither.
 
     Args:
-        thumbnails: uint8 full-range grey pictures of `thumbnail_size`.
-        width, height: of the pictures themselves, in pixels.
+        thumbnails: uint8 full-range grey images of `thumbnail_size`.
+        width, height: size of the frames in pixels.
 
     Returns:
-        A convex polygon, int32 [n, 2], x and y in picture pixels; None where nothing credible is found.
+        A convex polygon, int32 [n, 2], x and y in pixels of the frame; None if no plausible outline is found.
     """
     often = np.mean([thumbnail >= LIT for thumbnail in thumbnails], axis=0) >= LIT_SHARE
     view = _largest_lit(often.astype(np.uint8))
     if view is None:
         return None
-    thick = cv2.morphologyEx(_filled(view), cv2.MORPH_OPEN, THICK)
+    thick = cv2.morphologyEx(_filled(view), cv2.MORPH_OPEN, OPENING_KERNEL)
     if not thick.any():
         return None
-    # One pixel of the thumbnail inwards, where the view does not end with the picture.
+    # The outline is moved inwards by one pixel of the thumbnail, except at the border of the frame.
     hull = cv2.erode(_hull(thick), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=255)
     large = cv2.resize(hull, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.convexHull(cv2.findNonZero(cv2.compare(large, 127, cv2.CMP_GT)))[:, 0]
 
 
 def _filled(view: np.ndarray) -> np.ndarray:
-    """uint8 [h, w], 1 inside the outer edge of a connected region: the lumen is dark, but belongs to it."""
+    """Fill a connected region, uint8 [h, w] of 0 and 1: the lumen is dark, but belongs to it."""
     edges, _ = cv2.findContours(view.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros(view.shape, np.uint8), edges, -1, 1, cv2.FILLED)
 
 
 def _hull(region: np.ndarray) -> np.ndarray:
-    """uint8 [h, w], 255 in the convex hull of what is not 0."""
+    """Return the convex hull of the nonzero pixels, uint8 [h, w] of 0 and 255."""
     return cv2.fillConvexPoly(np.zeros_like(region), cv2.convexHull(cv2.findNonZero(region)), 255)
 
 
 def _largest_lit_box(thumbnail: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom (exclusive) of the largest lit region, or None."""
+    """Return left, top, right and bottom (exclusive) of the largest bright region, or None."""
     view = _largest_lit((thumbnail >= LIT).astype(np.uint8))
     if view is None:
         return None
@@ -101,7 +101,7 @@ def _largest_lit_box(thumbnail: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def _largest_lit(lit: np.ndarray) -> np.ndarray | None:
-    """bool [h, w], the largest connected part of what is lit, without thin things such as text; None if it is small."""
+    """Return the largest bright component without thin parts such as text, bool [h, w]; None if it is small."""
     lit = cv2.morphologyEx(lit, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(lit)
     if count < 2:
@@ -114,15 +114,27 @@ def _largest_lit(lit: np.ndarray) -> np.ndarray | None:
 
 
 class ViewCropper:
-    """Crops each frame to the field of view and scales it to the network's RGB picture."""
+    """Crops frames to the field of view, and scales them to the model's input.
+
+    Args:
+        view: the field of view.
+        size: height and width of the model's input in pixels.
+    """
 
     def __init__(self, view: FieldOfView, size: int) -> None:
         self.view = view
-        # FFmpeg writes planes in half the time that it takes for rgb24, and rounds colours less on the way.
+        # FFmpeg writes planes in half the time of rgb24, and with smaller rounding errors.
         self._scale = Scaler("gbrp", lambda _: (size, size), (view.x, view.y, view.width, view.height))
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Attach to each frame the view and its network picture, uint8 RGB [size, size, 3]."""
+        """Set `view` and `model_input` of each frame.
+
+        Args:
+            frames: frames of one source, in the order of their timestamps.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames:
             frame.view = self.view
             green, blue, red = planes_of(self._scale(frame.picture))

@@ -1,4 +1,4 @@
-"""NamedStages that only live pictures go through, or that treat them otherwise."""
+"""Stages and sinks that are used only for live sources."""
 
 from __future__ import annotations
 
@@ -19,71 +19,94 @@ from polypstream.core.pipeline import BufferedSink, Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 
-# The field of view is looked for this often, in the pictures of so many looks.
-LOOK_EVERY_S, LOOKS = 1.0, 10
-# Edges that move by less than this share of the picture are noise: each new box is a new scene to what comes after.
-STEADY_VIEW = 0.02
-# A session that failed is tried again after so long.
+# Seconds between two searches for the field of view, and the number of thumbnails that each search uses.
+SEARCH_INTERVAL_S, SEARCH_THUMBNAILS = 1.0, 10
+# The box is kept if its edges move by less than this share of the frame. A new box starts a new scene.
+VIEW_TOLERANCE = 0.02
+# Seconds after which a failed inference is tried again.
 RETRY_S = 5.0
-# Delays are told of so many of the latest frames: ten seconds at 60 per second.
-REMEMBERED = 600
+# Number of latest frames whose latency is stored: ten seconds at 60 frames per second.
+REMEMBERED_FRAMES = 600
 
 
 class LiveViewCropper:
-    """A ViewCropper whose field of view follows the source, which may change its pictures at any time."""
+    """A ViewCropper whose field of view follows the source, which may change its format at any time.
+
+    Args:
+        size: height and width of the model's input in pixels.
+        settings: settings of the run.
+    """
 
     def __init__(self, size: int, settings: Settings) -> None:
         self._size, self._wanted = size, settings.view.field_of_view
-        self._pictures: tuple[int, int] | None = None
-        self._looked = 0.0
-        self._thumbnails: deque[np.ndarray] = deque(maxlen=LOOKS)
+        self._frame_size: tuple[int, int] | None = None
+        self._searched_at = 0.0
+        self._thumbnails: deque[np.ndarray] = deque(maxlen=SEARCH_THUMBNAILS)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """See ViewCropper."""
+        """Set `view` and `model_input` of each frame.
+
+        Args:
+            frames: frames of one source, in the order of their timestamps.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames:
-            pictures = (frame.picture.width, frame.picture.height)
-            if pictures != self._pictures:
-                self._pictures, self._looked = pictures, 0.0
+            frame_size = (frame.picture.width, frame.picture.height)
+            if frame_size != self._frame_size:
+                self._frame_size, self._searched_at = frame_size, 0.0
                 self._thumbnails.clear()
-                whole = FieldOfView(0, 0, *pictures)
-                self._viewer, self._glance = ViewCropper(whole, self._size), ViewCropper(whole, THUMBNAIL)
-            if frame.arrived - self._looked >= LOOK_EVERY_S:
-                self._look(frame)
-            self._viewer([frame])
+                whole = FieldOfView(0, 0, *frame_size)
+                self._cropper, self._thumbnail_cropper = ViewCropper(whole, self._size), ViewCropper(whole, THUMBNAIL)
+            if frame.arrived - self._searched_at >= SEARCH_INTERVAL_S:
+                self._search(frame)
+            self._cropper([frame])
         return frames
 
-    def _look(self, frame: Frame) -> None:
-        self._looked = frame.arrived
+    def _search(self, frame: Frame) -> None:
+        self._searched_at = frame.arrived
         if self._wanted == "auto":
-            glance = self._glance([frame])[0].model_input
-            self._thumbnails.append(cv2.cvtColor(glance, cv2.COLOR_RGB2GRAY))
+            thumbnail = self._thumbnail_cropper([frame])[0].model_input
+            self._thumbnails.append(cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY))
             view = find_field_of_view(self._thumbnails, frame.picture.width, frame.picture.height)
         elif self._wanted == "full":
             view = FieldOfView(0, 0, frame.picture.width, frame.picture.height)
         else:
             left, top, width, height = self._wanted
             right, bottom = min(left + width, frame.picture.width), min(top + height, frame.picture.height)
-            fits = left < right and top < bottom  # or the source's pictures are smaller than they were
+            fits = left < right and top < bottom  # not if the source's frames have become smaller
             view = FieldOfView.around(left, top, right, bottom) if fits else FieldOfView.around(0, 0, *_size(frame))
-        if _differ(view, self._viewer.view, STEADY_VIEW * max(_size(frame))):
-            self._viewer = ViewCropper(view, self._size)
+        if _differ(view, self._cropper.view, VIEW_TOLERANCE * max(_size(frame))):
+            self._cropper = ViewCropper(view, self._size)
 
 
 def _differ(one: FieldOfView, other: FieldOfView, most: float) -> bool:
-    """Whether any edge of two boxes is farther apart than so many pixels."""
+    """Whether any edges of two boxes are farther apart than `most` pixels."""
     edges = [(view.x, view.y, view.x + view.width, view.y + view.height) for view in (one, other)]
     return max(abs(a - b) for a, b in zip(*edges, strict=True)) > most
 
 
 class PerSource:
-    """A stage of its own for each source: stages that remember must not mix them."""
+    """A stage with its own instance for each source, because a stage with state must not mix sources.
+
+    Args:
+        make: makes an instance.
+    """
 
     def __init__(self, make: Callable[[], Stage[Frame]]) -> None:
         self._make = make
         self._stages: dict[str, Stage[Frame]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Each frame through its source's stage."""
+        """Pass each frame to the instance of its source.
+
+        Args:
+            frames: frames of any sources.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames:
             if frame.source not in self._stages:
                 self._stages[frame.source] = self._make()
@@ -92,24 +115,38 @@ class PerSource:
 
 
 class SkipInvalid:
-    """A stage that only the frames go through that the network sees: with a signal, and without a problem."""
+    """Passes only those frames to a stage that have a signal and no problem.
+
+    Args:
+        stage: the stage.
+    """
 
     def __init__(self, stage: Stage[Frame]) -> None:
-        self._room = stage
+        self._stage = stage
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """All of them are handed on."""
-        seen = [frame for frame in frames if frame.has_signal and not frame.problem]
-        if seen:
-            self._room(seen)
+        """Process the valid frames.
+
+        Args:
+            frames: any frames.
+
+        Returns:
+            All frames, including the invalid ones.
+        """
+        valid = [frame for frame in frames if frame.has_signal and not frame.problem]
+        if valid:
+            self._stage(valid)
         return frames
 
 
 class FailSafe:
-    """Goes on without markers where the session fails: the video is never lost because of the model.
+    """Continues without markers if inference fails, so that the video is never lost because of the model.
+
+    Args:
+        segmenter: stage `segment`.
 
     Attributes:
-        problem: why there are no markers now, or nothing.
+        problem: why there are no markers now, or an empty string.
     """
 
     def __init__(self, segmenter: Stage[Frame]) -> None:
@@ -117,12 +154,19 @@ class FailSafe:
         self.problem = ""
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Segment, or say on each frame why not; a session that failed is tried again after a while."""
+        """Run inference, or set `problem` of each frame. After a failure, inference is tried again after RETRY_S.
+
+        Args:
+            frames: frames with `model_input`.
+
+        Returns:
+            The same frames.
+        """
         if not self.problem or time.monotonic() - self._failed > RETRY_S:
             try:
                 self._segmenter(frames)
                 self.problem = ""
-            except Exception as error:  # whatever a provider's library raises, the picture goes on
+            except Exception as error:  # a provider's library may raise anything; the video continues
                 self.problem = f"inference fails: {words_of(error)}"
                 self._failed = time.monotonic()
         for frame in frames:
@@ -131,10 +175,13 @@ class FailSafe:
 
 
 class StalenessFilter:
-    """Lets no frame through that is too old to be shown as current.
+    """Drops frames that are too old to be shown as current.
+
+    Args:
+        most: the maximum age in seconds.
 
     Attributes:
-        dropped: how many were, by source.
+        dropped: number of dropped frames by source.
     """
 
     def __init__(self, most: float) -> None:
@@ -142,22 +189,29 @@ class StalenessFilter:
         self.dropped: Counter[str] = Counter()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Those that arrived at most so many seconds ago."""
+        """Drop frames by the time since they arrived.
+
+        Args:
+            frames: any frames.
+
+        Returns:
+            The frames that are not too old.
+        """
         oldest = time.monotonic() - self._most
         self.dropped.update(frame.source for frame in frames if frame.arrived < oldest)
         return [frame for frame in frames if frame.arrived >= oldest]
 
 
 class LatestMarkers:
-    """In pass-through: puts the newest markers on each picture, found in an earlier one.
+    """In pass-through mode: draws the newest markers, which belong to an earlier frame, on each frame.
 
-    It is also the sink at the end of the inference that finds them.
+    It is also the sink of the inference pipeline that finds the markers.
 
     Args:
-        most: seconds after which markers are too old to be drawn.
+        most: the maximum age of markers in seconds. Older ones are not drawn.
 
     Attributes:
-        unmarked: of each source the newest frame as it came, for inference.
+        unmarked: the newest frame of each source as it arrived, for inference.
     """
 
     def __init__(self, most: float) -> None:
@@ -166,10 +220,17 @@ class LatestMarkers:
         self.unmarked: dict[str, Frame] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Mark each frame, and say how old its markers are."""
+        """Set the newest markers and their age on each frame, or `problem` if there are none.
+
+        Args:
+            frames: frames of any sources.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames:
             self.unmarked[frame.source] = copy.copy(frame)
-            frame.picture = copy_of(frame.picture)  # to be drawn on, while the network is shown the other
+            frame.picture = copy_of(frame.picture)  # the overlay draws on the copy, and inference reads the original
             marked = self._newest.get(frame.source)
             if marked is None or (marked.picture.width, marked.picture.height) != _size(frame):
                 frame.problem = "waiting for the first ones"
@@ -185,76 +246,105 @@ class LatestMarkers:
         return frames
 
     def write(self, frame: Frame) -> None:
-        """Keep what was found in a frame."""
+        """Store the markers of a frame.
+
+        Args:
+            frame: a frame that has passed the inference pipeline.
+        """
         self._newest[frame.source] = frame
 
     def close(self) -> None:
-        """Nothing is to be finished."""
+        """Do nothing: there is nothing to finish."""
 
 
 class BackgroundInferenceFeed:
-    """In pass-through: the last sink, which hands frames to the inference aside.
+    """In pass-through mode: the last sink, which passes frames to the inference pipeline.
 
-    Last, so that a picture is out before the session takes the cores.
+    It is the last sink, so that a frame is displayed before inference occupies the CPU cores.
 
     Args:
-        inference: where it takes its frames from.
-        markers: keeps the frames as they came.
+        inference: the input queue of the inference pipeline.
+        markers: stores the frames as they arrived.
     """
 
     def __init__(self, inference: Channel[Frame], markers: LatestMarkers) -> None:
         self._inference, self._markers = inference, markers
 
     def write(self, frame: Frame) -> None:
-        """Hand on the newest frame of the source, if it was not handed on before."""
+        """Pass the newest frame of the source to inference, if it was not passed before.
+
+        Args:
+            frame: a frame of the source.
+        """
         unmarked = self._markers.unmarked.pop(frame.source, None)
         if unmarked is not None:
             self._inference.put(unmarked)
 
     def close(self) -> None:
-        """The inference ends with the program."""
+        """Do nothing: the inference pipeline ends with the program."""
 
 
 def _size(frame: Frame) -> tuple[int, int]:
     return frame.picture.width, frame.picture.height
 
 
-# When a frame came out, how long it had been on its way, and the age of its markers, if it could have any; in seconds.
-Passed = tuple[float, float, float | None]
+# Time at which a frame left the last stage, its latency, and the age of its markers or None; in seconds.
+FrameTiming = tuple[float, float, float | None]
 
 
 class LatencyMeter:
-    """The last stage: notes when each frame goes out to the sinks."""
+    """The last stage: records when each frame goes to the sinks.
+
+    Attributes:
+        shown: number of frames by source.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._out: dict[str, deque[Passed]] = {}
+        self._out: dict[str, deque[FrameTiming]] = {}
         self.shown: Counter[str] = Counter()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Note the frames."""
+        """Record the frames.
+
+        Args:
+            frames: frames of any sources.
+
+        Returns:
+            The same frames.
+        """
         now = time.monotonic()
         with self._lock:
             for frame in frames:
                 self.shown[frame.source] += 1
                 age = (frame.markers_age or now - frame.arrived) if frame.has_signal and not frame.problem else None
-                passed = (now, now - frame.arrived, age)
-                self._out.setdefault(frame.source, deque(maxlen=REMEMBERED)).append(passed)
+                timing = (now, now - frame.arrived, age)
+                self._out.setdefault(frame.source, deque(maxlen=REMEMBERED_FRAMES)).append(timing)
         return frames
 
-    def latest(self, source: str) -> list[Passed]:
-        """The latest frames."""
+    def latest(self, source: str) -> list[FrameTiming]:
+        """Return the timing of the latest frames.
+
+        Args:
+            source: name of the source.
+
+        Returns:
+            The timing of at most REMEMBERED_FRAMES frames, the oldest first.
+        """
         with self._lock:
             return list(self._out.get(source, ()))
 
 
 class IsolatedSink:
-    """A sink that fails alone: the others go on, and what went wrong is told.
+    """A sink whose errors do not stop the other sinks.
+
+    Args:
+        sink: the sink.
 
     Attributes:
-        sink: itself.
-        queue_size: the sink's own, or 1.
-        problem: what went wrong, for people; or nothing.
+        sink: the sink itself.
+        queue_size: the sink's own queue size, or 1.
+        problem: what failed, as text for the user; or an empty string.
     """
 
     def __init__(self, sink: Sink[Frame]) -> None:
@@ -263,11 +353,15 @@ class IsolatedSink:
         self.problem = ""
 
     def write(self, frame: Frame) -> None:
-        """Hand a frame on, until that fails."""
+        """Pass a frame to the sink, until the sink fails.
+
+        Args:
+            frame: the frame.
+        """
         if not self.problem:
             try:
                 self.sink.write(frame)
-            except Exception as error:  # whatever a library raises, the picture goes on elsewhere
+            except Exception as error:  # a library may raise anything; the other sinks continue
                 self.problem = words_of(error)
 
     def close(self) -> None:

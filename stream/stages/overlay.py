@@ -1,7 +1,7 @@
-"""Draws findings on a picture's YUV planes, only where there is something to draw.
+"""Stage `overlay`: draw findings on a frame's YUV planes.
 
-Nothing is converted: a marker's colour is turned into YUV once per picture format, and pixels are blended in the box
-around the markers. A picture without findings is handed on untouched, the decoder's own buffer.
+Frames are not converted. The colour of the markers is converted to YUV once per frame format. Pixels are blended only
+in the box around the findings. A frame without findings stays untouched in the decoder's buffer.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from polypstream.media.pictures import planes_of
 
 Style = Literal["tint", "heatmap"]
 MARKER_RGB = (64, 255, 96)
-# The heat map shows probabilities from here on: lower ones are noise on healthy wall and would tint every picture.
+# The heat map shows probabilities from this one. Lower ones are noise on healthy mucosa and would tint every frame.
 HEAT_FROM = 0.1
-# Line widths are given for a picture of so many lines.
+# Line widths are given for a frame with this number of rows.
 REFERENCE_LINES = 1080
 
 
 class Overlay:
-    """Draws each frame's findings on its picture.
+    """Draws the findings of each frame.
 
     Args:
-        style: "tint" lays one colour over the mask, "heatmap" colours by probability.
-        opacity: of the tint, 0..1; of the heat map where the probability is 1.
-        contour: width of the outline in pixels on a picture of 1080 lines, scaled with its height; 0 draws none.
+        style: "tint" draws one colour over the mask; "heatmap" colours by probability.
+        opacity: opacity of the tint, 0..1; for the heat map, the opacity where the probability is 1.
+        contour: width of the outline in pixels on a frame with 1080 rows, scaled with the height; 0 draws none.
 
     Attributes:
-        shown: whether anything is drawn. It and `style` may be set at any time, from any thread.
+        style, opacity, contour: as above.
+        shown: whether anything is drawn. `shown` and `style` may be set at any time, from any thread.
     """
 
     def __init__(self, style: Style, opacity: float, contour: float) -> None:
@@ -44,7 +45,14 @@ class Overlay:
         self._heat_tables: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Draw in place. The decoder may still need a picture as a reference: it is copied first if it is shared."""
+        """Draw in place. A frame that the decoder may still need as a reference is copied first.
+
+        Args:
+            frames: any frames.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames if self.shown else ():
             region = frame.region
             if self.style == "heatmap":
@@ -74,14 +82,14 @@ class Overlay:
             part[:] = cv2.add(cv2.multiply(part, cv2.LUT(heat, weight), dtype=cv2.CV_32F), cv2.LUT(heat, added[number]))
 
     def _heat_table(self, picture: av.VideoFrame) -> tuple[np.ndarray, np.ndarray]:
-        """For each of 256 probabilities: the share of the picture that stays, and what is added to Y, U and V."""
+        """For each of 256 probabilities: the share of the frame that remains, and what is added to Y, U and V."""
         key = (picture.format.name, picture.colorspace, picture.color_range, picture.height)
         if key not in self._heat_tables:
             bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
             yuv = np.array([to_yuv((int(r), int(g), int(b)), picture) for b, g, r in bgr], np.float32)
             alpha = np.linspace(0, self.opacity, 256, dtype=np.float32)
             alpha[np.arange(256) < HEAT_FROM * 255] = 0
-            # Assigning float to integers truncates: half a level more rounds.
+            # Assigning floats to integers truncates. Adding half a level rounds.
             added = np.ascontiguousarray((yuv * alpha[:, None]).T) + 0.5
             self._heat_tables[key] = (1 - alpha, added)
         return self._heat_tables[key]
@@ -95,11 +103,11 @@ class Overlay:
 
 
 def draw_findings(image: np.ndarray, region: Region, outlines: list[np.ndarray]) -> None:
-    """Draw findings on an RGB image as the overlay draws them on a video with the settings' defaults.
+    """Draw findings on an RGB image, as the overlay draws them on a video with the default settings.
 
     Args:
         image: uint8 RGB [H, W, 3]; changed in place.
-        region: where the findings are.
+        region: the region of the findings.
         outlines: int32 [n, 2] each, x and y in pixels.
     """
     defaults = OverlaySettings()
@@ -110,19 +118,27 @@ def draw_findings(image: np.ndarray, region: Region, outlines: list[np.ndarray])
 
 
 def line_width(contour: float, lines: int) -> int:
-    """Width in pixels of an outline on a picture of so many lines."""
+    """Scale the width of an outline to the height of a frame.
+
+    Args:
+        contour: width in pixels on a frame with 1080 rows.
+        lines: height of the frame in pixels.
+
+    Returns:
+        Width in pixels, at least 1.
+    """
     return max(1, round(contour * lines / REFERENCE_LINES))
 
 
 def _subsampling(plane: np.ndarray, picture: av.VideoFrame) -> tuple[int, int]:
-    """Luma pixels per sample of a plane, across and down: 1 or 2."""
+    """Return the luma pixels per sample of a plane, horizontally and vertically: 1 or 2."""
     return -(-picture.width // plane.shape[1]), -(-picture.height // plane.shape[0])
 
 
 def _part(
     plane: np.ndarray, region: Region, values: np.ndarray, picture: av.VideoFrame
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a plane under a region, and the region's values at that plane's resolution."""
+    """Return the part of a plane under a region, and the region's values at the resolution of the plane."""
     across, down = _subsampling(plane, picture)
     rows, columns = region.slices
     part = plane[rows.start // down : -(-rows.stop // down), columns.start // across : -(-columns.stop // across)]

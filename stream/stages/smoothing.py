@@ -1,8 +1,8 @@
-"""Probability over time: follows the picture's own motion and smooths along it.
+"""Stage `smooth`: smooth the probability over time along the motion of the image.
 
-A polyp that stays where it is on the wall moves in the picture with the camera. So what was found a moment before is
-first moved to where that place is now, by dense optical flow, and then averaged with what is found now; where the two
-pictures do not match (a cut, a light, something new) only the present counts. Nothing smears.
+A polyp stays at its place on the mucosa, but moves in the image with the camera. Therefore the previous probability map
+is first moved along the dense optical flow. Then it is averaged with the current map. Where the two frames do not
+match (a cut, a reflection, something new), only the current map counts. Therefore the result is not blurred by motion.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ import numpy as np
 from polypstream.core.frame import Frame, Motion
 from polypstream.core.geometry import FieldOfView
 
-# Seconds in which the past loses two thirds of its weight.
+# Time constant tau of the past's weight, exp(-dt / tau), in seconds.
 TIME_CONSTANT_S = 0.05
-# What the past still adds counts in such parts of a grey level: so it is forgotten within a second, to the last bit.
-FINEST = np.float32(1 / 64)
-# A source that was away for longer begins anew.
+# The past's contribution is truncated to multiples of this grey level. So it becomes exactly zero within a second.
+QUANTUM = np.float32(1 / 64)
+# After a longer gap between two frames, smoothing starts again.
 LONGEST_GAP_S = 0.5
-# Motion is looked for in grey pictures of this side. A place whose grey differs by ALIKE after it was followed has
-# lost two thirds of its weight; where the whole picture has lost more than it may, it is another scene.
-SIDE, ALIKE = 64, 12.0
-SAME_SCENE = 0.5
-# Where nothing as probable as this was seen for so long, there is nothing to follow, and most of the work is left out.
-FAINT, QUIET_S = 25, 2.0
+# Motion is estimated in grey images of this side length. If the grey level of a pixel differs by d after motion
+# compensation, its similarity is exp(-(d / SIMILARITY_SCALE)^2). If the mean similarity is lower than MIN_SIMILARITY, a
+# new scene starts.
+SIDE, SIMILARITY_SCALE = 64, 12.0
+MIN_SIMILARITY = 0.5
+# If no probability reached the grey level FAINT for IDLE_AFTER_S seconds, there is nothing to smooth. Then the motion
+# is not estimated, which saves most of the work.
+FAINT, IDLE_AFTER_S = 25, 2.0
 
 
 @dataclass(slots=True)
 class SmootherState:
-    """What a steadier knows when a picture is done: all that decides how it goes on.
+    """The state of a TemporalSmoother after a frame. It determines all later results.
 
     Attributes:
-        before: time of the picture in seconds; None: there was none.
-        view: of the picture.
-        grey: uint8 [SIDE, SIDE], the picture.
+        before: timestamp of the frame in seconds; None if there was none.
+        view: field of view of the frame.
+        grey: uint8 [SIDE, SIDE], the frame.
         smooth: float32 [h, w], its smoothed probability, 0..255.
-        seen: when something FAINT at least was last seen, in seconds.
+        seen: timestamp of the last frame whose probability reached the grey level FAINT, in seconds.
     """
 
     before: float | None = None
@@ -50,12 +52,12 @@ class SmootherState:
 
 
 class TemporalSmoother:
-    """Attaches to each frame how it moved, and its probability smoothed along that motion; for one source.
+    """Sets the motion and the smoothed probability of each frame of one source.
+
+    The optical flow is dense inverse search: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
 
     Attributes:
-        state: between two pictures; another steadier that is given it goes on in the same way.
-
-    Flow is dense inverse search: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
+        state: the state after the latest frame. Another smoother that is given this state continues in the same way.
     """
 
     def __init__(self) -> None:
@@ -63,7 +65,14 @@ class TemporalSmoother:
         self.state = SmootherState()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Frames in the order of their times."""
+        """Set `motion` and `smoothed` of each frame.
+
+        Args:
+            frames: frames of one source, in the order of their timestamps.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames:
             self._smooth(frame)
         return frames
@@ -74,35 +83,35 @@ class TemporalSmoother:
         state = self.state
         if now.max() >= FAINT:
             state.seen = frame.seconds
-        passed = 0.0 if state.before is None else frame.seconds - state.before
+        elapsed = 0.0 if state.before is None else frame.seconds - state.before
         frame.motion = None
-        quiet = frame.seconds - state.seen > QUIET_S
-        if state.view == frame.view and 0 < passed <= LONGEST_GAP_S and not quiet:
+        idle = frame.seconds - state.seen > IDLE_AFTER_S
+        if state.view == frame.view and 0 < elapsed <= LONGEST_GAP_S and not idle:
             frame.motion = self._find_motion(grey, now.shape)
         if frame.motion is not None:
-            past, weight = frame.motion.followed(state.smooth), np.float32(np.exp(-passed / TIME_CONSTANT_S))
-            now = now + np.trunc(weight * frame.motion.trust * (past - now) / FINEST) * FINEST
+            past, weight = frame.motion.warp(state.smooth), np.float32(np.exp(-elapsed / TIME_CONSTANT_S))
+            now = now + np.trunc(weight * frame.motion.similarity * (past - now) / QUANTUM) * QUANTUM
         smooth = now.astype(np.float32)
         self.state = SmootherState(frame.seconds, frame.view, grey, smooth, state.seen)
         frame.smoothed = cv2.convertScaleAbs(smooth)
 
     def _find_motion(self, grey: np.ndarray, shape: tuple[int, ...]) -> Motion | None:
-        """None where this is another scene."""
+        """Estimate the motion since the previous frame; None if a new scene starts."""
         flow = self._flow.calc(grey, self.state.grey, None)
-        # What came into view has no origin, and differs from the border's value as much as anything can.
+        # A pixel that came into view has no origin. The border value makes it as different as possible.
         origin = flow + _grid(SIDE, SIDE)
         difference = cv2.absdiff(grey, cv2.remap(self.state.grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
-        difference = cv2.blur(difference, (3, 3)).astype(np.float32) / ALIKE
-        trust = np.exp(-difference * difference)
-        if trust.mean() < SAME_SCENE:
+        difference = cv2.blur(difference, (3, 3)).astype(np.float32) / SIMILARITY_SCALE
+        similarity = np.exp(-difference * difference)
+        if similarity.mean() < MIN_SIMILARITY:
             return None
         height, width = shape
-        # In pixels of the map before it is enlarged, where there are fewer places to do it at.
+        # The flow is scaled to pixels of the map before it is enlarged, because it then has fewer values.
         larger = cv2.resize(flow * np.array([width / SIDE, height / SIDE], np.float32), (width, height))
-        return Motion(cv2.add(larger, _grid(height, width)), cv2.resize(trust, (width, height)))
+        return Motion(cv2.add(larger, _grid(height, width)), cv2.resize(similarity, (width, height)))
 
 
 @functools.cache
 def _grid(height: int, width: int) -> np.ndarray:
-    """float32 [height, width, 2]: each place's own x and y."""
+    """Return the x and y of each pixel, float32 [height, width, 2]."""
     return np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What stands on a live picture beside the markers: where the network looks, whether it does, and what this is not."""
+"""Texts and marks on live frames: where the model looks, whether it runs, and the notice about research use."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ from polypstream.stages.overlay import REFERENCE_LINES
 
 READY = "ready"
 NO_SIGNAL = "no signal"
-# Sizes on a picture of 1080 lines.
+# Sizes in pixels on a frame with 1080 rows.
 MARGIN, TEXT_SCALE, LINE, CORNER = 24, 0.9, 2, 40
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Blue, green and red.
+# Colours in the order blue, green, red.
 RED, WHITE = (60, 60, 255), (255, 255, 255)
 
 
 class StatusOverlay:
-    """Draws on each picture, in white with a dark rim, on the luma plane alone.
+    """Draws the status on each frame, in white with a dark border, on the luma plane only.
 
-    Corner marks around the field of view say where the network looks, as the processors of this class show it; "ready"
-    stands there while it does, or else the reason why it does not.
+    Corner marks show the field of view that the model sees, as on other processors of this class. The text
+    "ready" means that the model runs. Otherwise the text is the reason why it does not.
     """
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Draw in place; a picture that the decoder may still need is copied first."""
+        """Draw in place. A frame that the decoder may still need is copied first.
+
+        Args:
+            frames: any frames.
+
+        Returns:
+            The same frames.
+        """
         for frame in frames:
             frame.picture.make_writable()
             luma = planes_of(frame.picture)[0]
@@ -44,7 +51,13 @@ class StatusOverlay:
 
 
 def draw_recording(picture: np.ndarray, text: str, on: bool) -> None:
-    """Write into the right top corner of a uint8 BGR picture whether it is recorded."""
+    """Write the state of recording into the right top corner of an image.
+
+    Args:
+        picture: uint8 BGR [H, W, 3]; changed in place.
+        text: the text.
+        on: whether the frame is being recorded; the text is then red, otherwise white.
+    """
     scale = picture.shape[0] / REFERENCE_LINES
     size, thickness, margin = TEXT_SCALE * scale, max(1, round(LINE * scale)), round(MARGIN * scale)
     (width, height), _ = cv2.getTextSize(text, FONT, size, thickness)
@@ -62,7 +75,7 @@ def _state_of(frame: Frame) -> str:
 
 
 def _write(luma: np.ndarray, text: str, row: int, scale: float, white: int) -> None:
-    """Write a line of text at the left; row 0 is the lowest."""
+    """Write a line of text at the left; row 0 is the lowest one."""
     size, thickness = TEXT_SCALE * scale, max(1, round(LINE * scale))
     height = cv2.getTextSize(text, FONT, size, thickness)[0][1]
     margin = round(MARGIN * scale)

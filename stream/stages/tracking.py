@@ -1,4 +1,4 @@
-"""Findings over time: which blob now is which polyp before, and whether to believe it yet."""
+"""Tracking of findings over time: association of blobs with tracks, and confirmation of tracks."""
 
 from __future__ import annotations
 
@@ -10,44 +10,47 @@ import numpy as np
 
 from polypstream.core.frame import Motion
 
-# Times lie between those of whole frames at 24, 25, 30, 50 and 60 a second, or rounding would decide.
-# A finding is shown once the network has been sure of it for so long, times when it was not taken off. What covers
-# less than SMALL of the map must last longer, by up to SMALL_S: almost all false alarms are small and short. One that
-# was there from a scene's first picture is shown at once, since nothing speaks against it.
-PERSISTENCE_S = 0.055
-SMALL, SMALL_S = 0.04, 0.4
-# What is small and was missing for longer must last anew before it is shown again.
-MISSING_S = 0.055
-# One that the network has not been sure of for so long is shown no longer, however faintly it goes on.
-UNSURE_S = 1.0
-# One that is not seen is shown for so long where it was, moving with the wall, and is known again for so long.
-HELD_S, REMEMBERED_S = 0.055, 2.0
-# A blob this near to where a track was, as a share of the map's side, may be the same polyp.
-NEAR = 0.06
+# All durations lie between multiples of the frame periods at 24, 25, 30, 50 and 60 frames per second. Otherwise
+# rounding errors would decide.
+
+# A track is confirmed after the model has been confident for CONFIRM_S. Time without confidence is subtracted. A track
+# that covers less than SMALL_SHARE of the map needs up to SMALL_EXTRA_S more. The reason is that almost all false
+# positives are small and short. A track in the first frame of a scene is confirmed immediately, because nothing
+# contradicts it.
+CONFIRM_S = 0.055
+SMALL_SHARE, SMALL_EXTRA_S = 0.04, 0.4
+# A small track that was not detected for longer must be confirmed again.
+RECONFIRM_AFTER_S = 0.055
+# A track loses its confirmation after this time without confidence, even if faint detections continue.
+CONFIDENCE_TIMEOUT_S = 1.0
+# A track that is not detected stays visible for HOLD_S and moves with the mucosa. It can be found again for MAX_LOST_S.
+HOLD_S, MAX_LOST_S = 0.055, 2.0
+# A blob may belong to a track at this distance, as a share of the map's side length.
+MATCH_DISTANCE = 0.06
 MAX_TRACKS = 255
-# More than this need not be remembered: it is enough for any finding.
-MAX_EVIDENCE_S = PERSISTENCE_S + SMALL_S
+# Evidence is limited to this value, which is enough to confirm any track.
+MAX_EVIDENCE_S = CONFIRM_S + SMALL_EXTRA_S
 
 
 @dataclass(slots=True)
 class Track:
-    """One polyp over time, as far as it is known.
+    """One polyp over time.
 
     Attributes:
-        number: from 1, in the order in which they are first shown; 0: it never was.
-        last: when it was last seen, in seconds.
-        sure: when the network was last sure of it.
-        evidence: for how many seconds it has been, those when it was not taken off; MAX_EVIDENCE_S at most.
-        believed: it is shown.
-        astray: the picture leapt since it was last seen, so that its place is not known.
+        last: timestamp of the last frame in which it was detected, in seconds.
+        number: number from 1, in the order of confirmation; 0 if it was never confirmed.
+        last_confident: timestamp of the last frame in which the model was confident, in seconds.
+        evidence: seconds with a confident model, minus the seconds without; 0 to MAX_EVIDENCE_S.
+        confirmed: the track may be shown.
+        position_unknown: a new scene has started since the last detection.
     """
 
     last: float
     number: int = 0
-    sure: float = float("-inf")
+    last_confident: float = float("-inf")
     evidence: float = 0.0
-    believed: bool = False
-    astray: bool = False
+    confirmed: bool = False
+    position_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +58,23 @@ class Blob:
     """A connected part of a probability map.
 
     Attributes:
-        label: its number in the map of labels, from 1 on.
-        share: of the map that it covers, 0..1.
-        sure: the network is sure of it now.
+        label: its value in the label map, from 1.
+        share: share of the map that it covers, 0..1.
+        confident: its probability reaches the high threshold.
     """
 
     label: int
     share: float
-    sure: bool
+    confident: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What is shown of the tracks.
+class VisibleTracks:
+    """The tracks that are shown in a frame.
 
     Attributes:
-        slots: uint8 [h, w], at each place of the map the slot of the track that is shown there, or 0.
-        numbers: int [256], for each slot the number of its track.
+        slots: uint8 [h, w]. For each pixel of the map, the slot of the track that is shown there, or 0.
+        numbers: int [256]. For each slot, the number of its track, or 0 if the track is not shown.
     """
 
     slots: np.ndarray
@@ -80,14 +83,14 @@ class Shown:
 
 @dataclass(slots=True)
 class TrackerState:
-    """What a tracker knows when a picture is done: all that decides how it goes on.
+    """The state of a Tracker after a frame. It determines all later results.
 
     Attributes:
-        tracks: those that are not forgotten; the slot of each is its place here, from 1. First those that were seen,
-            in the order of their blobs, then the others: so the order depends on nothing that is forgotten.
-        places: uint8 [h, w], at each place of the map the slot of the track that is there, or 0.
-        count: of the tracks that were ever shown.
-        before: time of the picture in seconds.
+        tracks: the tracks that are kept. The slot of a track is its position in this list, from 1. Tracks that were
+            detected come first, in the order of their blobs. So the order does not depend on tracks that are dropped.
+        places: uint8 [h, w]. For each pixel of the map, the slot of the track that is there, or 0.
+        count: number of tracks that were confirmed so far.
+        before: timestamp of the frame in seconds.
     """
 
     tracks: list[Track] = field(default_factory=list)
@@ -97,159 +100,163 @@ class TrackerState:
 
 
 class Tracker:
-    """Follows the blobs of one source from picture to picture.
+    """Tracks the blobs of one source from frame to frame.
 
     Args:
-        patient: wait before a finding is shown, and hold on to one that is not seen for a moment; otherwise every
-            blob that the network is sure of is shown, and only gets a number.
+        steady: confirm a track before it is shown, and hold it for a moment when it is not detected. Otherwise every
+            confident blob is shown, and tracks only supply the numbers.
 
     Attributes:
-        state: between two pictures; another tracker that is given it goes on in the same way.
+        state: the state after the latest frame. Another tracker that is given this state continues in the same way.
     """
 
-    def __init__(self, patient: bool) -> None:
-        self._patient = patient
+    def __init__(self, steady: bool) -> None:
+        self._steady = steady
         self.state = TrackerState()
 
-    def update(self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]) -> Shown | None:
-        """Find out who is who, and who is shown.
+    def update(
+        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
+    ) -> VisibleTracks | None:
+        """Associate the blobs of a frame with tracks, and select the visible tracks.
 
         Args:
-            seconds: the time of the picture.
-            motion: since the one before; None: nothing is known of it.
-            labels: uint8 [h, w], the blobs' labels and 0.
-            blobs: of the picture.
+            seconds: timestamp of the frame in seconds.
+            motion: motion since the previous frame; None if it is unknown.
+            labels: uint8 [h, w], the label of each blob, and 0 elsewhere.
+            blobs: the blobs of the frame.
 
         Returns:
-            What is shown; None: nothing is.
+            The visible tracks; None if there are none.
         """
         state = self.state
-        fresh = self._move(seconds, motion, labels.shape)
+        new_scene = self._predict(seconds, motion, labels.shape)
         if not blobs and not state.tracks:
             state.before = seconds
             return None
-        slots = self._match(labels, blobs, seconds)
+        slots = self._associate(labels, blobs, seconds)
         parts: dict[int, list[Blob]] = {}
         for slot, blob in zip(slots, blobs, strict=True):
             parts.setdefault(slot, []).append(blob)
-        for slot, of_it in parts.items():
-            self._believe(state.tracks[slot - 1], of_it, seconds, fresh)
+        for slot, track_blobs in parts.items():
+            self._update_track(state.tracks[slot - 1], track_blobs, seconds, new_scene)
         state.before = seconds
-        self._arrange(labels, slots, list(parts))
-        numbers = self._numbers(seconds)
+        self._update_slots(labels, slots, list(parts))
+        numbers = self._visible_numbers(seconds)
         if not numbers.any():
             return None
-        shown = cv2.LUT(state.places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
-        faint = self._faint(parts.values())
-        if faint:
-            shown = cv2.copyTo(shown, cv2.bitwise_not(cv2.LUT(labels, _table((blob.label, 255) for blob in faint))))
-        return Shown(shown, numbers) if cv2.countNonZero(shown) else None
+        visible = cv2.LUT(state.places, _table((slot, slot) for slot in map(int, np.flatnonzero(numbers))))
+        hidden = self._hidden_blobs(parts.values())
+        if hidden:
+            hidden_pixels = cv2.LUT(labels, _table((blob.label, 255) for blob in hidden))
+            visible = cv2.copyTo(visible, cv2.bitwise_not(hidden_pixels))
+        return VisibleTracks(visible, numbers) if cv2.countNonZero(visible) else None
 
-    def _move(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
-        """Take every track to where it is now, and forget the old ones.
+    def _predict(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
+        """Move every track to its position in this frame, and drop the old ones.
 
         Returns:
-            Whether there is no past to be patient with: a scene's first picture, or a leap to another place.
+            Whether a new scene starts, so that there is no earlier evidence.
         """
-        state, fresh = self.state, motion is None
+        state, new_scene = self.state, motion is None
         if state.places.shape != shape:
             state.places, state.tracks = np.zeros(shape, np.uint8), []
         if not state.tracks:
-            return fresh
+            return new_scene
         if motion is not None:
-            state.places = motion.followed(state.places, cv2.INTER_NEAREST)
+            state.places = motion.warp(state.places, cv2.INTER_NEAREST)
         present = _histogram(state.places)
         kept = [
-            slot for slot, track in enumerate(state.tracks, 1) if present[slot] and seconds - track.last <= REMEMBERED_S
+            slot for slot, track in enumerate(state.tracks, 1) if present[slot] and seconds - track.last <= MAX_LOST_S
         ]
         if len(kept) < len(state.tracks):
             state.places = cv2.LUT(state.places, _table(zip(kept, range(1, len(kept) + 1), strict=True)))
             state.tracks = [state.tracks[slot - 1] for slot in kept]
         for track in state.tracks:
-            track.astray |= fresh
-        return fresh
+            track.position_unknown |= new_scene
+        return new_scene
 
-    def _match(self, labels: np.ndarray, blobs: Sequence[Blob], seconds: float) -> list[int]:
-        """The slot of each blob's track: the one that it covers most of, or is nearest to, or a new one."""
+    def _associate(self, labels: np.ndarray, blobs: Sequence[Blob], seconds: float) -> list[int]:
+        """Return the slot of each blob's track: the one with the largest overlap, else the nearest, else a new one."""
         state, slots = self.state, list[int]()
-        reach = max(3, round(NEAR * max(labels.shape)))
+        distance = max(3, round(MATCH_DISTANCE * max(labels.shape)))
         near: np.ndarray | None = None
         for blob in blobs:
             where = cv2.compare(labels, blob.label, cv2.CMP_EQ)
-            slot = self._commonest(state.places, where)
+            slot = self._most_frequent(state.places, where)
             if not slot and state.tracks:
-                near = cv2.dilate(state.places, np.ones((2 * reach + 1,) * 2, np.uint8)) if near is None else near
-                slot = self._commonest(near, where)
-            slots.append(slot or self._begin(seconds))
+                near = cv2.dilate(state.places, np.ones((2 * distance + 1,) * 2, np.uint8)) if near is None else near
+                slot = self._most_frequent(near, where)
+            slots.append(slot or self._new_track(seconds))
         return slots
 
-    def _arrange(self, labels: np.ndarray, slots: list[int], seen: list[int]) -> None:
-        """Give every track its slot and place; what is not seen keeps its place where nothing else is."""
+    def _update_slots(self, labels: np.ndarray, slots: list[int], detected: list[int]) -> None:
+        """Assign slots and pixels to the tracks. An undetected track keeps its pixels where no other track is."""
         state = self.state
-        order = [*seen, *(slot for slot in range(1, len(state.tracks) + 1) if slot not in seen)]
-        renamed = {slot: place for place, slot in enumerate(order, 1)}
+        order = [*detected, *(slot for slot in range(1, len(state.tracks) + 1) if slot not in detected)]
+        new_slots = {slot: place for place, slot in enumerate(order, 1)}
         state.tracks = [state.tracks[slot - 1] for slot in order]
-        now = cv2.LUT(labels, _table((label, renamed[slot]) for label, slot in enumerate(slots, 1)))
-        before = cv2.LUT(state.places, _table((slot, renamed[slot]) for slot in order[len(seen) :]))
+        now = cv2.LUT(labels, _table((label, new_slots[slot]) for label, slot in enumerate(slots, 1)))
+        before = cv2.LUT(state.places, _table((slot, new_slots[slot]) for slot in order[len(detected) :]))
         state.places = now + cv2.copyTo(before, cv2.compare(now, 0, cv2.CMP_EQ))
 
-    def _commonest(self, slots: np.ndarray, where: np.ndarray) -> int:
-        """The slot of a track that most of a mask's places have, or 0."""
+    def _most_frequent(self, slots: np.ndarray, where: np.ndarray) -> int:
+        """Return the slot that most pixels of a mask have, or 0."""
         counts = _histogram(slots, where)[1 : len(self.state.tracks) + 1]
         return 1 + int(counts.argmax()) if counts.any() else 0
 
-    def _begin(self, seconds: float) -> int:
-        """The slot of a new track; where there are too many, that of the last one."""
+    def _new_track(self, seconds: float) -> int:
+        """Add a track, and return its slot. If there are too many tracks, it replaces the last one."""
         tracks = self.state.tracks
         del tracks[MAX_TRACKS - 1 :]
         tracks.append(Track(seconds))
         return len(tracks)
 
-    def _believe(self, track: Track, blobs: Sequence[Blob], seconds: float, fresh: bool) -> None:
-        sure, share, passed = any(b.sure for b in blobs), sum(b.share for b in blobs), seconds - track.last
-        # Pictures came that did not show it; at a low rate much time may pass without any.
+    def _update_track(self, track: Track, blobs: Sequence[Blob], seconds: float, new_scene: bool) -> None:
+        """Update the evidence of a detected track, and confirm it or revoke its confirmation."""
+        confident, share, elapsed = any(b.confident for b in blobs), sum(b.share for b in blobs), seconds - track.last
+        # The time counts only if there were frames without the track. At a low frame rate there may be none.
         before = self.state.before
-        if before - track.last > MISSING_S and share < SMALL:
-            track.believed, track.evidence = False, 0.0
-        elif not sure:
-            track.evidence = max(0.0, track.evidence - passed)
-        elif track.sure == track.last == before:
-            track.evidence = min(track.evidence + passed, MAX_EVIDENCE_S)
-        if sure:
-            track.sure = seconds
-            needed = PERSISTENCE_S + SMALL_S * max(0.0, 1 - share / SMALL)
-            track.believed |= fresh or not self._patient or track.evidence >= needed
-        elif seconds - track.sure > UNSURE_S:
-            track.believed = False
-        track.last, track.astray = seconds, False
-        if track.believed and not track.number:
+        if before - track.last > RECONFIRM_AFTER_S and share < SMALL_SHARE:
+            track.confirmed, track.evidence = False, 0.0
+        elif not confident:
+            track.evidence = max(0.0, track.evidence - elapsed)
+        elif track.last_confident == track.last == before:
+            track.evidence = min(track.evidence + elapsed, MAX_EVIDENCE_S)
+        if confident:
+            track.last_confident = seconds
+            needed = CONFIRM_S + SMALL_EXTRA_S * max(0.0, 1 - share / SMALL_SHARE)
+            track.confirmed |= new_scene or not self._steady or track.evidence >= needed
+        elif seconds - track.last_confident > CONFIDENCE_TIMEOUT_S:
+            track.confirmed = False
+        track.last, track.position_unknown = seconds, False
+        if track.confirmed and not track.number:
             self.state.count += 1
             track.number = self.state.count
 
-    def _faint(self, parts: Iterable[list[Blob]]) -> list[Blob]:
-        """The blobs, given by tracks, that are not shown: what is shown may go on faintly, but in one piece only."""
-        pieces = 1 if self._patient else 0
-        by_size = (sorted(of_it, key=lambda blob: blob.share, reverse=True) for of_it in parts)
-        return [blob for of_it in by_size for blob in of_it[pieces:] if not blob.sure]
+    def _hidden_blobs(self, parts: Iterable[list[Blob]]) -> list[Blob]:
+        """Return the blobs that are not shown, given those of each track. One faint blob may continue a track."""
+        pieces = 1 if self._steady else 0
+        by_size = (sorted(blobs, key=lambda blob: blob.share, reverse=True) for blobs in parts)
+        return [blob for blobs in by_size for blob in blobs[pieces:] if not blob.confident]
 
-    def _numbers(self, seconds: float) -> np.ndarray:
-        """For each slot the number of its track, if it is shown, or 0."""
-        held = HELD_S if self._patient else 0.0
+    def _visible_numbers(self, seconds: float) -> np.ndarray:
+        """For each slot, return the number of its track if the track is visible, else 0."""
+        held = HOLD_S if self._steady else 0.0
         numbers = np.zeros(MAX_TRACKS + 1, np.int64)
         for slot, track in enumerate(self.state.tracks, 1):
-            if track.believed and not track.astray and seconds - track.last <= held:
+            if track.confirmed and not track.position_unknown and seconds - track.last <= held:
                 numbers[slot] = track.number
         return numbers
 
 
 def _histogram(slots: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-    """How many places each slot has, inside a mask if one is given."""
+    """Count the pixels of each slot, inside a mask if one is given."""
     counts: np.ndarray = cv2.calcHist([slots], [0], where, [MAX_TRACKS + 1], [0, MAX_TRACKS + 1]).ravel()
     return counts
 
 
 def _table(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
-    """uint8 [256] that turns each first number into the second, and all others into 0."""
+    """Make a lookup table, uint8 [256], that maps each first number to the second one, and all others to 0."""
     table = np.zeros(MAX_TRACKS + 1, np.uint8)
     for number, value in pairs:
         table[number] = value

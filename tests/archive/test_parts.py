@@ -22,9 +22,8 @@ from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.deidentified import BLANKED
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
-from polypstream.stages.smoothing import Memory as SmootherState
-from polypstream.stages.tracking import Memory as TrackerState
-from polypstream.stages.tracking import Track
+from polypstream.stages.smoothing import SmootherState
+from polypstream.stages.tracking import Track, TrackerState
 from tests.conftest import audio_packets_of, frames_of, pts_of, summary_of
 
 Make = Callable[..., Path]
@@ -286,16 +285,16 @@ def test_a_part_whose_pictures_are_others_is_refused(make: Make, red_model: Path
 def boundary(numbers: list[int], count: int, **changes: object) -> Boundary:
     """After a picture at 10 s that shows one track for each number, 0 for one that was never shown."""
     facts: dict[str, object] = {
-        "sure": 9.9,
+        "last_confident": 9.9,
         "evidence": 0.3,
-        "believed": True,
+        "confirmed": True,
         "last": 10.0,
         "seen": 9.9,
         "smooth": 1.0,
     }
     facts |= changes
     tracks = [
-        Track(facts["last"], number, facts["sure"], facts["evidence"], facts["believed"])  # type: ignore[arg-type]
+        Track(facts["last"], number, facts["last_confident"], facts["evidence"], facts["confirmed"])  # type: ignore[arg-type]
         for number in numbers
     ]
     places = np.arange(16, dtype=np.uint8).reshape(4, 4) % (len(numbers) + 1)
@@ -318,9 +317,9 @@ def test_numbers_are_those_of_the_whole_recording() -> None:
     ("changes", "alike"),
     [
         ({}, True),
-        ({"sure": 3.0}, False),
+        ({"last_confident": 3.0}, False),
         ({"evidence": 0.2}, False),
-        ({"believed": False}, False),
+        ({"confirmed": False}, False),
         ({"last": 9.9}, False),
         ({"seen": 9.8}, False),
         ({"smooth": 1.0 + 1 / 64}, False),
@@ -330,7 +329,9 @@ def test_whatever_decides_what_follows_is_compared(changes: dict[str, object], a
     assert (renumbering_at(boundary([1], 1), boundary([1], 1, **changes)) is not None) == alike
 
 
-@pytest.mark.parametrize(("one", "other"), [({"sure": 3.0}, {"sure": 8.9}), ({"seen": 3.0}, {"seen": 7.9})])
+@pytest.mark.parametrize(
+    ("one", "other"), [({"last_confident": 3.0}, {"last_confident": 8.9}), ({"seen": 3.0}, {"seen": 7.9})]
+)
 def test_what_no_longer_matters_is_not(one: dict[str, object], other: dict[str, object]) -> None:
     assert renumbering_at(boundary([1], 1, **one), boundary([1], 1, **other)) is not None
 
@@ -341,7 +342,7 @@ def test_a_track_that_was_shown_before_is_not_one_that_never_was() -> None:
 
 
 def test_a_boundary_survives_its_file(tmp_path: Path) -> None:
-    for original in (boundary([5, 0], 11, sure=float("-inf")), Boundary(1, 2, None, TrackerState())):
+    for original in (boundary([5, 0], 11, last_confident=float("-inf")), Boundary(1, 2, None, TrackerState())):
         save_boundary(original, tmp_path / "boundary.npz")
         copy = load_boundary(tmp_path / "boundary.npz")
         assert renumbering_at(original, copy) is not None

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from polypstream.core.timestamps import WINDOW, ClockShifts, TimestampMender
+from polypstream.core.timestamps import WINDOW, ClockShifts, TimestampCorrector
 
 MS = Fraction(1, 1000)
 # Thirty pictures at 25 a second.
@@ -21,13 +21,13 @@ def mend(
     time_base: Fraction = MS,
     least: int = 1,
     restart: Callable[[int, int], int | None] = lambda told, follows: follows - told,
-) -> tuple[list[int], TimestampMender[int]]:
+) -> tuple[list[int], TimestampCorrector[int]]:
     """The times given to items that tell these."""
-    mender = TimestampMender[int](time_base, 2**31 - 1, 0, restart, least)
+    corrector = TimestampCorrector[int](time_base, 2**31 - 1, 0, restart, least)
     items = [(number, time, duration) for number, time in enumerate(told)]
-    given = list(mender.mend(items))
+    given = list(corrector.correct(items))
     assert [number for number, _ in given] == list(range(len(told))), "every item, in order"
-    return [time for _, time in given], mender
+    return [time for _, time in given], corrector
 
 
 def changed(told: Sequence[int | None], **how: object) -> list[tuple[int, int]]:
@@ -53,9 +53,9 @@ def with_one(place: int, time: int | None) -> list[int | None]:
     ids=["even", "negative", "slow", "a pause of half an hour", "variable"],
 )
 def test_times_that_advance_stay_as_they_are(told: list[int]) -> None:
-    times, mender = mend(told)
+    times, corrector = mend(told)
     assert times == told
-    assert (mender.missing, mender.mended) == (0, 0)
+    assert (corrector.missing, corrector.corrected) == (0, 0)
 
 
 @pytest.mark.parametrize("by", [1_800_000, -1_800_000, 200, -200, 10**9 * 4])
@@ -83,9 +83,9 @@ def test_items_of_the_same_time_are_moved_by_a_unit_and_the_others_stay() -> Non
 
 def test_where_two_may_have_the_same_time_they_keep_it() -> None:
     told = sorted([*TOLD, 400, 800])
-    times, mender = mend(told, least=0)
+    times, corrector = mend(told, least=0)
     assert times == told
-    assert mender.mended == 0
+    assert corrector.corrected == 0
 
 
 def test_missing_times_lie_between_their_neighbours() -> None:
@@ -103,10 +103,10 @@ def test_a_clock_that_starts_again_goes_on_where_it_was(after: int) -> None:
         asked.append((told, follows))
         return follows - told
 
-    times, mender = mend([*TOLD, *TOLD[:after]], restart=restart)
+    times, corrector = mend([*TOLD, *TOLD[:after]], restart=restart)
     assert times == [40 * number for number in range(30 + after)]
     assert asked == [(0, 1200)]
-    assert mender.mended == 0
+    assert corrector.corrected == 0
 
 
 def test_a_clock_that_steps_back_a_little_keeps_its_spacing() -> None:
@@ -130,30 +130,30 @@ def test_a_clock_that_stands_still_runs_on_at_the_usual_pace() -> None:
 
 
 def test_an_item_waits_for_a_shift_that_is_not_known_yet() -> None:
-    shifts, mender_of = ClockShifts(), TimestampMender[int]
+    shifts, corrector_of = ClockShifts(), TimestampCorrector[int]
 
     def of_the_pictures(told: int, follows: int) -> int | None:
         shift = shifts.after(1)
         return None if shift is None else round(shift / MS)
 
-    mender = mender_of(MS, 2**31 - 1, 0, of_the_pictures, least=0)
+    corrector = corrector_of(MS, 2**31 - 1, 0, of_the_pictures, least=0)
     for number, time in enumerate([*TOLD, *TOLD]):
-        mender.add(number, time, 40)
-    assert len(list(mender.settled())) == 30
-    assert mender.waiting
+        corrector.add(number, time, 40)
+    assert len(list(corrector.settled())) == 30
+    assert corrector.waiting
     shifts.restarts.append(Fraction(1230, 1000))
-    settled = list(mender.settled())
+    settled = list(corrector.settled())
     assert settled[0] == (30, 1230)
-    assert not mender.waiting
+    assert not corrector.waiting
 
 
 def test_as_few_items_are_held_as_can_be() -> None:
-    mender = TimestampMender[int](MS, 2**31 - 1, 0, lambda told, follows: follows - told)
+    corrector = TimestampCorrector[int](MS, 2**31 - 1, 0, lambda told, follows: follows - told)
     held = []
     for number, time in enumerate(with_one(15, 1_800_000)):
-        mender.add(number, time, 40)
-        list(mender.settled())
-        held.append(number + 1 - mender.count)
+        corrector.add(number, time, 40)
+        list(corrector.settled())
+        held.append(number + 1 - corrector.count)
     assert set(held[WINDOW:14]) == {1}, "one item waits to see an ordinary one after it"
     assert max(held) < WINDOW
 

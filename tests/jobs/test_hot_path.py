@@ -18,8 +18,8 @@ from polypstream.jobs.setup import make_stages
 from polypstream.sources.recording import Recording
 
 WHOLE = FieldOfView(0, 0, 320, 240)
-# View, quality, segment, steady, find and overlay; each, the source and the sink have one frame in hand.
-ROOMS = 6
+# Crop, quality, segment, smooth, findings and overlay; each, the source and the sink have one frame in hand.
+STAGES = 6
 
 
 class Watched:
@@ -56,8 +56,8 @@ def places(frame: Frame) -> list[int]:
 @pytest.fixture
 def watched(make: Callable[..., Path], red_model: Path) -> Watched:
     watched = Watched(make(frames=60))
-    stages = make_stages(WHOLE, Segmenter(red_model, "cpu"), Settings())
-    assert len(stages) == ROOMS
+    stages = list(make_stages(WHOLE, Segmenter(red_model, "cpu"), Settings()))
+    assert len(stages) == STAGES
     Pipeline([("decode", watched.frames())], stages, [("watch", watched)]).run()
     return watched
 
@@ -81,8 +81,8 @@ def test_a_picture_with_findings_is_copied_once_at_most(watched: Watched) -> Non
 
 
 def test_frames_on_their_way_are_bounded(watched: Watched) -> None:
-    queues = ROOMS + 1  # before each stage and before the sink
-    assert watched.most <= queues * QUEUE + ROOMS + 2
+    queues = STAGES + 1  # before each stage and before the sink
+    assert watched.most <= queues * QUEUE + STAGES + 2
 
 
 COUNTING = """

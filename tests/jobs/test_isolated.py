@@ -126,7 +126,7 @@ import sys, time
 from polypstream.core import watchdog
 from polypstream.jobs import isolated
 from polypstream.stages.overlay import Overlay
-watchdog.STILL_S = isolated.STILL_S = 3.0
+watchdog.STALL_TIMEOUT_S = isolated.STALL_TIMEOUT_S = 3.0
 draw = Overlay.__call__
 def stuck(self, frames):
     if frames[0].index == 7 and frames[0].picture.width == 320:
@@ -153,7 +153,7 @@ def test_a_slow_recording_is_not_taken_for_one_that_stands(monkeypatch: pytest.M
     armed: list[float] = []
     monkeypatch.setattr("polypstream.core.watchdog.faulthandler.dump_traceback_later", lambda *_, **__: armed.append(1))
     monkeypatch.setattr("polypstream.core.watchdog.faulthandler.cancel_dump_traceback_later", lambda: armed.append(-1))
-    monkeypatch.setattr("polypstream.core.watchdog.TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr("polypstream.core.watchdog.REARM_INTERVAL_S", 0.0)
     with Watchdog() as watchdog:
         for moved in (1, 1, 2, 2, 2, 3):
             watchdog.note(moved)

@@ -60,21 +60,21 @@ def test_it_does_not_smear_when_the_camera_moves() -> None:
 
 
 def test_another_scene_begins_anew() -> None:
-    steadier = TemporalSmoother()
-    steadier(list(frames_of(0, 3)))
+    smoother = TemporalSmoother()
+    smoother(list(frames_of(0, 3)))
     (other,) = frames_of(0, 1, seed=1, first=3)
     other.model_input //= 3
     other.probability = np.zeros((SIZE, SIZE), np.uint8)
-    steadier([other])
+    smoother([other])
     assert other.motion is None
     assert not other.smoothed.any()
 
 
 def test_after_a_gap_it_begins_anew() -> None:
-    steadier = TemporalSmoother()
-    steadier(list(frames_of(0, 3)))
+    smoother = TemporalSmoother()
+    smoother(list(frames_of(0, 3)))
     (late,) = frames_of(0, 1, first=3 + round(LONGEST_GAP_S * RATE))
-    steadier([late])
+    smoother([late])
     assert late.motion is None
 
 

@@ -40,9 +40,9 @@ def see(
     return [] if shown is None else [int(shown.numbers[shown.slots[y, x]]) for x, y in places]
 
 
-def begun(patient: bool = True) -> Tracker:
+def begun(steady: bool = True) -> Tracker:
     """A tracker that has seen a scene without any finding."""
-    tracker = Tracker(patient)
+    tracker = Tracker(steady)
     see(tracker, 0.0, [], None)
     return tracker
 
@@ -161,7 +161,7 @@ def test_after_a_leap_nothing_is_held() -> None:
 
 
 def test_without_patience_each_picture_counts_by_itself() -> None:
-    tracker = begun(patient=False)
+    tracker = begun(steady=False)
     assert see(tracker, 1.0, [(50, 50)], None) == [1]
     assert see(tracker, 1.04, [(50, 50)], None, sure=False) == []
     assert see(tracker, 1.08, [(52, 50)], None) == [1]
@@ -170,7 +170,7 @@ def test_without_patience_each_picture_counts_by_itself() -> None:
 
 def test_without_patience_a_faint_neighbour_neither_hides_a_finding_nor_is_shown() -> None:
     for faint_first in (False, True):
-        tracker = begun(patient=False)
+        tracker = begun(steady=False)
         see(tracker, 1.0, [(50, 50)], None)
         labels = np.zeros((SIZE, SIZE), np.uint8)
         labels[45:55, 45:55], labels[45:55, 56:60] = (2, 1) if faint_first else (1, 2)
