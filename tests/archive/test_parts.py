@@ -22,9 +22,8 @@ from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.deidentified import BLANKED
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
-from polypstream.stages.smoothing import Memory as SmootherState
-from polypstream.stages.tracking import Memory as TrackerState
-from polypstream.stages.tracking import Track
+from polypstream.stages.smoothing import SmootherState
+from polypstream.stages.tracking import Track, TrackerState
 from tests.conftest import audio_packets_of, frames_of, pts_of, summary_of
 
 Make = Callable[..., Path]

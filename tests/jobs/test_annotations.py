@@ -19,7 +19,7 @@ from polypstream.errors import DataError
 from polypstream.jobs.annotation_formats import Annotated, Cvat, Yolo
 from polypstream.jobs.results import Outline, load_run
 from polypstream.models.data import find_pairs, read_pair
-from tests.conftest import Clip, call, disc, make_clip
+from tests.conftest import Clip, call, disc, make_clip, picture
 
 # The disc is in the first 20 of 30 frames; every fifth of a second at 25 a second.
 FRAMES, EVERY = range(0, 30, 5), 0.2
@@ -49,12 +49,12 @@ def annotate(processed: tuple[Path, Path], tmp_path: Path) -> Callable[..., Path
     return run
 
 
-def disc_of(frame: int) -> np.ndarray:
+def disc_of(frame: int, clip: Clip = CLIP) -> np.ndarray:
     """uint8 [height, width]: 1 where the disc is in a frame."""
-    x, y, radius = disc(CLIP, frame)
-    rows, columns = np.ogrid[: CLIP.height, : CLIP.width]
+    x, y, radius = disc(clip, frame)
+    rows, columns = np.ogrid[: clip.height, : clip.width]
     inside = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
-    return (inside & (frame < 20)).astype(np.uint8)
+    return (inside & (frame < clip.frames * 2 / 3)).astype(np.uint8)
 
 
 def assert_alike(found: np.ndarray, truth: np.ndarray) -> None:
@@ -209,14 +209,19 @@ def test_a_track_that_no_sample_falls_on_is_annotated_where_it_is_seen_best(
 
 
 def test_odd_sizes_keep_their_pixels(tmp_path: Path, red_model: Path) -> None:
-    recording = make_clip(tmp_path, Clip(width=321, height=241, frames=5, pixel_format="yuv444p"))
-    call("process", recording, "--output", tmp_path / "results", "--model", red_model)
+    clip = Clip(width=321, height=241, frames=5, pixel_format="yuv444p")
+    recording = make_clip(tmp_path, clip)
+    settings = ("--set", "findings.steady=false")
+    call("process", recording, "--output", tmp_path / "results", "--model", red_model, *settings)
     call(
         "masks", recording, "--results", tmp_path / "results" / "clip", "--format", "png", "--output", tmp_path / "out"
     )
-    for pair in find_pairs(tmp_path / "out"):
-        picture, mask = read_pair(pair)
-        assert picture.shape[:2] == mask.shape == (241, 321)
+    pairs = find_pairs(tmp_path / "out")
+    assert len(pairs) == 5
+    for frame, pair in enumerate(pairs):
+        found, mask = read_pair(pair)
+        assert_alike(mask // 255, disc_of(frame, clip))
+        assert np.abs(found.astype(int) - picture(clip, frame)).mean() < 3
 
 
 def test_what_can_go_wrong_is_said(processed: tuple[Path, Path], tmp_path: Path, red_model: Path) -> None:

@@ -303,6 +303,7 @@ def test_pictures_that_change_size_midway_are_all_kept(tmp_path: Path, make, red
     pictures = frames_of(tmp_path / "results" / "grows" / "annotated.mp4", "gray")
     assert {picture.shape for picture in pictures} == {(120, 160)}
     assert len(pictures) == 50
+    assert {round(float(picture[5:25, 5:25].mean())) for picture in pictures} <= {89, 90, 91}
 
 
 # Names of files
