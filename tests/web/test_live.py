@@ -216,6 +216,7 @@ def value(driver: Any, name: str) -> str:
     return str(driver.find_element("css selector", f"[data-value={name}]").text)
 
 
+@pytest.mark.browser
 def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Path], red_model: Path) -> None:
     driver = browse()
     with served([make(frames=500)], red_model) as page:
@@ -239,6 +240,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
     until(lambda: value(driver, "state") == "polypstream does not answer")
 
 
+@pytest.mark.browser
 def test_a_browser_on_a_slow_line_holds_up_nobody(
     browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
 ) -> None:
