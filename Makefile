@@ -1,5 +1,5 @@
 # The two commands of the README. Each sets up all it needs in .venv first.
-.PHONY: demo test test-capture lint
+.PHONY: demo test quick test-capture lint
 .DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,10 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not realtime"
 	$(BIN)/python -m pytest -m realtime
+
+# Something of every folder, in under two minutes on two cores; pyproject.toml has what each marker means.
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not (slow or browser or cluster or realtime)"
 
 # Capture devices, by a real driver in an emulated machine; takes minutes, and is not a part of `test`.
 test-capture: $(VENV)/.dev

@@ -173,7 +173,7 @@ def make_red_model(path: Path, size: int = 128, **metadata: str) -> Path:
 class Kept:
     """A sink that keeps what it needs to know of each frame."""
 
-    queue = 1000
+    queue_size = 1000
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

@@ -134,6 +134,7 @@ def finished(output: Path) -> int:
         return 0  # not begun yet
 
 
+@pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], cluster: Any, tmp_path: Path) -> None:
     copies = fill(tmp_path / "in", masters)
@@ -191,6 +192,7 @@ def _compare(copies: dict[Path, Path], inputs: Path, output: Path, folder: Path)
         assert audio_packets_of(results / "annotated.mp4") == audio_packets_of(whole / "annotated.mp4")
 
 
+@pytest.mark.cluster
 def test_without_a_cluster_ray_is_started_here(
     make: Make, red_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +206,7 @@ def test_without_a_cluster_ray_is_started_here(
     assert "done" in call("archive", "status", tmp_path).stdout
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto", "nowhere"])
 def test_a_cluster_that_is_not_there_is_an_error(make: Make, tmp_path: Path, address: str) -> None:
     done = call("archive", make(frames=5), "--output", tmp_path / "out", "--address", address, check=False)
@@ -211,6 +214,7 @@ def test_a_cluster_that_is_not_there_is_an_error(make: Make, tmp_path: Path, add
     assert f"--address: no Ray cluster can be had at {address}" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.cluster
 def test_a_model_that_cannot_be_had_is_said_once(make: Make, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     done = call(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,13 +13,23 @@ import av
 import numpy as np
 import pytest
 
-from polypstream.archive.boundary import Boundary, load_boundary, renumbering_at, save_boundary
+from polypstream.archive.boundary import (
+    Boundary,
+    digest_of,
+    load_boundary,
+    renumbering_at,
+    restore_state,
+    save_boundary,
+    state_of,
+)
 from polypstream.archive.join import fits, join_parts
 from polypstream.archive.parts import BEGIN, END, CannotJoin, Plan, plan_parts, process_part
 from polypstream.core.config import Settings, load_settings
+from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.jobs.process import process
-from polypstream.jobs.setup import make_segmenter, with_model
+from polypstream.jobs.setup import make_segmenter, make_stages, with_model
+from polypstream.media.pictures import planes_of
 from polypstream.sources.deidentified import BLANKED
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
@@ -327,6 +338,70 @@ def test_numbers_are_those_of_the_whole_recording() -> None:
 )
 def test_whatever_decides_what_follows_is_compared(changes: dict[str, object], alike: bool) -> None:
     assert (renumbering_at(boundary([1], 1), boundary([1], 1, **changes)) is not None) == alike
+
+
+def with_track(known: Boundary, **changes: object) -> Boundary:
+    return replace(known, track=replace(known.track, **changes))
+
+
+def with_smoother(known: Boundary, **changes: object) -> Boundary:
+    assert known.steady is not None
+    return replace(known, steady=replace(known.steady, **changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda known: replace(known, pts=1001), id="pts"),
+        pytest.param(lambda known: replace(known, digest=8), id="pixels"),
+        pytest.param(lambda known: replace(known, steady=None), id="no smoother"),
+        pytest.param(lambda known: with_smoother(known, before=9.0), id="time"),
+        pytest.param(lambda known: with_smoother(known, view=FieldOfView(0, 0, 4, 2)), id="view"),
+        pytest.param(lambda known: with_smoother(known, grey=np.ones((64, 64), np.uint8)), id="picture"),
+        pytest.param(lambda known: with_track(known, before=9.0), id="time of the tracker"),
+        pytest.param(lambda known: with_track(known, places=np.ones((4, 4), np.uint8)), id="places"),
+        pytest.param(
+            lambda known: with_track(known, tracks=[replace(known.track.tracks[0], position_unknown=True)]),
+            id="position unknown",
+        ),
+        pytest.param(lambda known: with_track(known, tracks=[]), id="no tracks"),
+    ],
+)
+def test_any_other_difference_keeps_two_parts_from_going_on_alike(change: Callable[[Boundary], Boundary]) -> None:
+    assert renumbering_at(boundary([1], 1), boundary([1], 1)) is not None
+    assert renumbering_at(boundary([1], 1), change(boundary([1], 1))) is None
+    assert renumbering_at(change(boundary([1], 1)), boundary([1], 1)) is None
+
+
+def test_a_digest_tells_any_pixel_of_any_plane() -> None:
+    def digest(changed: int | None) -> int:
+        picture = av.VideoFrame(66, 48, "yuv420p")
+        for number, plane in enumerate(planes_of(picture)):
+            plane[:] = 20 + number
+            plane[-1, -1] += number == changed
+        return digest_of(Frame(0, picture, 0, Fraction(1, 25)))
+
+    assert digest(None) == digest(None)
+    assert len({digest(changed) for changed in (None, 0, 1, 2)}) == 4
+
+
+def test_stages_go_on_from_a_copy_of_what_others_remember(red_model: Path) -> None:
+    settings = with_model(load_settings(None, ["inference.provider=cpu"]), red_model)
+    view, segmenter = FieldOfView(0, 0, 128, 128), make_segmenter(settings)
+    before, after = (make_stages(view, segmenter, settings) for _ in range(2))
+    known = boundary([5], 11)
+    restore_state(before, known)
+    smooth, track = state_of(before)
+    assert smooth is not None
+    restore_state(after, Boundary(1000, 7, smooth, track))
+    for stages in (before, after):
+        assert renumbering_at(known, Boundary(1000, 7, *state_of(stages))) is not None
+    assert after.smooth is not None
+    after.smooth.state.smooth += 1
+    after.findings.tracker.state.tracks[0].evidence = 0.0
+    assert renumbering_at(known, Boundary(1000, 7, *state_of(before))) is not None
+    assert renumbering_at(known, boundary([5], 11)) is not None
+    assert renumbering_at(known, Boundary(1000, 7, *state_of(after))) is None
 
 
 @pytest.mark.parametrize(

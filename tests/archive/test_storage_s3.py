@@ -174,6 +174,7 @@ def test_a_bucket_that_cannot_be_written_is_an_error(make: Make, bucket: str, re
         archive([str(make(frames=10, **SMALL))], order, lambda _: Here(order), False, lambda _: None)
 
 
+@pytest.mark.cluster
 def test_the_command_with_ray_and_a_bucket(make: Make, bucket: str, server: str, red_model: Path) -> None:
     put(make(frames=60, **SMALL), f"{bucket}/in/clip.mp4")
     out = f"{bucket}/out"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
+import numpy as np
 import pytest
 
-from polypstream.core.pipeline import Channel, Closed, Pipeline
+from polypstream.core.pipeline import Channel, Closed, Pipeline, in_background
 
 
 class Keep:
@@ -76,9 +77,9 @@ def test_batches_form_from_what_is_waiting() -> None:
         time.sleep(0.005)
         return items
 
-    Pipeline([("decode", iter(range(60)))], [("slow", slow, 4)], [("sink", Keep())]).run()
+    Pipeline([("decode", iter(range(60)))], [("slow", slow, 6)], [("sink", Keep())], queue=2).run()
     assert sum(sizes) == 60
-    assert max(sizes) == 4
+    assert max(sizes) == 6  # a whole batch may wait, though the queue is shorter
 
 
 def failing_source() -> Iterator[int]:
@@ -86,13 +87,13 @@ def failing_source() -> Iterator[int]:
     raise ValueError("source")
 
 
-def failing_room(items: list[int]) -> list[int]:
+def failing_stage(items: list[int]) -> list[int]:
     if 20 in items:
         raise ValueError("stage")
     return items
 
 
-@pytest.mark.parametrize(("source", "stage"), [(failing_source(), same), (iter(range(1000)), failing_room)])
+@pytest.mark.parametrize(("source", "stage"), [(failing_source(), same), (iter(range(1000)), failing_stage)])
 def test_what_passed_before_an_error_reaches_the_sinks(source: Iterator[int], stage: object) -> None:
     sink = Keep()
     with pytest.raises(ValueError, match=r"^(source|stage)$"):
@@ -111,6 +112,47 @@ def test_a_failing_sink_stops_the_source_and_spares_the_other() -> None:
     assert good.items == list(range(len(good.items)))
     assert len(good.items) >= 10
     assert next(source) < 1000
+
+
+def test_a_stage_that_fails_before_a_full_queue_ends_the_run() -> None:
+    taken: list[int] = []
+    errors: list[BaseException] = []
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    def fails_late(items: list[int]) -> list[int]:
+        while len(taken) < 4:  # one here, two in the queue, one that the source waits to put there
+            time.sleep(0.001)
+        time.sleep(0.05)
+        raise ValueError("stage")
+
+    def run() -> None:
+        try:
+            Pipeline([("decode", source())], [("stage", fails_late, 1)], [("sink", Keep())], queue=2).run()
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [str(error) for error in errors] == ["stage"]
+    assert taken == [0, 1, 2, 3]
+
+
+def test_an_error_lets_a_source_end_that_waits() -> None:
+    closed, ended = threading.Event(), []
+
+    def source() -> Iterator[int]:
+        yield 0
+        ended.append(closed.wait(10))
+
+    with pytest.raises(OSError, match="disk full"):
+        Pipeline([("decode", source())], [("stage", same, 1)], [("sink", Keep(fail_at=0))], close=closed.set).run()
+    assert ended == [True]
 
 
 def test_the_first_error_is_the_one_that_is_raised() -> None:
@@ -154,7 +196,7 @@ def lost(pipeline: Pipeline[int], kind: Hashable) -> int:
     return pipeline.dropped[kind] + pipeline.dropped_by_sinks["sink"][kind]
 
 
-def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
+def test_where_the_newest_wins_a_slow_stage_holds_nothing_back() -> None:
     sink, late = Keep(), []
 
     def source() -> Iterator[int]:
@@ -164,8 +206,8 @@ def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
             yield number
 
     def slow(items: list[int]) -> list[int]:
-        time.sleep(0.01)
         behind.append(late[-1] - items[0])
+        time.sleep(0.01)
         return items
 
     behind: list[int] = []
@@ -177,7 +219,8 @@ def test_where_the_newest_wins_a_slow_room_holds_nothing_back() -> None:
     assert lost(pipeline, "all") == 200 - len(sink.items) > 100
     assert sink.items == sorted(sink.items)
     assert sink.items[-1] == 199  # the last one has no newer one to give way to
-    assert max(behind[len(behind) // 2 :]) < 100  # what is worked on does not grow old
+    # What is worked on does not grow old: one waits before the stage, and one is in the source's hand.
+    assert np.median(behind) <= 2
 
 
 def test_work_tells_cpu_time_from_waiting() -> None:
@@ -191,8 +234,9 @@ def test_work_tells_cpu_time_from_waiting() -> None:
     assert pipeline.work["sleepy"].cpu_seconds < 0.1
 
 
-def test_an_abandoned_channel_refuses_and_an_ended_one_drains() -> None:
-    channel = Channel[int](2)
+@pytest.mark.parametrize("drop_oldest_by", [None, lambda _: "all"])
+def test_an_abandoned_channel_refuses_and_an_ended_one_drains(drop_oldest_by: Callable[[int], str] | None) -> None:
+    channel = Channel[int](2, drop_oldest_by)
     channel.put(1)
     channel.end()
     assert channel.take(5) == [1]
@@ -202,7 +246,32 @@ def test_an_abandoned_channel_refuses_and_an_ended_one_drains() -> None:
         channel.put(2)
 
 
-def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
+def test_a_channel_gives_what_it_holds_one_by_one_to_its_end() -> None:
+    channel = Channel[int](3)
+    for number in range(3):
+        channel.put(number)
+    channel.end()
+    assert list(channel) == [0, 1, 2]
+
+
+def test_a_job_in_the_background_is_stopped_and_waited_for() -> None:
+    stop, ended = threading.Event(), []
+    with in_background("job", lambda: ended.append(stop.wait(10)), stop.set):
+        assert ended == []
+    assert ended == [True]
+
+
+def test_the_error_of_a_job_in_the_background_is_raised() -> None:
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), in_background("job", fail, lambda: None):
+        pass
+    with pytest.raises(ValueError, match="block"), in_background("job", fail, lambda: None):
+        raise ValueError("block")
+
+
+def test_sources_share_the_stages() -> None:
     sink, batches = Keep(), []
 
     def source(start: int, pause: float) -> Iterator[int]:
@@ -230,6 +299,77 @@ def test_sources_share_the_rooms_and_each_keeps_its_newest() -> None:
     assert lost(pipeline, 1) == 100 - len(steady)
     assert any(len({item // 1000 for item in batch}) == 2 for batch in batches)  # one batch of both
     assert len(steady) > 20  # the faster one does not push it out
+
+
+@pytest.mark.parametrize("queue", [1, 3])
+def test_while_a_stage_works_only_the_newest_of_each_source_wait(queue: int) -> None:
+    """The stage has its first batch in hand until both sources have given everything."""
+    begun, ended, batches = threading.Event(), [threading.Event(), threading.Event()], []
+
+    def source(kind: int) -> Iterator[int]:
+        yield 1000 * kind
+        assert begun.wait(10)
+        yield from range(1000 * kind + 1, 1000 * kind + 100)
+        ended[kind].set()  # asked for one more, so that the last one is in the queue
+
+    def busy(items: list[int]) -> list[int]:
+        batches.append(items)
+        begun.set()
+        assert all(each.wait(10) for each in ended)
+        return items
+
+    pipeline = Pipeline(
+        [("one", source(0)), ("other", source(1))],
+        [("busy", busy, 8)],
+        [("sink", Keep())],
+        queue=queue,
+        drop_oldest_by=lambda number: number // 1000,
+    )
+    pipeline.run()
+    newest = range(100 - queue, 100)
+    _, waiting = batches
+    assert sorted(waiting) == [*newest, *(1000 + number for number in newest)]
+    assert [item for item in waiting if item < 1000] == [*newest]
+    assert pipeline.dropped.total() == 200 - len(batches[0]) - len(waiting)
+
+
+def test_a_sink_may_choose_how_many_wait_before_it() -> None:
+    """Both sinks have the first item in hand until the source has given everything."""
+    ended = threading.Event()
+
+    class Busy(Keep):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = threading.Event()
+
+        def write(self, item: int) -> None:
+            self.begun.set()
+            assert ended.wait(10)
+            super().write(item)
+
+    class Buffered(Busy):
+        queue_size = 7
+
+    plain, buffered = Busy(), Buffered()
+
+    def source() -> Iterator[int]:
+        yield 0
+        assert plain.begun.wait(10)
+        assert buffered.begun.wait(10)
+        yield from range(1, 100)
+        ended.set()
+
+    pipeline = Pipeline(
+        [("decode", source())], [], [("plain", plain), ("buffered", buffered)], queue=2, drop_oldest_by=lambda _: "all"
+    )
+    pipeline.run()
+    assert plain.items == [0, 98, 99]
+    assert buffered.items == [0, *range(93, 100)]
+    assert {name: dropped["all"] for name, dropped in pipeline.dropped_by_sinks.items()} == {
+        "plain": 97,
+        "buffered": 92,
+    }
+    assert pipeline.dropped.total() == 0  # the stages dropped nothing
 
 
 def test_of_a_kind_one_waits_whatever_the_batch() -> None:

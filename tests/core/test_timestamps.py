@@ -109,6 +109,22 @@ def test_a_clock_that_starts_again_goes_on_where_it_was(after: int) -> None:
     assert corrector.corrected == 0
 
 
+@pytest.mark.parametrize(("wrong", "restarts"), [(3, 0), (4, 2)])
+def test_four_items_that_advance_among_themselves_are_another_clock(wrong: int, restarts: int) -> None:
+    """Which is asked for its shift, as is the old one when it goes on."""
+    asked: list[tuple[int, int]] = []
+
+    def restart(told: int, follows: int) -> int:
+        asked.append((told, follows))
+        return follows - told
+
+    told = [*TOLD[:10], *(time - 1_800_000 for time in TOLD[10 : 10 + wrong]), *TOLD[10 + wrong :]]
+    times, mender = mend(told, restart=restart)
+    assert times == TOLD
+    assert len(asked) == restarts
+    assert mender.mended == (0 if restarts else wrong)
+
+
 def test_a_clock_that_steps_back_a_little_keeps_its_spacing() -> None:
     times, _ = mend([*TOLD, *(time + 960 for time in TOLD)])
     assert times == [40 * number for number in range(60)]

@@ -98,11 +98,16 @@ def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    torch.save(SAUNet(**SEED).state_dict(), tmp_path / "saunet128.pt")
+    network = SAUNet(**SEED).eval()
+    torch.save(network.state_dict(), tmp_path / "saunet128.pt")
     onnx_file.export(tmp_path / "saunet128.pt", tmp_path / "seed.onnx", None, "fp16", {})
     segmenter = Segmenter(tmp_path / "seed.onnx", "cpu")
     assert segmenter.size == 128
-    assert segmenter.run(np.zeros((1, 128, 128, 3), np.uint8)).shape == (1, 128, 128)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = PictureNet(network, 1)(torch.from_numpy(pictures)).numpy()
+    assert np.abs(segmenter.run(pictures).astype(int) - expected).max() <= 1
+    assert expected.std() > 0
 
 
 @pytest.mark.parametrize(("precision", "shift"), [("fp32", 0.1), ("int8", -5.0)])

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from polypstream.errors import DataError
-from polypstream.jobs.annotation_formats import Annotated, Cvat, Yolo
+from polypstream.jobs.annotation_formats import Annotated, Coco, Cvat, Labelme, Png, Yolo
 from polypstream.jobs.results import Outline, load_run
 from polypstream.models.data import find_pairs, read_pair
-from tests.conftest import Clip, call, disc, make_clip
+from tests.conftest import Clip, call, disc, make_clip, picture
 
 # The disc is in the first 20 of 30 frames; every fifth of a second at 25 a second.
 FRAMES, EVERY = range(0, 30, 5), 0.2
@@ -49,12 +49,12 @@ def annotate(processed: tuple[Path, Path], tmp_path: Path) -> Callable[..., Path
     return run
 
 
-def disc_of(frame: int) -> np.ndarray:
+def disc_of(frame: int, clip: Clip = CLIP) -> np.ndarray:
     """uint8 [height, width]: 1 where the disc is in a frame."""
-    x, y, radius = disc(CLIP, frame)
-    rows, columns = np.ogrid[: CLIP.height, : CLIP.width]
+    x, y, radius = disc(clip, frame)
+    rows, columns = np.ogrid[: clip.height, : clip.width]
     inside = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
-    return (inside & (frame < 20)).astype(np.uint8)
+    return (inside & (frame < clip.frames * 2 / 3)).astype(np.uint8)
 
 
 def assert_alike(found: np.ndarray, truth: np.ndarray) -> None:
@@ -81,8 +81,8 @@ def test_public_readers_see_the_disc(name: str, annotate: Callable[..., Path], t
     if name == "cvat":
         del expected["25"]
     assert set(masks) == set(expected)
-    for picture, frame in expected.items():
-        assert_alike(masks[picture], disc_of(frame))
+    for name_of_picture, frame in expected.items():
+        assert_alike(masks[name_of_picture], disc_of(frame))
 
 
 def test_png_is_what_train_reads(annotate: Callable[..., Path]) -> None:
@@ -105,13 +105,23 @@ def test_every_picture_without_every(annotate: Callable[..., Path]) -> None:
     assert len(content["annotations"]) == 20
 
 
+SMALL = np.array([(1, 1), (5, 1), (5, 5), (1, 5)], np.int32)
+LARGE = np.array([(20, 20), (40, 20), (40, 40), (20, 40)], np.int32)
+THIRD = np.array([(51, 31), (55, 31), (55, 35), (51, 35)], np.int32)
+# Track 7 in two pieces beside track 3, nothing, and track 7 again; the polygons go through the middles of pixels.
+OF_TRACK_3 = Outline(3, 0, 0.0, 0.6, [THIRD])
+PICTURES = [
+    Annotated("a", 0, [Outline(7, 0, 0.0, 0.9, [SMALL, LARGE]), OF_TRACK_3], [4, 0]),
+    Annotated("b", 5, [], []),
+    Annotated("c", 10, [Outline(7, 10, 0.4, 0.8, [LARGE])], [10]),
+]
+
+
 def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     """CVAT has one polygon a frame in a track, and `outside` where it is not seen."""
-    small = np.array([(1, 1), (5, 1), (5, 5), (1, 5)], np.int32)
-    large = np.array([(20, 20), (40, 20), (40, 40), (20, 40)], np.int32)
     writer = Cvat(tmp_path, 64, 48, 50)
     # It is shown up to frame 14, and again up to 35.
-    seen = {0: ([small, large], 14), 10: ([large], 14), 20: ([], 0), 30: ([large], 35), 40: ([], 0)}
+    seen = {0: ([SMALL, LARGE], 14), 10: ([LARGE], 14), 20: ([], 0), 30: ([LARGE], 35), 40: ([], 0)}
     for frame, (polygons, end) in seen.items():
         outlines = [Outline(7, frame, frame / 25, 0.9, polygons)] if polygons else []
         writer.write(Annotated(f"x_{frame}", frame, outlines, [end] * len(outlines)))
@@ -121,11 +131,71 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     assert shapes == [[(0, "0"), (10, "0"), (15, "1"), (30, "0"), (36, "1")], [(0, "0"), (10, "1")]]
 
 
+def test_coco_says_where_and_which(tmp_path: Path) -> None:
+    writer = Coco(tmp_path, 64, 48, 50)
+    for each in PICTURES:
+        writer.write(each)
+    writer.close()
+    content = json.loads((tmp_path / "annotations" / "instances_default.json").read_text())
+    assert [(each["id"], each["file_name"]) for each in content["images"]] == [(1, "a.jpg"), (2, "b.jpg"), (3, "c.jpg")]
+    found = content["annotations"]
+    assert [(each["id"], each["image_id"]) for each in found] == [(1, 1), (2, 1), (3, 3)]
+    assert [(each["attributes"]["track_id"], each["score"]) for each in found] == [(7, 0.9), (3, 0.6), (7, 0.8)]
+    assert [each["bbox"] for each in found] == [[1, 1, 40, 40], [51, 31, 5, 5], [20, 20, 21, 21]]
+    assert [each["area"] for each in found] == [25 + 441, 25, 441]
+    assert found[0]["segmentation"] == [(SMALL + 0.5).ravel().tolist(), (LARGE + 0.5).ravel().tolist()]
+
+
+def test_labelme_says_where_and_which(tmp_path: Path) -> None:
+    writer = Labelme(tmp_path, 64, 48, 50)
+    writer.write(PICTURES[0])
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert (content["imagePath"], content["imageWidth"], content["imageHeight"]) == ("a.jpg", 64, 48)
+    assert [shape["group_id"] for shape in content["shapes"]] == [7, 7, 3]
+    assert [shape["points"] for shape in content["shapes"]] == [
+        (polygon + 0.5).tolist() for polygon in (SMALL, LARGE, THIRD)
+    ]
+
+
+def test_a_mask_has_all_findings_of_its_picture(tmp_path: Path) -> None:
+    writer = Png(tmp_path, 64, 48, 50)
+    for each in PICTURES[:2]:
+        writer.write(each)
+    expected = np.zeros((48, 64), np.uint8)
+    expected[1:6, 1:6] = expected[20:41, 20:41] = expected[31:36, 51:56] = 255
+    assert np.array_equal(cv2.imread(str(tmp_path / "masks" / "a.png"), cv2.IMREAD_UNCHANGED), expected)
+    assert not cv2.imread(str(tmp_path / "masks" / "b.png"), cv2.IMREAD_UNCHANGED).any()
+
+
+def test_cvats_tracks_are_pieces_of_which_the_largest_is_the_first(tmp_path: Path) -> None:
+    writer = Cvat(tmp_path, 64, 48, 50)
+    for each in PICTURES:
+        writer.write(each)
+    writer.close()
+    root = ElementTree.parse(tmp_path / "annotations.xml").getroot()
+    assert [root.findtext(f"meta/task/{name}") for name in ("size", "original_size/width", "original_size/height")] == [
+        "50", "64", "48"
+    ]  # fmt: skip
+    tracks = [
+        [(int(each.get("frame") or -1), each.get("outside"), each.get("points")) for each in track.findall("polygon")]
+        for track in root.findall("track")
+    ]
+    small, large, third = (
+        ";".join(f"{x + 0.5:.2f},{y + 0.5:.2f}" for x, y in polygon) for polygon in (SMALL, LARGE, THIRD)
+    )
+    assert tracks == [
+        [(0, "0", third), (1, "1", third)],
+        [(0, "0", large), (5, "1", large), (10, "0", large), (11, "1", large)],
+        [(0, "0", small), (5, "1", small)],
+    ]
+
+
 def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
     writer = Yolo(tmp_path, 100, 50, 1)
     writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0]))
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
+    assert line[0] == "0"
     assert all(0 < float(share) < 1 for share in line[1:])
     writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0]))
     shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
@@ -209,14 +279,19 @@ def test_a_track_that_no_sample_falls_on_is_annotated_where_it_is_seen_best(
 
 
 def test_odd_sizes_keep_their_pixels(tmp_path: Path, red_model: Path) -> None:
-    recording = make_clip(tmp_path, Clip(width=321, height=241, frames=5, pixel_format="yuv444p"))
-    call("process", recording, "--output", tmp_path / "results", "--model", red_model)
+    clip = Clip(width=321, height=241, frames=5, pixel_format="yuv444p")
+    recording = make_clip(tmp_path, clip)
+    settings = ("--set", "findings.steady=false")
+    call("process", recording, "--output", tmp_path / "results", "--model", red_model, *settings)
     call(
         "masks", recording, "--results", tmp_path / "results" / "clip", "--format", "png", "--output", tmp_path / "out"
     )
-    for pair in find_pairs(tmp_path / "out"):
-        picture, mask = read_pair(pair)
-        assert picture.shape[:2] == mask.shape == (241, 321)
+    pairs = find_pairs(tmp_path / "out")
+    assert len(pairs) == 5
+    for frame, pair in enumerate(pairs):
+        found, mask = read_pair(pair)
+        assert_alike(mask // 255, disc_of(frame, clip))
+        assert np.abs(found.astype(int) - picture(clip, frame)).mean() < 3
 
 
 def test_what_can_go_wrong_is_said(processed: tuple[Path, Path], tmp_path: Path, red_model: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import QUEUE, Pipeline
+from polypstream.core.pipeline import QUEUE, Pipeline, Stage
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.setup import make_stages
 from polypstream.sources.recording import Recording
@@ -23,7 +23,11 @@ STAGES = 6
 
 
 class Watched:
-    """A source and a sink that note where each frame's planes lie, and how many frames are on their way."""
+    """A source and a sink that note where each frame's planes lie, and how many frames are on their way.
+
+    Attributes:
+        moves: for each frame, the stages after which its planes lay elsewhere.
+    """
 
     def __init__(self, path: Path) -> None:
         self.source = Recording(path)
@@ -32,6 +36,7 @@ class Watched:
         self.shared: list[bool] = []
         self.went: list[list[int]] = []
         self.found: list[bool] = []
+        self.moves: dict[int, list[str]] = {}
         self.most = 0
 
     def frames(self) -> Iterator[Frame]:
@@ -48,6 +53,18 @@ class Watched:
     def close(self) -> None:
         self.source.close()
 
+    def around(self, name: str, stage: Stage[Frame]) -> Stage[Frame]:
+        """The stage, and whether it moves a frame's planes."""
+
+        def noted(frames: list[Frame]) -> list[Frame]:
+            before = [places(frame) for frame in frames]
+            after = stage(frames)
+            for frame, where in zip(after, before, strict=True):
+                self.moves.setdefault(frame.index, []).extend([name] * (places(frame) != where))
+            return after
+
+        return noted
+
 
 def places(frame: Frame) -> list[int]:
     return [plane.buffer_ptr for plane in frame.picture.planes]
@@ -58,7 +75,8 @@ def watched(make: Callable[..., Path], red_model: Path) -> Watched:
     watched = Watched(make(frames=60))
     stages = list(make_stages(WHOLE, Segmenter(red_model, "cpu"), Settings()))
     assert len(stages) == STAGES
-    Pipeline([("decode", watched.frames())], stages, [("watch", watched)]).run()
+    noted = [(name, watched.around(name, stage), most) for name, stage, most in stages]
+    Pipeline([("decode", watched.frames())], noted, [("watch", watched)]).run()
     return watched
 
 
@@ -78,6 +96,7 @@ def test_a_picture_with_findings_is_copied_once_at_most(watched: Watched) -> Non
     ]
     assert len(moved) >= 30
     assert set(moved) <= {0, 3}  # all of its planes, or none
+    assert all(moves in ([], ["overlay"]) for moves in watched.moves.values())
 
 
 def test_frames_on_their_way_are_bounded(watched: Watched) -> None:

@@ -644,7 +644,7 @@ def test_what_the_recording_has_no_time_for_is_told(
 ) -> None:
     sources = open_sources([f"replay:{make(frames=50)}"], PATIENT)
     ((name, recording),) = recordings_of(tmp_path / "r.mp4", sources, PATIENT)
-    monkeypatch.setattr(RollingRecording, "queue", 1)
+    monkeypatch.setattr(RollingRecording, "queue_size", 1)
     write = recording.write
     monkeypatch.setattr(recording, "write", lambda frame: (time.sleep(0.1), write(frame)))
     live = Live(sources, segmenter, PATIENT, [(name, recording)])

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -19,6 +20,8 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.core.frame import Frame, Quality
+from polypstream.inference import segmenter
+from polypstream.inference.providers import open_session
 from polypstream.jobs.process import process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sinks.tables import FramesTable
@@ -239,15 +242,34 @@ def test_interlaced_pictures_stay_interlaced(make: Make, red_model: Path) -> Non
             assert all(frame.interlaced_frame for frame in file.decode(file.streams.video[0]))
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain CPU provider poses as CUDA, since on a CPU pictures run one by one whatever the settings say."""
+    monkeypatch.setattr(segmenter, "choose", lambda _: (["cuda"], []))
+    monkeypatch.setattr(segmenter, "open_session", lambda model, _, threads: open_session(model, "cpu", threads))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_the_result_does_not_depend_on_batch_size_or_timing(make: Make, red_model: Path) -> None:
     recording = make(frames=40)
     results = []
-    for turn, size in enumerate(("1", "3", "8", "8")):
+    for turn, size in enumerate((1, 3, 8, 8)):
         settings = with_model(load_settings(None, [f"inference.batch_size={size}"]), red_model)
-        folder = process(str(recording), recording.parent / str(turn), make_segmenter(settings), settings, True).folder
+        model = make_segmenter(settings)
+        batches: list[int] = []
+
+        def slow(pictures: np.ndarray, run: Callable[[np.ndarray], np.ndarray], batches: list[int]) -> np.ndarray:
+            batches.append(len(pictures))
+            time.sleep(0.03)  # so that more frames wait than one batch takes
+            return run(pictures)
+
+        model.run = partial(slow, run=model.run, batches=batches)  # type: ignore[method-assign]
+        folder = process(str(recording), recording.parent / str(turn), model, settings, True).folder
+        assert (max(batches), sum(batches)) == (size, 40)
         results.append([(folder / name).read_bytes() for name in ("frames.csv", "annotated.mp4")])
         results[-1].append(np.stack(frames_of(folder / "masks.mkv", "gray")).tobytes())
     assert all(result == results[0] for result in results[1:])
+    assert {row["polyp_count"] for row in table_of(folder)} == {"0", "1"}
 
 
 def test_the_heat_map_marks_the_disc(make: Make, red_model: Path) -> None:

@@ -36,6 +36,7 @@ def test_a_run_ends_with_its_report(run: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.browser
 def test_the_report_in_a_browser(run: Path, browse: Callable[[], Any]) -> None:
     driver = browse()
     driver.get(f"file://{run / 'report.html'}")

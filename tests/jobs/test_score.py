@@ -43,18 +43,28 @@ NOTHING = np.zeros((64, 96), np.uint8)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
-    """run(masks, tracks) is a folder of results."""
+    """run(masks, tracks) is a folder of results; lefts are where the squares of tracks begin that do not at 20."""
 
-    def make(masks: list[np.ndarray], tracks: dict[int, list[int]] | None = None, rate: Fraction | int = RATE) -> Path:
+    def make(
+        masks: list[np.ndarray],
+        tracks: dict[int, list[int]] | None = None,
+        rate: Fraction | int = RATE,
+        lefts: dict[int, int] | None = None,
+    ) -> Path:
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         write_video(folder / "masks.mkv", masks, rate)
-        outline = {"pts_s": 0.0, "probability": 0.9, "polygons": [[20, 20, 39, 20, 39, 39, 20, 39]]}
+
+        def outline(track: int) -> dict[str, object]:
+            left = (lefts or {}).get(track, 20)
+            polygon = [left, 20, left + 19, 20, left + 19, 39, left, 39]
+            return {"pts_s": 0.0, "probability": 0.9, "polygons": [polygon]}
+
         unused = dict.fromkeys(("first_s", "last_s", "seconds_in_view", "peak_probability", "mean_probability"), 0.0)
         unused |= {"largest_area_fraction": 0.0, "snapshot_pts_s": 0.0}
         rows = [
             {"track": track, "frames": len(frames), "snapshot": "none.jpg", **unused}
-            | {"outlines": [{"frame": frame, **outline} for frame in frames]}
+            | {"outlines": [{"frame": frame, **outline(track)} for frame in frames]}
             for track, frames in (tracks or {}).items()
         ]
         head = {"schema": SCHEMA, "picture_size": [96, 64], "settings": {}}
@@ -98,6 +108,74 @@ def test_what_goes_wrong_shows(run: Callable[..., Path], tmp_path: Path) -> None
     assert figures["false_alarms_per_minute"] == pytest.approx(15)
     assert figures["flicker_per_minute"] == pytest.approx((2 + 2) * 15)
     assert figures["id_switches_per_minute"] == pytest.approx(15)
+
+
+def test_what_overlaps_in_part_counts_in_part(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Half of each square is in the other; and what is darker than half is no finding."""
+    truth, masks = [square(1)] * 3, [square(255, 30), square(128, 30), square(127)]
+    figures = score(run(masks), write_video(tmp_path / "truth.mkv", truth))
+    assert figures["mean_dice"] == pytest.approx(2 * 0.5 / 3)
+    assert figures["mean_iou"] == pytest.approx(2 * (1 / 3) / 3)
+    assert figures["frame_sensitivity"] == pytest.approx(2 / 3)
+
+
+def test_false_alarms_less_than_half_a_second_apart_are_one(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Of two seconds: one with a gap of half a second in it, one half a second and a frame after it, to the end."""
+    alarm, nothing = [square(255)] * 2, [NOTHING] * 11
+    masks = [*alarm, *nothing, *alarm, *[NOTHING] * 13, *[square(255)] * 22]
+    assert len(masks) == 2 * RATE
+    figures = score(run(masks), write_video(tmp_path / "truth.mkv", [NOTHING] * len(masks)))
+    assert figures["false_alarms_per_minute"] == pytest.approx(2 * 30)
+    assert figures["flicker_per_minute"] == pytest.approx(6 * 30)  # begins and ends of three, those of the run too
+    assert figures["frame_specificity"] == pytest.approx(24 / 50)
+
+
+def test_a_false_alarm_beside_a_polyp_that_is_found_is_one(run: Callable[..., Path], tmp_path: Path) -> None:
+    masks = [np.maximum(square(255), square(255, 60))] * RATE + [square(255)] * RATE
+    figures = score(run(masks), write_video(tmp_path / "truth.mkv", [square(1)] * len(masks)))
+    assert figures["false_alarms_per_minute"] == pytest.approx(30)
+    assert figures["frame_sensitivity"] == 1
+
+
+def test_each_of_two_polyps_in_view_at_once_must_be_found(run: Callable[..., Path], tmp_path: Path) -> None:
+    truth = [np.maximum(square(1), square(2, 60))] * RATE
+    figures = score(run([square(255, 60)] * RATE), write_video(tmp_path / "truth.mkv", truth))
+    assert (figures["polyps"], figures["polyps_found"]) == (2, 1)
+
+
+def test_a_polyps_track_is_the_one_that_covers_most_of_it(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Track 1 touches its rim in every other frame."""
+    count = 2 * RATE
+    tracks = {1: list(range(0, count, 2)), 2: list(range(count))}
+    folder = run([square(255)] * count, tracks, lefts={1: 35})
+    figures = score(folder, write_video(tmp_path / "truth.mkv", [square(1)] * count))
+    assert figures["id_switches_per_minute"] == 0
+
+
+def test_the_time_to_the_first_detection_is_the_median(run: Callable[..., Path], tmp_path: Path) -> None:
+    truth, masks = [], []
+    for number, late in ((1, 0), (2, 5), (3, 20)):
+        truth += [square(number)] * 30
+        masks += [NOTHING] * late + [square(255)] * (30 - late)
+    figures = score(run(masks), write_video(tmp_path / "truth.mkv", truth))
+    assert figures["polyps_found"] == 3
+    assert figures["seconds_to_first_detection"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("frames", "polyps"), [(24, 0), (25, 1)])
+def test_a_polyp_counts_from_a_second_on(run: Callable[..., Path], tmp_path: Path, frames: int, polyps: int) -> None:
+    truth = [square(1)] * frames + [NOTHING] * 50
+    figures = score(run([NOTHING] * len(truth)), write_video(tmp_path / "truth.mkv", truth))
+    assert figures["polyps"] == polyps
+
+
+def test_in_a_folder_of_masks_each_stretch_is_a_polyp(run: Callable[..., Path], tmp_path: Path) -> None:
+    masks = [*[square(255)] * 30, *[NOTHING] * 5, *[square(255)] * 30]
+    (tmp_path / "masks").mkdir()
+    for index, mask in enumerate(masks):
+        cv2.imwrite(str(tmp_path / "masks" / f"{index:03}.png"), mask)
+    figures = score(run([*masks[:30], *[NOTHING] * 35]), tmp_path / "masks")
+    assert (figures["polyps"], figures["polyps_found"]) == (2, 1)
 
 
 def test_a_polyp_in_view_for_a_moment_at_either_end_is_none_that_was_missed(

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from polypstream.errors import ModelError
 from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.picture_net import PictureNet, gmac_of
-from polypstream.models.sa_unet import OURS, SEED, Architecture, SAUNet, SpatialAttention, size_multiple
+from polypstream.models.sa_unet import (
+    OURS,
+    SEED,
+    Architecture,
+    ResidualBlock,
+    SAUNet,
+    SpatialAttention,
+    Up,
+    size_multiple,
+)
 
 SMALL = Architecture(encoder="residual", widths=[4, 8, 8], decoder=[4, 8], shortcut_kernel=1, narrow=True)
 
@@ -59,13 +70,22 @@ def test_our_network_is_real_time_sized() -> None:
 
 
 def test_narrowing_before_enlarging_gives_what_narrowing_after_would() -> None:
-    narrow = torch.nn.Conv2d(8, 4, 1)
-    x = torch.rand(1, 8, 5, 7)
+    torch.manual_seed(0)
+    narrow, x, skip = torch.nn.Conv2d(8, 4, 1), torch.rand(1, 8, 5, 7), torch.rand(1, 3, 10, 14)
+    enlarged = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    with FlopCounterMode(display=False) as counter:
+        found = Up(None, narrow)(x, skip)
+    assert torch.allclose(found, torch.cat([narrow(enlarged), skip], dim=1), atol=1e-6)
+    assert counter.get_total_flops() == 2 * 8 * 4 * 5 * 7  # of the small map, a quarter of the large one's
 
-    def enlarge(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
-    assert torch.allclose(enlarge(narrow(x)), narrow(enlarge(x)), atol=1e-6)
+def test_the_residual_block_comes_before_the_narrowing() -> None:
+    torch.manual_seed(0)
+    block, narrow = ResidualBlock(8, 6, 1).eval(), torch.nn.Conv2d(6, 4, 1)
+    x, skip = torch.rand(1, 8, 5, 7), torch.rand(1, 3, 10, 14)
+    expected = Up(None, narrow)(block(x), skip)
+    assert torch.equal(Up(block, narrow)(x, skip), expected)
+    assert Up(block, None)(x, skip).shape == (1, 6 + 3, 10, 14)
 
 
 def test_attention_weighs_places_by_maximum_then_mean() -> None:
@@ -79,10 +99,21 @@ def test_attention_weighs_places_by_maximum_then_mean() -> None:
 
 
 def test_pictures_in_pictures_out() -> None:
-    net = PictureNet(SAUNet(**SMALL), views=1).eval()
-    maps = net(torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8))
-    assert maps.shape == (3, 32, 32)
+    """Colours in 0..1, channels first, the sigmoid of the logits in 255 levels, and each picture by itself."""
+    torch.manual_seed(0)
+    network, pictures = SAUNet(**SMALL).eval(), torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
+    with torch.no_grad():  # around 0 and 2 wide, so that every level occurs
+        logits = PictureNet(network, views=1).logits(pictures)
+        network.last_blocks[-1].bias -= logits.mean()
+        network.divide_logits(float(logits.std()) / 2)
+    maps = PictureNet(network, views=1)(pictures)
+    assert maps.shape == (3, 32, 48)
     assert maps.dtype == torch.uint8
+    for picture, found in zip(pictures.numpy(), maps.numpy(), strict=True):
+        x = torch.from_numpy(np.moveaxis(picture, 2, 0)[None].astype(np.float32) / 255)
+        probability = 1 / (1 + np.exp(-network(x)[0, 0].detach().numpy()))
+        assert np.abs(found - 255 * probability).max() < 0.51  # rounded to the nearest level
+        assert found.std() > 30
 
 
 def test_two_views_do_not_care_which_way_up_a_picture_is() -> None:

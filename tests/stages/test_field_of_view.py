@@ -62,6 +62,21 @@ def test_a_dark_moment_does_not_shrink_the_view() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "thumbnail"),
+    [((1280, 720), (128, 72)), ((720, 1280), (72, 128)), ((100, 50), (100, 50)), ((20_000, 10), (128, 1))],
+)
+def test_the_longer_side_of_a_thumbnail_has_128_pixels_at_most(
+    size: tuple[int, int], thumbnail: tuple[int, int]
+) -> None:
+    assert thumbnail_size(*size) == thumbnail
+
+
+def test_a_box_begins_at_even_places_and_ends_where_it_ends() -> None:
+    assert FieldOfView.around(21, 11, 272, 212) == FieldOfView(20, 10, 252, 202)
+    assert FieldOfView.around(20, 10, 273, 213) == FieldOfView(20, 10, 253, 203)
+
+
+@pytest.mark.parametrize(
     "view", [FieldOfView(0, 0, 640, 480), FieldOfView(122, 34, 455, 401), FieldOfView(2, 0, 33, 21)]
 )
 def test_a_region_is_the_enlarged_map_cut_out(view: FieldOfView) -> None:

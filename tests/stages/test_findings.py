@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
 
 from polypstream.core.config import Findings
+from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.stages.findings import Rules, choose_rules, find_region
+from polypstream.stages.findings import FindingsTracker, Rules, choose_rules, find_blobs, find_region
 
 VIEW = FieldOfView(40, 20, 300, 200)
 
@@ -45,7 +49,52 @@ def test_a_blob_must_reach_the_peak_somewhere_and_keeps_its_rim() -> None:
     assert np.array_equal(probability, before)  # the map itself is others' too
 
 
+def test_a_peak_beside_a_blob_is_not_its_own() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    probability[10:90, 10:14] = probability[86:90, 10:90] = 160  # an L around the strong blob
+    probability[20:40, 60:80] = 250
+    _, outlines = find_region(probability, VIEW, Rules(0.5, peak=0.9))
+    (outline,) = outlines
+    assert outline[:, 0].min() >= VIEW.x + 3 * 59
+
+
+def test_a_blob_whose_probability_is_below_the_threshold_now_is_not_sure() -> None:
+    before, now = np.zeros((100, 100), np.uint8), np.zeros((100, 100), np.uint8)
+    before[20:40, 20:40], now[20:40, 20:40] = 250, 100
+    for peak, probability, sure in ((0.1, now, False), (0.1, before, True), (0.9, before, True), (0.99, before, False)):
+        _, (blob,) = find_blobs(before, probability, Rules(0.5, peak))
+        assert (blob.label, blob.share, blob.sure) == (1, 0.04, sure)
+
+
+def test_of_very_many_blobs_255_are_found() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    probability[::5, ::5] = 255
+    labels, blobs = find_blobs(probability, probability, Rules(0.5))
+    assert [blob.label for blob in blobs] == list(range(1, 256))
+    assert np.array_equal(np.bincount(labels[labels > 0]), [0] + [1] * 255)
+
+
+def test_each_outline_has_the_number_of_its_track() -> None:
+    """The map is nearly as probable around the blobs, so that their outlines run in other places of the map."""
+    tracker = FindingsTracker(Rules(0.5), steady=False)
+    shown: list[dict[tuple[int, int], int]] = []
+    for index, places in enumerate([[(20, 20)], [(20, 20), (80, 10)], [(80, 10), (20, 20), (50, 90)]]):
+        frame = Frame(index, av.VideoFrame(360, 240, "yuv420p"), index, Fraction(1, 25))
+        frame.view, frame.probability = VIEW, np.full((100, 100), 127, np.uint8)
+        for x, y in places:
+            frame.probability[y : y + 2, x : x + 2] = 250
+        tracker([frame])
+        middles = [(outline.min(axis=0) + outline.max(axis=0)) / 2 - (VIEW.x, VIEW.y) for outline in frame.outlines]
+        columns = [(round(float(x) / 3 - 0.5), round(float(y) / 2 - 0.5)) for x, y in middles]
+        shown.append(dict(zip(columns, frame.tracks, strict=True)))
+    assert shown == [{(20, 20): 1}, {(20, 20): 1, (80, 10): 2}, {(20, 20): 1, (80, 10): 2, (50, 90): 3}]
+
+
 def test_a_blob_must_be_large_enough() -> None:
+    probability = np.zeros((100, 100), np.uint8)
+    probability[20:30, 20:30] = 250
+    assert find_region(probability, VIEW, Rules(0.5, smallest=0.01))[0] is not None
+    assert find_region(probability, VIEW, Rules(0.5, smallest=0.0101)) == (None, [])
     probability = two_blobs(faint=250, strong=250)
     assert share_of(probability, Rules(0.5, smallest=0.015))[0] > 0
     faint, strong = share_of(probability, Rules(0.5, smallest=0.025))

@@ -86,3 +86,41 @@ def test_it_forgets_by_the_clock_not_by_the_frame() -> None:
             frame.probability = np.zeros((SIZE, SIZE), np.uint8)
         left.append(int(TemporalSmoother()(frames)[rate // 25].smoothed[64, 64]))
     assert left[0] == pytest.approx(left[1], abs=6)
+
+
+def nothing() -> np.ndarray:
+    return np.zeros((SIZE, SIZE), np.uint8)
+
+
+def test_what_is_gone_is_forgotten_within_a_second_to_the_last_bit() -> None:
+    smoother, frames = TemporalSmoother(), list(frames_of(0, RATE + 1))
+    for frame in frames[1:]:
+        frame.probability = nothing()
+    smoother(frames[:10])
+    assert smoother.state.smooth.any()
+    smoother(frames[10:])
+    assert not smoother.state.smooth.any()
+
+
+def test_after_two_seconds_of_nothing_no_motion_is_looked_for() -> None:
+    frames = list(frames_of(0, 3 * RATE))
+    for frame in frames[1:-1]:
+        frame.probability = np.full((SIZE, SIZE), 24, np.uint8)
+    TemporalSmoother()(frames)
+    assert [frame.motion is not None for frame in frames] == [False] + [True] * 50 + [False] * 23 + [True]
+
+
+def test_another_field_of_view_begins_anew() -> None:
+    smoother = TemporalSmoother()
+    frames = list(frames_of(0, 4))
+    for frame in frames[2:]:
+        frame.view = FieldOfView(0, 0, SIZE, SIZE - 2)
+    smoother(frames)
+    assert [frame.motion is not None for frame in frames] == [False, True, False, True]
+
+
+def test_a_picture_of_the_same_time_begins_anew() -> None:
+    frames = list(frames_of(0, 3))
+    frames[2].pts = frames[1].pts
+    TemporalSmoother()(frames)
+    assert [frame.motion is not None for frame in frames] == [False, True, False]

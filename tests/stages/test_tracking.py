@@ -206,3 +206,83 @@ def test_tracks_may_be_many() -> None:
     tracker = Tracker(False)
     tracker.state.count = 2**16
     assert see(tracker, 0.0, [(50, 50)], None) == [2**16 + 1]
+
+
+@pytest.mark.parametrize(("by", "number"), [(15, 1), (16, 2)])
+def test_a_blob_near_to_where_a_track_was_is_the_same_polyp(by: int, number: int) -> None:
+    """Blobs of 10 pixels, and a map of 100: a gap of 6 is near."""
+    tracker = Tracker(False)
+    see(tracker, 0.0, [(30, 50)], None)
+    assert see(tracker, 0.04, [(30 + by, 50)]) == [number]
+
+
+def test_a_blob_over_two_tracks_is_the_one_that_it_covers_most_of() -> None:
+    for left, number in ((32, 2), (20, 1)):
+        tracker = Tracker(False)
+        see(tracker, 0.0, [(30, 50), (50, 50)], None)
+        labels = np.zeros((SIZE, SIZE), np.uint8)
+        labels[45:55, left : left + 30] = 1
+        shown = tracker.update(0.04, STILL, labels, [Blob(1, 0.05, True)])
+        assert shown is not None
+        assert shown.numbers[shown.slots[50, left + 15]] == number
+
+
+def test_what_was_seen_for_long_is_not_trusted_for_ever() -> None:
+    tracker = Tracker(True)
+    for index in range(125):
+        see(tracker, index / 25, [(50, 50)], STILL if index else None, share=0.001)
+    for index in range(125, 155):
+        faint = see(tracker, index / 25, [(50, 50)], sure=False, share=0.001)
+    assert faint == []
+    again = [see(tracker, (155 + index) / 25, [(50, 50)], share=0.001) for index in range(15)]
+    assert again[0] == []
+    assert again[-1] == [1]
+
+
+def test_what_is_seen_again_after_a_leap_is_held_again() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    see(tracker, 0.04, [], None)
+    assert see(tracker, 0.08, [(50, 50)]) == [1]
+    assert tracker.update(0.12, STILL, np.zeros((SIZE, SIZE), np.uint8), []) is not None
+
+
+def test_what_has_left_the_picture_is_forgotten() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(30, 50), (80, 50)], None)
+    see(tracker, 0.04, [(70, 50)], still(x=40))
+    assert [track.number for track in tracker.state.tracks] == [1]
+    see(tracker, 0.08, [], still(x=40))
+    assert tracker.state.tracks == []
+
+
+def test_a_map_of_another_size_has_other_tracks() -> None:
+    tracker = Tracker(False)
+    see(tracker, 0.0, [(30, 30)], None)
+    labels = np.zeros((SIZE // 2, SIZE // 2), np.uint8)
+    labels[25:35, 25:35] = 1
+    shown = tracker.update(0.04, None, labels, [Blob(1, 0.05, True)])
+    assert shown is not None
+    assert shown.numbers[shown.slots[30, 30]] == 2
+    assert len(tracker.state.tracks) == 1
+
+
+def test_of_more_polyps_than_255_the_new_ones_share_a_track() -> None:
+    tracker, labels = Tracker(False), np.zeros((SIZE, SIZE), np.uint8)
+    for number in range(255):
+        labels[3 * (number // 13), 3 * (number % 13)] = number + 1
+    shown = tracker.update(0.0, None, labels, [Blob(label, 0.0001, True) for label in range(1, 256)])
+    assert shown is not None
+    assert np.array_equal(shown.numbers[shown.slots], labels)
+    assert see(tracker, 0.04, [(70, 20), (70, 60)]) == [256, 256]
+    assert [track.number for track in tracker.state.tracks][1:] == list(range(1, 255))
+
+
+def test_a_track_that_is_not_seen_gives_its_place_to_one_that_is() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(30, 50), (50, 50)], None)
+    assert see(tracker, 0.04, [(43, 50)]) == [2]  # it now lies in a part of the other's place
+    assert see(tracker, 0.08, [(43, 50)]) == [2]
+    assert [track.number for track in tracker.state.tracks] == [2, 1]
+    assert set(np.unique(tracker.state.places)) == {0, 1, 2}
+    assert (tracker.state.places[45:55, 38:48] == 1).all()

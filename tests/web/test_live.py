@@ -108,20 +108,28 @@ def test_the_colours_are_the_recordings(page: Served) -> None:
     assert np.abs(pictures(page.port, 1)[0][20, 160].astype(int) - 90).max() <= 4
 
 
+def shows_the_disc(picture: np.ndarray) -> bool:
+    """Whether a BGR picture has the tinted disc, at its size, and the grey around it."""
+    _, green, red = picture.reshape(-1, 3).astype(int).T
+    grey = picture[20:40, 150:170].mean(axis=(0, 1))
+    return bool(0.04 < (red - green > 40).mean() < 0.06) and bool(np.abs(grey - 90).max() < 4)
+
+
 def test_status_snapshot_findings_and_metrics(page: Served) -> None:
     until(lambda: page.get("/live/0/snapshot.jpg")[0] == 200)
     snapshot = cv2.imdecode(np.frombuffer(page.get("/live/0/snapshot.jpg")[2], np.uint8), cv2.IMREAD_COLOR)
     assert snapshot.shape == (240, 320, 3)
+    assert shows_the_disc(snapshot)
     until(lambda: page.status()["findings"])
     status = page.status()
     assert status["source"] == "room1"
     assert status["signal"] is True
     code, headers, body = page.get("/live/0/findings/1.jpg")
     assert (code, headers["content-type"]) == (200, "image/jpeg")
-    assert cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) is not None
+    assert shows_the_disc(cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR))
     metrics = page.get("/metrics")[2].decode().splitlines()
     values = dict(line.rsplit(" ", 1) for line in metrics if not line.startswith("#"))
-    assert values['polypstream_signal{source="room1"}'] == "1"
+    assert float(values['polypstream_signal{source="room1"}']) == 1
     assert float(values['polypstream_frames_in_total{source="room1"}']) > 0
     assert page.get("/healthz")[::2] == (200, b"ok")
 
@@ -208,6 +216,7 @@ def value(driver: Any, name: str) -> str:
     return str(driver.find_element("css selector", f"[data-value={name}]").text)
 
 
+@pytest.mark.browser
 def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Path], red_model: Path) -> None:
     driver = browse()
     with served([make(frames=500)], red_model) as page:
@@ -231,6 +240,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
     until(lambda: value(driver, "state") == "polypstream does not answer")
 
 
+@pytest.mark.browser
 def test_a_browser_on_a_slow_line_holds_up_nobody(
     browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
 ) -> None:

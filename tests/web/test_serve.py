@@ -183,10 +183,10 @@ def test_a_failing_session_is_told_to_those_who_wait_and_the_next_ones_may_pass(
     batcher = Batcher(segmenter)
     thread = threading.Thread(target=batcher.run)
     thread.start()
-    grey = np.zeros((128, 128, 3), np.uint8)
+    red = np.full((128, 128, 3), (100, 0, 0), np.uint8)
     with pytest.raises(RuntimeError, match="out of memory"):
-        batcher.segment(grey)
-    assert batcher.segment(grey).shape == (128, 128)
+        batcher.segment(red)
+    assert np.array_equal(batcher.segment(red), np.full((128, 128), 150, np.uint8))
     batcher.close()
     thread.join(10)
 
@@ -337,15 +337,37 @@ def test_progress_place_in_line_and_cancel(slow: Served, long: Path, make: Calla
     assert slow.post(f"/api/recordings/{second}/process").status_code == 409
 
 
-def test_a_recording_is_deleted_with_all_that_is_its_own(slow: Served, long: Path) -> None:
+def left_of(app: Served, id_: str) -> list[Path]:
+    """The files that a recording has in the folder, wherever they lie."""
+    return [path for path in app.folder.rglob("*") if id_ in path.parts and path.is_file()]
+
+
+def test_a_recording_is_deleted_with_its_results(app: Served, make: Callable[..., Path]) -> None:
+    id_, other = app.send(make(frames=10)), app.send(make(name="other.mp4", frames=10))
+    for each in (id_, other):
+        app.wait_for(each, "finished")
+    names = {path.name for path in left_of(app, id_)}
+    assert names >= {"upload", "annotated.mp4", "findings.json", "frames.csv", "masks.mkv", "track-1.jpg"}
+    kept = left_of(app, other)
+    assert requests.delete(f"{app.address}/api/recordings/{id_}", timeout=10).status_code == 204
+    assert left_of(app, id_) == []
+    assert not (app.folder / "recordings" / id_).exists()
+    assert left_of(app, other) == kept
+    for path in ("", "/files/annotated.mp4", "/files/snapshots/track-1.jpg"):
+        assert app.get(f"/api/recordings/{id_}{path}").status_code == 404
+        assert app.get(f"/api/recordings/{other}{path}").status_code == 200
+
+
+def test_a_recording_is_deleted_while_it_is_processed(slow: Served, long: Path) -> None:
     id_ = slow.send(long)
-    until(lambda: slow.info(id_)["state"] == "processing" and workers())
+    until(lambda: slow.info(id_)["frames_done"])
     (worker,) = workers()
+    assert "annotated.mp4" in {path.name for path in left_of(slow, id_)}
     assert requests.delete(f"{slow.address}/api/recordings/{id_}", timeout=10).status_code == 204
     worker.wait(10)
     assert slow.get(f"/api/recordings/{id_}").status_code == 404
     assert slow.get("/api/recordings").json() == []
-    assert not list((slow.folder / "recordings").glob(f"{id_}/upload"))
+    until(lambda: not left_of(slow, id_))
 
 
 def test_a_file_that_kills_its_reader_kills_nothing_else(slow: Served, long: Path, make: Callable[..., Path]) -> None:

@@ -14,6 +14,7 @@ from polypstream.web.pictures import SAMPLES
 from tests.conftest import RED, Clip, picture
 from tests.web.serving import Served, served, settings_for, until
 
+pytestmark = pytest.mark.browser
 PICTURE = Clip(width=320, height=240)
 
 

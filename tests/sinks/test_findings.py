@@ -1,0 +1,127 @@
+"""findings.json and its snapshots, from frames whose outlines are known."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
+from polypstream.sinks.findings import FindingsFile, peak_of
+
+WIDTH, HEIGHT = 320, 240
+Box = tuple[int, int, int, int]
+
+
+def frame_of(index: int, *findings: tuple[int, Box, int]) -> Frame:
+    """A frame as grey as its number tells, with an outline for each track, box (x, y, width, height) and grey level."""
+    grey = np.full((HEIGHT, WIDTH, 3), 40 + 20 * index, np.uint8)
+    picture = av.VideoFrame.from_ndarray(grey, "rgb24").reformat(format="yuv420p")
+    picture.duration = 2
+    frame = Frame(index, picture, 2 * index, Fraction(1, 50))
+    frame.view, frame.probability = FieldOfView(0, 0, WIDTH, HEIGHT), np.zeros((HEIGHT, WIDTH), np.uint8)
+    for track, (x, y, width, height), level in findings:
+        right, bottom = x + width - 1, y + height - 1
+        frame.outlines.append(np.array([(x, y), (right, y), (right, bottom), (x, bottom)], np.int32))
+        frame.tracks.append(track)
+        frame.probability[y : y + height, x : x + width] = level
+    return frame
+
+
+def written(folder: Path, *frames: Frame) -> dict[int, dict[str, Any]]:
+    """The tracks of the file that these frames give, by their numbers."""
+    file = FindingsFile(folder, {})
+    for frame in frames:
+        file.write(frame)
+    file.close()
+    return {track["track"]: track for track in json.loads((folder / "findings.json").read_text())["tracks"]}
+
+
+def square(side: int) -> Box:
+    return 100, 80, side, side
+
+
+def test_a_track_sums_up_its_frames(tmp_path: Path) -> None:
+    sides, levels = [21, 31, 33, 25], [153, 255, 204, 204]
+    frames = [
+        frame_of(index, (1, square(side), level))
+        for index, (side, level) in enumerate(zip(sides, levels, strict=True), 5)
+    ]
+    (track,) = written(tmp_path, *frames).values()
+    assert (track["first_s"], track["last_s"], track["frames"]) == (0.2, 0.32, 4)
+    assert track["seconds_in_view"] == 0.16
+    assert track["peak_probability"] == 1.0
+    assert track["mean_probability"] == 0.8
+    assert track["largest_area_fraction"] == round(32 * 32 / (WIDTH * HEIGHT), 6)
+    assert [outline["frame"] for outline in track["outlines"]] == [5, 6, 7, 8]
+    assert [outline["probability"] for outline in track["outlines"]] == [0.6, 1.0, 0.8, 0.8]
+    assert [outline["box"] for outline in track["outlines"]] == [[100, 80, side, side] for side in sides]
+
+
+def test_the_snapshot_is_of_a_view_that_is_clearly_the_largest(tmp_path: Path) -> None:
+    """The second one is more than 1.3 times as large as the first; the third is not as much larger than that."""
+    frames = [frame_of(index, (1, square(side), 255)) for index, side in enumerate([21, 31, 33, 25])]
+    (track,) = written(tmp_path, *frames).values()
+    assert track["snapshot_pts_s"] == 0.04
+    snapshot = cv2.imread(str(tmp_path / track["snapshot"]))
+    assert snapshot.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(snapshot.astype(int) - 60).max() <= 2  # as grey as the second frame
+
+
+def test_a_polyp_in_two_pieces_is_one(tmp_path: Path) -> None:
+    frame = frame_of(0, (1, (10, 20, 11, 11), 153), (1, (50, 60, 21, 21), 204))
+    (track,) = written(tmp_path, frame).values()
+    (outline,) = track["outlines"]
+    assert outline["box"] == [10, 20, 61, 61]
+    assert outline["probability"] == 0.8
+    assert outline["polygons"] == [[10, 20, 20, 20, 20, 30, 10, 30], [50, 60, 70, 60, 70, 80, 50, 80]]
+    assert track["frames"] == 1
+    assert track["largest_area_fraction"] == round((100 + 400) / (WIDTH * HEIGHT), 6)
+
+
+def test_tracks_come_in_the_order_of_their_numbers_and_what_has_none_is_none(tmp_path: Path) -> None:
+    tracks = written(
+        tmp_path, frame_of(0, (2, square(21), 255), (0, (10, 10, 9, 9), 255)), frame_of(1, (1, square(21), 255))
+    )
+    assert list(tracks) == [1, 2]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["track-1.jpg", "track-2.jpg"]
+
+
+def test_corners_may_move_by_a_pixel_and_no_more(tmp_path: Path) -> None:
+    frame = frame_of(0, (1, square(60), 255))
+    frame.outlines = [cv2.ellipse2Poly((160, 120), (60, 40), 0, 0, 360, 1)]
+    (track,) = written(tmp_path, frame).values()
+    (polygon,) = track["outlines"][0]["polygons"]
+    assert len(polygon) // 2 < len(frame.outlines[0]) / 4
+    corners = np.array(polygon).reshape(-1, 1, 2)
+    moved = [-cv2.pointPolygonTest(corners, (float(x), float(y)), True) for x, y in frame.outlines[0]]
+    assert max(moved) <= 1
+
+
+@pytest.mark.parametrize(
+    ("outline", "peak"),
+    [
+        pytest.param((60, 40, 10, 10), 200, id="inside"),
+        pytest.param((60, 40, 9, 9), 200, id="a part of the last place"),
+        pytest.param((62, 42, 6, 6), 0, id="beside it"),
+        pytest.param((20, 40, 50, 10), 200, id="beyond the left of the view"),
+        pytest.param((60, 10, 10, 40), 200, id="beyond its top"),
+        pytest.param((60, 40, 400, 400), 250, id="beyond its right and bottom"),
+    ],
+)
+def test_the_peak_is_that_of_the_places_in_the_box(outline: Box, peak: int) -> None:
+    """The view begins at (40, 20), and a place of the map is two pixels of the picture wide and high."""
+    frame = frame_of(0)
+    frame.view, frame.probability = FieldOfView(40, 20, 240, 200), np.zeros((100, 120), np.uint8)
+    frame.probability[14, 14] = 200  # pixels 68 and 69, 48 and 49
+    frame.probability[15, 15] = frame.probability[9, 9] = 250
+    x, y, width, height = outline
+    corners = np.array([(x, y), (x + width - 1, y + height - 1)], np.int32)
+    assert peak_of(frame, corners) == peak
