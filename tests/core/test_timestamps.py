@@ -122,7 +122,7 @@ def test_four_items_that_advance_among_themselves_are_another_clock(wrong: int, 
     times, mender = mend(told, restart=restart)
     assert times == TOLD
     assert len(asked) == restarts
-    assert mender.mended == (0 if restarts else wrong)
+    assert mender.corrected == (0 if restarts else wrong)
 
 
 def test_a_clock_that_steps_back_a_little_keeps_its_spacing() -> None:

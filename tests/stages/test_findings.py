@@ -63,7 +63,7 @@ def test_a_blob_whose_probability_is_below_the_threshold_now_is_not_sure() -> No
     before[20:40, 20:40], now[20:40, 20:40] = 250, 100
     for peak, probability, sure in ((0.1, now, False), (0.1, before, True), (0.9, before, True), (0.99, before, False)):
         _, (blob,) = find_blobs(before, probability, Rules(0.5, peak))
-        assert (blob.label, blob.share, blob.sure) == (1, 0.04, sure)
+        assert (blob.label, blob.share, blob.confident) == (1, 0.04, sure)
 
 
 def test_of_very_many_blobs_255_are_found() -> None:
