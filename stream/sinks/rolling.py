@@ -85,9 +85,9 @@ class RollingRecording:
         if self._video is None:
             return False
         picture = (frame.picture.width, frame.picture.height, frame.picture.format.name, frame.orientation)
-        wanted, roll = self._format, self._settings.roll
+        current, roll = self._format, self._settings.roll
         return (
-            picture != (wanted.width, wanted.height, wanted.pixel_format, wanted.orientation)
+            picture != (current.width, current.height, current.pixel_format, current.orientation)
             or frame.seconds - self._started >= roll.seconds
             or self._video.bytes >= roll.megabytes * 1e6
         )

@@ -9,8 +9,8 @@ The unit of length is the mean radius of the tube, about 2.5 cm. Angles are in r
 How a polyp appears and disappears: the camera looks deeper into the tube while it moves out of it, so a polyp enters
 large at the rim of the view. It sits just behind a fold that is higher than itself. When the camera leaves along that
 side of the wall, the fold hides the polyp before it becomes small in the distance. Two rules decide the other cases. A
-polyp is not in the mask of a frame if it covers less than `MIN_VISIBLE_SHARE` of the view. Nor is it if it lies more
-than `MAX_AHEAD` ahead of the camera, where little light reaches.
+polyp that covers less than `MIN_VISIBLE_SHARE` of the view is not in the mask of that frame. The same applies to a
+polyp that lies more than `MAX_AHEAD` ahead of the camera, where little light reaches.
 """
 
 from __future__ import annotations
@@ -387,8 +387,8 @@ class _Anatomy:
         for polyp in near:
             since = seconds - polyp.seen_at
             # First away from the polyp, to see all of it; then along its side of the wall, so that the fold hides it.
-            aside = -0.12 * _bump(since, -1.0, 0.9) + 0.33 * _bump(since, 0.5, 2.6)
-            offset += aside * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
+            off_axis = -0.12 * _bump(since, -1.0, 0.9) + 0.33 * _bump(since, 0.5, 2.6)
+            offset += off_axis * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
         position = np.array([*(self.centre(np.array(z)) + offset), z])
         ahead = np.array([*self.centre(np.array(z + 1.6)), z + 1.6]) - position
         forward = ahead / np.linalg.norm(ahead)
@@ -727,8 +727,8 @@ def _rays(width: int, height: int) -> np.ndarray:
     y = (np.arange(height) + 0.5 - height / 2)[:, None] + np.zeros((1, width))
     distance = np.hypot(x, y)
     angle = distance / np.hypot(width / 2, height / 2) * CORNER_ANGLE
-    aside = np.sin(angle) / np.maximum(distance, 1e-6)
-    return np.dstack([x * aside, y * aside, np.cos(angle)]).astype(np.float32)
+    off_axis = np.sin(angle) / np.maximum(distance, 1e-6)
+    return np.dstack([x * off_axis, y * off_axis, np.cos(angle)]).astype(np.float32)
 
 
 def _march(
@@ -781,8 +781,8 @@ def _clearance(
     origin: np.ndarray, rays: np.ndarray, distance: np.ndarray, anatomy: _Anatomy, segment: _Segment
 ) -> np.ndarray:
     """Distance of points on the rays from the wall, towards the tube's centre; negative behind the wall."""
-    column, row, aside, _ = _on_the_wall(origin + rays * distance[:, None], anatomy, segment)
-    return _look_up(segment.radius, column, row) - aside
+    column, row, off_axis, _ = _on_the_wall(origin + rays * distance[:, None], anatomy, segment)
+    return _look_up(segment.radius, column, row) - off_axis
 
 
 def _on_the_wall(
@@ -797,10 +797,10 @@ def _on_the_wall(
         Columns and rows of the maps, distance from the tube's centre, and angle, [n] each.
     """
     off = points[:, :2] - anatomy.centre(points[:, 2])
-    aside, angle = (part.ravel() for part in cv2.cartToPolar(off[:, 0], off[:, 1]))
+    off_axis, angle = (part.ravel() for part in cv2.cartToPolar(off[:, 0], off[:, 1]))
     column = angle * np.float32(COLUMNS / (2 * np.pi))
     row = points[:, 2] * np.float32(ROWS_PER_UNIT) - np.float32(segment.first_row)
-    return column, np.clip(row, 0, len(segment.radius) - 2), aside, angle
+    return column, np.clip(row, 0, len(segment.radius) - 2), off_axis, angle
 
 
 def _look_up(image: np.ndarray, column: np.ndarray, row: np.ndarray, how: int = cv2.INTER_LINEAR) -> np.ndarray:
@@ -847,23 +847,23 @@ def _shade(
     world = cv2.transform(rays, camera.axes.T)
     distance = _distances(world, camera, anatomy, segment)
     points = camera.position + world.reshape(-1, 3) * distance.reshape(-1, 1)
-    column, row, aside, angle = _on_the_wall(points, anatomy, segment)
+    column, row, off_axis, angle = _on_the_wall(points, anatomy, segment)
     shape = _look_up(segment.shape, column, row)
     numbers = _look_up(segment.number, column, row, cv2.INTER_NEAREST)
     numbers = np.where(shape[:, 3] > RAISED, numbers, 0).astype(np.uint8)
-    film = _look_up(anatomy.film, column, _tile_row(row + np.float32(segment.first_row), aside))
+    film = _look_up(anatomy.film, column, _tile_row(row + np.float32(segment.first_row), off_axis))
 
     bend = (anatomy.centre(points[:, 2] + np.float32(0.02)) - anatomy.centre(points[:, 2])) / np.float32(0.02)
     cosine, sine = np.cos(angle), np.sin(angle)
     view = -world.reshape(-1, 3)
     lean = cosine * bend[:, 0] + sine * bend[:, 1]
-    facing = _facing(view, cosine, sine, shape[:, 0] / aside, shape[:, 1] + lean)
+    facing = _facing(view, cosine, sine, shape[:, 0] / off_axis, shape[:, 1] + lean)
     away = distance.ravel()
     # A distant or slanted texel is smaller than a pixel: only the blurred texture is visible there.
     blur = np.clip((away / np.maximum(facing, 0.15) - 1.2) / 5, 0, 1)
     wet = 1 - blur
     wet_facing = _facing(
-        view, cosine, sine, (shape[:, 0] + film[:, 0] * wet) / aside, shape[:, 1] + lean + film[:, 1] * wet
+        view, cosine, sine, (shape[:, 0] + film[:, 0] * wet) / off_axis, shape[:, 1] + lean + film[:, 1] * wet
     )
     colour = _look_up(segment.colour, column, row).astype(np.float32)
     colour += blur[:, None] * (_look_up(segment.distant_colour, column, row) - colour)

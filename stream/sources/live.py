@@ -255,7 +255,7 @@ class Stream:
         self.signal.there, self.signal.problem = False, problem
 
     def _frame(self, picture: av.VideoFrame, seconds: float, arrived: float, has_signal: bool = True) -> Frame:
-        """Number and time a picture. Timestamps always increase."""
+        """Make a frame of a picture: number it and set its timestamp. Timestamps always increase."""
         pts = max(round(seconds / TIME_BASE), self._last_pts + 1)
         picture.pts, picture.time_base, self._last_pts = pts, TIME_BASE, pts
         frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, has_signal=has_signal)
@@ -291,10 +291,10 @@ class _Clock:
         now = arrived - self._opened
         if picture.pts is None:
             return now
-        own = float(picture.pts * cast(Fraction, picture.time_base))
-        if abs(own + self._offset - now) > DRIFT_S:
-            self._offset = now - own
-        return own + self._offset
+        stream_time = float(picture.pts * cast(Fraction, picture.time_base))
+        if abs(stream_time + self._offset - now) > DRIFT_S:
+            self._offset = now - stream_time
+        return stream_time + self._offset
 
 
 def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:

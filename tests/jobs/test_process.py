@@ -19,7 +19,7 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.core.frame import Frame, Quality
-from polypstream.jobs.process import process
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sinks.tables import FramesTable
 from tests.conftest import (
@@ -40,8 +40,8 @@ Make = Callable[..., Path]
 def run(recording: Path, model: Path, *overrides: str, masks: bool = True) -> Path:
     """Process one recording in this process; its folder of results."""
     settings = with_model(load_settings(None, list(overrides)), model)
-    output = recording.parent / "out"
-    return process(str(recording), output, make_segmenter(settings), settings, masks=masks).folder
+    job = Job(str(recording), recording.parent / "out", masks)
+    return process(job, make_segmenter(settings), settings).folder
 
 
 def table_of(folder: Path) -> list[dict[str, str]]:
@@ -244,7 +244,8 @@ def test_the_result_does_not_depend_on_batch_size_or_timing(make: Make, red_mode
     results = []
     for turn, size in enumerate(("1", "3", "8", "8")):
         settings = with_model(load_settings(None, [f"inference.batch_size={size}"]), red_model)
-        folder = process(str(recording), recording.parent / str(turn), make_segmenter(settings), settings, True).folder
+        job = Job(str(recording), recording.parent / str(turn), masks=True)
+        folder = process(job, make_segmenter(settings), settings).folder
         results.append([(folder / name).read_bytes() for name in ("frames.csv", "annotated.mp4")])
         results[-1].append(np.stack(frames_of(folder / "masks.mkv", "gray")).tobytes())
     assert all(result == results[0] for result in results[1:])
