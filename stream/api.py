@@ -155,15 +155,8 @@ def process(
         ('colon', 1)
     """
     detector = detector or Detector()
-    done = command.process(
-        str(recording),
-        Path(output),
-        detector._segmenter,
-        detector.settings,
-        masks,
-        overwrite,
-        on_progress=on_progress,
-    )
+    job = command.Job(str(recording), Path(output), masks, overwrite)
+    done = command.process(job, detector._segmenter, detector.settings, on_progress)
     if done.problem:
         log.warning(done.problem)
     for note in done.notes:

@@ -1,8 +1,8 @@
-"""What the stages remember between two pictures, and whether two runs that meet there go on alike.
+"""State of the stages between two frames, and whether the runs of two adjacent parts continue alike.
 
-A part of a recording begins with stages that saw only the few seconds before it. Most often they then remember the same
-as those that came the whole way: what is smoothed fades, and tracks that are not seen are forgotten. Whether they do is
-not assumed but compared, bit for bit; only the numbers of the tracks may differ, since those before are not known.
+The stages of a part have seen only a few seconds before it. Most often their state equals that of stages that have seen
+the whole recording: smoothing fades out, and tracks that are not seen are dropped. This is not assumed. The states are
+compared bit for bit. Only track numbers may differ, since the numbers given before are not known.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from polypstream.stages.tracking import CONFIDENCE_TIMEOUT_S, Track, TrackerStat
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What is known after one picture and before the next.
+    """State after one frame and before the next.
 
     Attributes:
-        pts: of the picture before.
-        digest: of its pixels.
-        steady: what the steadier remembers; None: there is none.
-        track: what the tracker remembers.
+        pts: pts of the frame before, in units of the time base.
+        digest: digest of its pixels.
+        smoother: state of the smoother; None: there is no smoother.
+        tracker: state of the tracker.
     """
 
     pts: int
     digest: int
-    steady: SmootherState | None
-    track: TrackerState
+    smoother: SmootherState | None
+    tracker: TrackerState
 
 
 @dataclass(frozen=True, slots=True)
 class TrackRenumbering:
-    """From a part's numbers of tracks to the recording's.
+    """Maps the track numbers of a part to those of the recording.
 
     Attributes:
-        known: those that were there at the boundary.
-        count: how many numbers the part had given by then; the others are later ones.
-        shift: what is added to those.
+        known: numbers of the tracks that exist at the boundary.
+        count: number of tracks that the part had numbered by then. Tracks with higher numbers began later.
+        shift: value that is added to these higher numbers.
     """
 
     known: Mapping[int, int]
@@ -61,20 +61,32 @@ class TrackRenumbering:
     shift: int = 0
 
     def __call__(self, number: int) -> int:
-        """The recording's number; 0, which stands for no track, stays."""
+        """The recording's number; 0, which means no track, stays 0."""
         return number + self.shift if number > self.count else self.known.get(number, 0)
 
     def after(self, boundary: TrackRenumbering) -> TrackRenumbering:
-        """The renaming of the next part, whose boundary to this one renames its numbers to this one's."""
+        """Combine with the renumbering of the next part.
+
+        Args:
+            boundary: renumbering from the next part to this part.
+
+        Returns:
+            Renumbering from the next part to the recording.
+        """
         known = {number: self(before) for number, before in boundary.known.items()}
         return TrackRenumbering(known, boundary.count, boundary.shift + self.shift)
 
 
-FIRST = TrackRenumbering({})
+# The renumbering of the first part.
+IDENTITY = TrackRenumbering({})
 
 
 def digest_of(frame: Frame) -> int:
-    """CRC-32 of a frame's planes: to tell whether two decoders gave the same."""
+    """CRC-32 of a frame's planes. It shows whether two decoders returned the same frame.
+
+    Args:
+        frame: the frame.
+    """
     digest = 0
     for plane in planes_of(frame.picture):
         digest = zlib.crc32(np.ascontiguousarray(plane).data, digest)
@@ -82,54 +94,71 @@ def digest_of(frame: Frame) -> int:
 
 
 def state_of(stages: Stages) -> tuple[SmootherState | None, TrackerState]:
-    """A copy of what the stages remember."""
+    """Copy the state of the stages.
+
+    Args:
+        stages: the stages.
+
+    Returns:
+        State of the smoother (None: there is none), and state of the tracker.
+    """
     smooth = None if stages.smooth is None else copy.deepcopy(stages.smooth.state)
     return smooth, copy.deepcopy(stages.findings.tracker.state)
 
 
 def restore_state(stages: Stages, boundary: Boundary) -> None:
-    """Let fresh stages go on where others were."""
-    stages.findings.tracker.state = copy.deepcopy(boundary.track)
-    if stages.smooth is not None and boundary.steady is not None:
-        stages.smooth.state = copy.deepcopy(boundary.steady)
-
-
-def renumbering_at(true: Boundary, guess: Boundary) -> TrackRenumbering | None:
-    """From the tracks' numbers of a part to those of the part before it; None: the two do not go on alike.
+    """Set the state of new stages, so that they continue from a boundary.
 
     Args:
-        true: at the end of the part before.
-        guess: at the beginning of this one.
+        stages: the stages to change.
+        boundary: the boundary.
     """
-    if (true.pts, true.digest) != (guess.pts, guess.digest) or not _steady_alike(true.steady, guess.steady):
+    stages.findings.tracker.state = copy.deepcopy(boundary.tracker)
+    if stages.smooth is not None and boundary.smoother is not None:
+        stages.smooth.state = copy.deepcopy(boundary.smoother)
+
+
+def renumbering_at(end: Boundary, begin: Boundary) -> TrackRenumbering | None:
+    """Compare the states of two runs at a boundary.
+
+    Args:
+        end: state at the end of the part before.
+        begin: state at the beginning of this part.
+
+    Returns:
+        Renumbering from this part's tracks to those of the part before; None: the two runs do not continue alike.
+    """
+    if (end.pts, end.digest) != (begin.pts, begin.digest) or not _smoothers_alike(end.smoother, begin.smoother):
         return None
-    ours, theirs = guess.track, true.track
+    ours, theirs = begin.tracker, end.tracker
     if ours.before != theirs.before or not np.array_equal(ours.places, theirs.places):
         return None
-    if [_kept(track, ours.before) for track in ours.tracks] != [_kept(track, ours.before) for track in theirs.tracks]:
+    if [_relevant(track, ours.before) for track in ours.tracks] != [
+        _relevant(track, ours.before) for track in theirs.tracks
+    ]:
         return None
     pairs = zip(ours.tracks, theirs.tracks, strict=True)
     known = {our.number: their.number for our, their in pairs if our.number}
     return TrackRenumbering(known, ours.count, theirs.count - ours.count)
 
 
-def _steady_alike(true: SmootherState | None, guess: SmootherState | None) -> bool:
-    if true is None or guess is None:
-        return true is guess
+def _smoothers_alike(end: SmootherState | None, begin: SmootherState | None) -> bool:
+    if end is None or begin is None:
+        return end is begin
     return (
-        (true.before, true.view, _recent(true)) == (guess.before, guess.view, _recent(guess))
-        and np.array_equal(true.grey, guess.grey)
-        and np.array_equal(true.smooth, guess.smooth)
+        (end.before, end.view, _recent(end)) == (begin.before, begin.view, _recent(begin))
+        and np.array_equal(end.grey, begin.grey)
+        and np.array_equal(end.smooth, begin.smooth)
     )
 
 
 def _recent(state: SmootherState) -> float | None:
-    """When something was last seen, if that still matters."""
+    """Time at which something was last seen, if it still affects the smoother."""
     return state.seen if state.before is not None and state.before - state.seen <= IDLE_AFTER_S else None
 
 
-def _kept(track: Track, now: float) -> tuple[object, ...]:
-    """What decides how a track goes on: not its number, but whether it has one."""
+def _relevant(track: Track, now: float) -> tuple[object, ...]:
+    """Values that decide how a track continues. These include whether it has a number, but not which."""
     confident = track.last_confident if now - track.last_confident <= CONFIDENCE_TIMEOUT_S else None
     return track.last, bool(track.number), confident, track.evidence, track.confirmed, track.position_unknown
 
@@ -137,22 +166,26 @@ def _kept(track: Track, now: float) -> tuple[object, ...]:
 def save_boundary(boundary: Boundary, path: Path) -> None:
     """Write a boundary to a file.
 
+    Args:
+        boundary: the boundary.
+        path: the file.
+
     Raises:
         OutputError: it cannot be written.
     """
-    track, steady = boundary.track, boundary.steady
+    tracker, smoother = boundary.tracker, boundary.smoother
     facts: dict[str, Any] = {
         "pts": boundary.pts,
         "digest": boundary.digest,
-        "count": track.count,
-        "before": track.before,
-        "tracks": [asdict(each) for each in track.tracks],
+        "count": tracker.count,
+        "before": tracker.before,
+        "tracks": [asdict(each) for each in tracker.tracks],
     }
-    arrays: dict[str, Any] = {"places": track.places}
-    if steady is not None:
-        view = None if steady.view is None else astuple(steady.view)
-        facts["steady"] = {"before": steady.before, "view": view, "seen": steady.seen}
-        arrays |= {"grey": steady.grey, "smooth": steady.smooth}
+    arrays: dict[str, Any] = {"places": tracker.places}
+    if smoother is not None:
+        view = None if smoother.view is None else astuple(smoother.view)
+        facts["steady"] = {"before": smoother.before, "view": view, "seen": smoother.seen}
+        arrays |= {"grey": smoother.grey, "smooth": smoother.smooth}
     with writing(path):
         np.savez_compressed(path, facts=np.array(json.dumps(facts)), **arrays)
 
@@ -160,19 +193,22 @@ def save_boundary(boundary: Boundary, path: Path) -> None:
 def load_boundary(path: Path) -> Boundary:
     """Read a boundary from a file.
 
+    Args:
+        path: the file.
+
     Raises:
-        DataError: there is none.
+        DataError: there is no such file, or it cannot be read.
     """
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))
             tracks = [Track(**each) for each in facts["tracks"]]
-            track = TrackerState(tracks, file["places"], facts["count"], facts["before"])
-            steady = None
+            tracker = TrackerState(tracks, file["places"], facts["count"], facts["before"])
+            smoother = None
             if "steady" in facts:
-                known = facts["steady"]
-                view = None if known["view"] is None else FieldOfView(*known["view"])
-                steady = SmootherState(known["before"], view, file["grey"], file["smooth"], known["seen"])
+                stored = facts["steady"]
+                view = None if stored["view"] is None else FieldOfView(*stored["view"])
+                smoother = SmootherState(stored["before"], view, file["grey"], file["smooth"], stored["seen"])
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as the boundary of two parts ({error})") from error
-    return Boundary(facts["pts"], facts["digest"], steady, track)
+    return Boundary(facts["pts"], facts["digest"], smoother, tracker)

@@ -1,4 +1,4 @@
-"""Workers in Ray actors, on this machine or on a cluster; one that dies gives its task back and is replaced.
+"""Workers as Ray actors, on this machine or on a cluster. A worker that dies is replaced, and its task is returned.
 
 Source: Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", OSDI 2018.
 """
@@ -13,33 +13,34 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
-from polypstream.archive.worker import About, Engine, Order, Outcome, Task, Worker
+from polypstream.archive.worker import ArchiveJob, Engine, Outcome, Task, Worker, WorkerInfo
 from polypstream.core.extras import extra
 from polypstream.errors import PolypstreamError, SettingsError
 
 log = logging.getLogger(__name__)
-# CPUs of one worker, where there is no GPU: decoder, network and encoder keep so many busy.
-CPU_SHARE = 4
+# CPUs of one worker if there is no GPU: decoder, model and encoder use this many.
+CPUS_PER_WORKER = 4
 GPU_PROVIDERS = ("cuda", "tensorrt", "auto")
-# Nothing big goes through Ray's object store: results go by the storage.
+# Ray's object store transfers no large objects: results are exchanged through the storage.
 OBJECT_STORE_BYTES = 100_000_000
-# So many workers in a row may die before they were ready, with longer and longer waits between them, in which a cluster
-# finds out that a node is gone; then what kills them is not chance.
+# This many workers in a row may die before they are ready. The waits between them increase, so that a cluster can
+# detect that a node is gone. More deaths than this have a systematic cause.
 MAX_START_FAILURES = 6
-# A worker that cannot be had is mentioned after so long, and again.
-PATIENCE_S = 30.0
-REACHABLE_S = 10.0
+# Seconds after which the user is warned of missing workers, and between two such warnings.
+WARNING_INTERVAL_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
 
 
 class Share(NamedTuple):
-    """How many workers there are, and what each has.
+    """Number of workers, and the resources of each.
 
     Attributes:
-        workers: how many.
-        cpus: of each; may be a fraction.
-        gpus: of each; likewise, and 0 where there are none.
+        workers: number of workers.
+        cpus: CPUs of each; may be a fraction.
+        gpus: GPUs of each; may be a fraction, 0 if there are none.
     """
 
     workers: int
@@ -48,27 +49,27 @@ class Share(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """For the model of each."""
+        """Number of CPU threads for the model of each worker."""
         return max(1, int(self.cpus))
 
 
 def share_out(nodes: list[dict[str, float]], wanted: int | None, provider: str) -> Share:
-    """One worker for each GPU, or else for each CPU_SHARE of CPUs.
+    """Divide the resources of a cluster: one worker for each GPU, or else for each CPUS_PER_WORKER CPUs.
 
     Args:
-        nodes: resources of each, as Ray names them: CPU and GPU.
-        wanted: so many workers instead.
-        provider: the execution provider that the settings ask for.
+        nodes: resources of each node, by Ray's names CPU and GPU.
+        wanted: number of workers instead; None: as above.
+        provider: execution provider that the settings ask for.
     """
     cpus = [node.get("CPU", 0.0) for node in nodes]
     gpus = int(sum(node.get("GPU", 0.0) for node in nodes)) if provider in GPU_PROVIDERS else 0
-    workers = wanted or gpus or sum(max(1, int(count // CPU_SHARE)) for count in cpus if count)
+    workers = wanted or gpus or sum(max(1, int(count // CPUS_PER_WORKER)) for count in cpus if count)
     on_a_gpu = math.ceil(workers / gpus) if gpus else 1
     return Share(workers, _fair_share(cpus, workers), _part_of(1, on_a_gpu) if gpus else 0.0)
 
 
 def _fair_share(cpus: list[float], workers: int) -> float:
-    """The most CPUs that so many workers can each have, each on one node."""
+    """The most CPUs that each worker can have. All CPUs of a worker are on one node."""
     for share in range(int(sum(cpus)) // max(workers, 1), 0, -1):
         if sum(int(count // share) for count in cpus) >= workers:
             return share
@@ -76,73 +77,95 @@ def _fair_share(cpus: list[float], workers: int) -> float:
 
 
 def _part_of(whole: float, workers: int) -> float:
-    """What each of some workers has at most of a thing, 1 or less, rounded down to what Ray counts in."""
+    """Equal share of a resource, at most 1, rounded down to hundredths, the unit that Ray counts in."""
     return min(1.0, math.floor(whole / max(workers, 1) * 100) / 100)
+
+
+class _State(Enum):
+    """State of a worker."""
+
+    STARTING = auto()
+    """Ray allocates its resources, or it loads the model."""
+    IDLE = auto()
+    """It waits for a task."""
+    BUSY = auto()
+    """It processes a task."""
 
 
 @dataclass(slots=True)
 class _WorkerSlot:
-    """A worker on the way, idle, or at a task."""
+    """A worker.
+
+    Attributes:
+        actor: its Ray actor.
+        result: Ray's reference to the result of its current call; None: it is idle.
+        state: its state.
+        task: the task that it processes; None: it is not busy.
+        node: name of its machine; empty while it starts.
+    """
 
     actor: Any
-    ref: Any = None
+    result: Any
+    state: _State = _State.STARTING
     task: Task | None = None
     node: str = ""
 
 
 def _check_reachable(address: str) -> None:
-    """See that somebody listens at HOST:PORT: Ray ends the whole process if nobody does.
+    """Check that HOST:PORT accepts connections. Otherwise Ray would end the whole process.
 
     Raises:
-        OSError, ValueError: nobody does, or it is no address.
+        OSError: it does not.
+        ValueError: the address has another form.
     """
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 class Pool:
-    """The workers of an archive.
+    """The workers of an archive run.
 
     Args:
-        order: what they are for.
-        address: of a Ray cluster ("auto", "ray://host:10001", "host:6379"); None: Ray is started on this machine.
-        workers: how many; None: as `share_out` says.
-        engine: what the workers must work with; None: as the first of them does.
+        job: what the workers process and how.
+        address: address of a Ray cluster ("auto", "ray://host:10001", "host:6379"); None: start Ray on this machine.
+        workers: number of workers; None: as `share_out` computes it.
+        engine: engine that all workers must have; None: the engine of the first worker that is ready.
 
     Attributes:
-        engine: what they work with, once it is known.
+        engine: engine of the workers; None: not known yet.
 
     Raises:
         MissingExtra: Ray is not installed.
-        SettingsError: there is no such cluster, or no CPU in it.
+        SettingsError: there is no such cluster, or it has no CPU.
     """
 
     def __init__(
         self,
-        order: Order,
+        job: ArchiveJob,
         address: str | None,
         workers: int | None,
         engine: Engine | None = None,
     ) -> None:
         with extra("cluster"):
-            # Set before the import: what a hospital's machine does is nobody else's business.
+            # Set before the import: Ray must not send usage data of a hospital's machine to anyone.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray
-        self._ray, self._order = ray, order
+        self._ray, self._job = ray, job
         self._connect(address)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.share = share_out(nodes, workers, order.settings.inference.provider)
+        self.share = share_out(nodes, workers, job.settings.inference.provider)
         if not self.share.cpus:
             raise SettingsError("--address: the cluster has no CPUs")
-        self._hands: list[_WorkerSlot] = []
+        self._slots: list[_WorkerSlot] = []
         self.engine = engine
-        self._stillborn = 0
-        # When workers are asked for in the place of dead ones.
-        self._vacant: list[float] = []
-        self._mentioned = time.monotonic()
+        # Workers that died in a row while they started.
+        self._start_failures = 0
+        # Times at which replacements of dead workers are started.
+        self._restart_times: list[float] = []
+        self._last_warning = time.monotonic()
         for _ in range(self.share.workers):
-            self._make_workers()
+            self._start_worker()
 
     def _connect(self, address: str | None) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -157,10 +180,10 @@ class Pool:
                 )
             else:
                 _check_reachable(address)
-                with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
+                with warnings.catch_warnings(action="ignore"):  # problems are reported below
                     try:
                         self._ray.init(address=address, **quiet)
-                    except ConnectionError:  # a busy head may need longer for one more client than Ray waits
+                    except ConnectionError:  # a busy head node may need longer for another client than Ray waits
                         self._ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             where = "on this machine" if address is None else f"at {address}"
@@ -169,114 +192,128 @@ class Pool:
                 reason += "; where a cluster asks for a token, set RAY_AUTH_MODE=token, and see docs/scaling.md"
             raise SettingsError(f"--address: no Ray cluster can be had {where} ({reason})") from error
 
-    def _make_workers(self) -> None:
-        """Ask Ray for one more worker; it comes when there is stage for it."""
+    def _start_worker(self) -> None:
+        """Ask Ray for one more worker. It starts when enough resources are free."""
         share = self.share
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "scheduling_strategy": "SPREAD", "max_restarts": 0}
-        actor = self._ray.remote(**options)(Worker).remote(self._order, share.threads)
-        self._hands.append(_WorkerSlot(actor, actor.begin.remote()))
+        actor = self._ray.remote(**options)(Worker).remote(self._job, share.threads)
+        self._slots.append(_WorkerSlot(actor, actor.start.remote()))
 
     @property
     def idle(self) -> int:
-        """How many workers wait for a task."""
-        return sum(hand.ref is None for hand in self._hands)
+        """Number of workers that wait for a task."""
+        return sum(slot.state is _State.IDLE for slot in self._slots)
 
     @property
     def busy(self) -> int:
-        """How many are at one."""
-        return sum(hand.task is not None for hand in self._hands)
+        """Number of workers that process a task."""
+        return sum(slot.state is _State.BUSY for slot in self._slots)
 
-    def give(self, task: Task) -> None:
-        """Give a task to an idle worker."""
-        hand = next(hand for hand in self._hands if hand.ref is None)
-        hand.task, hand.ref = task, hand.actor.work.remote(task)
+    def submit(self, task: Task) -> None:
+        """Submit a task to an idle worker. There must be one.
+
+        Args:
+            task: the task.
+        """
+        slot = next(slot for slot in self._slots if slot.state is _State.IDLE)
+        slot.state, slot.task, slot.result = _State.BUSY, task, slot.actor.work.remote(task)
 
     def wait(self, seconds: float) -> Iterator[tuple[Task, Outcome | None]]:
-        """What was done in the meantime; None: the worker died.
+        """Wait until workers are done with tasks, and replace workers that died.
+
+        Args:
+            seconds: longest time to wait.
+
+        Yields:
+            Each task that ended, and its outcome; None: the worker died.
 
         Raises:
-            PolypstreamError: no worker can work.
+            PolypstreamError: no worker can work, or the cluster was lost.
         """
-        for hand in self._speaking(seconds):
-            task, hand.task = hand.task, None
-            said = self._hear(hand)
+        for slot in self._ready_slots(seconds):
+            task, outcome = slot.task, self._receive(slot)
             if task is not None:
-                yield task, said
-        for due in [due for due in self._vacant if due <= time.monotonic()]:
-            self._vacant.remove(due)
-            self._make_workers()
-        self._mention_missing()
+                yield task, outcome
+        for due in [due for due in self._restart_times if due <= time.monotonic()]:
+            self._restart_times.remove(due)
+            self._start_worker()
+        self._warn_about_missing()
 
-    def _speaking(self, seconds: float) -> list[_WorkerSlot]:
-        """Those that have something to say, waited for so long at most."""
-        refs = [hand.ref for hand in self._hands if hand.ref is not None]
-        if not refs:
+    def _ready_slots(self, seconds: float) -> list[_WorkerSlot]:
+        """Workers whose current call has ended. Waits at most this long for the first one."""
+        results = [slot.result for slot in self._slots if slot.result is not None]
+        if not results:
             time.sleep(seconds)
             return []
         try:
-            ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-            ready = ready or self._ray.wait(refs, timeout=seconds)[0]
+            ready, _ = self._ray.wait(results, num_returns=len(results), timeout=0)
+            ready = ready or self._ray.wait(results, timeout=seconds)[0]
         except ConnectionError as error:
             raise PolypstreamError(f"the Ray cluster was lost ({error}); the same command goes on") from error
-        return [hand for hand in self._hands if hand.ref in ready]
+        return [slot for slot in self._slots if slot.result in ready]
 
-    def _hear(self, hand: _WorkerSlot) -> Outcome | None:
-        """What a worker says; one that died is replaced."""
+    def _receive(self, slot: _WorkerSlot) -> Outcome | None:
+        """Get the result of a worker's call. A worker that died is replaced.
+
+        Returns:
+            Outcome of its task; None: it had none, or died.
+        """
         try:
-            said = self._ray.get(hand.ref)
+            result = self._ray.get(slot.result)
         except self._ray.exceptions.RayError as error:
-            self._replace(hand, str(error).strip().splitlines()[-1])
+            self._replace(slot, str(error).strip().splitlines()[-1])
             return None
-        hand.ref = None
-        if isinstance(said, About):
-            self._admit(hand, said)
+        slot.state, slot.task, slot.result = _State.IDLE, None, None
+        if isinstance(result, WorkerInfo):
+            self._check_worker(slot, result)
             return None
-        outcome: Outcome = said
+        outcome: Outcome = result
         return outcome
 
-    def _replace(self, hand: _WorkerSlot, reason: str) -> None:
-        self._hands.remove(hand)
-        self._ray.kill(hand.actor)
-        if hand.node:
-            log.warning(f"a worker on {hand.node} died; its work is done by another ({reason})")
+    def _replace(self, slot: _WorkerSlot, reason: str) -> None:
+        self._slots.remove(slot)
+        self._ray.kill(slot.actor)
+        had_started = slot.state is not _State.STARTING
+        if had_started:
+            log.warning(f"a worker on {slot.node} died; its work is done by another ({reason})")
         else:
-            self._stillborn += 1
-        if hand.node or self._stillborn <= MAX_START_FAILURES:
-            self._vacant.append(time.monotonic() + (0 if hand.node else self._stillborn))
-        elif not self._hands and not self._vacant:
+            self._start_failures += 1
+        if had_started or self._start_failures <= MAX_START_FAILURES:
+            self._restart_times.append(time.monotonic() + (0 if had_started else self._start_failures))
+        elif not self._slots and not self._restart_times:
             raise PolypstreamError(f"no worker could be started ({reason})")
 
-    def _admit(self, hand: _WorkerSlot, about: About) -> None:
-        """See that a worker's results will be like the others'."""
-        hand.node, self._stillborn = about.node, 0
-        wanted, problem = self.engine or about.engine, about.problem
-        if about.version != self._order.version:
-            problem = f"it has polypstream {about.version}, this is {self._order.version}"
-        elif wanted and about.engine and about.engine != wanted:
-            what = f"runs on {about.engine.provider} instead of {wanted.provider}"
-            if about.engine.provider == wanted.provider:
+    def _check_worker(self, slot: _WorkerSlot, info: WorkerInfo) -> None:
+        """Check that a new worker gives the same results as the others; if not, remove it."""
+        slot.node, self._start_failures = info.node, 0
+        wanted, problem = self.engine or info.engine, info.problem
+        if info.version != self._job.version:
+            problem = f"it has polypstream {info.version}, this is {self._job.version}"
+        elif wanted and info.engine and info.engine != wanted:
+            what = f"runs on {info.engine.provider} instead of {wanted.provider}"
+            if info.engine.provider == wanted.provider:
                 what = "has another model file"
             problem = f"it {what}, and its results would differ from those of the others"
         if not problem:
             self.engine = wanted
             return
-        self._hands.remove(hand)
-        self._ray.kill(hand.actor)
-        if not self._hands:
-            raise PolypstreamError(f"a worker on {about.node}: {problem}")
-        log.warning(f"a worker on {about.node} is not used: {problem}")
+        self._slots.remove(slot)
+        self._ray.kill(slot.actor)
+        if not self._slots:
+            raise PolypstreamError(f"a worker on {info.node}: {problem}")
+        log.warning(f"a worker on {info.node} is not used: {problem}")
 
-    def _mention_missing(self) -> None:
-        missing = sum(not hand.node for hand in self._hands) + len(self._vacant)
-        if missing and time.monotonic() - self._mentioned > PATIENCE_S:
-            self._mentioned = time.monotonic()
+    def _warn_about_missing(self) -> None:
+        missing = sum(slot.state is _State.STARTING for slot in self._slots) + len(self._restart_times)
+        if missing and time.monotonic() - self._last_warning > WARNING_INTERVAL_S:
+            self._last_warning = time.monotonic()
             log.warning(
                 f"{missing} of {self.share.workers} workers are not ready yet: they load their model, or wait for "
                 f"{self.share.cpus:g} CPUs" + (" and a GPU" if self.share.gpus else "") + " that are free"
             )
 
     def close(self) -> None:
-        """Let all workers go, and Ray too, if it was started for this."""
-        for hand in self._hands:
-            self._ray.kill(hand.actor)
+        """End all workers, and Ray too if this pool started it."""
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
         self._ray.shutdown()

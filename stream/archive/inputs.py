@@ -1,4 +1,4 @@
-"""What an archive is of: recordings, folders, patterns, manifests -> each recording once, and its results' name."""
+"""Finds the recordings that the inputs of an archive run name, each once, and assigns names to their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polypstream.archive.storage import file_system, is_address
 from polypstream.errors import DataError, PolypstreamError, SourceError
 from polypstream.sources.recording import results_stem
 
-# A folder's files with these endings are its recordings.
+# File endings of recordings in folders.
 ENDINGS = {
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dcm", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h264", ".h265",
     ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4",
@@ -30,9 +30,9 @@ class Item:
 
     Attributes:
         address: absolute path, or an fsspec address.
-        name: of the folder of its results, with `/` between folders.
-        size: in bytes; 0 if it is not there.
-        version: changes when the recording does.
+        name: name of the folder of its results, with `/` between folders.
+        size: size in bytes; 0 if the recording does not exist.
+        version: changes when the recording changes.
     """
 
     address: str
@@ -42,18 +42,19 @@ class Item:
 
 
 def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int]:
-    """The recordings that some inputs mean, each once.
+    """Find the recordings that some inputs name, each once.
 
     Args:
-        inputs: recordings, folders (with all below them), glob patterns, or CSV manifests, whose column `recording` has
-            paths from the manifest's own folder or addresses, and whose column `name`, if any, that of the results.
-        output: folder of the results, in which nothing is looked for that is not named itself.
+        inputs: recordings, folders (with all subfolders), glob patterns, or CSV manifests. A manifest has the column
+            `recording`, with addresses or paths relative to the manifest's folder. Its column `name`, if any, gives
+            names for the results.
+        output: folder of the results. Files in it are not inputs unless they are named directly.
 
     Returns:
-        The recordings; how many other files the folders hold.
+        The recordings, and the number of other files in the folders.
 
     Raises:
-        SourceError: an input means nothing.
+        SourceError: an input names no recording.
         DataError: a manifest cannot be read.
     """
     found: dict[str, Item] = {}
@@ -70,7 +71,7 @@ def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int
 
 
 def _items_of(text: str) -> Iterator[Item]:
-    """What an input means; a file in a folder that is no recording has no name."""
+    """Files that an input names. A file in a folder that is not a recording has an empty name."""
     if text.lower().endswith(".csv"):
         yield from _in_manifest(text)
     elif is_address(text):
@@ -87,7 +88,7 @@ def _items_of(text: str) -> Iterator[Item]:
 
 
 def _in_folder(folder: Path) -> Iterator[Item]:
-    """All files but hidden ones."""
+    """All files in a folder and its subfolders, except hidden ones."""
     for root, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -112,7 +113,7 @@ def _in_file_system(address: str) -> Iterator[Item]:
             root, files = _root_of(path), system.glob(path, detail=True)
         else:
             return
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # each file system raises its own errors
         raise SourceError(f"{address}: cannot be listed ({error})") from error
     for each, info in sorted(files.items()):
         if info.get("type") == "file":
@@ -129,7 +130,7 @@ def _in_manifest(text: str) -> Iterator[Item]:
             rows = list(csv.DictReader(file))
     except PolypstreamError:
         raise
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # each file system raises its own errors
         raise DataError(f"{text}: cannot be read as a manifest ({error})") from error
     if not rows or "recording" not in rows[0]:
         raise DataError(f"{text}: has no lines, or no column `recording`")
@@ -157,66 +158,69 @@ def _open_text(text: str) -> IO[str]:
 def _item(path: Path, name: str) -> Item:
     try:
         status = path.stat()
-    except OSError:  # processing says what is wrong with it
+    except OSError:  # processing the recording reports the error
         return Item(str(path), name, 0, "")
     return Item(str(path), name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
 
 
 def _root_of(pattern: str) -> str:
-    """The folder before the first part with a wildcard."""
+    """The folders of a pattern before its first wildcard."""
     parts = pattern.split("/")
     first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
 
 
 def _name(inside: str) -> str:
-    """The results' folder of a recording at a path inside an input."""
+    """Name of the results' folder for a path inside an input."""
     path = PurePosixPath(inside)
     return _safe(str(path.parent / results_stem(Path(path.name))))
 
 
 def _safe(name: str) -> str:
-    """A name that stays inside its folder and is not hidden."""
+    """Make a name that stays inside its folder and is not hidden."""
     return "/".join(part.strip(".") or "_" for part in PurePosixPath(name).parts if part not in ("/", "."))
 
 
 def _is_within(address: str, output: str) -> bool:
-    """Whether something is one of the results, whatever the ways to them are called."""
+    """Whether a recording lies in the results' folder, also if it is reached through another path."""
     if is_address(address) or is_address(output):
         return address.startswith(output.rstrip("/") + "/")
     return Path(address).resolve().is_relative_to(Path(output).resolve())
 
 
-def settle_names(items: Sequence[Item], known: dict[str, str]) -> list[Item]:
-    """The recordings with names such that no results lie in, or over, those of another.
+def assign_names(items: Sequence[Item], known: dict[str, str]) -> list[Item]:
+    """Assign names to recordings such that results never lie inside, or replace, those of another recording.
 
     Args:
-        items: the recordings, with the names that they would like.
-        known: names that recordings have already, by address; they keep them.
+        items: the recordings, with their preferred names.
+        known: names that recordings already have, by address. They do not change.
+
+    Returns:
+        The recordings with their names.
     """
     folders = {folder for name in (*(item.name for item in items), *known.values()) for folder in _folders_of(name)}
     taken = {name.casefold() for name in known.values()}
-    settled = []
+    named = []
     for item in items:
         name = known.get(item.address) or _free_name(item, taken, folders)
         taken.add(name.casefold())
         folders.update(_folders_of(name))
-        settled.append(replace(item, name=name))
-    return settled
+        named.append(replace(item, name=name))
+    return named
 
 
 def _free_name(item: Item, taken: Collection[str], folders: Collection[str]) -> str:
     path = PurePosixPath(item.name)
     while any(folder in taken for folder in _folders_of(str(path))):
         path = PurePosixPath(*(f"{part}_" for part in path.parts[:-1]), path.name)
-    # The ending tells two recordings apart that have the rest in common; otherwise a number does.
+    # Two recordings that differ only in their ending get the ending, others get a number.
     whole = str(path.parent / PurePosixPath(item.address).name.strip("."))
     candidates = chain([str(path), whole], (f"{whole}-{number}" for number in count(2)))
     return next(name for name in candidates if name.casefold() not in taken and name.casefold() not in folders)
 
 
 def _folders_of(name: str) -> Iterator[str]:
-    """The folders that a name lies in, without case: some file systems do not tell A from a."""
+    """The folders in a name, in lower case, since some file systems ignore case."""
     for folder in PurePosixPath(name.casefold()).parents:
         if folder.parts:
             yield str(folder)

@@ -1,4 +1,4 @@
-"""The results of a recording's parts -> the results of the recording, without encoding anything again."""
+"""Joins the results of a recording's parts to the results of the recording, without encoding again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from polypstream.archive.boundary import FIRST, TrackRenumbering, load_boundary, renumbering_at
+from polypstream.archive.boundary import IDENTITY, TrackRenumbering, load_boundary, renumbering_at
 from polypstream.archive.parts import BEGIN, END, TRACKS, CannotJoin, Plan
 from polypstream.core.config import Settings
 from polypstream.core.files import writing
@@ -36,7 +36,11 @@ ABOUT = ("input", "model", "settings", "polypstream")
 
 
 def fits(before: Path, part: Path) -> bool:
-    """Whether a part goes on as the part before it ended.
+    """Whether a part continues in the state in which the part before it ended.
+
+    Args:
+        before: folder of the results of the part before.
+        part: folder of the results of the part.
 
     Raises:
         DataError: a boundary is missing.
@@ -53,30 +57,32 @@ def join_parts(
     masks: bool,
     on_activity: OnActivity = lambda _: None,
 ) -> ProcessResult:
-    """Put the results of all parts together: the same frames, times, sound, masks, tables and tracks as of `process`.
+    """Join the results of all parts.
+
+    Frames, times, sound, masks, tables and tracks are the same as those of `process`.
 
     Args:
-        path: of the recording, of which the sound is copied.
-        plan: that the parts are of.
-        parts: folders of their results, in order.
-        folder: for the recording's, empty.
+        path: the recording; its sound is copied.
+        plan: plan of the parts.
+        parts: folders of the parts' results, in order.
+        folder: empty folder for the results.
         settings, masks: as for the parts.
-        on_activity: told how far things have moved, now and then.
+        on_activity: called often with a value that changes while there is progress.
 
     Returns:
-        The run; where the sound was damaged, it says so.
+        The results. `damage` describes damage of the sound.
 
     Raises:
-        CannotJoin: they do not fit together.
+        CannotJoin: the parts do not fit together.
         DataError: a result of a part cannot be read.
         OutputError: a result cannot be written.
     """
-    renamings = _renamings(parts)
+    renumberings = _renumberings(parts)
     summaries = [_summary_of(part) for part in parts]
     firsts = list(accumulate((each["frames_out"] for each in summaries[:-1]), initial=0))
     source = open_source(str(path))
     try:
-        _join_tables(parts, renamings, firsts, folder)
+        _join_tables(parts, renumberings, firsts, folder)
         origins = [part.start or 0 for part in plan.parts]
         videos = [part / "annotated.mp4" for part in parts]
         sound = None if settings.deidentify.enabled else source.path
@@ -95,8 +101,9 @@ def join_parts(
     return run
 
 
-def _renamings(parts: Sequence[Path]) -> list[TrackRenumbering]:
-    found = [FIRST]
+def _renumberings(parts: Sequence[Path]) -> list[TrackRenumbering]:
+    """For each part the renumbering of its tracks to those of the recording."""
+    found = [IDENTITY]
     for before, part in pairwise(parts):
         boundary = renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN))
         if boundary is None:
@@ -114,20 +121,27 @@ def _summary_of(part: Path) -> dict[str, Any]:
 
 
 def _join_tables(
-    parts: Sequence[Path], renamings: Sequence[TrackRenumbering], firsts: Sequence[int], folder: Path
+    parts: Sequence[Path], renumberings: Sequence[TrackRenumbering], firsts: Sequence[int], folder: Path
 ) -> None:
-    """frames.csv, findings.json and the snapshots."""
+    """Write frames.csv, findings.json and the snapshots.
+
+    Args:
+        parts: folders of the parts' results.
+        renumberings: for each part.
+        firsts: number of each part's first frame in the recording.
+        folder: folder for the results.
+    """
     head = read_findings(parts[0])
     findings = FindingsFile(folder, {name: head[name] for name in ABOUT})
     with closing(findings), closing(FramesTable(folder / "frames.csv")) as table:
-        for part, rename, first in zip(parts, renamings, firsts, strict=True):
+        for part, renumber, first in zip(parts, renumberings, firsts, strict=True):
             with (part / "frames.csv").open(newline="") as file:
                 for row in csv.DictReader(file):
-                    tracks = sorted(rename(int(track)) for track in row["tracks"].split())
+                    tracks = sorted(renumber(int(track)) for track in row["tracks"].split())
                     frame = str(int(row["frame"]) + first)
                     table.write_row(row | {"frame": frame, "tracks": " ".join(map(str, tracks))})
             exact = json.loads((part / TRACKS).read_text())
-            findings.add_part(part, {int(track): ExactTrack(*row) for track, row in exact.items()}, rename, first)
+            findings.add_part(part, {int(track): ExactTrack(*row) for track, row in exact.items()}, renumber, first)
 
 
 def _join_videos(
@@ -139,7 +153,20 @@ def _join_videos(
     shifts: ClockShifts,
     on_activity: OnActivity,
 ) -> tuple[list[str], list[str]]:
-    """The encoded pictures one after another, the recording's sound beside them; notes and damage of the sound."""
+    """Copy the encoded frames of all parts and the sound of the recording into one file.
+
+    Args:
+        videos: annotated.mp4 of each part.
+        origins: pts at which each part begins.
+        target: file to write.
+        pictures: format of the frames.
+        sound: file with the sound; None: no sound.
+        shifts: by how much the recording's timestamps were moved.
+        on_activity: as for `join_parts`.
+
+    Returns:
+        Notes and damage of the sound.
+    """
     file, audio = open_mp4(target, pictures, sound, shifts)
     with writing(target), closing(file):
         stream = _stream_like(file, videos)
@@ -148,7 +175,7 @@ def _join_videos(
             audio.add_to(file)
         try:
             file.start_encoding()
-            for packet in _one_after_another(videos, origins, pictures.time_base):
+            for packet in _packets_in_order(videos, origins, pictures.time_base):
                 on_activity(packet.pts)
                 if audio:
                     audio.mux_until(float((packet.pts or 0) * pictures.time_base))
@@ -163,21 +190,21 @@ def _join_videos(
     return (audio.notes, audio.damage) if audio else ([], [])
 
 
-def _one_after_another(
+def _packets_in_order(
     videos: Sequence[Path], origins: Sequence[int], time_base: Fraction
 ) -> Iterator[Packet[VideoStream]]:
-    """The encoded pictures of all parts, each lasting until the next one, as AnnotatedVideo has it."""
-    held: Packet[VideoStream] | None = None
+    """Encoded frames of all parts. Each lasts until the next one begins, as in AnnotatedVideo."""
+    pending: Packet[VideoStream] | None = None
     for video, origin in zip(videos, origins, strict=True):
         for packet in _packets(video, time_base, origin):
-            if held is not None:
-                assert held.dts is not None
+            if pending is not None:
+                assert pending.dts is not None
                 assert packet.dts is not None
-                held.duration = packet.dts - held.dts
-                yield held
-            held = packet
-    if held is not None:
-        yield held
+                pending.duration = packet.dts - pending.dts
+                yield pending
+            pending = packet
+    if pending is not None:
+        yield pending
 
 
 def _join_masks(videos: Sequence[Path], target: Path, on_activity: OnActivity) -> None:
@@ -191,10 +218,10 @@ def _join_masks(videos: Sequence[Path], target: Path, on_activity: OnActivity) -
 
 
 def _stream_like(file: OutputContainer, videos: Sequence[Path]) -> VideoStream:
-    """A stream that takes the packets of all these videos.
+    """Add a stream that accepts the packets of all videos.
 
     Raises:
-        CannotJoin: they were not encoded alike.
+        CannotJoin: the videos were encoded with different parameters.
     """
     headers = []
     for video in videos:
@@ -208,7 +235,13 @@ def _stream_like(file: OutputContainer, videos: Sequence[Path]) -> VideoStream:
 
 
 def _packets(video: Path, time_base: Fraction | None = None, origin: int = 0) -> Iterator[Packet[VideoStream]]:
-    """A part's encoded pictures, their times in units of a time base, or as they are, and from an origin on."""
+    """Encoded frames of a part's video.
+
+    Args:
+        video: the file.
+        time_base: convert timestamps to this time base; None: do not convert.
+        origin: value added to converted timestamps.
+    """
     with open_container(video) as container:
         damage: list[str] = []
         for packet in cast(
@@ -233,11 +266,11 @@ def _join_summaries(
     stages = Counter[str]()
     for part in parts:
         stages.update(part["seconds_per_stage"])
-    said = _join_notes([note for part in parts for note in part["notes"]])
+    part_notes = _join_notes([note for part in parts for note in part["notes"]])
     summary = parts[0] | {
         "complete": not damage,
         "damage": damage,
-        "notes": [*said, *notes],
+        "notes": [*part_notes, *notes],
         "frames_in": sum(part["frames_in"] for part in parts),
         "frames_out": frames,
         "wall_seconds": round(seconds, 3),
@@ -246,11 +279,11 @@ def _join_summaries(
         "parts": len(parts),
     }
     write_summary(folder, summary)
-    return ProcessResult(parts[0]["input"], folder, frames, seconds, [*said, *notes], damage)
+    return ProcessResult(parts[0]["input"], folder, frames, seconds, [*part_notes, *notes], damage)
 
 
 def _join_notes(notes: Sequence[str]) -> list[str]:
-    """Each note once, and the frames that were blanked in all parts in one."""
+    """Remove duplicate notes, and add up the numbers of blanked frames."""
     blanked = [note.removesuffix(BLANKED) for note in notes if note.endswith(BLANKED)]
     others = list(dict.fromkeys(note for note in notes if not note.endswith(BLANKED)))
     return [*others, f"{sum(map(int, blanked))} {BLANKED}"] if blanked else others

@@ -1,4 +1,4 @@
-"""What became of each recording of an archive, in one SQLite file beside the results."""
+"""The ledger of an archive: the state of each recording, in an SQLite file beside the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polypstream.archive.inputs import Item
 from polypstream.errors import DataError, OutputError
 
 LEDGER = "archive.sqlite"
-BUSY_S = 30.0
+BUSY_TIMEOUT_S = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS recordings (
     address TEXT PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, version TEXT NOT NULL,
@@ -33,17 +33,17 @@ WRITE = (
 
 
 class State(StrEnum):
-    """Of a recording."""
+    """State of a recording."""
 
     WAITING = "waiting"
     BEGUN = "begun"
     DONE = "done"
     BROKEN = "broken"
-    """It cannot be read, or not whole; it would not be better the next time."""
+    """The recording cannot be read, or not completely. Another attempt would fail too."""
     FAILED = "failed"
-    """Something else went wrong; the next run tries again."""
+    """Something else failed. The next run tries again."""
     BLOCKED = "blocked"
-    """Something that is not this archive's stands where its results shall be."""
+    """The folder for its results already holds something that does not belong to this archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Row:
 
     Attributes:
         item: the recording.
-        state: what became of it.
-        reason: why it is broken or failed, or what else is to know.
-        frames: that were written.
-        parts: in which it was processed, 1 if as a whole, 0 if not yet.
-        worker_seconds: that workers spent on it.
+        state: its state.
+        reason: why it is broken, failed or blocked, or other information.
+        frames: number of frames written.
+        parts: number of parts in which it was processed; 1: as a whole; 0: not yet processed.
+        worker_seconds: time that workers spent on it, in seconds.
     """
 
     item: Item
@@ -68,16 +68,19 @@ class Row:
 
 
 class Ledger:
-    """The ledger in a file; each change is there at once.
+    """The ledger in a file. Each change is written at once.
+
+    Args:
+        path: the file; it is created if it does not exist.
 
     Raises:
-        DataError: the file is something else, or of no use.
+        DataError: the file is something else, or cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+            self._file = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             self._file.executescript(SCHEMA)
         except sqlite3.Error as error:
             raise DataError(f"{path}: cannot be used as the ledger of an archive ({error})") from error
@@ -90,27 +93,31 @@ class Ledger:
             raise OutputError(f"{self._path}: the ledger cannot be read or written ({error})") from error
 
     def made_with(self) -> dict[str, Any] | None:
-        """What the results were made with; None: there are none yet."""
+        """The facts that the results were made with (`ArchiveJob.facts` and the engine); None: there are no results."""
         with self._using() as file:
             row = file.execute("SELECT settings FROM runs").fetchone()
         found: dict[str, Any] | None = json.loads(row[0]) if row else None
         return found
 
-    def note_made_with(self, facts: dict[str, Any]) -> None:
-        """Note what the results are made with."""
+    def set_made_with(self, facts: dict[str, Any]) -> None:
+        """Store the facts that the results are made with.
+
+        Args:
+            facts: values that can be converted to JSON.
+        """
         with self._using() as file:
             file.execute("BEGIN")
             file.execute("DELETE FROM runs")
             file.execute("INSERT INTO runs VALUES (?)", [json.dumps(facts)])
             file.execute("COMMIT")
 
-    def forget(self) -> None:
-        """Begin anew."""
+    def clear(self) -> None:
+        """Remove all rows and facts."""
         with self._using() as file:
             file.executescript("DELETE FROM runs; DELETE FROM recordings;")
 
     def rows(self) -> dict[str, Row]:
-        """Every recording by its address, in the order in which they were first seen."""
+        """All recordings by address, in the order in which they were added."""
         columns = "address, name, size, version, state, reason, frames, parts, worker_seconds"
         with self._using() as file:
             found = file.execute(f"SELECT {columns} FROM recordings ORDER BY rowid").fetchall()
@@ -118,24 +125,28 @@ class Ledger:
         return {row[0]: Row(Item(*row[:4]), State(row[4]), *row[5:]) for row in rows}
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Note recordings, or what has become of them."""
+        """Add or update recordings.
+
+        Args:
+            rows: the recordings.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._using() as file:
             file.execute("BEGIN")
             for row in rows:
                 item = row.item
-                told = (item.address, item.name, item.size, item.version, str(row.state), row.reason)
+                texts = (item.address, item.name, item.size, item.version, str(row.state), row.reason)
                 numbers = (row.frames, row.parts, round(row.worker_seconds, 3), now)
-                file.execute(WRITE, tuple(map(_to_column, (*told, *numbers))))
+                file.execute(WRITE, tuple(map(_to_column, (*texts, *numbers))))
             file.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; more than once does no harm."""
+        """Close the file. May be called more than once."""
         self._file.close()
 
 
 def _to_column(value: Any) -> Any:
-    """File names may be any bytes; those that are not text are kept as bytes."""
+    """Convert a value for the database. File names may have any bytes: those that are not text stay bytes."""
     if isinstance(value, str) and not value.isascii():
         content = value.encode("utf-8", "surrogateescape")
         return content if content.decode("utf-8", "replace") != value else value

@@ -1,4 +1,4 @@
-"""A recording in parts, each of which can be processed by itself: where to cut it, and one part's run."""
+"""Processing a recording in independent parts: where to cut it, and how to process one part."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
 
-# The stages of a part see so much of what is before it, in seconds: a little more than a tracker remembers.
+# Seconds before a part that its stages process too. The tracker remembers slightly less.
 OVERLAP_S = 2.5
-# The last picture of a part is one of the last that come in so many seconds.
-DIGESTED_S = 1.0
+# A digest is computed of all frames in this last time of a part in seconds: the last frame is one of them.
+DIGEST_SPAN_S = 1.0
 BEGIN, END, TRACKS = "begin.npz", "end.npz", "tracks.json"
 BOUNDARY_FILES = (BEGIN, END)
 
 
 class CannotJoin(PolypstreamError):
-    """The parts of a recording do not fit together; it can only be processed as a whole."""
+    """The parts of a recording do not fit together. It can only be processed as a whole."""
 
 
 class Part(NamedTuple):
-    """A span of a recording.
+    """A part of a recording.
 
     Attributes:
-        number: from 0.
-        start: pts of its first frame, a key frame; None: the recording's first.
-        end: pts of the first frame that does not belong to it; None: all do to the last.
+        number: number of the part, from 0.
+        start: pts of its first frame, a keyframe; None: the beginning of the recording.
+        end: pts of the first frame behind it; None: the end of the recording.
     """
 
     number: int
@@ -55,8 +55,8 @@ class Plan(NamedTuple):
     """How a recording is processed in parts.
 
     Attributes:
-        view: its field of view: left, top, width, height.
-        cuts: pts of the key frames at which it is cut.
+        view: field of view of the recording: left, top, width, height in pixels.
+        cuts: pts of the keyframes at which it is cut.
     """
 
     view: tuple[int, int, int, int]
@@ -64,13 +64,22 @@ class Plan(NamedTuple):
 
     @property
     def parts(self) -> list[Part]:
-        """One more than there are cuts."""
+        """The parts, one more than there are cuts."""
         places = [None, *self.cuts, None]
         return [Part(number, places[number], places[number + 1]) for number in range(len(places) - 1)]
 
 
 def plan_parts(source: Source, settings: Settings, seconds: float) -> Plan | None:
-    """Where to cut a recording into parts of about so many seconds; None: it is processed as a whole."""
+    """Plan how to cut a recording into parts.
+
+    Args:
+        source: the recording.
+        settings: settings of the run.
+        seconds: approximate length of a part in seconds; 0: do not cut.
+
+    Returns:
+        The plan; None: process the recording as a whole.
+    """
     cuts = source.key_frames(seconds) if seconds and isinstance(source, Recording) and source.path else []
     if not cuts:
         return None
@@ -79,7 +88,12 @@ def plan_parts(source: Source, settings: Settings, seconds: float) -> Plan | Non
 
 
 class PartOfRecording:
-    """The pictures of a part and a few before it; a Source itself, without sound."""
+    """A Source that yields the frames of a part and a few before it, without sound.
+
+    Args:
+        recording: the recording.
+        part: the part.
+    """
 
     def __init__(self, recording: Recording, part: Part) -> None:
         self._recording, self._part = recording, part
@@ -89,7 +103,7 @@ class PartOfRecording:
         self.expected_frames: int | None = None
 
     def frames(self) -> Iterator[Frame]:
-        """Those of the part, and those OVERLAP_S before it; fewer where the recording begins."""
+        """Yield the frames of the part, and those in the OVERLAP_S before it, as far as the recording has them."""
         before = round(OVERLAP_S / self.format.time_base)
         start = self._part.start
         if start is not None:
@@ -98,7 +112,7 @@ class PartOfRecording:
         return self._recording.frames(start, self._part.end)
 
     def thumbnails(self) -> list[np.ndarray]:
-        """The whole recording's: a part has the same field of view."""
+        """Thumbnails of the whole recording, since a part has the same field of view."""
         return self._recording.thumbnails()
 
     def close(self) -> None:
@@ -118,20 +132,24 @@ def process_part(
     masks: bool,
     on_activity: OnActivity = lambda _: None,
 ) -> ProcessResult:
-    """Annotate one part of a recording into a folder, from which `join_parts` takes it.
+    """Annotate one part of a recording, for `join_parts`.
 
     Args:
-        path: of the recording.
-        title: what it is called in its results.
-        plan: of the recording.
-        part: of the plan.
-        folder: for the results, empty.
-        before: results of the part before, where they are true; its stages' memory is then taken over. Without it the
-            memory is that of the overlap alone, and remains to be compared.
-        segmenter, settings, masks, on_activity: as for `process`.
+        path: the recording.
+        title: name of the recording in the results.
+        plan: plan of the recording.
+        part: part of the plan.
+        folder: empty folder for the results.
+        before: verified results of the part before. The stages continue from their state. None: the stages see only the
+            overlap, and their state must be compared later.
+        segmenter, settings, on_activity: as for `process`.
+        masks: write masks.mkv too.
+
+    Returns:
+        The results.
 
     Raises:
-        CannotJoin: the pictures cannot be had without those before them.
+        CannotJoin: the frames cannot be decoded without those before them.
         PolypstreamError: as by `process`.
     """
     recording = open_source(str(path))
@@ -145,48 +163,66 @@ def process_part(
         stages = make_stages(view, segmenter, settings)
         frames: Iterator[Frame] = source.frames()
         if part.start is not None:
-            true = load_boundary(before / END) if before else None
-            frames = _enter(frames, part.start, stages, true, folder)
-        ending = _Ending(frames, part.end, 1 / recording.format.time_base)
-        job = RecordingPipeline(source, view, folder, segmenter, settings, masks, iter(ending), stages, part.start or 0)
-        run = job.run(lambda *_: None, on_activity)
-        if recording.was_mended:
+            end_before = load_boundary(before / END) if before else None
+            frames = _prepare_stages(frames, part.start, stages, end_before, folder)
+        part_frames = _PartFrames(frames, part.end, 1 / recording.format.time_base)
+        pipeline = RecordingPipeline(
+            source, view, folder, segmenter, settings, masks, iter(part_frames), stages, part.start or 0
+        )
+        run = pipeline.run(lambda *_: None, on_activity)
+        if recording.was_corrected:
             raise CannotJoin("its times or pictures had to be mended, which goes on from one part to the next")
         if part.end is not None:
-            save_boundary(Boundary(*ending.last(), *state_of(stages)), folder / END)
+            save_boundary(Boundary(*part_frames.last(), *state_of(stages)), folder / END)
         with writing(folder / TRACKS):
-            (folder / TRACKS).write_text(json.dumps(job.findings.exact_tracks()))
+            (folder / TRACKS).write_text(json.dumps(pipeline.findings.exact_tracks()))
         return run
     finally:
         recording.close()
 
 
-def _enter(frames: Iterator[Frame], start: int, stages: Stages, true: Boundary | None, folder: Path) -> Iterator[Frame]:
-    """Let the stages see, or be reminded of, what is before a part; the part's own frames."""
+def _prepare_stages(
+    frames: Iterator[Frame], start: int, stages: Stages, end_before: Boundary | None, folder: Path
+) -> Iterator[Frame]:
+    """Bring the stages into the state before a part, and return the frames of the part.
+
+    Args:
+        frames: frames from the overlap on.
+        start: pts of the part's first frame.
+        stages: new stages.
+        end_before: state at the end of the part before; None: process the overlap instead.
+        folder: folder for the boundary file.
+    """
     last: Frame | None = None
     digest = 0
     for frame in frames:
         if frame.pts >= start:
             break
         last, digest = frame, digest_of(frame)
-        for _, stage, _ in stages.analysis if true is None else ():
+        for _, stage, _ in stages.analysis if end_before is None else ():
             stage([frame])
     else:
         raise CannotJoin(f"no picture can be decoded from pts {start} on")
-    if last is None or frame.pts != start or (true and (last.pts, digest) != (true.pts, true.digest)):
+    if last is None or frame.pts != start or (end_before and (last.pts, digest) != (end_before.pts, end_before.digest)):
         raise CannotJoin(f"the pictures from pts {start} on are not those of the whole recording")
-    if true is not None:
-        restore_state(stages, true)
+    if end_before is not None:
+        restore_state(stages, end_before)
     save_boundary(Boundary(last.pts, digest, *state_of(stages)), folder / BEGIN)
     return chain([frame], frames)
 
 
-class _Ending:
-    """Frames numbered from 0; pts and pixels of the last one are kept, since later stages draw on them."""
+class _PartFrames:
+    """The frames of a part, numbered from 0. Keeps pts and digest of the last frame, before later stages draw on it.
 
-    def __init__(self, frames: Iterator[Frame], end: int | None, second: Fraction) -> None:
+    Args:
+        frames: the frames.
+        end: pts of the first frame behind the part; None: the end of the recording.
+        units_per_second: number of pts units per second.
+    """
+
+    def __init__(self, frames: Iterator[Frame], end: int | None, units_per_second: Fraction) -> None:
         self._frames, self._end = frames, end
-        self._from = None if end is None else end - round(DIGESTED_S * second)
+        self._from = None if end is None else end - round(DIGEST_SPAN_S * units_per_second)
         self._last: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -197,7 +233,11 @@ class _Ending:
             yield frame
 
     def last(self) -> tuple[int, int]:
-        """pts and digest of the last one."""
+        """pts and digest of the last frame.
+
+        Raises:
+            CannotJoin: there is no frame in the last second.
+        """
         if self._last is None:
             raise CannotJoin(f"there is no picture in the last second before pts {self._end}")
         return self._last

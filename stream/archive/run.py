@@ -1,7 +1,6 @@
-"""`polypstream archive`: many recordings, by many workers, on one machine or a cluster of them.
+"""`polypstream archive`: processes many recordings with many workers, on one machine or on a cluster.
 
-Puts together what an archive is of (`archive_inputs.py`), the ledger, the storage, and the driver that gives tasks to
-workers, so that a second run does what is missing and two at once do not happen.
+A second run processes only what is missing. Two runs cannot work on the same results at the same time.
 """
 
 from __future__ import annotations
@@ -13,91 +12,92 @@ from dataclasses import asdict
 from typing import Any
 
 from polypstream.archive.driver import Driver, Workers
-from polypstream.archive.inputs import Item, find_recordings, settle_names
+from polypstream.archive.inputs import Item, assign_names, find_recordings
 from polypstream.archive.ledger import LEDGER, Ledger, Row, State
 from polypstream.archive.storage import HIDDEN, LAST_FILE, PARTS, Store, open_store
-from polypstream.archive.worker import Engine, Order
+from polypstream.archive.worker import ArchiveJob, Engine
 from polypstream.errors import OutputError
 
 log = logging.getLogger(__name__)
-# The ledger of an object store is kept here, and copied there so often.
+# Seconds between copies of the ledger to an object store. The ledger itself is a local file.
 COPY_S = 5.0
 FINISHED = (State.DONE, State.BROKEN)
 
 
 def archive(
     inputs: Sequence[str],
-    order: Order,
+    job: ArchiveJob,
     make_workers: Callable[[Engine | None], Workers],
     overwrite: bool,
-    tell: Callable[[Row], None],
+    on_finished: Callable[[Row], None],
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Row]:
-    """Process what is missing or failed of an archive.
+    """Process all recordings of an archive that are missing or failed.
 
     Args:
         inputs: as for `find_recordings`.
-        order: what the results are made with.
-        make_workers: makes the workers, if there is anything to do, such that work with the same as those before.
-        overwrite: replace results that exist, and begin anew what was made with other settings.
-        tell: is given each row of the ledger that is finished.
-        on_progress: told the bytes of recordings done and all bytes.
+        job: what to write, and with which settings.
+        make_workers: makes the workers, if there is anything to process. Its argument is the engine of earlier results;
+            None: there are none.
+        overwrite: replace existing results, and make all results again if they were made with other settings.
+        on_finished: called with the ledger row of each finished recording.
+        on_progress: called as on_progress(done, total) with bytes of recordings.
 
     Returns:
-        The rows of all recordings that the inputs mean.
+        Rows of all recordings that the inputs name.
 
     Raises:
-        PolypstreamError: it cannot be begun, or there are no workers.
+        PolypstreamError: the run cannot start, or there are no workers.
     """
-    items, others = find_recordings(inputs, order.output)
+    items, others = find_recordings(inputs, job.output)
     if others:
         log.info(f"{others} files with other endings than those of recordings were left out")
-    store = open_store(order.output)
-    with store.alone(), store.opened(LEDGER) as (path, keep), closing(Ledger(path)) as ledger:
-        facts = _begin_ledger(ledger, store, order, overwrite)
+    store = open_store(job.output)
+    with store.locked(), store.local_file(LEDGER) as (path, save), closing(Ledger(path)) as ledger:
+        facts = _begin_ledger(ledger, store, job, overwrite)
         known = ledger.rows()
-        items = settle_names(items, {address: row.item.name for address, row in known.items()})
-        todo = list(_missing(items, known, store, ledger, overwrite, tell))
-        keep(0.0)
+        items = assign_names(items, {address: row.item.name for address, row in known.items()})
+        todo = list(_missing(items, known, store, ledger, overwrite, on_finished))
+        save(0.0)
         if todo:
             log.info(f"{len(todo)} of {len(items)} recordings to process")
             with closing(make_workers(Engine(**facts["engine"]) if facts["engine"] else None)) as workers:
 
-                def look_up(done: int, of: int) -> None:
+                def on_poll(done: int, of: int) -> None:
                     if workers.engine and not facts["engine"]:
                         facts["engine"] = asdict(workers.engine)
-                        ledger.note_made_with(facts)
-                    keep(COPY_S)
+                        ledger.set_made_with(facts)
+                    save(COPY_S)
                     on_progress(done, of)
 
-                Driver(store, ledger, todo, workers, tell, look_up).run()
+                Driver(store, ledger, todo, workers, on_finished, on_poll).run()
         rows = ledger.rows()
         if all(row.state in FINISHED for row in rows.values()):
             store.remove(f"{HIDDEN}/{PARTS}")
         return [rows[item.address] for item in items]
 
 
-def _begin_ledger(ledger: Ledger, store: Store, order: Order, overwrite: bool) -> dict[str, Any]:
-    """See that all results are made with the same.
+def _begin_ledger(ledger: Ledger, store: Store, job: ArchiveJob, overwrite: bool) -> dict[str, Any]:
+    """Check that all results are made with the same settings.
 
     Returns:
-        What that is; its `engine` is None until a worker has told.
+        The facts that results are made with. `engine` is None until a worker has reported it.
     """
-    wanted = order.facts()
+    wanted = job.facts()
     found = ledger.made_with()
     changed = [key for key in wanted if found is not None and found.get(key) != wanted[key]]
     if changed and not overwrite:
         raise OutputError(
-            f"{order.output}: its results were made with another {changed[0]}; give another --output, "
+            f"{job.output}: its results were made with another {changed[0]}; give another --output, "
             "or --overwrite to make them all anew"
         )
     if found is None or changed:
         store.remove(f"{HIDDEN}/{PARTS}")
         if store.has(f"{HIDDEN}/{PARTS}"):
-            raise OutputError(f"{order.output}/{HIDDEN}/{PARTS}: cannot be removed; remove it by hand")
-        ledger.forget()
+            raise OutputError(f"{job.output}/{HIDDEN}/{PARTS}: cannot be removed; remove it by hand")
+        ledger.clear()
         found = {**wanted, "engine": None}
-        ledger.note_made_with(found)
+        ledger.set_made_with(found)
     return found
 
 
@@ -107,20 +107,20 @@ def _missing(
     store: Store,
     ledger: Ledger,
     overwrite: bool,
-    tell: Callable[[Row], None],
+    on_finished: Callable[[Row], None],
 ) -> Iterator[Item]:
-    """The recordings that are to be processed now; all are in the ledger afterwards."""
+    """Yield the recordings to process now. Afterwards all recordings are in the ledger."""
     rows = []
     for item in items:
         row = known.get(item.address)
         if row and row.item == item and row.state in FINISHED:
-            # A broken one may have left nothing; results that somebody took away are made again.
+            # A broken recording may have no results. Results that a user has removed are made again.
             if row.state is State.BROKEN or store.has(f"{item.name}/{LAST_FILE}"):
                 continue
         elif (row is None or row.state is State.BLOCKED) and not overwrite and store.has(item.name):
             reason = f"{store.root}/{item.name}: is there already; give --overwrite to replace results of another run"
             rows.append(Row(item, State.BLOCKED, reason))
-            tell(rows[-1])
+            on_finished(rows[-1])
             continue
         if row is None or row.state is State.BLOCKED:
             rows.append(Row(item))
@@ -129,7 +129,10 @@ def _missing(
 
 
 def read_ledger(output: str) -> list[Row]:
-    """Every recording of an archive and what became of it, also while it is being processed.
+    """Read the state of all recordings of an archive, also while it is being processed.
+
+    Args:
+        output: path or address of the results' folder.
 
     Raises:
         OutputError: there is no archive.
@@ -137,5 +140,5 @@ def read_ledger(output: str) -> list[Row]:
     store = open_store(output)
     if not store.has(LEDGER):
         raise OutputError(f"{output}: holds no archive (no {LEDGER})")
-    with store.looking("", [LEDGER]) as folder, closing(Ledger(folder / LEDGER)) as ledger:
+    with store.local_folder("", [LEDGER]) as folder, closing(Ledger(folder / LEDGER)) as ledger:
         return list(ledger.rows().values())

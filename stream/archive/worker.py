@@ -1,4 +1,4 @@
-"""What one worker of an archive does: a task in, its outcome out; it keeps its model between tasks."""
+"""A worker of an archive run. It processes one task after another and keeps its model loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polypstream.core.watchdog import Watchdog
 from polypstream.errors import DataError, PolypstreamError, SourceError
 from polypstream.inference.model_card import SHIPPED, WEIGHTS
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import OnActivity, ProcessResult, process
+from polypstream.jobs.process import Job, OnActivity, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import results_stem
@@ -30,15 +30,15 @@ Kind = Literal["begin", "whole", "part", "join"]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What the results of an archive are made with.
+class ArchiveJob:
+    """What an archive run writes, and with which settings.
 
     Attributes:
         output: path or address of the results' folder.
-        settings: of the runs.
+        settings: settings of the runs.
         masks: write masks.mkv too.
-        part_seconds: a recording is cut into parts of about so many seconds; 0: it never is.
-        version: of polypstream.
+        part_seconds: approximate length of the parts into which a recording is cut, in seconds; 0: never cut.
+        version: version of polypstream.
     """
 
     output: str
@@ -48,7 +48,7 @@ class Order:
     version: str = field(default_factory=lambda: version("polypstream"))
 
     def facts(self) -> dict[str, Any]:
-        """What results are made with, apart from the machine: only results of the same may lie together."""
+        """Everything that affects the results, except the machine. All results in a folder have the same values."""
         settings = self.settings.model_dump(mode="json")
         model = settings.pop("inference")["model"]
         digest = None if model in (SHIPPED, *WEIGHTS) or not Path(model).is_file() else digest_of(Path(model))
@@ -57,52 +57,52 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is to do with a recording.
+    """A task for a worker.
 
     Attributes:
-        kind: "begin" processes a short recording and makes a plan for a long one, "whole" processes it however long it
-            is, "part" one part of the plan, "join" puts them together.
+        kind: "begin" processes a short recording, or makes a plan for a long one. "whole" processes a recording of any
+            length. "part" processes one part of the plan. "join" joins the parts.
         item: the recording.
-        plan: for "part" and "join".
+        plan: plan for "part" and "join".
         part: number of the part.
-        goes_on: the results of the part before are there and are gone on from.
+        continues: the results of the part before exist, and the stages continue from their state.
     """
 
     kind: Kind
     item: Item
     plan: Plan | None = None
     part: int = 0
-    goes_on: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a task.
+    """Outcome of a task.
 
     Attributes:
-        run: if there are results: where they are, and what is to be known of them.
-        plan: of a recording that is to be processed in parts.
-        problem: why there is nothing, or not all.
-        broken: it is the recording's fault, so that another try is of no use.
-        as_a_whole: it is to be tried as a whole.
-        seconds: that the worker spent.
+        run: the results; None: there are none.
+        plan: plan of a recording that is to be processed in parts.
+        problem: why there are no results, or not all; empty if there is no problem.
+        broken: the recording is the cause, so another attempt would fail too.
+        retry_whole: process the recording again as a whole.
+        seconds: time that the worker spent.
     """
 
     run: ProcessResult | None = None
     plan: Plan | None = None
     problem: str = ""
     broken: bool = False
-    as_a_whole: bool = False
+    retry_whole: bool = False
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What decides a result to the last grey level.
+    """What determines a result to the last grey level.
 
     Attributes:
-        provider: that the model runs on.
-        model: digest of its file.
+        provider: execution provider of the model.
+        model: digest of the model file.
     """
 
     provider: str
@@ -110,14 +110,14 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What a worker says of itself.
+class WorkerInfo:
+    """Description of a worker that has started.
 
     Attributes:
         node: name of its machine.
-        version: of polypstream.
-        engine: what it works with.
-        problem: why it cannot work.
+        version: version of polypstream.
+        engine: its engine; None: it could not start.
+        problem: why it cannot work; empty if it can.
     """
 
     node: str
@@ -127,64 +127,77 @@ class About:
 
 
 class Worker:
-    """Does tasks one after another.
+    """Processes tasks one after another.
 
     Args:
-        order: what for.
-        threads: CPU threads for the model, unless the settings say how many; 0: as many as the provider takes.
+        job: what to process and how.
+        threads: number of CPU threads for the model, if the settings do not give one; 0: the provider's default.
     """
 
     _segmenter: Segmenter
     _store: Store
 
-    def __init__(self, order: Order, threads: int) -> None:
-        self._order, self._threads = order, threads
+    def __init__(self, job: ArchiveJob, threads: int) -> None:
+        self._job, self._threads = job, threads
 
-    def begin(self) -> About:
-        """Load the model, and say how that went; before any task."""
-        here = About(platform.node(), version("polypstream"))
+    def start(self) -> WorkerInfo:
+        """Load the model. Must be called before any task.
+
+        Returns:
+            Description of the worker. It contains the error if loading failed.
+        """
+        info = WorkerInfo(platform.node(), version("polypstream"))
         try:
-            self._store = open_store(self._order.output)
-            self._segmenter = make_segmenter(self._sharing())
+            self._store = open_store(self._job.output)
+            self._segmenter = make_segmenter(self._own_settings())
         except PolypstreamError as error:
-            return replace(here, problem=str(error))
-        return replace(here, engine=Engine(self._segmenter.provider, digest_of(self._segmenter.model)))
+            return replace(info, problem=str(error))
+        return replace(info, engine=Engine(self._segmenter.provider, digest_of(self._segmenter.model)))
 
-    def _sharing(self) -> Settings:
-        """The settings as this worker's share of its machine allows; results say those that were asked for."""
-        settings = self._order.settings
+    def _own_settings(self) -> Settings:
+        """Settings with the number of threads of this worker. The results state the settings without this change."""
+        settings = self._job.settings
         threads = settings.inference.threads or self._threads
         return settings.model_copy(update={"inference": settings.inference.model_copy(update={"threads": threads})})
 
     def work(self, task: Task) -> Outcome:
-        """Do a task; what goes wrong is told, not raised."""
+        """Process a task. Errors are returned in the outcome, not raised.
+
+        Args:
+            task: the task.
+        """
         started, in_parts = time.monotonic(), task.kind in ("part", "join")
         try:
             outcome = self._do(task)
-        except (CannotJoin, DataError) as error:  # the results of its parts are of no use
-            outcome = Outcome(problem=str(error), as_a_whole=in_parts)
+        except (CannotJoin, DataError) as error:  # the results of its parts cannot be used
+            outcome = Outcome(problem=str(error), retry_whole=in_parts)
         except SourceError as error:
-            # A part's damage is told as that of the recording: as a whole, once.
-            outcome = Outcome(problem=str(error), broken=True, as_a_whole=in_parts)
+            # Damage of a part is reported once, for the whole recording.
+            outcome = Outcome(problem=str(error), broken=True, retry_whole=in_parts)
         except Exception as error:
-            said = str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
-            outcome = Outcome(problem=said)
+            message = str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
+            outcome = Outcome(problem=message)
         return replace(outcome, seconds=time.monotonic() - started)
 
     def _do(self, task: Task) -> Outcome:
         item, plan = task.item, task.plan
-        with fetched(item.address) as path, self._store.working() as working, _called(item.address, path):
+        with (
+            fetched(item.address) as path,
+            self._store.working_folder() as working_folder,
+            _address_in_errors(item.address, path),
+        ):
             if task.kind == "begin":
                 plan = self._plan(path)
                 if plan is not None:
                     return Outcome(plan=plan)
             if task.kind == "part" and plan is not None:
-                return self._part(task, plan, path, working)
+                return self._part(task, plan, path, working_folder)
             with Watchdog() as watchdog:
                 if plan is None:
-                    run = process(str(path), working, *self._how, title=item.address, on_activity=watchdog.note)
+                    job = Job(str(path), working_folder, self._job.masks, title=item.address)
+                    run = process(job, self._segmenter, self._job.settings, on_activity=watchdog.note)
                 else:
-                    run = self._join(item, plan, path, working, watchdog.note)
+                    run = self._join(item, plan, path, working_folder, watchdog.note)
             self._store.publish(run.folder, item.name)
             problem = run.problem.replace(str(run.folder), f"{self._store.root}/{item.name}")
             return Outcome(run, problem=problem, broken=bool(problem))
@@ -192,57 +205,79 @@ class Worker:
     def _plan(self, path: Path) -> Plan | None:
         source = open_source(str(path))
         try:
-            return plan_parts(source, self._order.settings, self._order.part_seconds)
+            return plan_parts(source, self._job.settings, self._job.part_seconds)
         finally:
             source.close()
 
-    def _part(self, task: Task, plan: Plan, path: Path, working: Path) -> Outcome:
+    def _part(self, task: Task, plan: Plan, path: Path, working_folder: Path) -> Outcome:
         item, part = task.item, plan.parts[task.part]
-        folder = working / "part"
+        folder = working_folder / "part"
         folder.mkdir()
-        with self._before(task, plan) as before, Watchdog() as watchdog:
-            run = process_part(path, item.address, plan, part, folder, before, *self._how, watchdog.note)
+        with self._previous_results(task, plan) as before, Watchdog() as watchdog:
+            run = process_part(
+                path,
+                item.address,
+                plan,
+                part,
+                folder,
+                before,
+                self._segmenter,
+                self._job.settings,
+                self._job.masks,
+                watchdog.note,
+            )
         if run.damage:
             raise SourceError("; ".join(run.damage))
         self._store.publish(folder, part_name(item, plan, task.part))
         return Outcome(run)
 
-    def _before(self, task: Task, plan: Plan) -> AbstractContextManager[Path | None]:
-        if not task.goes_on:
+    def _previous_results(self, task: Task, plan: Plan) -> AbstractContextManager[Path | None]:
+        if not task.continues:
             return nullcontext()
-        return self._store.looking(part_name(task.item, plan, task.part - 1), BOUNDARY_FILES)
+        return self._store.local_folder(part_name(task.item, plan, task.part - 1), BOUNDARY_FILES)
 
-    def _join(self, item: Item, plan: Plan, path: Path, working: Path, on_activity: OnActivity) -> ProcessResult:
-        folder = working / results_stem(path)
+    def _join(self, item: Item, plan: Plan, path: Path, working_folder: Path, on_activity: OnActivity) -> ProcessResult:
+        folder = working_folder / results_stem(path)
         folder.mkdir()
-        with self._store.looking(parts_name(item, plan)) as parts:
+        with self._store.local_folder(parts_name(item, plan)) as parts:
             names = [parts / str(part.number) for part in plan.parts]
-            return join_parts(path, plan, names, folder, self._order.settings, self._order.masks, on_activity)
-
-    @property
-    def _how(self) -> tuple[Segmenter, Settings, bool]:
-        return self._segmenter, self._order.settings, self._order.masks
+            return join_parts(path, plan, names, folder, self._job.settings, self._job.masks, on_activity)
 
 
 def digest_of(file: Path) -> str:
-    """SHA-256 of a file's content."""
+    """SHA-256 of a file's content, as hexadecimal digits.
+
+    Args:
+        file: the file.
+    """
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def parts_name(item: Item, plan: Plan) -> str:
-    """Where the parts of a recording wait to be joined."""
-    told = f"{item.address}\n{item.version}\n{plan}".encode("utf-8", "surrogateescape")
-    return f"{HIDDEN}/{PARTS}/{hashlib.sha256(told).hexdigest()[:16]}"
+    """Name in the storage of the folder where the parts of a recording are kept until they are joined.
+
+    Args:
+        item: the recording.
+        plan: its plan.
+    """
+    key = f"{item.address}\n{item.version}\n{plan}".encode("utf-8", "surrogateescape")
+    return f"{HIDDEN}/{PARTS}/{hashlib.sha256(key).hexdigest()[:16]}"
 
 
 def part_name(item: Item, plan: Plan, number: int) -> str:
-    """Where one part waits."""
+    """Name in the storage of one part.
+
+    Args:
+        item: the recording.
+        plan: its plan.
+        number: number of the part.
+    """
     return f"{parts_name(item, plan)}/{number}"
 
 
 @contextmanager
-def _called(address: str, path: Path) -> Iterator[None]:
-    """Errors call a recording by its address, not by that of its copy here."""
+def _address_in_errors(address: str, path: Path) -> Iterator[None]:
+    """Replace the path of a local copy in error messages with the address of the recording."""
     try:
         yield
     except PolypstreamError as error:

@@ -23,7 +23,7 @@ from polypstream.archive.cluster import Pool
 from polypstream.archive.ledger import Row, State
 from polypstream.archive.run import archive, read_ledger
 from polypstream.archive.storage import is_address
-from polypstream.archive.worker import Engine, Order
+from polypstream.archive.worker import ArchiveJob, Engine
 from polypstream.cli import export as export_commands
 from polypstream.cli import models as models_commands
 from polypstream.cli.archive_tables import describe as describe_row
@@ -41,9 +41,9 @@ from polypstream.inference.model_card import NOTICE
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.annotations import write_annotations
 from polypstream.jobs.bench import bench
-from polypstream.jobs.isolated import IsolatedProcessor, Job
+from polypstream.jobs.isolated import IsolatedProcessor
 from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
-from polypstream.jobs.process import ProcessResult, claim_folder
+from polypstream.jobs.process import Job, ProcessResult, claim_folder
 from polypstream.jobs.report import write_report
 from polypstream.jobs.score import score
 from polypstream.jobs.setup import make_segmenter, with_deidentification, with_model
@@ -212,17 +212,17 @@ def archive_recordings(
     """Annotate an archive; run again, it does what is missing or failed. `archive status DIR` says how far it is."""
     settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
     output = output if is_address(output) else str(Path(output).absolute())
-    order = Order(output, with_deidentification(settings) if deidentify else settings, masks, segment_seconds)
+    job = ArchiveJob(output, with_deidentification(settings) if deidentify else settings, masks, segment_seconds)
     with ProgressBar(output, "MB") as progress:
 
         def on_progress(done: int, of: int) -> None:
             progress.show(done // MEGA, of // MEGA)
 
         def make_workers(engine: Engine | None) -> Pool:
-            return Pool(order, address, workers, engine)
+            return Pool(job, address, workers, engine)
 
         try:
-            rows = archive(inputs, order, make_workers, overwrite, _tell_of, on_progress)
+            rows = archive(inputs, job, make_workers, overwrite, _tell_of, on_progress)
         except KeyboardInterrupt:
             log.error(f"{output}: interrupted; the same command goes on with it")
             raise

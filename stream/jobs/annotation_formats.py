@@ -1,8 +1,9 @@
-"""Formats of annotation tools, each a folder that the tool imports.
+"""File formats of annotation tools. Each format is a folder that the tool imports.
 
-Every writer takes one annotated picture after another and finishes its files when closed. Coordinates are pixels from
-the left top corner of the picture as it is shown: turned as the recording says, and, where the pictures are written
-beside them, with square pixels. A track is one polyp, and keeps its number where a format can say so.
+A writer takes annotated images one by one and finishes its files when it is closed. Coordinates are pixels from the
+top left corner of the image as displayed. If the images are written beside the annotations, displayed means rotated
+and with square pixels; otherwise it means rotated only. A track is one polyp. It keeps its number if the format can
+store one.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.results import Outline
 
 LABEL = "polyp"
-# The version of its format that labelme checks for.
+# Format version that labelme checks.
 LABELME_VERSION = "5.5.0"
 
 
 class Annotated(NamedTuple):
-    """A picture and what was found in it.
+    """An image with its findings.
 
     Attributes:
-        name: of its files, without ending.
-        frame: its number in the recording, from 0.
-        outlines: of the findings.
-        ends: for each of them, up to which frame its track is shown from there on without a gap.
+        name: name of its files, without ending.
+        frame: number of the frame in the recording, from 0.
+        outlines: outlines of the findings.
+        ends: for each outline the last frame up to which its track is shown without a gap.
     """
 
     name: str
@@ -43,45 +44,52 @@ class Annotated(NamedTuple):
 
 
 class Writer(Protocol):
-    """Writes pictures of one size into a folder.
+    """Writes images of one size and their annotations into a folder.
 
     Args:
-        folder: to write into.
-        width, height: of the pictures as they are shown.
-        frames: of the recording.
+        folder: folder to write into.
+        width, height: size of the displayed images in pixels.
+        frames: number of frames of the recording.
 
     Attributes:
-        images: the folder that the pictures go to, as JPEG; None: it wants none.
+        images: folder for the images, as JPEG; None: the format needs no images.
     """
 
     def __init__(self, folder: Path, width: int, height: int, frames: int) -> None: ...
 
     @staticmethod
     def shown(orientation: Orientation) -> Orientation:
-        """How pictures of a recording are shown there."""
+        """Orientation in which the format displays a recording.
+
+        Args:
+            orientation: orientation of the recording.
+        """
         ...
 
     @property
-    def images(self) -> Path | None: ...
+    def images(self) -> Path | None:
+        """Folder for the images, as JPEG; None: the format needs no images."""
 
-    def write(self, picture: Annotated) -> None: ...
+    def write(self, picture: Annotated) -> None:
+        """Add an image. The image file itself is written by the caller."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish the files."""
 
 
 class _WithPictures:
-    """A format whose pictures lie beside it."""
+    """A format with image files."""
 
     @staticmethod
     def shown(orientation: Orientation) -> Orientation:
-        """With square pixels."""
+        """The recording's orientation: rotated and with square pixels."""
         return orientation
 
 
 class Coco(_WithPictures):
-    """COCO instances, laid out as CVAT and Datumaro export them: annotations/instances_default.json, images/default/.
+    """COCO instances in the layout of CVAT and Datumaro: annotations/instances_default.json, images/default/.
 
-    An annotation is one track in one picture, of one or more polygons, with its `track_id` and `score`.
+    An annotation is one track in one image: one or more polygons, with `track_id` and `score`.
     Source: https://cocodataset.org/#format-data
     """
 
@@ -94,6 +102,7 @@ class Coco(_WithPictures):
         self._annotations: list[dict[str, Any]] = []
 
     def write(self, picture: Annotated) -> None:
+        """Add the annotations of an image."""
         number, (width, height) = len(self._pictures) + 1, self._size
         self._pictures.append({"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height})
         for outline in picture.outlines:
@@ -102,7 +111,7 @@ class Coco(_WithPictures):
                     "id": len(self._annotations) + 1,
                     "image_id": number,
                     "category_id": 1,
-                    "segmentation": [polygon.ravel().tolist() for polygon in _solid(outline)],
+                    "segmentation": [polygon.ravel().tolist() for polygon in _polygons_of(outline)],
                     "area": cv2.countNonZero(outline.mask(width, height)),
                     "bbox": list(cv2.boundingRect(np.concatenate(outline.polygons))),
                     "iscrowd": 0,
@@ -112,6 +121,7 @@ class Coco(_WithPictures):
             )
 
     def close(self) -> None:
+        """Write the JSON file."""
         content = {
             "info": {"description": f"Pre-annotations by polypstream. {NOTICE}"},
             "licenses": [],
@@ -123,7 +133,7 @@ class Coco(_WithPictures):
 
 
 class Png(_WithPictures):
-    """images/ and masks/ of the same names, 0 and 255: the layout that `polypstream train` reads."""
+    """images/ and masks/ with equal file names, mask values 0 and 255: the layout that `polypstream train` reads."""
 
     def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
         self.images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
@@ -131,6 +141,7 @@ class Png(_WithPictures):
             place.mkdir()
 
     def write(self, picture: Annotated) -> None:
+        """Write the mask of an image."""
         mask = np.zeros(self._size[::-1], np.uint8)
         for outline in picture.outlines:
             mask |= outline.mask(*self._size)
@@ -138,14 +149,14 @@ class Png(_WithPictures):
         (self._masks / f"{picture.name}.png").write_bytes(bytes(png))
 
     def close(self) -> None:
-        pass
+        """Do nothing: the masks are written already."""
 
 
 class Yolo(_WithPictures):
-    """Ultralytics' segmentation labels: data.yaml, images/train/, labels/train/ with a line for each polygon.
+    """Segmentation labels of Ultralytics: data.yaml, images/train/, labels/train/ with a line for each polygon.
 
-    A line is the class, 0, and x y x y … as shares of the picture's width and height; a picture without findings has
-    an empty file. Without a `path` the folder of data.yaml is meant, wherever it lies.
+    A line is the class, 0, and x y x y … as shares of the image's width and height. An image without findings has an
+    empty file. data.yaml has no `path`, so the folder that contains it is used.
     Source: https://docs.ultralytics.com/datasets/segment/
     """
 
@@ -157,19 +168,20 @@ class Yolo(_WithPictures):
         (folder / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
 
     def write(self, picture: Annotated) -> None:
+        """Write the label file of an image."""
         lines = [
             " ".join(["0", *(f"{share:.6f}" for share in (polygon / self._size).ravel())])
             for outline in picture.outlines
-            for polygon in _solid(outline)
+            for polygon in _polygons_of(outline)
         ]
         (self._labels / f"{picture.name}.txt").write_text("".join(f"{line}\n" for line in lines))
 
     def close(self) -> None:
-        pass
+        """Do nothing: the label files are written already."""
 
 
 class Labelme(_WithPictures):
-    """A JSON file beside each picture, with a polygon for each outline, whose group is the track.
+    """A JSON file beside each image, with a polygon for each outline. The group of a polygon is its track.
 
     Source: https://github.com/wkentaro/labelme
     """
@@ -178,6 +190,7 @@ class Labelme(_WithPictures):
         self.images, self._size = folder, (width, height)
 
     def write(self, picture: Annotated) -> None:
+        """Write the JSON file of an image."""
         shapes = [
             {
                 "label": LABEL,
@@ -188,7 +201,7 @@ class Labelme(_WithPictures):
                 "flags": {},
             }
             for outline in picture.outlines
-            for polygon in _solid(outline)
+            for polygon in _polygons_of(outline)
         ]
         content: dict[str, Any] = {
             "version": LABELME_VERSION,
@@ -202,16 +215,16 @@ class Labelme(_WithPictures):
         (self.images / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
 
     def close(self) -> None:
-        pass
+        """Do nothing: the JSON files are written already."""
 
 
 class _Shape(NamedTuple):
-    """A polygon of a track of CVAT.
+    """A polygon of a CVAT track.
 
     Attributes:
-        place: number of the annotated frame, not of the recording's.
-        polygon: float [n, 2].
-        end: frame up to which the track is shown from there on without a gap.
+        place: number of the annotated frame, counted over annotated frames only.
+        polygon: float [n, 2], x and y in pixels.
+        end: last frame of the recording up to which the track is shown without a gap.
     """
 
     place: int
@@ -220,11 +233,11 @@ class _Shape(NamedTuple):
 
 
 class Cvat:
-    """CVAT for video 1.1: annotations.xml with tracks, for a task whose data is the recording itself.
+    """CVAT for video 1.1: annotations.xml with tracks, for a task whose data are the recording itself.
 
-    A track is a polygon in each annotated frame, which CVAT moves evenly in between; it is marked as outside from the
-    frame on in which the polyp is not shown. Where a polyp is in several pieces, the smaller ones are tracks of their
-    own. CVAT turns a recording as it says, and leaves its pixels as they are stored.
+    A track has a polygon in each annotated frame, and CVAT interpolates between them. It is marked as outside from the
+    first frame that does not show the polyp. If a polyp has several pieces, the smaller ones are separate tracks. CVAT
+    rotates a recording as its metadata say, and does not correct the pixel shape.
     Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
     """
 
@@ -236,18 +249,24 @@ class Cvat:
 
     @staticmethod
     def shown(orientation: Orientation) -> Orientation:
-        """Turned alone."""
+        """The recording's rotation, without square pixels.
+
+        Args:
+            orientation: orientation of the recording.
+        """
         return orientation.turned_only
 
     def write(self, picture: Annotated) -> None:
+        """Add the polygons of a frame."""
         for outline, end in zip(picture.outlines, picture.ends, strict=True):
-            largest_first = sorted(_solid(outline), key=_area, reverse=True)
+            largest_first = sorted(_polygons_of(outline), key=_area, reverse=True)
             for piece, polygon in enumerate(largest_first):
                 shape = _Shape(len(self._frames), polygon, end)
                 self._pieces.setdefault((outline.track_id, piece), []).append(shape)
         self._frames.append(picture.frame)
 
     def close(self) -> None:
+        """Write annotations.xml."""
         root = ElementTree.Element("annotations")
         ElementTree.SubElement(root, "version").text = "1.1"
         root.append(self._meta())
@@ -273,11 +292,11 @@ class Cvat:
     def _add_shapes(self, track: ElementTree.Element, shapes: Sequence[_Shape]) -> None:
         for shape, following in zip_longest(shapes, shapes[1:]):
             _add_polygon(track, self._frames[shape.place], shape.polygon, outside=False)
-            gone = shape.end + 1
+            outside_from = shape.end + 1
             if shape.place + 1 < len(self._frames) and (following is None or following.place > shape.place + 1):
-                gone = min(gone, self._frames[shape.place + 1])
-            if gone < (self._frames[following.place] if following else self._count):
-                _add_polygon(track, gone, shape.polygon, outside=True)
+                outside_from = min(outside_from, self._frames[shape.place + 1])
+            if outside_from < (self._frames[following.place] if following else self._count):
+                _add_polygon(track, outside_from, shape.polygon, outside=True)
 
 
 def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:
@@ -286,10 +305,11 @@ def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, ou
     ElementTree.SubElement(track, "polygon", {"frame": str(frame), **attributes})
 
 
-def _solid(outline: Outline) -> list[np.ndarray]:
-    """The polygons, float [n, 2]; one of fewer than three corners, which no tool takes, as the box around it.
+def _polygons_of(outline: Outline) -> list[np.ndarray]:
+    """Polygons of an outline, float [n, 2]. A polygon of fewer than three points, which no tool accepts, becomes a box.
 
-    Outlines go through the middles of the outermost pixels, and in these formats a middle is at half a pixel.
+    Outlines pass through the centres of the outermost pixels. In these formats the centre of a pixel is at half a
+    pixel.
     """
     return [polygon + 0.5 if len(polygon) > 2 else _box(polygon) for polygon in outline.polygons]
 
@@ -299,7 +319,7 @@ def _area(polygon: np.ndarray) -> float:
 
 
 def _box(polygon: np.ndarray) -> np.ndarray:
-    """Around the outer edges of the outline's pixels."""
+    """Box around the outer edges of the outline's pixels, float [4, 2]."""
     x, y, width, height = cv2.boundingRect(polygon)
     return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
 

@@ -1,4 +1,4 @@
-"""`polypstream masks`: what a run found, as pre-annotations that annotation tools open."""
+"""`polypstream masks`: findings of a finished run as pre-annotations for annotation tools."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from polypstream.jobs.results import (
 from polypstream.media.scaling import shown
 
 JPEG_QUALITY = 95
-# A frame this little before its time, in seconds, counts as on time.
+# A frame that is early by at most this many seconds counts as on time.
 EARLY_S = 1e-4
-# Says what annotations were made of, and that a folder is ours to replace.
+# Describes the origin of the annotations. Only folders with this file may be replaced.
 ABOUT = "about.json"
 
 
@@ -45,25 +45,25 @@ def write_annotations(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
 ) -> tuple[Path, int, int]:
-    """Write the findings of a finished run in a format of annotation tools, with the pictures that it needs.
+    """Write the findings of a finished run, and the images, in the format of an annotation tool.
 
     Args:
-        recording: that was processed: its path, or a demo's address.
-        results: the folder that was given to `process --output`, or that of this one run.
-        name: of FORMATS.
-        output: folder to write; None: annotations-<name>/ among the run's results.
-        every: seconds from one annotated picture to the next; 0: every picture. A track that would be missed is
-            annotated where it is seen best.
-        overwrite: replace what an earlier call wrote there.
-        on_progress: told the frames done and the frames expected (None: unknown).
+        recording: the recording that was processed: its path, or a demo's address.
+        results: folder that was given to `process --output`, or the folder of this run.
+        name: format, a key of FORMATS.
+        output: folder to write; None: annotations-<name>/ in the folder of the run.
+        every: seconds between annotated frames; 0: every frame. A track that no such frame shows is annotated in the
+            frame that shows it best.
+        overwrite: replace the output of an earlier call.
+        on_progress: called as on_progress(done, total) with frame counts; total is None if unknown.
 
     Returns:
-        The folder, the pictures annotated and the findings in them.
+        The folder, the number of annotated frames, and the number of findings in them.
 
     Raises:
-        DataError: there is no such run, or this is not its recording.
+        DataError: there is no such run, or it is not a run of this recording.
         SourceError: the recording cannot be read.
-        OutputError: the folder cannot be written, or holds something.
+        OutputError: the folder cannot be written, or is not empty and may not be replaced.
     """
     run = find_run(recording, results)
     target = output or run.folder / f"{ANNOTATIONS}{name}"
@@ -78,12 +78,12 @@ def write_annotations(
             if frame.index not in chosen:
                 continue
             name_of_files = f"{run.folder.name}_{frame.index:06d}"
-            there = [outline.shown(orientation, *run.picture_size) for outline in outlines]
+            displayed = [outline.shown(orientation, *run.picture_size) for outline in outlines]
             ends = [stretches[outline.track_id, frame.index] for outline in outlines]
             with writing(target):
                 if writer.images:
                     (writer.images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
-                writer.write(Annotated(name_of_files, frame.index, there, ends))
+                writer.write(Annotated(name_of_files, frame.index, displayed, ends))
             pictures, findings = pictures + 1, findings + len(outlines)
         with writing(target):
             writer.close()
@@ -92,20 +92,20 @@ def write_annotations(
 
 
 def _sampled(times: Sequence[float], every: float) -> set[int]:
-    """Numbers of the first frame, and from there of the first one in each `every` seconds; 0: of all."""
+    """Numbers of the first frame in each interval of `every` seconds; 0: of all frames."""
     numbers = [int((time - times[0] + EARLY_S) / every) if every else index for index, time in enumerate(times)]
     return {index for index, (before, number) in enumerate(pairwise([-1, *numbers])) if number > before}
 
 
 def _unseen(run: Run, chosen: Collection[int]) -> set[int]:
-    """Of each track that none of the chosen frames shows, the number of the frame that shows it best."""
+    """For each track that none of the chosen frames shows, the number of the frame that shows it best."""
     seen = {outline.track_id for frame, outlines in run.outlines().items() if frame in chosen for outline in outlines}
     best = best_outlines(run)
     return {frame for frame, outlines in best.items() if any(outline.track_id not in seen for outline in outlines)}
 
 
 def _jpeg_encoder(orientation: Orientation) -> Callable[[VideoFrame], bytes]:
-    """Pictures of any size, odd ones too, as JPEG."""
+    """Make a function that encodes frames as JPEG, of any size, also an odd one."""
     scale = shown("bgr24", orientation)
 
     def encode(picture: VideoFrame) -> bytes:
@@ -117,10 +117,10 @@ def _jpeg_encoder(orientation: Orientation) -> Callable[[VideoFrame], bytes]:
 
 @contextmanager
 def _replacing(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `target` when all is well, and else goes away.
+    """Folder to write into. It becomes `target` after success, and is removed after an error.
 
     Raises:
-        OutputError: `target` holds something and may not be replaced, or it cannot be made.
+        OutputError: `target` is not empty and may not be replaced, or it cannot be created.
     """
     with writing(target):
         present = target.exists() and any(target.iterdir())

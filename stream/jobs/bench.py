@@ -1,7 +1,7 @@
-"""`polypstream bench`: what this machine does with the user's own video.
+"""`polypstream bench`: measures the performance of this machine with the user's own video.
 
-Each measurement runs the same stages as `process`. Pixel degradation and delay are measured because 21 CFR
-876.1520(b)(2) asks for them of software that detects lesions in endoscopy, beside the algorithm's own performance.
+Each measurement runs the same stages as `process`. Pixel degradation and latency are measured because 21 CFR
+876.1520(b)(2) asks for both for software that detects lesions in endoscopy, besides the performance of the algorithm.
 """
 
 from __future__ import annotations
@@ -45,12 +45,19 @@ Display = Literal["in-step", "pass-through"]
 
 
 class LiveRun(NamedTuple):
-    """A live measurement: how it is shown, frames per second, whether somebody looks at the page, how many sources."""
+    """Parameters of a live measurement.
+
+    Attributes:
+        display: in-step or pass-through, see config.yaml.
+        rate: frames per second of each source.
+        viewer: a viewer reads the live page.
+        sources: number of sources.
+    """
 
     display: Display
     rate: int
     viewer: bool = False
-    rooms: int = 1
+    sources: int = 1
 
 
 LIVE_RUNS = (
@@ -59,29 +66,29 @@ LIVE_RUNS = (
     LiveRun("pass-through", 30),
     LiveRun("in-step", 60),
 )
-# Stages whose work is this program's own, not the decoder's, the encoder's or the session's.
+# Stages that do this program's own work. Decoder, encoder and inference session are not among them.
 OWN = ("crop", "quality", "smooth", "findings", "overlay", "table")
 PICTURES_PER_PROVIDER = 60
 COMPARED_PICTURES = 30
-# The first frames of a live run, in which threads and codecs start, are not timed.
+# Start of a live run that is not measured, since threads and codecs start then.
 LIVE_START_S = 1.0
 
 Open = Callable[[], Source]
-# Serves the page of a live run while a block lasts, and returns its address.
+# Serves the page of a live run within a `with` block, and returns its address.
 ServePage = Callable[[Live, Browser], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Annotating a recording, as `process` does.
+    """Measurement of annotating a recording, as `process` does.
 
     Attributes:
-        frames: annotated.
-        frames_per_second: of wall time.
-        bottleneck: the stage that worked longest.
-        stage_ms: wall time that each stage worked, per frame.
-        own_cpu_ms: CPU time per frame of this program's own stages, without decoder, session and encoder.
-        memory_mb: resident, at half time and at most.
+        frames: number of frames annotated.
+        frames_per_second: frames per second of wall time.
+        bottleneck: name of the stage that worked longest.
+        stage_ms: wall time per frame in which each stage worked, in milliseconds.
+        own_cpu_ms: CPU time per frame of the stages in OWN, in milliseconds.
+        memory_mb: largest resident memory in the first half of the run and in all of it, in megabytes.
     """
 
     frames: int
@@ -94,19 +101,20 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The same video played at a fixed rate through `polypstream live`, the newest frame winning.
+    """Measurement of the same video played at a fixed rate through `polypstream live`. New frames replace waiting ones.
 
     Attributes:
         display: in-step or pass-through, see config.yaml.
-        viewer: somebody looked at the page; else nobody did.
-        rooms: so many sources sent the video at once; counts are of all of them.
-        rate: frames per second that came in from each.
-        frames_in, shown: counted.
-        shown_by_room: counted for each.
-        dropped: frames that were not shown, by reason; with `shown` they add up to `frames_in`.
-        shown_per_second: frames that came out.
-        delay_ms: of the pictures, from arrival to a sink; median, 95th and 99th percentile, and longest.
-        markers_ms: likewise of the markers, from the arrival of the frame that they were found in.
+        viewer: True if a viewer read the live page.
+        rooms: number of sources that sent the video at the same time. Counts are sums over all of them.
+        rate: frames per second of each source.
+        frames_in, shown: numbers of frames.
+        shown_by_room: number of frames shown of each source.
+        dropped: numbers of frames not shown, by reason; with `shown` they add up to `frames_in`.
+        shown_per_second: frames shown per second.
+        delay_ms: latency of frames, from arrival to a sink: median, 95th and 99th percentile, maximum.
+        markers_ms: latency of markers, from the arrival of the frame in which the findings were detected. The same four
+            values.
     """
 
     display: Display
@@ -124,12 +132,12 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """What happens to pixels outside the markers.
+    """Changes of pixels outside the markers.
 
     Attributes:
-        frames: compared.
-        changed: pixels outside the markers that differ from the decoder's before encoding.
-        encoded_psnr_db: of luma outside the markers in the encoded file; None if they are identical.
+        frames: number of frames compared.
+        changed: number of pixels outside the markers that differ from the decoded ones before encoding.
+        encoded_psnr_db: PSNR of luma outside the markers in the encoded file, in decibels; None if it is identical.
     """
 
     frames: int
@@ -143,31 +151,31 @@ def bench(
     settings: Settings,
     seconds: float,
     serve_page: ServePage,
-    rooms: int = 1,
+    sources: int = 1,
 ) -> dict[str, Any]:
-    """Measure everything.
+    """Run all measurements.
 
     Args:
         open_video: opens the video from its beginning.
-        segmenter: of the provider to measure.
-        settings: of the run.
-        seconds: at most so long for the recording and so long for each live run.
-        serve_page: serves the live page, for a viewer.
-        rooms: if more than one, live play of so many sources at once is measured, too.
+        segmenter: runs the model with the provider to measure.
+        settings: settings of the run.
+        seconds: longest time for the recording, and for each live run.
+        serve_page: serves the live page for a viewer.
+        sources: if more than one, live play of this many sources at once is measured too.
 
     Returns:
-        Plain values: machine, model, provider, recorded, providers, live, degradation.
+        Measurements and plain values: machine, picture_size, model, provider, recorded, live, degradation, providers.
     """
     with closing(open_video()) as source:
         view, pictures = choose_field_of_view(source, settings), source.format
     log.info("annotating the recording")
     recorded = measure_recorded(open_video, view, segmenter, settings, seconds)
     live = []
-    for run in (*LIVE_RUNS, *([LiveRun("in-step", 30, rooms=rooms)] if rooms > 1 else [])):
+    for run in (*LIVE_RUNS, *([LiveRun("in-step", 30, sources=sources)] if sources > 1 else [])):
         log.info(
             f"live, {run.display}, at {run.rate} frames per second"
             + (", with a viewer of the page" if run.viewer else "")
-            + (f", in {run.rooms} rooms" if run.rooms > 1 else "")
+            + (f", in {run.sources} rooms" if run.sources > 1 else "")
         )
         live.append(measure_live(open_video, segmenter, settings, run, seconds, serve_page))
     log.info("pixels outside the markers")
@@ -188,7 +196,15 @@ def bench(
 def measure_recorded(
     open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings, seconds: float
 ) -> Recorded:
-    """Annotate for so many seconds, or to the end."""
+    """Annotate a video for a limited time, or to its end.
+
+    Args:
+        open_video: opens the video from its beginning.
+        view: its field of view.
+        segmenter: runs the model.
+        settings: settings of the run.
+        seconds: longest time in seconds.
+    """
     process, memory = psutil.Process(), [0.0]
     with TemporaryDirectory() as folder, closing(open_video()) as source:
         video = AnnotatedVideo(Path(folder) / "annotated.mp4", source.format, None, settings.output.video)
@@ -221,28 +237,37 @@ def _until(frames: Iterator[Frame], end: float) -> Iterator[Frame]:
 def measure_live(
     open_video: Open, segmenter: Segmenter, settings: Settings, run: LiveRun, seconds: float, serve_page: ServePage
 ) -> Shown:
-    """Play the video over and over at a rate, and look at when each frame comes out."""
+    """Play a video repeatedly at a fixed rate, and measure when each frame reaches a sink.
+
+    Args:
+        open_video: opens the video from its beginning.
+        segmenter: runs the model.
+        settings: settings of the run.
+        run: parameters of the measurement.
+        seconds: length of the run in seconds.
+        serve_page: serves the live page for a viewer.
+    """
     live_settings = settings.live.model_copy(update={"display": run.display})
-    names = [f"room {number}" for number in range(1, run.rooms + 1)]
-    played = [Played(name, open_video, run.rate, seconds) for name in names]
-    stopwatch, browser = _Stopwatch(), Browser()
-    sinks: list[tuple[str, Sink[Frame]]] = [("stopwatch", stopwatch), ("web", browser)]
-    live = Live(played, segmenter, settings.model_copy(update={"live": live_settings}), sinks)
+    names = [f"room {number}" for number in range(1, run.sources + 1)]
+    sources = [LoopedVideo(name, open_video, run.rate, seconds) for name in names]
+    recorder, browser = _DelayRecorder(), Browser()
+    sinks: list[tuple[str, Sink[Frame]]] = [("stopwatch", recorder), ("web", browser)]
+    live = Live(sources, segmenter, settings.model_copy(update={"live": live_settings}), sinks)
     with ExitStack() as stack:
         if run.viewer:
             address = stack.enter_context(serve_page(live, browser))
-            stack.enter_context(in_background("viewer", lambda: _look_at(address), lambda: None))
+            stack.enter_context(in_background("viewer", lambda: _read_stream(address), lambda: None))
         started = time.monotonic()
         live.run(lambda: None)
         passed = time.monotonic() - started
     statuses = live.status()
-    timed = [each for each in stopwatch.seen if each[0] > started + LIVE_START_S] or stopwatch.seen
+    timed = [each for each in recorder.samples if each[0] > started + LIVE_START_S] or recorder.samples
     delays, ages = ([each[part] for each in timed] for part in (1, 2))
     shown = [status.shown for status in statuses]
     return Shown(
         run.display,
         run.viewer,
-        run.rooms,
+        run.sources,
         run.rate,
         sum(status.frames_in for status in statuses),
         sum(shown),
@@ -254,15 +279,22 @@ def measure_live(
     )
 
 
-def _look_at(address: str) -> None:
-    """Fetch live pictures as a browser does, until there are no more."""
+def _read_stream(address: str) -> None:
+    """Read the live stream as a browser does, until it ends."""
     with urllib.request.urlopen(f"{address}live/0/stream") as pictures:
         while pictures.read(65536):
             pass
 
 
-class Played:
-    """A live source: a video repeated at a steady rate, as a camera would send it."""
+class LoopedVideo:
+    """A LiveSource that repeats a video at a steady rate, as a camera would send it.
+
+    Args:
+        name: name of the source.
+        open_video: opens the video from its beginning.
+        rate: frames per second.
+        seconds: length of the run in seconds.
+    """
 
     def __init__(self, name: str, open_video: Open, rate: int, seconds: float) -> None:
         self.name, self.signal = name, Signal(there=True, problem="")
@@ -270,7 +302,7 @@ class Played:
         self._open_video, self._rate, self._count = open_video, rate, round(rate * seconds)
 
     def frames(self) -> Iterator[Frame]:
-        """Each arrives when it is due and is decoded then: decoding is part of the delay, opening the video is not."""
+        """Each frame arrives when it is due and is decoded then: decoding counts as latency, opening does not."""
         index, due = 0, 0.0
         while index < self._count:
             with closing(self._open_video()) as source:
@@ -284,27 +316,34 @@ class Played:
             due = 0.0
 
     def close(self) -> None:
-        """It ends by itself."""
+        """Do nothing: the source ends by itself."""
 
 
-class _Stopwatch:
-    """A sink that notes when each frame came out, how long it was on its way, and its markers' age, in seconds."""
+class _DelayRecorder:
+    """A sink that records the time, latency and marker age of each frame, in seconds."""
 
-    queue_size = 60  # it has to note every one
+    queue_size = 60  # it must record every frame
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float, float]] = []
+        self.samples: list[tuple[float, float, float]] = []
 
     def write(self, frame: Frame) -> None:
         now = time.monotonic()
-        self.seen.append((now, now - frame.arrived, frame.markers_age))
+        self.samples.append((now, now - frame.arrived, frame.markers_age))
 
     def close(self) -> None:
         pass
 
 
 def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Degradation:
-    """Compare pictures with the decoder's before and after encoding, outside the markers."""
+    """Compare frames outside the markers with the decoded ones, before and after encoding.
+
+    Args:
+        open_video: opens the video from its beginning.
+        view: its field of view.
+        segmenter: runs the model.
+        settings: settings of the run.
+    """
     stages = make_stages(view, segmenter, settings)
     compared: list[tuple[np.ndarray, np.ndarray]] = []
     changed = 0
@@ -329,18 +368,22 @@ def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmente
 
 
 def _outside_markers(frame: Frame, settings: Settings) -> np.ndarray:
-    """uint8 [height, width]: 255 where nothing may be drawn."""
+    """Pixels that no marker may change.
+
+    Returns:
+        uint8 [height, width], 255 there.
+    """
     outside = np.full((frame.picture.height, frame.picture.width), 255, np.uint8)
     if frame.region is not None:
         outside[frame.region.slices] = cv2.bitwise_not(frame.region.mask)
         width = line_width(settings.overlay.contour, frame.picture.height)
-        # An outline lies on the finding's rim, half of it outside; chroma samples cover two pixels.
+        # Half of an outline's width lies outside the finding. Chroma samples cover two pixels.
         outside = cv2.erode(outside, np.ones((width + 4, width + 4), np.uint8))
     return outside
 
 
 def _luma_errors(path: Path, compared: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:
-    """Mean squared error of each picture of a file, outside its markers."""
+    """Mean squared error of the luma outside the markers, for each frame of a file."""
     with av.open(str(path)) as file:
         for picture, (luma, outside) in zip(file.decode(file.streams.video[0]), compared, strict=True):
             encoded = planes_of(picture)[0][: luma.shape[0], : luma.shape[1]]
@@ -348,7 +391,15 @@ def _luma_errors(path: Path, compared: Sequence[tuple[np.ndarray, np.ndarray]]) 
 
 
 def measure_providers(model: Path, batch_size: int) -> dict[str, dict[str, float] | str]:
-    """Median milliseconds a picture of each provider that is here, by batch size; or why it is not here."""
+    """Measure each execution provider.
+
+    Args:
+        model: the ONNX file.
+        batch_size: images per batch, besides 1.
+
+    Returns:
+        For each provider the median time per image in milliseconds, by batch size; or why it is not available.
+    """
     found: dict[str, dict[str, float] | str] = {}
     for provider in FASTEST_FIRST:
         absent = probe(provider)

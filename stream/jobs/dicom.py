@@ -1,7 +1,7 @@
-"""`polypstream dicom`: each track of a finished run as DICOM objects, its best picture and its mask there.
+"""`polypstream dicom`: each track of a finished run as two DICOM objects, from the frame that shows it best.
 
-The picture is a Secondary Capture without any marker; the mask is a binary Segmentation that refers to it. Importing
-this needs the optional part `dicom`.
+The frame is a Secondary Capture without markers. The mask is a binary Segmentation that refers to it. This module needs
+the optional dependencies of the extra `dicom`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from polypstream.media.scaling import shown
 from polypstream.sources.dicom import is_dicom, quiet, read_header
 
 FOLDER = "dicom"
-# Of the patient and the study, what a DICOM recording hands on.
-HANDED_ON = (
+# Attributes of the patient and the study that are copied from a DICOM recording.
+COPIED_ATTRIBUTES = (
     "PatientName",
     "PatientID",
     "IssuerOfPatientID",
@@ -48,9 +48,9 @@ HANDED_ON = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-# High, so that ours stand behind the study's own series.
+# Series numbers, high enough to sort behind the study's own series.
 CAPTURES, SEGMENTATIONS = 9001, 9002
-# A child of 49755003, Morphologically Abnormal Structure; DICOM's own tables have only polyps of certain organs.
+# A child of 49755003, Morphologically Abnormal Structure. DICOM's own tables have polyps of certain organs only.
 POLYP = Code("41329004", "SCT", "Polyp")
 UTF_8 = "ISO_IR 192"
 LONG_STRING = 64
@@ -60,11 +60,11 @@ DEIDENTIFICATION = "Patient and study replaced, picture outside the view blacken
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What the objects of a run have in common.
+    """Values that all objects of a run share.
 
     Attributes:
         identity: attributes of the patient and the study.
-        orientation: how its pictures are turned for people, and the shape of their pixels.
+        orientation: rotation and pixel shape of the recording.
         captures, segmentations: UIDs of the two series.
     """
 
@@ -77,19 +77,19 @@ class Study:
 def write_dicom(
     recording: str, results: Path, overwrite: bool = False, on_progress: OnProgress = lambda *_: None
 ) -> list[Path]:
-    """Write a capture and a segmentation of each track into the run's folder `dicom/`.
+    """Write a capture and a segmentation for each track into the folder `dicom/` of the run.
 
     Args:
         recording: as it was given to `process`.
-        results: the folder that was given to `process --output`, or that of this one run.
-        overwrite: replace objects that exist.
-        on_progress: told the frames done and the frames expected (None: unknown).
+        results: folder that was given to `process --output`, or the folder of this run.
+        overwrite: replace existing objects.
+        on_progress: called as on_progress(done, total) with frame counts; total is None if unknown.
 
     Returns:
-        The files written, two a track.
+        Paths of the files, two for each track.
 
     Raises:
-        DataError: there is no such run, or it is of another recording.
+        DataError: there is no such run, or it is not a run of this recording.
         SourceError: the recording cannot be read.
         OutputError: objects exist and may not be replaced, or cannot be written.
     """
@@ -112,18 +112,28 @@ def write_dicom(
 
 
 def identity_of(run: Run, recording: str) -> Dataset:
-    """The patient and the study: a DICOM recording's own; else, and if the run is de-identified, new ones."""
+    """Attributes of the patient and the study.
+
+    They are those of the recording if it is a DICOM object. Otherwise, or if the run is de-identified, they are new.
+
+    Args:
+        run: the run.
+        recording: path of its recording.
+
+    Raises:
+        SourceError: the DICOM object cannot be read.
+    """
     identity, path = Dataset(), Path(recording)
     identity.SpecificCharacterSet = UTF_8
     if run.settings.deidentify.enabled:
         identity.StudyInstanceUID = generate_uid()
-        # Not the run's name, which may be the recording's own, and that the patient's.
+        # Not the run's name: that may be the recording's name, which may be the patient's.
         identity.PatientName, identity.PatientID = "", identity.StudyInstanceUID[-ID_DIGITS:]
         identity.PatientIdentityRemoved, identity.DeidentificationMethod = "YES", DEIDENTIFICATION
     elif is_dicom(path):
         header = read_header(path)
         with quiet():
-            for keyword in HANDED_ON:
+            for keyword in COPIED_ATTRIBUTES:
                 if keyword in header:
                     identity[keyword] = header[keyword]
     else:
@@ -134,22 +144,28 @@ def identity_of(run: Run, recording: str) -> Dataset:
 
 
 def _long_string(text: str) -> str:
-    """A text as DICOM's LO takes it: no backslash, no control character, not over 64 characters.
+    """Make a valid value of DICOM's LO type: no backslash, no control character, at most 64 characters.
 
-    Cut at 64 bytes of UTF-8, since some readers count those. File names may be any bytes.
+    It is cut at 64 bytes of UTF-8, since some readers count bytes. File names may contain any bytes.
     """
     valid = text.encode(errors="replace")[:LONG_STRING].decode(errors="ignore")
     return re.sub(r"[\\\x00-\x1f\x7f]", "_", valid).strip()
 
 
 def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
-    """The picture of a frame as a Secondary Capture."""
+    """Make the Secondary Capture of a frame.
+
+    Args:
+        frame: the frame.
+        outline: the track in this frame.
+        study: values shared by all objects.
+    """
     capture = SCImage(
         pixel_array=shown("rgb24", study.orientation.turned_only)(frame.picture).to_ndarray(),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),  # asked for, and removed below
+        patient_orientation=("L", "F"),  # required by highdicom; `_save` removes it
         study_instance_uid=study.identity.StudyInstanceUID,
         series_instance_uid=study.captures,
         series_number=CAPTURES,
@@ -161,11 +177,11 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     capture.Laterality = ""
-    capture.LossyImageCompression = "01"  # by whoever recorded it
+    capture.LossyImageCompression = "01"  # the recording was compressed
     capture.ImageComments = f"Track {outline.track_id} at {frame.seconds:.6f} s (frame {frame.index}). {NOTICE}"
     shape = study.orientation.pixel_shape
     if shape != 1:
-        # DICOM has the height of a pixel before its width.
+        # DICOM stores the height of a pixel before its width.
         tall, wide = (
             (shape.numerator, shape.denominator) if study.orientation.swapped else shape.as_integer_ratio()[::-1]
         )
@@ -174,7 +190,14 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
 
 
 def segmentation_of(capture: SCImage, outline: Outline, run: Run, study: Study) -> Segmentation:
-    """A track's mask in its capture, by whom it was made."""
+    """Make the Segmentation of a track in its capture, including the algorithm that made it.
+
+    Args:
+        capture: the capture of the frame.
+        outline: the track in this frame.
+        run: the run that found it.
+        study: values shared by all objects.
+    """
     model, program = run.about["model"], run.about["polypstream"]
     algorithm = AlgorithmIdentificationSequence(
         name="polypstream SA-UNet",
@@ -211,7 +234,7 @@ def segmentation_of(capture: SCImage, outline: Outline, run: Run, study: Study) 
 
 
 def _prepare_folder(folder: Path, overwrite: bool) -> Path:
-    """Make the folder, and remove objects that the user has given up.
+    """Create the folder, and remove existing objects if they may be replaced.
 
     Raises:
         OutputError: objects exist and may not be replaced, or the folder cannot be written.
@@ -227,8 +250,8 @@ def _prepare_folder(folder: Path, overwrite: bool) -> Path:
 
 
 def _save(dataset: Dataset, study: Study, path: Path) -> None:
-    """Write an object with its patient and study, whole or not at all."""
+    """Write an object with its patient and study attributes, completely or not at all."""
     dataset.update(study.identity)
-    dataset.PatientOrientation = None  # nobody knows how an endoscope was held
+    dataset.PatientOrientation = None  # the orientation of the endoscope is not known
     with write_atomically(path) as unfinished:
         dataset.save_as(unfinished)

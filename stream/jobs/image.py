@@ -1,4 +1,4 @@
-"""One image by itself: from a file to the model's input."""
+"""Single images: from a file to the model's input, and from a probability map to a mask."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 
 
 def load_image(file: IO[bytes] | Path) -> np.ndarray:
-    """A picture as it is meant to be looked at (EXIF's orientation applied), uint8 RGB [H, W, 3].
+    """Read an image and apply its EXIF orientation.
 
     Args:
-        file: its path, or the open file: JPEG, PNG, TIFF, WebP or BMP, of 8 or 16 bits; of several pictures the
-            first is taken.
+        file: path or open file: JPEG, PNG, TIFF, WebP or BMP, with 8 or 16 bits. The first image is used if there are
+            several.
+
+    Returns:
+        uint8 RGB [H, W, 3].
 
     Raises:
-        SourceError: it is none of these, or damaged.
-        TooLarge: it has more than 40 million pixels.
+        SourceError: the file is of another format, or damaged.
+        TooLarge: the image has more than 40 million pixels.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -41,15 +44,21 @@ def load_image(file: IO[bytes] | Path) -> np.ndarray:
         raise SourceError(f"not a picture that can be read; send {', '.join(FORMATS)}") from error
     except SourceError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow may raise anything for a damaged file
         raise SourceError("the picture is damaged or not whole") from error
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow image as uint8 RGB [H, W, 3].
+    """Convert a Pillow image to an array.
+
+    Args:
+        image: the image.
+
+    Returns:
+        uint8 RGB [H, W, 3].
 
     Raises:
-        SourceError: it is grey with 32 bits.
+        SourceError: the image is grey with 32 bits.
     """
     if image.mode in ("I", "F"):
         raise SourceError("a grey picture of 32 bits; save it with 8 or 16")
@@ -60,7 +69,11 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def view_of_image(picture: np.ndarray) -> FieldOfView:
-    """The field of view of one RGB picture, found as the running program finds it."""
+    """Find the field of view of an image, as for a recording.
+
+    Args:
+        picture: uint8 RGB [H, W, 3].
+    """
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     thumbnail = cv2.resize(grey, thumbnail_size(width, height), interpolation=cv2.INTER_AREA)
@@ -68,13 +81,21 @@ def view_of_image(picture: np.ndarray) -> FieldOfView:
 
 
 def resize_for_model(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resize to [size, size], averaging where the picture shrinks."""
+    """Resize an image to the model's input: by area averaging if it shrinks, else by linear interpolation.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        size: side of the model's input in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
     smaller = min(picture.shape[:2]) >= size
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
 def prepare_image(picture: np.ndarray, size: int) -> tuple[FieldOfView, np.ndarray]:
-    """The field of view of an image, and the model's input made of it.
+    """Find the field of view of an image and make the model's input from it.
 
     Args:
         picture: uint8 RGB [H, W, 3].
@@ -88,7 +109,17 @@ def prepare_image(picture: np.ndarray, size: int) -> tuple[FieldOfView, np.ndarr
 
 
 def findings_mask(probability: np.ndarray, view: FieldOfView, rules: Rules, shape: tuple[int, ...]) -> np.ndarray:
-    """The findings of one probability map as a mask of its picture, uint8 [H, W] of 0 and 255."""
+    """Mask of the findings in a probability map.
+
+    Args:
+        probability: uint8 [size, size], 255 meaning 1.
+        view: field of view of the map, in pixels of the image.
+        rules: rules that decide what is a finding.
+        shape: height and width of the image.
+
+    Returns:
+        uint8 [H, W], 0 and 255.
+    """
     mask = np.zeros(shape, np.uint8)
     region, _ = find_region(probability, view, rules)
     if region is not None:

@@ -1,6 +1,6 @@
-"""Recordings processed in a process beside this one: what brings a decoder down costs the recording at hand alone.
+"""Processes recordings in a child process, so that a crash of a decoder affects only the current recording.
 
-To cancel is to end that process. It outlives neither its parent nor a minute in which nothing moves.
+To cancel a recording, end the child. The child also ends when its parent ends, or after a minute without progress.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,38 +22,21 @@ from polypstream.core.config import Settings
 from polypstream.core.watchdog import EXIT_CODE, STALL_TIMEOUT_S, Watchdog
 from polypstream.errors import PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import OnProgress, ProcessResult, process
+from polypstream.jobs.process import Job, OnProgress, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter
 
-# After a recording its process may do more, of which the outcome is sent back.
+# Called in the child after a recording; its return value is sent back.
 Then = Callable[[Segmenter, Settings], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A recording to process, as for `process`.
-
-    Attributes:
-        then: called in the child when it is done, whatever came of it.
-    """
-
-    uri: str
-    output: Path
-    masks: bool = False
-    overwrite: bool = False
-    name: str | None = None
-    title: str | None = None
-    then: Then | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a job.
+    """Result of a job.
 
     Attributes:
-        run: of the results; None: there are none, or they are not whole.
-        problem: why.
-        then: what `Job.then` returned.
+        run: the results; None: there are none, or they are not complete.
+        problem: why; None: no error.
+        then: return value of `then`.
     """
 
     run: ProcessResult | None = None
@@ -64,35 +46,39 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """The child has its model."""
+    """Message of the child: the model is loaded.
+
+    Attributes:
+        notes: what the model's provider reports.
+    """
 
     notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """Frames done and expected."""
+class _Progress:
+    """Message of the child: numbers of frames done and expected."""
 
     done: int
-    of: int | None
+    expected: int | None
 
 
 class _Interrupted:
-    """The child ended its files when it was told to."""
+    """Message of the child: it was interrupted and has finished its files."""
 
 
 @dataclass(slots=True)
 class IsolatedProcessor:
-    """A child process that keeps its model between recordings; where one dies, the next recording gets a new one.
+    """A child process that keeps its model loaded between recordings. `start` replaces a child that crashed.
 
     Args:
-        settings: of all runs.
-        fork: make the child of this process as it is, which takes no time, but may be done only where no other
-            thread is at work; otherwise it starts anew.
-        niceness: of the child.
+        settings: settings of all runs.
+        fork: fork this process, which takes no time. It is allowed only while no other thread runs. False: start a
+            new Python process.
+        niceness: niceness of the child.
 
     Attributes:
-        notes: what the model's provider had to say.
+        notes: what the model's provider reports.
     """
 
     settings: Settings
@@ -100,10 +86,10 @@ class IsolatedProcessor:
     niceness: int = 0
     notes: list[str] = field(default_factory=list)
     _child: BaseProcess | None = None
-    _link: Connection | None = None
+    _connection: Connection | None = None
 
     def start(self) -> None:
-        """Start the child, if there is none, and wait until it has loaded the model.
+        """Start the child, unless it runs already, and wait until it has loaded the model.
 
         Raises:
             PolypstreamError: the model or its provider cannot be used.
@@ -111,84 +97,95 @@ class IsolatedProcessor:
         if self._child is not None and self._child.is_alive():
             return
         forks = self.fork and sys.platform == "linux"
-        here, there = multiprocessing.Pipe()
-        orders = (there, here if forks else None, self.settings, self.niceness)
+        parent_end, child_end = multiprocessing.Pipe()
+        arguments = (child_end, parent_end if forks else None, self.settings, self.niceness)
         kind = multiprocessing.context.ForkProcess if forks else multiprocessing.context.SpawnProcess
-        self._child = kind(target=_work, args=orders, name="polypstream-recordings", daemon=True)
+        self._child = kind(target=_run_child, args=arguments, name="polypstream-recordings", daemon=True)
         self._child.start()
-        there.close()
-        self._link = here
-        said = self._hear("the model")
-        if isinstance(said, PolypstreamError):
-            raise said
-        assert isinstance(said, _Ready)
-        self.notes = said.notes
+        child_end.close()
+        self._connection = parent_end
+        message = self._receive("the model")
+        if isinstance(message, PolypstreamError):
+            raise message
+        assert isinstance(message, _Ready)
+        self.notes = message.notes
 
-    def process(self, job: Job, on_progress: OnProgress = lambda *_: None) -> Outcome:
-        """Process a recording; the child must have been started.
+    def process(self, job: Job, on_progress: OnProgress = lambda *_: None, then: Then | None = None) -> Outcome:
+        """Process a recording. The child must have been started.
 
         Args:
             job: the recording.
-            on_progress: told the frames done and the frames expected (None: unknown), a few times a second.
+            on_progress: called as on_progress(done, total) with frame counts, a few times per second; total is None if
+                unknown.
+            then: called in the child after the recording, also if it failed. It must be picklable. Its return value is
+                sent back in `Outcome.then`.
 
         Raises:
-            KeyboardInterrupt: once the child has finished its files; a second one ends it.
+            KeyboardInterrupt: the user interrupted, and the child has finished its files; a second interrupt kills it.
         """
-        assert self._link is not None, "start first"
+        assert self._connection is not None, "start first"
         try:
-            with suppress(BrokenPipeError, ConnectionError):  # it has died already, which is heard below
-                self._link.send(job)
-            while isinstance(said := self._hear(job.uri), _Done):
-                on_progress(said.done, said.of)
+            with suppress(BrokenPipeError, ConnectionError):  # the child has died; `_receive` below reports it
+                self._connection.send((job, then))
+            while isinstance(message := self._receive(job.uri), _Progress):
+                on_progress(message.done, message.expected)
         except KeyboardInterrupt:
             self._interrupt()
             raise
-        if isinstance(said, _Interrupted):
+        if isinstance(message, _Interrupted):
             raise KeyboardInterrupt
-        if isinstance(said, PolypstreamError):
-            return Outcome(problem=said)
-        assert isinstance(said, Outcome)
-        return said
+        if isinstance(message, PolypstreamError):
+            return Outcome(problem=message)
+        assert isinstance(message, Outcome)
+        return message
 
-    def _hear(self, what: str) -> Any:
-        """The next thing that the child says; an error if it has died."""
+    def _receive(self, what: str) -> Any:
+        """Next message of the child; an error if the child has died.
+
+        Args:
+            what: what the error message names.
+        """
         assert self._child is not None
-        assert self._link is not None
+        assert self._connection is not None
         try:
-            return self._link.recv()
+            return self._connection.recv()
         except (EOFError, ConnectionError):
             self._child.join()
-            self._link.close()
-            return SourceError(f"{what}: {_cause_of_death(self._child.exitcode)}")
+            self._connection.close()
+            return SourceError(f"{what}: {_describe_exit(self._child.exitcode)}")
 
     def _interrupt(self) -> None:
-        """Let the child finish its files."""
+        """Interrupt the child, wait until it has finished its files, then kill it."""
         assert self._child is not None
-        assert self._link is not None
+        assert self._connection is not None
         if self._child.pid is not None:
             os.kill(self._child.pid, signal.SIGINT)
         try:
-            while not isinstance(self._hear(""), Outcome | PolypstreamError | _Interrupted):
+            while not isinstance(self._receive(""), Outcome | PolypstreamError | _Interrupted):
                 pass
         finally:
             self.kill()
 
     def kill(self) -> None:
-        """End the child at once, from any thread; what it has written stays as it is."""
+        """Kill the child; may be called from any thread. Files that it has written stay unfinished."""
         if self._child is not None and self._child.is_alive():
             self._child.kill()
 
     def close(self) -> None:
-        """End the child; more than once does no harm."""
+        """Kill the child and free its resources. May be called more than once."""
         self.kill()
         if self._child is not None:
             self._child.join()
-        if self._link is not None:
-            self._link.close()
+        if self._connection is not None:
+            self._connection.close()
 
 
-def _cause_of_death(code: int | None) -> str:
-    """For people, from the exit code of a child."""
+def _describe_exit(code: int | None) -> str:
+    """Describe the exit of a child for the user.
+
+    Args:
+        code: its exit code.
+    """
     if code == EXIT_CODE:
         return f"nothing moved in it for {STALL_TIMEOUT_S:.0f} seconds, so it was ended"
     if code is not None and code < 0:
@@ -198,33 +195,40 @@ def _cause_of_death(code: int | None) -> str:
     return f"the process that read it died (exit code {code})"
 
 
-# In the child
+# The functions below run in the child.
 
 
-def _work(link: Connection, other_end: Connection | None, settings: Settings, niceness: int) -> None:
-    """Do the jobs that come through the link until it is closed."""
-    if other_end is not None:
-        other_end.close()  # or the link would never be closed, if the parent dies
-    _settle_in(niceness)
+def _run_child(connection: Connection, parent_end: Connection | None, settings: Settings, niceness: int) -> None:
+    """Process the jobs that arrive through the connection until it is closed.
+
+    Args:
+        connection: the child's end.
+        parent_end: after a fork, the parent's end, which the child must close.
+        settings: settings of all runs.
+        niceness: niceness of the child.
+    """
+    if parent_end is not None:
+        parent_end.close()  # otherwise the connection would stay open after the parent's death
+    _set_up_child(niceness)
     try:
         segmenter = make_segmenter(settings)
     except PolypstreamError as error:
-        _say(link, error)
+        _send(connection, error)
         return
-    except Exception as error:  # whatever a library raises is one line
-        _say(link, PolypstreamError(f"the model cannot be used ({type(error).__name__}: {error})"))
+    except Exception as error:  # whatever a library raises becomes one line
+        _send(connection, PolypstreamError(f"the model cannot be used ({type(error).__name__}: {error})"))
         return
-    _say(link, _Ready(segmenter.notes))
+    _send(connection, _Ready(segmenter.notes))
     while True:
         try:
-            job = link.recv()
+            job, then = connection.recv()
         except EOFError:
             return
-        _say(link, _outcome_of(job, segmenter, settings, link))
+        _send(connection, _run_job(job, then, segmenter, settings, connection))
 
 
-def _settle_in(niceness: int) -> None:
-    """Be a process of its own: a terminal's Ctrl-C and a service manager's end are for the parent, which says so."""
+def _set_up_child(niceness: int) -> None:
+    """Detach from the terminal and from the service manager: the parent handles Ctrl-C and the end of the service."""
     if hasattr(os, "setsid") and os.getpid() != os.getsid(0):
         os.setsid()
     if niceness and hasattr(os, "nice"):
@@ -232,54 +236,46 @@ def _settle_in(niceness: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, _interrupt_once)
     if "PYTHONFAULTHANDLER" not in os.environ:
-        # What a library says before it dies tells a user nothing; the parent says what becomes of the recording.
+        # Messages of a crashing library do not help the user. The parent reports what happened to the recording.
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
         os.close(nothing)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """Signal handler: interrupt, and ignore further interrupts."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _outcome_of(job: Job, segmenter: Segmenter, settings: Settings, link: Connection) -> Outcome | _Interrupted:
-    """Do a job; what goes wrong is told, not raised."""
+def _run_job(
+    job: Job, then: Then | None, segmenter: Segmenter, settings: Settings, connection: Connection
+) -> Outcome | _Interrupted:
+    """Process a recording. Errors are returned, not raised."""
     with Watchdog() as watchdog:
 
-        def on_progress(done: int, of: int | None) -> None:
+        def on_progress(done: int, expected: int | None) -> None:
             watchdog.note(done, "frames")
-            if _is_read(link):
-                _say(link, _Done(done, of))
+            if _can_send(connection):
+                _send(connection, _Progress(done, expected))
 
         run, problem = None, None
         try:
-            run = process(
-                job.uri,
-                job.output,
-                segmenter,
-                settings,
-                job.masks,
-                job.overwrite,
-                job.name,
-                on_progress,
-                job.title,
-                watchdog.note,
-            )
+            run = process(job, segmenter, settings, on_progress, watchdog.note)
         except PolypstreamError as error:
             problem = error
         except KeyboardInterrupt:
             return _Interrupted()
-    return Outcome(run, problem, job.then(segmenter, settings) if job.then else None)
+    return Outcome(run, problem, then(segmenter, settings) if then else None)
 
 
-def _is_read(link: Connection) -> bool:
-    """Whether the parent has room for more; it may have been stopped (Ctrl-Z), which is no reason to wait."""
-    return sys.platform == "win32" or bool(select.select([], [link], [], 0)[1])
+def _can_send(connection: Connection) -> bool:
+    """Whether the pipe accepts more data without blocking. A stopped parent (Ctrl-Z) must not stop the child."""
+    return sys.platform == "win32" or bool(select.select([], [connection], [], 0)[1])
 
 
-def _say(link: Connection, what: object) -> None:
+def _send(connection: Connection, what: object) -> None:
     try:
-        link.send(what)
-    except (BrokenPipeError, ConnectionError):  # the parent is gone, and nobody is left to work for
+        connection.send(what)
+    except (BrokenPipeError, ConnectionError):  # the parent is gone, so there is no further work
         os._exit(0)

@@ -1,4 +1,4 @@
-"""`polypstream live`: sources as they come, shown with their markers, recorded, sent on."""
+"""`polypstream live`: shows, records and sends live sources with their markers."""
 
 from __future__ import annotations
 
@@ -38,28 +38,30 @@ from polypstream.stages.overlay import Overlay
 from polypstream.stages.smoothing import TemporalSmoother
 from polypstream.stages.status_overlay import StatusOverlay
 
-# Nothing waits that need not: one frame of each source before each stage.
+# One frame per source waits before each stage. More would only add latency.
 QUEUE = 1
 PERCENTILES = (50, 95, 99, 100)
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a source is doing.
+    """State of a source.
 
     Attributes:
-        source: its name.
-        signal: pictures are coming; else `problem` says why not.
-        ended: there are no more to come.
-        problem: of the source or of inference, for people; or nothing.
-        losses: how often the source went away.
-        frames_in, shown: counted since the start.
-        dropped: frames not shown, by reason; once nothing is on its way, frames_in is the sum of these and `shown`.
-        unrecorded: frames that were shown, but that its recording had no time for.
-        delay_ms: of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, longest.
-        markers_age_ms: of the latest frames with markers, from the arrival of the frame that these were found in until
-            they were drawn, likewise; in-step it is the delay up to there.
-        shown_per_second: of the latest frames.
+        source: name of the source.
+        signal: True if frames arrive; otherwise `problem` gives the reason.
+        ended: True if no more frames will come.
+        problem: problem of the source or of inference, for the user; empty if there is none.
+        losses: number of times the signal was lost.
+        frames_in, shown: numbers of frames since the start.
+        dropped: numbers of frames not shown, by reason. When no frame is in the pipeline, `frames_in` is the sum of
+            these and `shown`.
+        unrecorded: number of frames that were shown, but that the recording was too slow for.
+        delay_ms: latency of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, maximum.
+        markers_age_ms: age of the markers of the latest frames that have any: from the arrival of the frame in which
+            the findings were detected to the drawing. The same four values. In-step, this is the latency up to the
+            drawing.
+        shown_per_second: frame rate of the latest frames.
     """
 
     source: str
@@ -78,27 +80,28 @@ class Status:
 
 @runtime_checkable
 class ReportingSink(Protocol):
-    """A sink that reports what it is doing.
+    """A sink that reports its state.
 
     Attributes:
-        doing: for people, such as what is recorded where.
-        problem: why it does not, for people; or nothing.
+        doing: what it does, for the user, such as what it records and where.
+        problem: why it does not work, for the user; empty if it works.
     """
 
     @property
-    def doing(self) -> str: ...
+    def doing(self) -> str:
+        """What it does, for the user, such as what it records and where."""
 
     problem: str
 
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """What a sink is doing.
+    """State of a sink.
 
     Attributes:
-        name: of the sink.
-        doing: for people, of those that have something to tell, such as what is recorded where.
-        problem: what it has to complain of; or nothing.
+        name: name of the sink.
+        doing: what it does, for the user; empty if it does not report this.
+        problem: why it does not work, for the user; empty if it works.
     """
 
     name: str
@@ -110,7 +113,11 @@ NamedStages = list[tuple[str, Stage[Frame], int]]
 
 
 def describe(status: Status) -> str:
-    """One line for people."""
+    """Describe the state of a source in one line for the user.
+
+    Args:
+        status: the state.
+    """
     drops = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items() if count)
     delay = "" if status.delay_ms is None else f", delay {status.delay_ms[0]:.0f} ms (99 %: {status.delay_ms[2]:.0f})"
     state = "ended" if status.ended else "signal" if status.signal else "no signal"
@@ -126,10 +133,14 @@ def describe(status: Status) -> str:
 
 
 def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
-    """The sources that a user names, each `ADDRESS` or `NAME=ADDRESS`.
+    """Open the sources that the user gave.
+
+    Args:
+        texts: `ADDRESS` or `NAME=ADDRESS` of each source.
+        settings: settings of the run.
 
     Raises:
-        SourceError: one cannot be opened, or two are called the same.
+        SourceError: a source cannot be opened, or two have the same name.
     """
     sources: dict[str, LiveSource] = {}
     for text in texts:
@@ -141,11 +152,19 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
 
 
 def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, RollingRecording]]:
-    """A sink for each source that records it: in `path`, or if there are several in files with their names.
+    """Make a recording sink for each source.
+
+    Args:
+        path: file to record to. If there are several sources, each gets a file with its name appended.
+        sources: the sources.
+        settings: settings of the run.
+
+    Returns:
+        Name and sink for each source.
 
     Raises:
         OutputError: a file exists already.
-        SettingsError: there are several, and one has no name that a file could have.
+        SettingsError: there are several sources, and the name of one cannot be part of a file name.
     """
     nameless = [source.name for source in sources if not NAME.fullmatch(source.name)]
     if nameless and len(sources) > 1:
@@ -153,15 +172,23 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
     sinks = []
     for source in sources:
         own = path if len(sources) == 1 else path.with_stem(f"{path.stem}-{source.name}")
-        sinks.append((_recording(source), RollingRecording(own, source, settings.output)))
+        sinks.append((_recording_name(source), RollingRecording(own, source, settings.output)))
     return sinks
 
 
 def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Sink[Frame]]]:
-    """A sink for each `URL` or `NAME=URL` that sends the source of that name there.
+    """Make a sink for each address that a source is sent to.
+
+    Args:
+        texts: `NAME=URL` of each, with the name of a source; `URL` is enough if there is one source.
+        sources: the sources.
+        settings: settings of the run.
+
+    Returns:
+        Name and sink for each address.
 
     Raises:
-        SettingsError: there is no such source or no such way to send.
+        SettingsError: there is no such source, or the scheme is not supported.
     """
     sinks: list[tuple[str, Sink[Frame]]] = []
     for text in texts:
@@ -176,19 +203,19 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
 
 
 class Live:
-    """Sources, stages and sinks at work.
+    """The pipeline of live sources.
 
     Args:
-        sources: each with a name of its own.
-        segmenter: shared by them.
-        settings: of the run.
+        sources: sources with different names.
+        segmenter: runs the model for all of them.
+        settings: settings of the run.
         sinks: name and sink of each.
 
     Raises:
-        SettingsError: they ask for what only recordings have.
+        SettingsError: the settings ask for de-identification, which only recordings support.
 
     Attributes:
-        overlay: what draws the markers; it can be switched off and on.
+        overlay: the stage that draws the markers; it can be switched off and on.
     """
 
     def __init__(
@@ -217,9 +244,9 @@ class Live:
         ]
         drawing: NamedStages = [
             ("overlay", SkipInvalid(self.overlay), 1),
-            ("signs", StatusOverlay(), 1),
-            ("fresh", self._staleness, 1),
-            ("meter", self._meter, 1),
+            ("status", StatusOverlay(), 1),
+            ("staleness", self._staleness, 1),
+            ("latency", self._meter, 1),
         ]
         self._background: Pipeline[Frame] | None = None
         self._background_problem = ""
@@ -230,44 +257,49 @@ class Live:
             self._background = Pipeline(pictures, stages, [("markers", markers)], QUEUE, _source_of)
             stages = [("markers", SkipInvalid(markers), 1)]
             sinks = [*sinks, ("aside", BackgroundInferenceFeed(self._pictures, markers))]
-        incoming = [(_reading(source), _alone(source)) for source in sources]
+        incoming = [(_reader_name(source), _frames_of(source)) for source in sources]
         self._sinks = [(name, IsolatedSink(sink)) for name, sink in sinks]
         self.pipeline = Pipeline(incoming, [*stages, *drawing], self._sinks, QUEUE, _source_of, self.close)
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
-        """Until every source has ended or `poll`, called about so often, raises; KeyboardInterrupt is a user's end."""
+        """Run until every source has ended, or `poll` raises. KeyboardInterrupt means that the user ended the run.
+
+        Args:
+            poll: called in the calling thread.
+            every: approximate time between two calls in seconds.
+        """
         if self._background is None:
             self.pipeline.run(poll, every)
         else:
-            with in_background("aside", self._look_background, self._pictures.end):
+            with in_background("background-inference", self._run_background, self._pictures.end):
                 self.pipeline.run(poll, every)
 
-    def _look_background(self) -> None:
+    def _run_background(self) -> None:
         assert self._background is not None
         try:
             self._background.run()
-        except Exception as error:  # the picture goes on without markers, and says so
+        except Exception as error:  # the video continues without markers and says so
             self._background_problem = f"inference ended: {words_of(error)}"
 
     def close(self) -> None:
-        """Let the sources end."""
+        """End the sources."""
         for source in self.sources:
             source.close()
 
     def failed_sinks(self) -> list[str]:
-        """What went wrong in sinks, one line each."""
+        """Problems of sinks that have failed for good, one line each."""
         return [sink.problem for _, sink in self._sinks if sink.problem]
 
     def sinks(self) -> list[SinkStatus]:
-        """What each sink is doing."""
+        """State of each sink."""
         return [_status_of_sink(name, sink) for name, sink in self._sinks]
 
     def sink_problems(self) -> list[str]:
-        """What sinks have to complain of now, such as a push that finds nobody, one line each."""
+        """Current problems of sinks, such as a push without a receiver, one line each."""
         return [f"{sink.name}: {sink.problem}" for sink in self.sinks() if sink.problem]
 
     def status(self) -> list[Status]:
-        """How each source is doing."""
+        """State of each source."""
         return [self._status_of(source) for source in self.sources]
 
     def _status_of(self, source: LiveSource) -> Status:
@@ -280,10 +312,10 @@ class Live:
             ended=source.signal.ended,
             problem="; ".join(filter(None, (source.signal.problem, self._fail_safe.problem, self._background_problem))),
             losses=source.signal.losses,
-            frames_in=self.pipeline.work[_reading(source)].items,
+            frames_in=self.pipeline.work[_reader_name(source)].items,
             shown=self._meter.shown[source.name],
             dropped={"newer": self.pipeline.dropped[source.name], "stale": self._staleness.dropped[source.name]},
-            unrecorded=self.pipeline.dropped_by_sinks.get(_recording(source), Counter[Hashable]())[source.name],
+            unrecorded=self.pipeline.dropped_by_sinks.get(_recording_name(source), Counter[Hashable]())[source.name],
             delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
             markers_age_ms=percentiles_of(ages) if ages else None,
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
@@ -296,8 +328,8 @@ def _status_of_sink(name: str, isolated: IsolatedSink) -> SinkStatus:
     return SinkStatus(name, doing, isolated.problem or problem)
 
 
-def _alone(source: LiveSource) -> Iterator[Frame]:
-    """Frames of a source that fails alone: the others go on, and what went wrong is told."""
+def _frames_of(source: LiveSource) -> Iterator[Frame]:
+    """Frames of a source. An error ends this source only, and is reported in its signal."""
     try:
         yield from source.frames()
     except Exception as error:  # whatever a library raises
@@ -305,7 +337,14 @@ def _alone(source: LiveSource) -> Iterator[Frame]:
 
 
 def percentiles_of(seconds: Sequence[float]) -> tuple[float, ...]:
-    """Median, 95th and 99th percentile and longest of some times, in milliseconds."""
+    """Percentiles of durations.
+
+    Args:
+        seconds: durations in seconds.
+
+    Returns:
+        Median, 95th and 99th percentile, and maximum, in milliseconds.
+    """
     return tuple(float(value) for value in np.percentile(np.array(seconds) * 1000, PERCENTILES))
 
 
@@ -313,18 +352,24 @@ def _source_of(frame: Frame) -> str:
     return frame.source
 
 
-def _reading(source: LiveSource) -> str:
-    """What the thread is called that reads a source; no stage is called so."""
+def _reader_name(source: LiveSource) -> str:
+    """Name of the thread that reads a source. No stage has such a name."""
     return f"read {source.name}"
 
 
-def _recording(source: LiveSource) -> str:
-    """What the sink is called that records it."""
+def _recording_name(source: LiveSource) -> str:
+    """Name of the sink that records a source."""
     return f"record {source.name}"
 
 
 def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows) -> dict[str, Callable[[], None]]:
-    """What the keys of a window do: o overlay, h tint or heat map, r recording, s snapshot."""
+    """Functions for the keys of a window: o overlay, h tint or heat map, r recording, s snapshot.
+
+    Args:
+        live: the pipeline.
+        recordings: recordings that r pauses and resumes.
+        windows: windows that s saves.
+    """
 
     def switch_overlay() -> None:
         live.overlay.shown = not live.overlay.shown

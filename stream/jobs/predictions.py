@@ -1,4 +1,4 @@
-"""What the model found in one image, or in one frame of a recording."""
+"""Results of the model for one image, or for one frame of a recording."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """One outlined region that is a finding.
+    """A finding: one outlined region.
 
     Attributes:
-        polygon: its outline, int32 [n, 2], x and y in pixels of the image.
+        polygon: outline, int32 [n, 2], x and y in pixels of the image.
         box: left, top, width and height in pixels.
-        confidence: the highest probability in it, 0..1.
-        track_id: number of the polyp in its recording, from 1; None for an image.
+        confidence: highest probability in it, 0..1.
+        track_id: number of the track in its recording, from 1; None for an image.
     """
 
     polygon: np.ndarray
@@ -43,11 +43,11 @@ class Finding(NamedTuple):
 
 
 class Prediction(ABC):
-    """What an ImageResult and a FrameResult have in common.
+    """Common base of ImageResult and FrameResult.
 
     Args:
-        view: the field of view that the model saw, in pixels of the image.
-        levels: the probability in it at the model's size, uint8 [size, size], 255 meaning 1.
+        view: field of view given to the model, in pixels of the image.
+        levels: probability map of the field of view, uint8 [size, size], 255 meaning 1.
     """
 
     def __init__(self, view: FieldOfView, levels: np.ndarray) -> None:
@@ -56,17 +56,17 @@ class Prediction(ABC):
     @property
     @abstractmethod
     def image(self) -> np.ndarray:
-        """uint8 RGB [H, W, 3]."""
+        """The image, uint8 RGB [H, W, 3]."""
 
     @property
     @abstractmethod
     def findings(self) -> list[Finding]:
-        """One for each outlined region; empty if nothing was found."""
+        """The findings; empty if there are none."""
 
     @property
     @abstractmethod
     def _region(self) -> Region | None:
-        """The part of the image that holds all findings; None if nothing was found."""
+        """The part of the image that contains all findings; None if there are none."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class Prediction(ABC):
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """The pixels of all findings, bool [H, W]."""
+        """Mask of all findings, bool [H, W]."""
         mask = np.zeros(self._shape, bool)
         if self._region is not None:
             mask[self._region.slices] = self._region.mask > 0
@@ -83,11 +83,15 @@ class Prediction(ABC):
 
     @cached_property
     def probability(self) -> np.ndarray:
-        """For each pixel the probability that it belongs to a polyp, float32 [H, W], 0..1; 0 outside `view`."""
+        """Probability of each pixel to belong to a polyp, float32 [H, W], 0..1; 0 outside `view`."""
         return self.probability_levels().astype(np.float32) / 255
 
     def probability_levels(self) -> np.ndarray:
-        """The same in the 256 levels that the model returns, uint8 [H, W], 255 meaning 1."""
+        """The same in the 256 levels that the model returns.
+
+        Returns:
+            uint8 [H, W], 255 meaning 1.
+        """
         levels = np.zeros(self._shape, np.uint8)
         region = region_above(self.levels, self.view, 0)
         if region is not None:
@@ -95,14 +99,20 @@ class Prediction(ABC):
         return levels
 
     def plot(self) -> np.ndarray:
-        """A copy of the image with the findings drawn on it, uint8 RGB [H, W, 3]."""
+        """Draw the findings on a copy of the image.
+
+        Returns:
+            uint8 RGB [H, W, 3].
+        """
         image = self.image.copy()
         if self._region is not None:
             draw_findings(image, self._region, [finding.polygon for finding in self.findings])
         return image
 
     def to_supervision(self) -> supervision.Detections:
-        """The findings as `supervision.Detections`: boxes, masks, confidences, class 0 and, in recordings, track ids.
+        """Convert the findings to `supervision.Detections`.
+
+        They have boxes, masks, confidences, class 0 and, in recordings, track numbers.
 
         Raises:
             MissingExtra: the library `supervision` is not installed.
@@ -125,18 +135,18 @@ class Prediction(ABC):
         )
 
     def _mask_of(self, finding: Finding) -> np.ndarray:
-        """The part of the mask inside one finding's outline, bool [H, W]."""
+        """The part of the mask inside the outline of one finding, bool [H, W]."""
         inside: np.ndarray = cv2.fillPoly(np.zeros(self._shape, np.uint8), [finding.polygon], 1)
         return inside.astype(bool) & self.mask
 
 
 class ImageResult(Prediction):
-    """What the model found in an image.
+    """Findings of the model in an image.
 
     Args:
         image: uint8 RGB [H, W, 3].
         view, levels: as for Prediction.
-        rules: what counts as a finding.
+        rules: rules that decide what is a finding.
 
     Example:
         >>> import polypstream as pp
@@ -151,7 +161,7 @@ class ImageResult(Prediction):
 
     @property
     def image(self) -> np.ndarray:
-        """uint8 RGB [H, W, 3]."""
+        """The image, uint8 RGB [H, W, 3]."""
         return self._image
 
     @property
@@ -168,7 +178,7 @@ class ImageResult(Prediction):
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """One for each outlined region; empty if nothing was found."""
+        """The findings; empty if there are none."""
         region, outlines = self._found
         if region is None:
             return []
@@ -180,17 +190,17 @@ class ImageResult(Prediction):
 
 
 class FrameResult(Prediction):
-    """What the model found in one frame of a recording, as `polypstream process` does.
+    """Findings of the model in one frame of a recording, the same as those of `polypstream process`.
 
-    Coordinates are those of the picture as it is stored: a rotation that the recording asks players for is not applied.
+    Coordinates refer to the frame as stored. A rotation in the recording's metadata is not applied.
 
     Args:
-        frame: after all stages but the overlay.
-        to_rgb: converts its picture.
+        frame: the frame after all stages except the overlay.
+        to_rgb: converts it to RGB.
 
     Attributes:
         index: number of the frame, from 0.
-        seconds: its presentation time.
+        seconds: presentation time in seconds.
         quality: whether it is blurred, overexposed or outside the body.
 
     Example:
@@ -209,7 +219,7 @@ class FrameResult(Prediction):
 
     @cached_property
     def image(self) -> np.ndarray:
-        """uint8 RGB [H, W, 3]; converted when it is asked for."""
+        """The frame, uint8 RGB [H, W, 3]. It is converted at the first access."""
         return self._to_rgb(self._frame.picture)
 
     @property
@@ -222,7 +232,7 @@ class FrameResult(Prediction):
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """One for each outlined region; empty if nothing is shown."""
+        """The findings that are shown; empty if there are none."""
         frame = self._frame
         return [
             Finding(outline, box_of(outline), peak_of(frame, outline) / 255, track or None)
@@ -234,25 +244,36 @@ class FrameResult(Prediction):
 
 
 class RgbConverter:
-    """Converts pictures of one recording to RGB, from any thread."""
+    """Converts frames of one recording to RGB. May be used from any thread."""
 
     def __init__(self) -> None:
         self._scaler, self._lock = Scaler("rgb24", own_size), Lock()
 
     def __call__(self, picture: VideoFrame) -> np.ndarray:
-        """uint8 RGB [H, W, 3]."""
+        """Convert a frame.
+
+        Returns:
+            uint8 RGB [H, W, 3].
+        """
         with self._lock:
             return self._scaler(picture).to_ndarray()
 
 
 def box_of(polygon: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a polygon's box in pixels."""
+    """Bounding box of a polygon.
+
+    Args:
+        polygon: int32 [n, 2], x and y in pixels.
+
+    Returns:
+        Left, top, width and height in pixels.
+    """
     x, y, width, height = cv2.boundingRect(polygon)
     return x, y, width, height
 
 
 def _highest_inside(polygon: np.ndarray, region: Region) -> int:
-    """The highest probability inside an outline, 0..255."""
+    """Highest probability inside an outline, 0..255."""
     x, y, width, height = box_of(polygon)
     box = np.s_[y - region.y : y - region.y + height, x - region.x : x - region.x + width]
     inside = np.zeros((height, width), np.uint8)

@@ -1,4 +1,4 @@
-"""`polypstream process`: a recording in, a folder of results out."""
+"""`polypstream process`: annotates a recording and writes a folder of results."""
 
 from __future__ import annotations
 
@@ -29,24 +29,45 @@ from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
 OnProgress = Callable[[int, int | None], None]
-# Told how far things have moved, in some measure.
+# Called with some value that changes whenever the processing makes progress.
 OnActivity = Callable[[object], None]
-# Folders of `polypstream masks` among a run's results begin so.
+# Prefix of the folders that `polypstream masks` writes among a run's results.
 ANNOTATIONS = "annotations-"
 RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
 
 
-@dataclass(slots=True)
-class ProcessResult:
-    """One recording's results.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A recording to process.
 
     Attributes:
-        name: of the recording, for people.
-        folder: where they are.
-        frames: written to annotated.mp4.
+        uri: path of a recording, or a demo's address.
+        output: folder for the results of all recordings.
+        masks: write masks.mkv too.
+        overwrite: replace existing results.
+        name: name for the results of a de-identified recording, in place of its own.
+        title: name of the recording in its results and in error messages; None: its path.
+    """
+
+    uri: str
+    output: Path
+    masks: bool = False
+    overwrite: bool = False
+    name: str | None = None
+    title: str | None = None
+
+
+@dataclass(slots=True)
+class ProcessResult:
+    """Results of one recording.
+
+    Attributes:
+        name: name of the recording for the user.
+        folder: folder of the results.
+        frames: number of frames in annotated.mp4.
         seconds: wall time.
-        notes: what a user should know, one phrase each.
-        damage: what was wrong with the recording, likewise.
+        notes: information for the user, one phrase each.
+        damage: damage found in the recording, one phrase each.
     """
 
     name: str
@@ -58,7 +79,7 @@ class ProcessResult:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the results, for people; nothing if they are whole."""
+        """What is wrong with the results, for the user; empty if they are complete."""
         if not self.damage:
             return ""
         rest = f"The {self.frames} frames that could be read are in {self.folder}"
@@ -66,91 +87,75 @@ class ProcessResult:
 
 
 def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
-    """See that no two recordings of one call write to the same folder.
+    """Check that no two recordings of one call write to the same folder.
 
     Args:
-        uri: the recording that is next.
-        name: that it gets in place of its own, if any.
-        taken: the recordings before it, by the name of their folders; this one is added.
+        uri: the next recording.
+        name: name that replaces its own, if any.
+        taken: earlier recordings, by the name of their folder. The next recording is added.
 
     Raises:
-        OutputError: the folder is taken.
+        OutputError: an earlier recording has the folder.
+        SourceError: a demo's address is wrong.
     """
-    folder = (name or stem_of(uri)).casefold()  # some file systems do not tell A from a
+    folder = (name or stem_of(uri)).casefold()  # some file systems ignore case
     if folder in taken:
         raise OutputError(f"{uri}: its results would overwrite those of {taken[folder]}; give it a call of its own")
     taken[folder] = uri
 
 
 def process(
-    uri: str,
-    output: Path,
+    job: Job,
     segmenter: Segmenter,
     settings: Settings,
-    masks: bool = False,
-    overwrite: bool = False,
-    name: str | None = None,
     on_progress: OnProgress = lambda *_: None,
-    title: str | None = None,
     on_activity: OnActivity = lambda _: None,
 ) -> ProcessResult:
-    """Annotate one recording into `output`/<stem>/.
+    """Annotate one recording into `job.output`/<stem>/.
 
     Args:
-        uri: path of a recording, or a demo's address.
-        output: folder of all results.
-        segmenter: shared by the recordings of one call.
-        settings: of the run.
-        masks: write masks.mkv too.
-        overwrite: replace results that exist.
-        name: for the results of a recording that is de-identified, in place of its own.
-        on_progress: told the frames done and the frames expected (None: unknown), a few times a second.
-        title: what the recording is called in its results and in errors; its path without it.
-        on_activity: told how far things have moved, a few times a second, also when no frame is added.
+        job: the recording, and where and what to write.
+        segmenter: runs the model; may be shared by several recordings.
+        settings: settings of the run.
+        on_progress: called as on_progress(done, total) with frame counts, a few times per second; total is None if
+            unknown.
+        on_activity: called a few times per second with a value that changes while there is progress, even if no frame
+            is finished.
 
     Returns:
-        The run; where the recording was damaged, of what could be read.
+        The results. Those of a damaged recording cover the frames that could be read.
 
     Raises:
-        PolypstreamError: nothing could be done, or the results are not whole; what was written stays playable.
-        KeyboardInterrupt: likewise; there is a report of what was done.
+        PolypstreamError: there are no results, or they are not complete; files that were written are playable.
+        KeyboardInterrupt: the user interrupted; the report covers the frames that are done.
     """
     try:
-        return _process(uri, output, segmenter, settings, masks, overwrite, name, on_progress, title, on_activity)
+        return _process(job, segmenter, settings, on_progress, on_activity)
     except PolypstreamError:
         raise
-    except Exception as error:  # whatever FFmpeg or another library raises is about this recording
-        raise SourceError(f"{title or uri}: cannot be processed ({_words_of(error)})") from error
+    except Exception as error:  # whatever a library raises is caused by this recording
+        raise SourceError(f"{job.title or job.uri}: cannot be processed ({_describe_error(error)})") from error
 
 
-def _words_of(error: Exception) -> str:
-    """What a library says, in one line that tells which kind of error it is."""
+def _describe_error(error: Exception) -> str:
+    """One line with the type and the message of an error."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _process(
-    uri: str,
-    output: Path,
-    segmenter: Segmenter,
-    settings: Settings,
-    masks: bool,
-    overwrite: bool,
-    name: str | None,
-    on_progress: OnProgress,
-    title: str | None,
-    on_activity: OnActivity,
+    job: Job, segmenter: Segmenter, settings: Settings, on_progress: OnProgress, on_activity: OnActivity
 ) -> ProcessResult:
-    source: Source = open_source(uri, on_progress)
+    source: Source = open_source(job.uri, on_progress)
     try:
-        source.name = title or source.name
+        source.name = job.title or source.name
         view, recording = choose_field_of_view(source, settings), source.path
         if settings.deidentify.enabled:
-            source = Deidentified(source, view, settings, name)
-        folder = prepare_folder(output / source.stem, recording, overwrite, settings.deidentify.enabled)
+            source = Deidentified(source, view, settings, job.name)
+        folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            run = RecordingPipeline(source, view, folder, segmenter, settings, masks).run(on_progress, on_activity)
+            run = RecordingPipeline(source, view, folder, segmenter, settings, job.masks).run(on_progress, on_activity)
         except KeyboardInterrupt:
-            with suppress(DataError):  # where not a frame was done there is nothing to report
+            with suppress(DataError):  # without a single frame there is nothing to report
                 write_report(folder)
             raise
         write_report(run.folder)
@@ -160,11 +165,20 @@ def _process(
 
 
 def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deidentified: bool) -> Path:
-    """Make the results' folder, without touching a file that the user has not given up.
+    """Create the folder for results, and remove existing results if they may be replaced.
+
+    Args:
+        folder: the folder.
+        recording: file of the recording, which must not be removed; None: there is none.
+        overwrite: existing results may be replaced.
+        deidentified: the new results are de-identified.
+
+    Returns:
+        The folder.
 
     Raises:
-        OutputError: results exist and may not be replaced, or the folder cannot be written; or it holds annotations
-            of an earlier run, whose pictures would lie among de-identified results.
+        OutputError: results exist and may not be replaced, or the folder cannot be written. Also if the new results are
+            de-identified and the folder holds annotations of an earlier run, whose images are not.
     """
     try:
         existing = [folder / name for name in RESULTS if (folder / name).exists()]
@@ -191,11 +205,15 @@ class RecordingPipeline:
     Args:
         source: the recording.
         view: its field of view.
-        folder: for the results.
-        segmenter, settings, masks: as for `process`.
-        frames: of the part; all of the source's without it.
-        stages: that the part's frames go through, as `make_stages` makes them; fresh ones without it.
+        folder: folder for the results.
+        segmenter, settings: as for `process`.
+        masks: write masks.mkv too.
+        frames: frames of the part; None: all frames of the source.
+        stages: stages for the frames, as `make_stages` makes them; None: new ones.
         origin: pts at which the time of the part's annotated.mp4 begins.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
 
     def __init__(
@@ -240,20 +258,23 @@ class RecordingPipeline:
         return sinks
 
     def run(self, on_progress: OnProgress, on_activity: OnActivity = lambda _: None) -> ProcessResult:
-        """Everything but the report; the summary is written whatever happens.
+        """Process all frames, check the files, and write the summary. The summary is also written after an error.
+
+        Args:
+            on_progress, on_activity: as for `process`.
 
         Raises:
-            PolypstreamError: the results are not whole, for another reason than the recording's damage.
+            PolypstreamError: the results are not complete, for another reason than damage of the recording.
         """
         started = time.monotonic()
         problem: BaseException | None = None
 
-        def tell() -> None:
+        def report_progress() -> None:
             on_activity((sum(work.items for work in self.pipeline.work.values()), self.video.packets))
             on_progress(self.video.frames, self.source.expected_frames)
 
         try:
-            self.pipeline.run(tell)
+            self.pipeline.run(report_progress)
             self._check_files(on_activity)
         except BaseException as error:
             problem = error
@@ -266,20 +287,20 @@ class RecordingPipeline:
         return run
 
     def _check_files(self, on_activity: OnActivity) -> None:
-        """See that what was written can be read back.
+        """Check that the written files can be read back.
 
         Raises:
-            OutputError: it cannot.
+            OutputError: one cannot be read, or has another number of frames.
         """
         check_frames(self.folder / "annotated.mp4", self.video.frames, on_activity)
         if self._masks:
             check_frames(self.folder / "masks.mkv", self.video.frames, on_activity)
 
     def _about(self) -> dict[str, Any]:
-        """What the results are of, and made with."""
+        """Recording, model, settings and version: the head of findings.json and summary.json."""
         settings = self.settings.model_dump(mode="json")
-        settings["inference"]["model"] = self._may_stand(settings["inference"]["model"])
-        file = self._may_stand(str(self.segmenter.model))
+        settings["inference"]["model"] = self._without_folders(settings["inference"]["model"])
+        file = self._without_folders(str(self.segmenter.model))
         return {
             "input": self.source.name,
             "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
@@ -287,20 +308,20 @@ class RecordingPipeline:
             "polypstream": version("polypstream"),
         }
 
-    def _may_stand(self, text: str) -> str:
-        """A path as it may stand in the results: folders are often named after people."""
+    def _without_folders(self, text: str) -> str:
+        """A path, reduced to its file name if the results are de-identified: folders are often named after people."""
         return Path(text).name if self.settings.deidentify.enabled else text
 
     def _write_summary(self, run: ProcessResult, problem: BaseException | None) -> None:
-        said = (str(problem) or type(problem).__name__) if problem else None
+        reason = (str(problem) or type(problem).__name__) if problem else None
         if isinstance(problem, KeyboardInterrupt):
-            said = "interrupted"
-        if said and self.settings.deidentify.enabled:
-            said = said.replace(str(self.folder), self.folder.name)
+            reason = "interrupted"
+        if reason and self.settings.deidentify.enabled:
+            reason = reason.replace(str(self.folder), self.folder.name)
         summary: dict[str, Any] = {
             **self._about(),
             "complete": problem is None and not run.damage,
-            "problem": said,
+            "problem": reason,
             "damage": run.damage,
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,
@@ -322,7 +343,11 @@ class RecordingPipeline:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json, whole or not at all.
+    """Write summary.json, completely or not at all.
+
+    Args:
+        folder: folder of the results.
+        summary: content of the file.
 
     Raises:
         OutputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""report.html of a finished run: one file for people, which needs no network and prints well."""
+"""report.html of a finished run: one file for the user, which works offline and can be printed."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from polypstream.media.pictures import read_image
 from polypstream.sinks.findings import read_findings
 from polypstream.sinks.tables import QUALITIES, read_frames
 
-# The timeline is so wide, and has at most so many columns, however long the recording is.
+# Width of the timeline, and its largest number of columns for any length of the recording.
 COLUMNS = 1200
-# Snapshots in the file are this wide, and take so much room in all; the others are links beside the file.
+# Width of the snapshots inside the file, their JPEG quality, and their largest size in all in bytes. The others are
+# links to the files beside it.
 SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MAX_BYTES = 480, 80, 6_000_000
-# Ticks of the timeline are one of these apart, in seconds, and at most so many.
+# Possible distances between ticks of the timeline in seconds, and the largest number of ticks.
 TICKS_S, MAX_TICKS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 12
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The recording from its first frame to its last.
+    """Highest probabilities from the first frame of a recording to its last.
 
     Attributes:
-        start, end: in seconds.
-        highest: the highest probability in each column, 0..1.
+        start, end: time of the first and the last frame in seconds.
+        highest: highest probability in each column, 0..1, float64 [columns].
     """
 
     start: float
@@ -50,11 +51,15 @@ class Timeline:
         return f"M0 100 {steps} L{places[-1]:.1f} 100 Z"
 
     def place(self, seconds: float) -> float:
-        """Where a time is, 0..1."""
+        """Position of a time on the timeline, 0..1.
+
+        Args:
+            seconds: the time in seconds.
+        """
         return (seconds - self.start) / max(self.end - self.start, 1e-9)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
-        """Place and label of each."""
+        """Yield the position (0..1) and the label of each tick."""
         length = self.end - self.start
         step = next((step for step in TICKS_S if length / step <= MAX_TICKS), TICKS_S[-1])
         for number in range(int(length // step) + 1):
@@ -62,18 +67,18 @@ class Timeline:
 
 
 def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
-    """Make report.html of a run's frames.csv, findings.json and summary.json.
+    """Write report.html from a run's frames.csv, findings.json and summary.json.
 
     Args:
         run: folder of results of `process`.
-        figures: of `score`, if the truth is known.
+        figures: result of `score`, if the ground truth is known.
 
     Returns:
-        Its path.
+        Path of the report.
 
     Raises:
         DataError: the folder does not hold a finished run.
-        OutputError: it cannot be written.
+        OutputError: the report cannot be written.
     """
     try:
         summary = json.loads((run / "summary.json").read_text())
@@ -96,19 +101,22 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     )
     path = run / "report.html"
     with writing(path):
-        # File names may be any bytes.
+        # File names may contain any bytes.
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
 def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
-    """What the report says of frames.csv.
+    """Read from frames.csv what the report shows.
+
+    Args:
+        table: path of frames.csv.
 
     Returns:
-        The timeline; the shares of frames that are blurred, overexposed and outside.
+        The timeline, and the shares of frames that are blurred, overexposed and outside, 0..1.
 
     Raises:
-        DataError: it cannot be read, or holds no frames.
+        DataError: the file cannot be read, or holds no frames.
     """
     frames = read_frames(table)
     times = frames["pts_s"]
@@ -122,30 +130,30 @@ def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
 
 
 def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
-    """For each track its snapshot as a data URL while there is room, then as a link."""
-    room = MAX_BYTES
+    """For each track its snapshot: as a data URL until MAX_BYTES are used, then as a link."""
+    bytes_left = MAX_BYTES
     for track in tracks:
         picture = read_image(run / track["snapshot"], cv2.IMREAD_COLOR)
-        if picture is None or room <= 0:
+        if picture is None or bytes_left <= 0:
             yield track["snapshot"]
             continue
         height = round(picture.shape[0] * SNAPSHOT_WIDTH / picture.shape[1])
         smaller = cv2.resize(picture, (SNAPSHOT_WIDTH, height), interpolation=cv2.INTER_AREA)
         _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, SNAPSHOT_QUALITY])
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
-        room -= len(url)
+        bytes_left -= len(url)
         yield url
 
 
 def environment() -> Environment:
-    """Of the report's and the web pages' templates, which share parts."""
+    """Environment of the templates of the report and of the web pages, which share parts."""
     web = Path(str(files("polypstream.web")))
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader([web / "templates", web / "static"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["clock"] = clock
-    return made
+    templates.filters["clock"] = clock
+    return templates

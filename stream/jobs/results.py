@@ -1,4 +1,4 @@
-"""A finished run of `process`, read back: its tracks and, from the recording, the pictures that they were found in."""
+"""Reads a finished run of `process`: its tracks and, from the recording, the frames in which they were found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polypstream.sinks.tables import read_frames
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
-# findings.json has times to the microsecond.
+# findings.json stores times in microseconds.
 SAME_TIME_S = 1e-5
 
 
@@ -34,9 +34,9 @@ class Outline(NamedTuple):
     Attributes:
         track_id: number of the track.
         frame: number of the frame, from 0.
-        seconds: its presentation time.
-        probability: the highest that the model saw there, 0..1.
-        polygons: int32 [n, 2] each, x and y in picture pixels.
+        seconds: presentation time in seconds.
+        probability: highest probability in its bounding box, 0..1.
+        polygons: int32 [n, 2] each, x and y in pixels of the frame.
     """
 
     track_id: int
@@ -46,28 +46,40 @@ class Outline(NamedTuple):
     polygons: list[np.ndarray]
 
     def shown(self, orientation: Orientation, width: int, height: int) -> Outline:
-        """The same in the picture of that size as it is shown."""
+        """The outline in the displayed frame.
+
+        Args:
+            orientation: how the frame is displayed.
+            width, height: size of the stored frame in pixels.
+        """
         moved = [orientation.points(polygon + 0.5, width, height) - 0.5 for polygon in self.polygons]
         return self._replace(polygons=[np.rint(polygon).astype(np.int32) for polygon in moved])
 
     def mask(self, width: int, height: int) -> np.ndarray:
-        """uint8 [height, width], 255 inside."""
+        """Mask of the outline.
+
+        Args:
+            width, height: size of the frame in pixels.
+
+        Returns:
+            uint8 [height, width], 255 inside.
+        """
         return cv2.fillPoly(np.zeros((height, width), np.uint8), self.polygons, 255)
 
 
 class TrackSummary(NamedTuple):
-    """One polyp over time, as findings.json has it.
+    """A track, which is one polyp over time, as in findings.json.
 
     Attributes:
-        track_id: its number, from 1.
+        track_id: number of the track, from 1.
         first_s, last_s: time of the first and the last frame that show it, in seconds.
-        seconds_in_view: how long it is shown in all.
-        frames: how many show it.
-        peak_probability, mean_probability: of its highest probability in each frame, 0..1.
-        largest_area_fraction: share of the picture that it covers at most, 0..1.
+        seconds_in_view: total time in view in seconds.
+        frames: number of frames that show it.
+        peak_probability, mean_probability: maximum and mean of its highest probability in each frame, 0..1.
+        largest_area_fraction: largest share of the frame that it covers, 0..1.
         snapshot: JPEG file of one of its largest views.
         snapshot_s: time of that frame in seconds.
-        outlines: where it is in each frame that shows it.
+        outlines: its outline in each frame that shows it.
     """
 
     track_id: int
@@ -88,13 +100,13 @@ class TrackSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of `process` found in a recording.
+    """Results of `process` for a recording.
 
     Attributes:
-        folder: of its results; docs/findings.md describes the files in it.
-        about: the head of findings.json: input, model, settings, version.
-        tracks: one for each polyp, in the order in which they are first shown.
-        settings: of the run.
+        folder: folder of the results; docs/findings.md describes its files.
+        about: head of findings.json: input, model, settings, version.
+        tracks: the tracks, in the order in which they are first shown.
+        settings: settings of the run.
 
     Example:
         >>> import polypstream as pp
@@ -110,13 +122,13 @@ class Run:
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """Width and height of the frames in pixels."""
         width, height = self.about["picture_size"]
         return int(width), int(height)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json: whether the run is `complete`, its `damage` and `notes`, the provider, the speed.
+        """Content of summary.json: whether the run is `complete`, its `damage` and `notes`, the provider, the speed.
 
         Raises:
             DataError: it cannot be read.
@@ -130,7 +142,7 @@ class Run:
 
     @cached_property
     def frames(self) -> dict[str, np.ndarray]:
-        """frames.csv as columns, one value a frame, as `pandas.DataFrame(run.frames)` takes them.
+        """Columns of frames.csv with one value per frame, as `pandas.DataFrame(run.frames)` accepts them.
 
         `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`: float64. `tracks`: object, a
         tuple of track numbers. `blurred`, `overexposed`, `outside`: bool.
@@ -141,7 +153,7 @@ class Run:
         return read_frames(self.folder / "frames.csv")
 
     def outlines(self) -> dict[int, list[Outline]]:
-        """For each frame that shows any, its outlines."""
+        """Outlines by frame number, for each frame that shows any."""
         frames: dict[int, list[Outline]] = {}
         for track in self.tracks:
             for outline in track.outlines:
@@ -150,13 +162,13 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read back the results of a run of `process`.
+    """Read the results of `process` for one recording.
 
     Args:
-        folder: of the one recording, which holds findings.json.
+        folder: folder of the recording's results, which holds findings.json.
 
     Raises:
-        DataError: there are none, or they cannot be read.
+        DataError: there are no results, or they cannot be read.
 
     Example:
         >>> import polypstream as pp
@@ -176,7 +188,7 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _track_of(folder: Path, row: dict[str, Any]) -> TrackSummary:
-    """One track of findings.json."""
+    """Convert one track of findings.json."""
     number = row["track"]
     outlines = [
         Outline(
@@ -204,11 +216,11 @@ def _track_of(folder: Path, row: dict[str, Any]) -> TrackSummary:
 
 
 def find_run(recording: str, results: Path) -> Run:
-    """The run of a recording.
+    """Find the run of a recording.
 
     Args:
         recording: its path, or a demo's address.
-        results: the folder that was given to `process --output`, or that of this one run.
+        results: folder that was given to `process --output`, or the folder of this run.
 
     Raises:
         DataError: there is none.
@@ -218,7 +230,14 @@ def find_run(recording: str, results: Path) -> Run:
 
 
 def shown_until(run: Run) -> dict[tuple[int, int], int]:
-    """For each track and frame that shows it, the frame up to which it is shown from there on without a gap."""
+    """Find how long each track is shown without a gap.
+
+    Args:
+        run: the run.
+
+    Returns:
+        For each track number and frame that shows it: the last frame of the same stretch without a gap.
+    """
     ends: dict[tuple[int, int], int] = {}
     for track in run.tracks:
         end = -2
@@ -229,7 +248,14 @@ def shown_until(run: Run) -> dict[tuple[int, int], int]:
 
 
 def best_outlines(run: Run) -> dict[int, list[Outline]]:
-    """For each frame that shows a track at its best, the outlines: largest, then surest, then first."""
+    """Find the frame that shows each track best: with the largest area, then the highest probability, then the first.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Outlines by frame number, one for each track.
+    """
     outlines = [outline for frame in run.outlines().values() for outline in frame]
     best: dict[int, Outline] = {}
     for outline in sorted(outlines, key=lambda outline: (_area(outline), outline.probability), reverse=True):
@@ -247,33 +273,40 @@ def _area(outline: Outline) -> float:
 def frames_again(
     run: Run, source: Source, on_progress: OnProgress = lambda *_: None
 ) -> Iterator[tuple[Frame, list[Outline]]]:
-    """Every frame of a run's recording, as decoded, with the outlines that the run found in it.
+    """Decode the recording of a run again, with the outlines that the run found.
 
     Args:
-        run: what was found.
-        source: the recording, by open_again.
-        on_progress: told the frames done and the frames expected (None: unknown).
+        run: the run.
+        source: the recording, from `open_again`.
+        on_progress: called as on_progress(done, total) with frame counts; total is None if unknown.
+
+    Yields:
+        Each frame as decoded, and its outlines.
 
     Raises:
         DataError: it is not the recording of this run.
     """
-    left = run.outlines()
+    remaining = run.outlines()
     for frame in source.frames():
-        outlines = left.pop(frame.index, [])
+        outlines = remaining.pop(frame.index, [])
         if any(abs(outline.seconds - frame.seconds) > SAME_TIME_S for outline in outlines):
             raise DataError(f"{source.name}: its frames have other times than those of {run.folder}")
         yield frame, outlines
         on_progress(frame.index + 1, source.expected_frames)
-    if left:
+    if remaining:
         raise DataError(f"{source.name}: ends before the last findings of {run.folder}: it is not its recording")
 
 
 def open_again(run: Run, recording: str) -> Source:
-    """Open the recording of a run, de-identified if the run was.
+    """Open the recording of a run. It is de-identified if the run is.
+
+    Args:
+        run: the run.
+        recording: path of the recording, or a demo's address.
 
     Raises:
         SourceError: it cannot be opened.
-        DataError: its pictures are of another size than those of the run.
+        DataError: its frames have another size than those of the run.
     """
     source = open_source(recording)
     try:

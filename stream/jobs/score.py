@@ -1,4 +1,4 @@
-"""`polypstream score`: a finished run against the truth, in figures about video."""
+"""`polypstream score`: compares a finished run with the ground truth."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ from polypstream.jobs.results import Outline, load_run
 from polypstream.media.pictures import planes_of, read_mask
 from polypstream.sources.recording import Recording
 
-# A polyp counts if it was in view for so long, and is found once something overlapped it for so long, in seconds.
+# Seconds in view from which a polyp counts, and seconds of overlap with findings from which it counts as found.
 IN_VIEW_S, FOUND_S = 1.0, 0.2
-# Codecs that keep every pixel's value.
+# Lossless codecs.
 LOSSLESS = frozenset({"ffv1", "ffvhuff", "huffyuv", "png", "rawvideo", "utvideo"})
-# False alarms less than so many seconds apart are one.
+# False alarms less than this many seconds apart count as one.
 APART_S = 0.5
 
 
 @dataclass(slots=True)
 class _Polyp:
-    """One true polyp: for each frame in which it is in view, the time, whether it was hit, and by which track."""
+    """A polyp of the ground truth. The lists have one entry for each frame in which it is in view.
+
+    Attributes:
+        seconds: times in seconds.
+        hit: whether a finding overlaps it.
+        tracks: number of the track that covers most of it; 0: none.
+    """
 
     seconds: list[float] = field(default_factory=list)
     hit: list[bool] = field(default_factory=list)
@@ -37,38 +43,46 @@ class _Polyp:
 
 @dataclass(slots=True)
 class _Tally:
-    """What the frames so far gave; `right` of frames with and without a polyp."""
+    """Values of the frames so far.
+
+    Attributes:
+        dice, iou: of each frame.
+        correct: whether each frame is classified correctly, for frames with (True) and without (False) a polyp.
+        false_alarms: time of each frame in seconds, and whether it has a finding that overlaps no polyp.
+        polyps: the polyps, by number.
+    """
 
     dice: list[float] = field(default_factory=list)
     iou: list[float] = field(default_factory=list)
-    right: dict[bool, list[bool]] = field(default_factory=lambda: {True: [], False: []})
+    correct: dict[bool, list[bool]] = field(default_factory=lambda: {True: [], False: []})
     false_alarms: list[tuple[float, bool]] = field(default_factory=list)
     polyps: dict[int, _Polyp] = field(default_factory=dict)
 
 
 def score(run: Path, truth: Path) -> dict[str, Any]:
-    """Compare a run's masks and tracks with the truth.
+    """Compare the masks and tracks of a run with the ground truth.
 
     Args:
         run: folder of results of `process --masks`.
-        truth: a lossless video whose pixels hold the number of the polyp (0: none), as `demo-video --truth` writes, or
-            a folder of masks, one a frame in the order of their names; there each stretch of frames with a polyp is
-            one polyp.
+        truth: a lossless video whose pixel values are polyp numbers (0: none), as `demo-video --truth` writes. Or a
+            folder of masks, one for each frame, in the order of their names. Each stretch of frames with a polyp then
+            counts as one polyp.
 
     Returns:
-        mean_dice, mean_iou: of the frames; 1 where neither mask has anything.
-        frame_sensitivity: share of frames with a polyp in which some finding overlaps it; None if there are none.
-        frame_specificity: share of frames without one in which nothing is found; None if there are none.
-        polyps, polyps_found: in view for a second at least, and overlapped for 0.2 s.
-        seconds_to_first_detection: median over the polyps found.
-        false_alarms_per_minute: times at which findings began that overlap no polyp, half a second apart.
-        flicker_per_minute: changes between found and not found while a polyp is in view, after it was first and
-            before it was last found, and changes of false alarms.
-        id_switches_per_minute: changes of the track that overlaps a polyp; None if there are no tracks.
+        mean_dice, mean_iou: means over frames; 1 for a frame if both masks are empty.
+        frame_sensitivity: share of frames with a polyp in which a finding overlaps it; None if there are none.
+        frame_specificity: share of frames without a polyp in which nothing is found; None if there are none.
+        polyps, polyps_found: numbers of polyps in view for at least 1 s, and overlapped for at least 0.2 s.
+        seconds_to_first_detection: median over the polyps found; None if there are none.
+        false_alarms_per_minute: number of times per minute at which findings that overlap no polyp begin. Those less
+            than 0.5 s apart count once.
+        flicker_per_minute: changes per minute between found and not found while a polyp is in view, between its first
+            and last detection, and changes of false alarms.
+        id_switches_per_minute: changes per minute of the track that overlaps a polyp; None if there are no tracks.
 
     Raises:
-        DataError: the run has no masks, its findings cannot be read, or the truth is not of as many frames, not of
-            their size, or not lossless.
+        DataError: the run has no masks, its findings cannot be read, or the ground truth differs in number or size of
+            frames, or is not lossless.
     """
     masks = run / "masks.mkv"
     if not masks.is_file():
@@ -87,7 +101,18 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
 
 
 def _planes_of(video: Path, codecs: Collection[str] = ()) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and numbers of every frame, as they are stored; of one of these codecs, if any are given."""
+    """Decode the stored values of each frame.
+
+    Args:
+        video: the video file.
+        codecs: allowed codecs; empty: all.
+
+    Yields:
+        Time in seconds, and values, uint8 or uint16 [height, width].
+
+    Raises:
+        DataError: the video has another codec, or colours.
+    """
     with closing(Recording(video)) as source:
         if codecs and source.codec not in codecs:
             raise DataError(
@@ -98,10 +123,13 @@ def _planes_of(video: Path, codecs: Collection[str] = ()) -> Iterator[tuple[floa
 
 
 def _numbers_of(picture: VideoFrame, video: Path) -> np.ndarray:
-    """Grey levels as they are stored, uint8 or uint16 [height, width]; no conversion of range or colours.
+    """Grey levels as stored, without conversion of range or colours.
+
+    Returns:
+        uint8 or uint16 [height, width].
 
     Raises:
-        DataError: the picture has colours.
+        DataError: the frame has colours.
     """
     if picture.format.has_palette:
         picture = picture.reformat(format="rgb24")
@@ -116,16 +144,20 @@ def _numbers_of(picture: VideoFrame, video: Path) -> np.ndarray:
 
 
 def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and numbers of the polyps, uint8, of every frame; the time of a mask in a folder is nothing."""
+    """Read the ground truth.
+
+    Yields:
+        Time in seconds (0 for a mask in a folder), and polyp numbers, uint8 [height, width].
+    """
     if not truth.is_dir():
         yield from _planes_of(truth, LOSSLESS)
         return
     polyp, before = 0, False
     for path in sorted(path for path in truth.iterdir() if path.is_file()):
         mask = read_mask(path)
-        there = bool(mask.any())
-        polyp += there and not before
-        before = there
+        has_polyp = bool(mask.any())
+        polyp += has_polyp and not before
+        before = has_polyp
         yield 0.0, cv2.min(mask, min(polyp, 255))
 
 
@@ -136,17 +168,25 @@ def _count(
     truth: np.ndarray,
     tracks: Sequence[Outline],
 ) -> None:
-    """Count one frame: bool [h, w] what was found, uint8 [h, w] the numbers of the polyps."""
-    there = truth > 0
-    both, either = int(np.count_nonzero(found & there)), int(np.count_nonzero(found | there))
+    """Add one frame.
+
+    Args:
+        tally: values so far.
+        seconds: time of the frame in seconds.
+        found: mask of the run, bool [h, w].
+        truth: polyp numbers, uint8 [h, w].
+        tracks: outlines of the run in this frame.
+    """
+    is_polyp = truth > 0
+    both, either = int(np.count_nonzero(found & is_polyp)), int(np.count_nonzero(found | is_polyp))
     tally.dice.append(2 * both / (both + either) if either else 1.0)
     tally.iou.append(both / either if either else 1.0)
-    polyp = bool(there.any())
-    tally.right[polyp].append(both > 0 if polyp else not either)
+    has_polyp = bool(is_polyp.any())
+    tally.correct[has_polyp].append(both > 0 if has_polyp else not either)
     count, blobs = cv2.connectedComponents(found.astype(np.uint8))
-    touching = np.unique(blobs[there & found])
+    touching = np.unique(blobs[is_polyp & found])
     tally.false_alarms.append((seconds, len(touching) < count - 1))
-    for number in np.unique(truth[there]):
+    for number in np.unique(truth[is_polyp]):
         each, place = tally.polyps.setdefault(int(number), _Polyp()), truth == number
         each.seconds.append(seconds)
         each.hit.append(bool((found & place).any()))
@@ -154,7 +194,12 @@ def _count(
 
 
 def _track_on(place: np.ndarray, outlines: Iterable[Outline]) -> int:
-    """The track that covers most of a place, or 0."""
+    """Number of the track that covers most of a region, or 0.
+
+    Args:
+        place: the region, bool [h, w].
+        outlines: outlines in this frame.
+    """
     best, most = 0, 0
     for outline in outlines:
         covered = int(np.count_nonzero(outline.mask(place.shape[1], place.shape[0])[place]))
@@ -165,11 +210,11 @@ def _track_on(place: np.ndarray, outlines: Iterable[Outline]) -> int:
 
 def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
     times, alarms = zip(*tally.false_alarms, strict=True)
-    # Not the median: Matroska rounds times to milliseconds, and 30 frames at 30 a second would be 0.99 s.
+    # Not the median: Matroska rounds times to milliseconds, so 30 frames at 30 per second would last 0.99 s.
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     minutes = max((times[-1] - times[0] + step) / 60, 1e-9)
-    polyps = [each for each in tally.polyps.values() if _last(len(each.seconds), step, IN_VIEW_S)]
-    found = [each for each in polyps if _last(sum(each.hit), step, FOUND_S)]
+    polyps = [each for each in tally.polyps.values() if _lasts_longer(len(each.seconds), step, IN_VIEW_S)]
+    found = [each for each in polyps if _lasts_longer(sum(each.hit), step, FOUND_S)]
     first = [each.seconds[each.hit.index(True)] - each.seconds[0] for each in found]
     flicker = sum(_changes(_between_hits(each.hit)) for each in polyps) + _changes([False, *alarms, False])
     switches = sum(_changes([track for track in each.tracks if track]) for each in polyps)
@@ -177,8 +222,8 @@ def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
         "frames": len(tally.dice),
         "mean_dice": float(np.mean(tally.dice)),
         "mean_iou": float(np.mean(tally.iou)),
-        "frame_sensitivity": _mean(tally.right[True]),
-        "frame_specificity": _mean(tally.right[False]),
+        "frame_sensitivity": _mean(tally.correct[True]),
+        "frame_specificity": _mean(tally.correct[False]),
         "polyps": len(polyps),
         "polyps_found": len(found),
         "seconds_to_first_detection": float(np.median(first)) if first else None,
@@ -188,8 +233,14 @@ def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
     }
 
 
-def _last(frames: int, step: float, seconds: float) -> bool:
-    """Whether so many frames last so long; to the nearest frame, the step being measured."""
+def _lasts_longer(frames: int, step: float, seconds: float) -> bool:
+    """Whether frames last longer than some seconds. Half a frame is added, because `step` is a measured value.
+
+    Args:
+        frames: number of frames.
+        step: duration of a frame in seconds.
+        seconds: the limit.
+    """
     return (frames + 0.5) * step > seconds
 
 
@@ -202,7 +253,7 @@ def _changes(values: Sequence[int]) -> int:
 
 
 def _between_hits(hits: Sequence[bool]) -> Sequence[bool]:
-    """From the first hit to the last."""
+    """The part from the first hit to the last."""
     places = np.flatnonzero(hits)
     return hits[places[0] : places[-1] + 1] if len(places) else []
 

@@ -1,4 +1,4 @@
-"""What every job needs before it starts: the segmenter, the field of view, the stages, from the settings."""
+"""Objects that every job needs, made from the settings: segmenter, field of view, stages."""
 
 from __future__ import annotations
 
@@ -22,37 +22,54 @@ from polypstream.stages.smoothing import TemporalSmoother
 
 
 def with_model(settings: Settings, model: Path | None) -> Settings:
-    """The settings with another model file, if one is given."""
+    """Settings with another model.
+
+    Args:
+        settings: the settings.
+        model: the ONNX file; None: keep the settings' model.
+    """
     if model is None:
         return settings
     return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
 
 
 def with_deidentification(settings: Settings) -> Settings:
-    """The settings with de-identification."""
+    """Settings with de-identification switched on.
+
+    Args:
+        settings: the settings.
+    """
     return settings.model_copy(update={"deidentify": settings.deidentify.model_copy(update={"enabled": True})})
 
 
 def make_segmenter(settings: Settings) -> Segmenter:
-    """The segmenter that the settings ask for.
+    """Make the segmenter that the settings ask for.
+
+    Args:
+        settings: settings of the run.
 
     Raises:
-        ModelError, ProviderError: it cannot be had.
+        ModelError: the model file is missing, damaged, or was not made by polypstream.
+        ProviderError: the provider does not work on this machine.
     """
     inference, name = settings.inference, settings.inference.model
     cpu_model: Path | None = None
     if name == SHIPPED:
-        # Integers halve the plain CPU provider's time; with the others they were not measured.
+        # The int8 model halves the time of the plain CPU provider. It was not measured with other providers.
         name, cpu_model = "shipped-float", shipped_weights("shipped-int8")
     model = shipped_weights(name) if name in WEIGHTS else Path(name)
     return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model)
 
 
 def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
-    """The field of view that the settings name, or the one found in the source's pictures.
+    """Find the field of view as the settings ask.
+
+    Args:
+        source: the recording.
+        settings: they give a box, "full", or "auto" to find the field of view in the frames.
 
     Raises:
-        SettingsError: a box given by hand reaches outside the picture.
+        SettingsError: the box in the settings reaches outside the frame.
     """
     width, height = source.format.width, source.format.height
     wanted = settings.view.field_of_view
@@ -68,14 +85,14 @@ def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The stages of one recording, in the order in which a frame meets them.
+    """Stages of one recording, in processing order.
 
     Attributes:
         crop: crops to the field of view and scales to the model's input.
-        quality: rates the picture.
+        quality: rates the quality of the frame.
         segment: runs the model.
-        smooth: smooths the probability over time; None if the settings switch it off.
-        findings: turns the probability into regions, outlines and tracks.
+        smooth: smooths the probability map over time; None if the settings switch it off.
+        findings: turns the probability map into regions, outlines and tracks.
         overlay: draws them.
     """
 
@@ -88,7 +105,7 @@ class Stages:
 
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
-        """Name, stage and batch size of each stage but the overlay."""
+        """Name, stage and batch size of each stage except the overlay."""
         stages: list[tuple[str, Stage[Frame], int]] = [
             ("crop", self.crop, 1),
             ("quality", self.quality, 1),
@@ -99,18 +116,18 @@ class Stages:
         return [*stages, ("findings", self.findings, 1)]
 
     def __iter__(self) -> Iterator[tuple[str, Stage[Frame], int]]:
-        """Name, stage and batch size of every stage."""
+        """Yield name, stage and batch size of each stage."""
         yield from self.analysis
         yield "overlay", self.overlay, 1
 
 
 def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Stages:
-    """The stages that the settings ask for.
+    """Make the stages that the settings ask for.
 
     Args:
-        view: the recording's field of view.
-        segmenter: shared by the recordings of one call.
-        settings: of the run.
+        view: field of view of the recording.
+        segmenter: runs the model; may be shared by several recordings.
+        settings: settings of the run.
     """
     card, overlay, findings = segmenter.card, settings.overlay, settings.findings
     return Stages(

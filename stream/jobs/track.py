@@ -1,4 +1,4 @@
-"""What `process` finds in a recording, frame by frame for a Python program, without writing a file."""
+"""Analysis of a recording, frame by frame, for a Python program. No files are written."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
 
 log = logging.getLogger(__name__)
-# Frames that are done and wait for the caller.
-WAITING = 4
+# Number of finished frames that wait for the caller.
+QUEUE = 4
 
 
 class FrameResults(Iterator[FrameResult]):
-    """The frames of a recording in order, while threads compute the next ones.
+    """Iterator over the results of a recording's frames in order. Threads compute the next frames meanwhile.
 
     To end before the last frame, leave a `with` block or call `close`.
 
     Args:
         recording: path of a recording, or a demo's address.
         segmenter: runs the model.
-        settings: as for `process`.
+        settings: settings, as for `process`.
 
     Attributes:
-        name: of the recording.
-        width, height: of its pictures in pixels.
+        name: name of the recording.
+        width, height: size of the frames in pixels.
         frame_rate: nominal frames per second.
-        expected_frames: how many frames it has, as far as it says; None: unknown.
-        damage: what was found wrong with the recording so far, one phrase each; also logged at the end.
-        notes: what else is worth knowing, likewise.
+        expected_frames: announced number of frames; None: unknown.
+        damage: damage found in the recording so far, one phrase each; also logged at the end.
+        notes: other information for the user, one phrase each; also logged at the end.
 
     Raises:
-        SourceError: the recording cannot be opened, or (while frames are taken) cannot be read.
-        SettingsError: the field of view in the settings lies outside the picture.
+        SourceError: the recording cannot be opened, or (during the iteration) cannot be read.
+        SettingsError: the field of view in the settings lies outside the frame.
     """
 
     def __init__(self, recording: str, segmenter: Segmenter, settings: Settings) -> None:
@@ -61,12 +61,12 @@ class FrameResults(Iterator[FrameResult]):
     def __next__(self) -> FrameResult:
         try:
             return next(self._results)
-        except BaseException:  # the last frame was the last, or something failed
+        except BaseException:  # the recording has ended, or something failed
             self.close()
             raise
 
     def close(self) -> None:
-        """End the threads and close the recording; may be called more than once."""
+        """End the threads and close the recording. May be called more than once."""
         self._results.close()
         self._source.close()
 
@@ -78,7 +78,7 @@ class FrameResults(Iterator[FrameResult]):
 
 
 class _ChannelSink:
-    """Hands frames from the pipeline to the caller."""
+    """A sink that passes frames to the caller."""
 
     def __init__(self, channel: Channel[Frame]) -> None:
         self._channel = channel
@@ -91,12 +91,12 @@ class _ChannelSink:
 
 
 def _compute(source: Source, stages: Stages) -> Generator[FrameResult, None, None]:
-    """Run the pipeline in the background and yield what it finds."""
-    channel, to_rgb = Channel[Frame](WAITING), RgbConverter()
+    """Run the pipeline in the background and yield its results."""
+    channel, to_rgb = Channel[Frame](QUEUE), RgbConverter()
     pipeline = Pipeline([("decode", source.frames())], stages.analysis, [("caller", _ChannelSink(channel))])
 
     def run() -> None:
-        with suppress(Closed):  # the caller wants no more
+        with suppress(Closed):  # the caller has stopped the iteration
             pipeline.run()
 
     with in_background("track", run, channel.abandon):

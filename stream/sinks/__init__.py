@@ -1,1 +1,1 @@
-"""Where frames go."""
+"""Sinks: they write, show or send processed frames."""

@@ -1,4 +1,4 @@
-"""Live pictures for browsers: JPEGs made once for all viewers, and only while there is one."""
+"""Live video for browsers. JPEGs are encoded once for all viewers, and only if there is a viewer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from polypstream.media.pictures import black_picture
 from polypstream.sinks.bell import NewFindings
 from polypstream.stages.status_overlay import StatusOverlay
 
-# Pictures for a page are no wider than this; a snapshot has all of its pixels.
+# Largest width of JPEGs for the page, in pixels. A snapshot has the full size.
 PAGE_WIDTH = 1280
-# The JPEG encoder's quantiser, 2 (best) to 31: a viewer sees no blocks, and a 720p picture takes about 50 kB.
+# The JPEG encoder's quantiser, 2 (best) to 31. No blocks are visible at 4, and a 720p frame takes about 50 kB.
 PAGE_QUANTISER = 4
-REMEMBERED_FINDINGS = 20
-# Where nothing new comes, a viewer gets the last picture again after so long, in seconds.
-AGAIN_S = 0.5
+MAX_FINDINGS = 20
+# Seconds without a new frame after which a viewer is sent the last JPEG again.
+REPEAT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFinding:
-    """When something was found, and what it looked like.
+    """A finding in live video.
 
     Attributes:
-        number: of the source's findings, from 1.
-        when: seconds since 1970.
-        probability: the highest in the picture, 0..1.
-        jpeg: the picture with its markers.
+        number: number of the finding in its source, from 1.
+        when: time of its first frame, in seconds since 1970.
+        probability: highest probability in that frame, 0..1.
+        jpeg: that frame with its markers.
     """
 
     number: int
@@ -44,115 +44,133 @@ class LiveFinding:
 
 
 @dataclass(slots=True)
-class _Watched:
-    """One source as browsers see it."""
+class _SourceState:
+    """The newest frame, viewers and findings of a source."""
 
     frame: Frame | None = None
     jpeg: bytes = b""
     viewers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=set)
-    findings: deque[LiveFinding] = field(default_factory=lambda: deque(maxlen=REMEMBERED_FINDINGS))
+    findings: deque[LiveFinding] = field(default_factory=lambda: deque(maxlen=MAX_FINDINGS))
     found: int = 0
 
 
 class Browser:
-    """A sink that keeps the newest picture of each source for any number of viewers.
+    """A sink that keeps the newest frame of each source for any number of viewers.
 
-    A viewer that is slow gets fewer pictures and keeps nobody waiting.
+    A slow viewer gets fewer frames. It does not delay the others.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sources: dict[str, _Watched] = {}
+        self._sources: dict[str, _SourceState] = {}
         self._encoders: dict[str, Jpeg] = {}
         self._begins = NewFindings()
 
     def write(self, frame: Frame) -> None:
-        """Keep a frame; encode it if somebody is looking, or if it is the first one of a finding."""
+        """Keep a frame. It is encoded if the source has a viewer, or if a finding begins with it."""
         with self._lock:
-            watched = self._sources.setdefault(frame.source, _Watched())
-            watched.frame, viewers = frame, list(watched.viewers)
+            state = self._sources.setdefault(frame.source, _SourceState())
+            state.frame, viewers = frame, list(state.viewers)
         begins = self._begins(frame)
         if not viewers and not begins:
             return
         encoder = self._encoders.setdefault(frame.source, Jpeg(PAGE_WIDTH, PAGE_QUANTISER))
         jpeg = encoder(frame.picture, frame.orientation)
         with self._lock:
-            watched.jpeg = jpeg
+            state.jpeg = jpeg
             if begins:
-                watched.found += 1
+                state.found += 1
                 highest = int(frame.probability.max()) / 255
-                watched.findings.append(LiveFinding(watched.found, time.time(), highest, jpeg))
+                state.findings.append(LiveFinding(state.found, time.time(), highest, jpeg))
         for loop, event in viewers:
             loop.call_soon_threadsafe(event.set)
 
     def close(self) -> None:
-        """Let every viewer go."""
+        """End the streams of all viewers."""
         with self._lock:
-            viewers = [viewer for watched in self._sources.values() for viewer in watched.viewers]
+            viewers = [viewer for state in self._sources.values() for viewer in state.viewers]
             self._sources.clear()
         for loop, event in viewers:
             loop.call_soon_threadsafe(event.set)
 
     async def pictures(self, source: str) -> AsyncIterator[bytes]:
-        """JPEGs of a source for one viewer, each the newest there is; ends when the sink is closed.
+        """Stream the JPEGs of a source to one viewer, until the sink is closed. Each is the newest at that time.
 
-        Where nothing new comes, for want of a signal for instance, the last one comes again: browsers show a picture
+        If no new frame arrives, for example without a signal, the last JPEG is sent again: browsers show a JPEG only
         when the next one begins.
+
+        Args:
+            source: name of the source.
         """
         event = asyncio.Event()
         viewer = (asyncio.get_running_loop(), event)
         with self._lock:
-            watched = self._sources.setdefault(source, _Watched())
-            watched.viewers.add(viewer)
+            state = self._sources.setdefault(source, _SourceState())
+            state.viewers.add(viewer)
         try:
-            if watched.frame is not None:
-                yield await asyncio.to_thread(self._newest_jpeg, watched)
+            if state.frame is not None:
+                yield await asyncio.to_thread(self._newest_jpeg, state)
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), AGAIN_S)
+                    await asyncio.wait_for(event.wait(), REPEAT_S)
                 event.clear()
                 with self._lock:
-                    if self._sources.get(source) is not watched:
+                    if self._sources.get(source) is not state:
                         return
-                    jpeg = watched.jpeg
-                yield jpeg or await asyncio.to_thread(self._newest_jpeg, watched)
+                    jpeg = state.jpeg
+                yield jpeg or await asyncio.to_thread(self._newest_jpeg, state)
         finally:
             with self._lock:
-                watched.viewers.discard(viewer)
+                state.viewers.discard(viewer)
 
-    def _newest_jpeg(self, watched: _Watched) -> bytes:
-        """For a viewer that has just come; also where there was no picture yet, or none was encoded lately."""
+    def _newest_jpeg(self, state: _SourceState) -> bytes:
+        """Encode the newest frame for a new viewer, also if no frame has arrived or none was encoded recently."""
         with self._lock:
-            frame = watched.frame
+            frame = state.frame
         shown = frame or _no_signal()
         jpeg = Jpeg(PAGE_WIDTH, PAGE_QUANTISER)(shown.picture, shown.orientation)
         with self._lock:
-            if watched.frame is frame:
-                watched.jpeg = jpeg
+            if state.frame is frame:
+                state.jpeg = jpeg
         return jpeg
 
     def viewers(self, source: str) -> int:
-        """How many look at a source."""
+        """Number of viewers of a source.
+
+        Args:
+            source: name of the source.
+        """
         with self._lock:
-            watched = self._sources.get(source)
-            return len(watched.viewers) if watched else 0
+            state = self._sources.get(source)
+            return len(state.viewers) if state else 0
 
     def snapshot(self, source: str) -> bytes | None:
-        """The newest picture of a source at its own size; None if there is none."""
+        """Encode the newest frame of a source at full size.
+
+        Args:
+            source: name of the source.
+
+        Returns:
+            A JPEG; None if no frame has arrived.
+        """
         with self._lock:
-            watched = self._sources.get(source)
-            frame = watched.frame if watched else None
+            state = self._sources.get(source)
+            frame = state.frame if state else None
         return None if frame is None else snapshot(frame)
 
     def findings(self, source: str) -> list[LiveFinding]:
-        """The latest findings of a source, the newest first."""
+        """The latest findings of a source, the newest first.
+
+        Args:
+            source: name of the source.
+        """
         with self._lock:
-            watched = self._sources.get(source)
-            return list(reversed(watched.findings)) if watched else []
+            state = self._sources.get(source)
+            return list(reversed(state.findings)) if state else []
 
 
 def _no_signal() -> Frame:
-    """Shown before the first frame has come."""
+    """The placeholder shown before the first frame."""
     picture = black_picture(PAGE_WIDTH, PAGE_WIDTH * 9 // 16)
     (frame,) = StatusOverlay()([Frame(0, picture, 0, Fraction(1), has_signal=False)])
     return frame

@@ -1,4 +1,4 @@
-"""findings.json: which polyps, from when to when, how sure, and what they looked like."""
+"""findings.json: the tracks of a recording, with times, probabilities, outlines and snapshots."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
 
 SCHEMA = "polypstream-findings-1"
 SNAPSHOTS = "snapshots"
-# A larger view of a track is worth another snapshot if it is larger by this factor.
-LARGER = 1.3
-# Corners of an outline may move so far, in pixels, to be fewer.
-SIMPLER = 1.0
+# A new snapshot is saved when a track's area has grown by this factor.
+SNAPSHOT_GROWTH = 1.3
+# An outline is simplified with a tolerance of this many pixels.
+OUTLINE_TOLERANCE_PX = 1.0
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What is known of one track so far; of its outlines, where each stands in the spool.
+class _TrackRecord:
+    """Values of one track so far. `outlines` holds the offsets of its outlines in the spool file.
 
-    Probabilities are in grey levels and durations exact, so that parts of a recording add up to the whole.
+    Probabilities are in grey levels and durations are exact, so that values of parts add up to those of the recording.
     """
 
     first: float
@@ -49,12 +49,12 @@ class _Seen:
 
 
 class ExactTrack(NamedTuple):
-    """Of one track in one part of a recording, what is needed to add the parts up.
+    """Exact values of a track in one part of a recording, needed to add up the parts.
 
     Attributes:
-        seconds: in view, numerator and denominator.
-        largest: share of the picture that it covers at most.
-        snapshot_area: share that it covers in its snapshot.
+        seconds: time in view, as numerator and denominator.
+        largest: largest share of the frame that it covers, 0..1.
+        snapshot_area: share of the frame that it covers in its snapshot, 0..1.
         snapshot_s: time of the snapshot in seconds.
     """
 
@@ -65,99 +65,104 @@ class ExactTrack(NamedTuple):
 
 
 class FindingsFile:
-    """Writes findings.json when it is closed, and the snapshots as they come; docs/findings.md has the schema.
+    """A sink that writes snapshots as they come, and findings.json when it is closed.
+
+    docs/findings.md describes the schema.
 
     Args:
-        folder: of the results.
-        about: what stands at its head: input, model, settings.
+        folder: folder of the results.
+        about: first entries of the file: input, model, settings.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: a file cannot be written.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self._path, self._about = folder / "findings.json", about
         self._snapshots = folder / SNAPSHOTS
-        self._tracks: dict[int, _Seen] = {}
+        self._tracks: dict[int, _TrackRecord] = {}
         self._jpeg: Jpeg | None = None
         self._picture = (0, 0)
-        # Outlines wait on disk, so that memory does not grow with the recording.
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this
+        # Outlines are kept on disk, so that memory does not grow with the recording.
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 -- open as long as this object exists
 
     def write(self, frame: Frame) -> None:
-        """Note what a frame shows of each track."""
+        """Add the tracks that a frame shows."""
         self._picture = frame.picture.width, frame.picture.height
         for track in dict.fromkeys(number for number in frame.tracks if number):
             polygons = [
                 outline for outline, number in zip(frame.outlines, frame.tracks, strict=True) if number == track
             ]
-            seen = self._tracks.setdefault(track, _Seen(frame.seconds, frame.seconds))
-            self._note(track, seen, frame, polygons)
+            record = self._tracks.setdefault(track, _TrackRecord(frame.seconds, frame.seconds))
+            self._note(track, record, frame, polygons)
 
-    def _note(self, track: int, seen: _Seen, frame: Frame, polygons: list[np.ndarray]) -> None:
+    def _note(self, track: int, record: _TrackRecord, frame: Frame, polygons: list[np.ndarray]) -> None:
         peak = max(peak_of(frame, polygon) for polygon in polygons)
-        seen.last, seen.frames = frame.seconds, seen.frames + 1
-        seen.seconds += (frame.picture.duration or 0) * frame.time_base
-        seen.peak, seen.sum_of_peaks = max(seen.peak, peak), seen.sum_of_peaks + peak
-        simpler = [cv2.approxPolyDP(polygon, SIMPLER, True)[:, 0] for polygon in polygons]
+        record.last, record.frames = frame.seconds, record.frames + 1
+        record.seconds += (frame.picture.duration or 0) * frame.time_base
+        record.peak, record.sum_of_peaks = max(record.peak, peak), record.sum_of_peaks + peak
+        simplified = [cv2.approxPolyDP(polygon, OUTLINE_TOLERANCE_PX, True)[:, 0] for polygon in polygons]
         outline = {
             "frame": frame.index,
             "pts_s": round(frame.seconds, 6),
             "probability": round(peak / 255, 4),
             "box": list(cv2.boundingRect(np.concatenate(polygons))),
-            "polygons": [polygon.ravel().tolist() for polygon in simpler],
+            "polygons": [polygon.ravel().tolist() for polygon in simplified],
         }
-        self._spool_outline(seen, outline)
+        self._spool_outline(record, outline)
         area = sum(cv2.contourArea(polygon) for polygon in polygons) / (self._picture[0] * self._picture[1])
-        if area > LARGER * seen.largest:
+        if area > SNAPSHOT_GROWTH * record.largest:
             self._save_snapshot(track, frame)
-            seen.snapshot_area, seen.snapshot_s = area, frame.seconds
-        seen.largest = max(seen.largest, area)
+            record.snapshot_area, record.snapshot_s = area, frame.seconds
+        record.largest = max(record.largest, area)
 
-    def _spool_outline(self, seen: _Seen, outline: dict[str, Any]) -> None:
-        seen.outlines.append(self._spool.tell())
+    def _spool_outline(self, record: _TrackRecord, outline: dict[str, Any]) -> None:
+        record.outlines.append(self._spool.tell())
         with writing(self._path):
             self._spool.write(json.dumps(outline, separators=(",", ":")).encode() + b"\n")
 
     def exact_tracks(self) -> dict[int, ExactTrack]:
-        """What findings.json rounds, or does not say, of each track."""
+        """Exact values of each track, by its number. findings.json rounds or omits them."""
         return {
-            track: ExactTrack(seen.seconds.as_integer_ratio(), seen.largest, seen.snapshot_area, seen.snapshot_s)
-            for track, seen in self._tracks.items()
+            track: ExactTrack(
+                record.seconds.as_integer_ratio(), record.largest, record.snapshot_area, record.snapshot_s
+            )
+            for track, record in self._tracks.items()
         }
 
     def add_part(
-        self, part: Path, exact: Mapping[int, ExactTrack], rename: Callable[[int], int], first_frame: int
+        self, part: Path, exact: Mapping[int, ExactTrack], renumber: Callable[[int], int], first_frame: int
     ) -> None:
-        """Note what was found in the next part of a recording.
+        """Add the findings of the next part of a recording.
 
         Args:
-            part: folder of its results.
-            exact: its `exact_tracks`.
-            rename: from its numbers of tracks to the recording's.
-            first_frame: number of its first frame in the recording.
+            part: folder of the part's results.
+            exact: the part's `exact_tracks`.
+            renumber: maps the part's track numbers to those of the recording.
+            first_frame: number of the part's first frame in the recording.
 
         Raises:
-            DataError: its findings.json cannot be read.
+            DataError: the part's findings.json cannot be read.
+            OutputError: a snapshot cannot be written.
         """
         run = read_findings(part)
         self._picture = tuple(run["picture_size"])
         for row in run["tracks"]:
-            number, more = rename(row["track"]), exact[row["track"]]
-            seen = self._tracks.setdefault(number, _Seen(row["first_s"], row["last_s"]))
+            number, exact_track = renumber(row["track"]), exact[row["track"]]
+            record = self._tracks.setdefault(number, _TrackRecord(row["first_s"], row["last_s"]))
             for outline in row["outlines"]:
                 level = round(outline["probability"] * 255)
-                seen.frames, seen.peak = seen.frames + 1, max(seen.peak, level)
-                seen.sum_of_peaks += level
-                self._spool_outline(seen, outline | {"frame": outline["frame"] + first_frame})
-            seen.last, seen.seconds = row["last_s"], seen.seconds + Fraction(*more.seconds)
-            # Its snapshot is of the last view that was so much larger than those before it in the part.
-            if more.snapshot_area > LARGER * seen.largest:
-                seen.snapshot_area, seen.snapshot_s = more.snapshot_area, more.snapshot_s
+                record.frames, record.peak = record.frames + 1, max(record.peak, level)
+                record.sum_of_peaks += level
+                self._spool_outline(record, outline | {"frame": outline["frame"] + first_frame})
+            record.last, record.seconds = row["last_s"], record.seconds + Fraction(*exact_track.seconds)
+            # The part's snapshot shows the last view that was larger by the factor than all earlier ones in the part.
+            if exact_track.snapshot_area > SNAPSHOT_GROWTH * record.largest:
+                record.snapshot_area, record.snapshot_s = exact_track.snapshot_area, exact_track.snapshot_s
                 with writing(self._path):
                     self._snapshots.mkdir(exist_ok=True)
                     shutil.copyfile(part / row["snapshot"], self._snapshots / f"track-{number}.jpg")
-            seen.largest = max(seen.largest, more.largest)
+            record.largest = max(record.largest, exact_track.largest)
 
     def _save_snapshot(self, track: int, frame: Frame) -> None:
         self._jpeg = self._jpeg or Jpeg(WHOLE, SNAPSHOT_QUANTISER)
@@ -167,30 +172,30 @@ class FindingsFile:
             path.write_bytes(self._jpeg(frame.picture, frame.orientation))
 
     def close(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write findings.json, completely or not at all."""
         with write_atomically(self._path) as unfinished, unfinished.open("w") as file:
             file.writelines(self._lines())
         self._spool.close()
 
     def _lines(self) -> Iterator[str]:
-        """JSON, an outline a line: a long recording has many, and they are text already."""
+        """The JSON text, one outline per line. Long recordings have many outlines, which are stored as text already."""
         head = {"schema": SCHEMA, "notice": NOTICE, **self._about, "picture_size": list(self._picture)}
         yield json.dumps(head, indent=2)[:-2] + ',\n  "tracks": ['
-        for number, (track, seen) in enumerate(sorted(self._tracks.items())):
+        for number, (track, record) in enumerate(sorted(self._tracks.items())):
             row = {
                 "track": track,
-                "first_s": round(seen.first, 6),
-                "last_s": round(seen.last, 6),
-                "seconds_in_view": round(float(seen.seconds), 6),
-                "frames": seen.frames,
-                "peak_probability": round(seen.peak / 255, 4),
-                "mean_probability": round(seen.sum_of_peaks / 255 / seen.frames, 4),
-                "largest_area_fraction": round(seen.largest, 6),
+                "first_s": round(record.first, 6),
+                "last_s": round(record.last, 6),
+                "seconds_in_view": round(float(record.seconds), 6),
+                "frames": record.frames,
+                "peak_probability": round(record.peak / 255, 4),
+                "mean_probability": round(record.sum_of_peaks / 255 / record.frames, 4),
+                "largest_area_fraction": round(record.largest, 6),
                 "snapshot": f"{SNAPSHOTS}/track-{track}.jpg",
-                "snapshot_pts_s": round(seen.snapshot_s, 6),
+                "snapshot_pts_s": round(record.snapshot_s, 6),
             }
             yield (",\n    " if number else "\n    ") + json.dumps(row)[:-1] + ', "outlines": [\n      '
-            for index, place in enumerate(seen.outlines):
+            for index, place in enumerate(record.outlines):
                 self._spool.seek(place)
                 yield (",\n      " if index else "") + self._spool.readline().decode().rstrip()
             yield "\n    ]}"
@@ -198,10 +203,13 @@ class FindingsFile:
 
 
 def read_findings(folder: Path) -> dict[str, Any]:
-    """findings.json of a folder of results.
+    """Read findings.json.
+
+    Args:
+        folder: folder of a recording's results.
 
     Raises:
-        DataError: there is none, it cannot be read, or it is of another version's schema.
+        DataError: there is no such file, it cannot be read, or its schema is of another version.
     """
     path = folder / "findings.json"
     try:
@@ -217,7 +225,15 @@ def read_findings(folder: Path) -> dict[str, Any]:
 
 
 def peak_of(frame: Frame, polygon: np.ndarray) -> int:
-    """The highest probability that the network saw in the box around an outline, 0..255."""
+    """Highest probability in the bounding box of an outline.
+
+    Args:
+        frame: the frame, with its probability map.
+        polygon: outline, int32 [n, 2], x and y in pixels of the frame.
+
+    Returns:
+        0..255.
+    """
     view, (rows, columns) = frame.view, frame.probability.shape
     x, y, width, height = cv2.boundingRect(polygon)
     left, top = (x - view.x) * columns // view.width, (y - view.y) * rows // view.height

@@ -1,4 +1,4 @@
-"""Sends a live picture with its markers on to another network address."""
+"""Sends live video with its markers to another network address."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from polypstream.media.video import add_pictures, pad, padding
 CONTAINERS = {"rtsp": "rtsp", "srt": "mpegts", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}
 OPTIONS = {"rtsp": {"rtsp_transport": "tcp"}, "udp": {"pkt_size": "1316"}}
 CONNECT_S = 3.0
-# Who joins waits for a key frame; a second is what viewers bear.
+# A new receiver waits for a keyframe. One second is acceptable for viewers.
 KEY_FRAME_EVERY_S = 1
 
 
 class Push:
-    """A sink that encodes without delay and sends, and connects again whenever the other side went away.
+    """A sink that encodes a source without delay and sends it. It reconnects after each loss of the connection.
 
-    Frames that come while there is no connection are not sent, which the pipeline never waits for.
+    Frames that arrive without a connection are dropped, so the pipeline never waits.
 
     Args:
-        url: `rtsp://`, `srt://`, `udp://`, `tcp://` or `rtmp://`; may hold credentials, which are never shown.
-        source: whose frames are sent; others are ignored.
-        settings: of the encoder.
-        longest_wait: seconds between two attempts to connect, at most.
+        url: `rtsp://`, `srt://`, `udp://`, `tcp://` or `rtmp://`. It may contain credentials, which are never shown.
+        source: source whose frames are sent; frames of other sources are ignored.
+        settings: settings of the encoder.
+        longest_wait: longest time between two attempts to connect, in seconds.
 
     Attributes:
-        problem: why nothing is sent now, for people; or nothing.
-        frames: sent so far.
+        problem: reason why nothing is sent now, for the user; empty if frames are sent.
+        frames: number of frames sent.
 
     Raises:
-        SettingsError: there is no such way to send.
+        SettingsError: the scheme of the URL is not supported.
     """
 
     def __init__(self, url: str, source: LiveSource, settings: VideoSettings, longest_wait: float) -> None:
@@ -53,17 +53,17 @@ class Push:
             raise SettingsError(f"--push {redacted(url)}: write {', '.join(f'{each}://' for each in CONTAINERS)}")
         self._url, self._source, self._settings, self._longest_wait = url, source, settings, longest_wait
         self._output: OutputContainer | None = None
-        self._bridge = ExitStack()
+        self._srt = ExitStack()
         self._attempts, self._not_before = 0, 0.0
         self.problem, self.frames = "connecting", 0
 
     @property
     def doing(self) -> str:
-        """What has been sent, for people."""
+        """What has been sent, for the user."""
         return f"{self.frames} frames sent to {redacted(self._url)}"
 
     def write(self, frame: Frame) -> None:
-        """Encode and send a frame of the source, or try to connect again if that is due."""
+        """Encode and send a frame, or reconnect if the next attempt is due."""
         if frame.source != self._source.name or self._source.format is None:
             return
         if self._output is None and time.monotonic() < self._not_before:
@@ -75,7 +75,7 @@ class Push:
 
     def _send(self, frame: Frame, pictures: PictureFormat) -> None:
         if self._output is not None and pictures != self._pictures:
-            self.close()  # the other side sees a new stream, as it would from an encoder that changed its input
+            self.close()  # the receiver gets a new stream, as from an encoder whose input changed
         if self._output is None:
             self._connect(pictures)
         assert self._output is not None
@@ -86,10 +86,10 @@ class Push:
 
     def _connect(self, pictures: PictureFormat) -> None:
         encoder = choose_encoder(self._settings.codec, pictures.pixel_format)
-        # Who stops reading must not stop us. FFmpeg's RTSP sender knows no such limit.
-        patience = {"rw_timeout": str(round(CONNECT_S * 1e6))} if self._scheme != "rtsp" else {}
-        options = {**OPTIONS.get(self._scheme, {}), **patience, "flush_packets": "1"}
-        url = self._bridge.enter_context(srt_sent(self._url)) if self._scheme == "srt" else self._url
+        # A receiver that stops reading must not block the sink. FFmpeg's RTSP sender has no such timeout.
+        send_timeout = {"rw_timeout": str(round(CONNECT_S * 1e6))} if self._scheme != "rtsp" else {}
+        options = {**OPTIONS.get(self._scheme, {}), **send_timeout, "flush_packets": "1"}
+        url = self._srt.enter_context(srt_sent(self._url)) if self._scheme == "srt" else self._url
         self._output = av.open(url, "w", format=CONTAINERS[self._scheme], container_options=options, timeout=CONNECT_S)
         quality = encoder.quality(self._settings.preset, self._settings.crf)
         key_frames = {"g": str(max(1, round(pictures.rate * KEY_FRAME_EVERY_S)))}
@@ -104,10 +104,10 @@ class Push:
         self.close()
 
     def close(self) -> None:
-        """Say goodbye, if the other side still listens."""
+        """End the stream, and tell the receiver if it is still connected."""
         output, self._output = self._output, None
         if output is not None:
-            with suppress(FFmpegError):  # the connection is what was lost
+            with suppress(FFmpegError):  # the connection may be lost
                 output.mux(self._stream.encode(None))
                 output.close()
-        self._bridge.close()
+        self._srt.close()

@@ -1,4 +1,4 @@
-"""The recording of a live source: one MP4 after another."""
+"""Recording of a live source into a series of MP4 files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from polypstream.media.video import AnnotatedVideo
 
 
 class RollingRecording:
-    """FILE.mp4, FILE-2.mp4, …: a new file after a time, at a size, and when the source's pictures change.
+    """A sink that records to FILE.mp4, FILE-2.mp4, …
 
-    Times are the frames' own, from the first one in each file on. While there is no signal the recording goes on with
-    pictures that say so.
+    A new file begins after a set time, at a set size, and when the format of the source changes. Timestamps in a file
+    are the frames' own, relative to its first frame. Without a signal, the placeholder frames are recorded.
 
     Args:
-        path: of the first file.
-        source: whose frames are recorded; others are ignored.
-        settings: of the encoder, and when to roll over.
+        path: path of the first file.
+        source: source whose frames are recorded; frames of other sources are ignored.
+        settings: settings of the encoder, and when to begin a new file.
 
     Attributes:
         on: whether it records; may be set at any time, from any thread.
-        queue_size: a moment's worth of frames waits while a file is finished; more are dropped, and counted.
-        files: written so far.
-        problem: always empty; an error ends the recording.
+        queue_size: number of frames that can wait while a file is finished; more are dropped and counted.
+        files: paths of the files written so far.
+        problem: always empty, since an error ends the recording.
 
     Raises:
         OutputError: the first file exists.
@@ -51,17 +51,17 @@ class RollingRecording:
 
     @property
     def source(self) -> str:
-        """The name of the source."""
+        """Name of the source."""
         return self._source.name
 
     @property
-    def sign(self) -> str:
-        """What stands in the window's corner, which is not recorded."""
+    def caption(self) -> str:
+        """Text for the corner of the window. It is not recorded."""
         return f"REC {clock(self._recorded, 0)}" if self.on else f"recording paused at {clock(self._recorded, 0)}"
 
     @property
     def doing(self) -> str:
-        """Whether it records, how much so far, and where, for people."""
+        """Whether it records, for how long so far, and where, for the user."""
         if not self.files:
             return "waiting for the first picture"
         return f"{'recording' if self.on else 'paused'} {clock(self._recorded)} in {self.files[-1]}"
@@ -85,9 +85,9 @@ class RollingRecording:
         if self._video is None:
             return False
         picture = (frame.picture.width, frame.picture.height, frame.picture.format.name, frame.orientation)
-        wanted, roll = self._format, self._settings.roll
+        current, roll = self._format, self._settings.roll
         return (
-            picture != (wanted.width, wanted.height, wanted.pixel_format, wanted.orientation)
+            picture != (current.width, current.height, current.pixel_format, current.orientation)
             or frame.seconds - self._started >= roll.seconds
             or self._video.bytes >= roll.megabytes * 1e6
         )
@@ -95,7 +95,7 @@ class RollingRecording:
     def _open(self, frame: Frame) -> None:
         assert self._source.format is not None
         self._format, self._started, self._last = self._source.format, frame.seconds, frame.seconds
-        if frame.has_signal:  # which may be from before the source's pictures changed
+        if frame.has_signal:  # the frame may be older than the change of the source's format
             width, height, name = frame.picture.width, frame.picture.height, frame.picture.format.name
             self._format = replace(self._format, width=width, height=height, pixel_format=name)
         self._conform = Conformer(self._format)
@@ -108,12 +108,12 @@ class RollingRecording:
             if self._path.exists():
                 raise OutputError(f"{self._path}: exists already; give another --record")
             return self._path
-        # A file that another run left must neither be lost nor end this recording.
+        # Files of another run must not be overwritten, and must not end this recording.
         numbered = (self._path.with_stem(f"{self._path.stem}-{number}") for number in count(len(self.files) + 1))
         return next(path for path in numbered if not path.exists())
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the current file."""
         if self._video is not None:
             self._video.close()
             self._video = None

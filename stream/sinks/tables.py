@@ -1,4 +1,4 @@
-"""frames.csv: one line a frame."""
+"""frames.csv: one line per frame."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probabili
 
 
 class FramesTable:
-    """Writes frames.csv: number, time in seconds, polyps shown, their share of the picture, highest probability, their
-    tracks, and 1 for each thing that is wrong with the picture.
+    """A sink that writes frames.csv.
+
+    Columns: frame number, time in seconds, number of polyps shown, their share of the frame's area, highest
+    probability, track numbers, and 1 or 0 for each quality problem.
+
+    Args:
+        path: file to write.
 
     Raises:
         OutputError: it cannot be written.
@@ -34,7 +39,7 @@ class FramesTable:
             self._rows.writeheader()
 
     def write(self, frame: Frame) -> None:
-        """Append a frame's line."""
+        """Append the line of a frame."""
         found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
         share = found / (frame.picture.width * frame.picture.height)
         highest = int(frame.probability.max()) / 255
@@ -52,7 +57,11 @@ class FramesTable:
         self.write_row(dict(zip(HEADER, row, strict=True)))
 
     def write_row(self, row: Mapping[str, object]) -> None:
-        """Append a line that is known already, by the names in HEADER."""
+        """Append a line.
+
+        Args:
+            row: values by column name; the columns are those in HEADER.
+        """
         with writing(self._path):
             self._rows.writerow(row)
 
@@ -63,13 +72,13 @@ class FramesTable:
 
 
 def read_frames(path: Path) -> dict[str, np.ndarray]:
-    """frames.csv as columns of one value a frame; a recording may have a million.
+    """Read frames.csv into one array per column, since a recording may have a million frames.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
-        By the names in HEADER. `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`:
+        Arrays by the names in HEADER. `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`:
         float64. `tracks`: object, a tuple of track numbers. `blurred`, `overexposed`, `outside`: bool.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Live pictures in windows on this machine's screens."""
+"""Live video in windows on this machine's screens."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from polypstream.sinks.rolling import RollingRecording
 from polypstream.stages.status_overlay import draw_recording
 
 ESCAPE = 27
-# Windows are looked after so often a second, twice as often as the fastest source sends.
+# Updates of the windows per second: twice the frame rate of the fastest source.
 REFRESH_RATE = 120
 
 
 class Windows:
-    """A sink that shows each source in a window of its own, named as the source.
+    """A sink that shows each source in a separate window, which has the name of the source.
 
-    Frames are kept by `write`, from any thread, and shown by `pump`, which the main thread must call: desktops take
-    windows from nobody else.
+    `write` keeps frames and may be called from any thread. `pump` shows them. The main thread must call it, since
+    desktop systems allow only the main thread to handle windows.
 
     Args:
-        settings: where they appear.
+        settings: position of the windows, and whether they fill the screen.
 
     Attributes:
-        keys: what to do on a key.
-        recordings: of each source that is recorded, the recording.
+        keys: function to call for each key.
+        recordings: the recording of each recorded source, by source name.
 
     Raises:
         OutputError: there is no screen.
@@ -45,7 +45,7 @@ class Windows:
     queue_size = 1
 
     def __init__(self, settings: WindowSettings) -> None:
-        # Qt ends the program where it finds no screen.
+        # Qt ends the program if it finds no screen.
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise OutputError("--window: there is no screen here (DISPLAY is not set); use --serve instead")
         self._settings = settings
@@ -62,13 +62,13 @@ class Windows:
             self._newest[frame.source] = frame
 
     def close(self) -> None:
-        """The windows close with the program; they belong to the main thread."""
+        """Do nothing: the windows belong to the main thread and close with the program."""
 
     def pump(self) -> None:
-        """Show what is new and do what the keys say.
+        """Show new frames and handle pressed keys.
 
         Raises:
-            KeyboardInterrupt: q or Escape was pressed, or a window closed.
+            KeyboardInterrupt: q or Escape was pressed, or a window was closed.
             OutputError: a snapshot cannot be written.
         """
         with self._lock:
@@ -77,22 +77,26 @@ class Windows:
             if self._shown.get(source) is not frame:
                 self._show(source, frame)
         if self._shown:
-            self._obey(cv2.pollKey() & 0xFF)
+            self._handle_key(cv2.pollKey() & 0xFF)
 
     def _show(self, source: str, frame: Frame) -> None:
         if source not in self._shown:
             self._open(source, frame)
         elif cv2.getWindowProperty(source, cv2.WND_PROP_VISIBLE) < 1:
             raise KeyboardInterrupt
-        picture = self._upright(source, frame)
+        picture = self._displayed(source, frame)
         recording = self.recordings.get(source)
         if recording is not None:
-            draw_recording(picture, recording.sign, recording.on)
+            draw_recording(picture, recording.caption, recording.on)
         cv2.imshow(source, picture)
         self._shown[source] = frame
 
-    def _upright(self, source: str, frame: Frame) -> np.ndarray:
-        """The picture as it is shown, uint8 BGR [height, width, 3]."""
+    def _displayed(self, source: str, frame: Frame) -> np.ndarray:
+        """Convert a frame for display: rotated, with square pixels.
+
+        Returns:
+            uint8 BGR [height, width, 3].
+        """
         known, scaler = self._to_bgr.get(source, (None, None))
         if scaler is None or known != frame.orientation:
             scaler = shown("bgr24", frame.orientation)
@@ -106,17 +110,17 @@ class Windows:
         if self._settings.full_screen:
             cv2.setWindowProperty(source, cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
 
-    def _obey(self, key: int) -> None:
+    def _handle_key(self, key: int) -> None:
         if key in (ord("q"), ESCAPE):
             raise KeyboardInterrupt
         if chr(key) in self.keys:
             self.keys[chr(key)]()
 
     def save_snapshots(self) -> None:
-        """Write what is shown as SOURCE-FRAME.jpg into the current folder.
+        """Save the frames that are shown as SOURCE-FRAME.jpg in the current folder.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: a file cannot be written.
         """
         for source, frame in self._shown.items():
             name = "".join(letter if letter.isalnum() else "-" for letter in source)

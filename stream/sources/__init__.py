@@ -1,1 +1,1 @@
-"""Where frames come from."""
+"""Sources: they yield the frames of recordings, demos, capture devices and network streams."""

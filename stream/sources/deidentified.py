@@ -1,8 +1,8 @@
-"""De-identification: a source of whose pictures nothing is left but the endoscope's view.
+"""De-identification: a source whose frames keep nothing but the endoscope's field of view.
 
-What tells who a patient is stands around the view (name, date, device), in a file's metadata, chapters, subtitles,
-timecodes and sound, in its name, and in pictures filmed outside the body. Each frame is replaced before any other stage
-sees it, so nothing that is written can hold what was taken away. Text burnt in inside the view is not found.
+Patient data are found in many places: burnt-in text around the view (name, date, device); the file's metadata,
+chapters, subtitles, timecodes, sound and name; frames filmed outside the body. Each frame is replaced before any
+other stage sees it, so no output can contain what was removed. Text burnt in inside the view is not found.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from polypstream.media.scaling import Scaler
 from polypstream.stages.field_of_view import lit_outline
 from polypstream.stages.quality import SIDE, inspect
 
-# So long after a picture from outside the body the camera may still be there.
-STILL_OUTSIDE_S = 1.0
+# For this long after a frame from outside the body, frames are blanked too: the camera may still be outside.
+OUTSIDE_HOLD_S = 1.0
 BLANKED = "frames that look as if outside the body, or a second after, were blanked"
-LEAST_SALT = 16
+MIN_SALT_LENGTH = 16
 NAME_DIGITS = 16
 
 
 class Deidentified:
-    """A source without what tells who the patient is; a Source itself.
+    """A Source that yields the frames of another source, de-identified.
 
     Args:
-        source: what is to be de-identified; it is closed with this one.
-        view: the field of view that the network sees.
-        settings: of the run.
-        name: in place of the source's own; None: its file's name without the folders.
-        since: pts from which blanked frames are counted.
+        source: the source to de-identify; `close` closes it too.
+        view: field of view given to the model.
+        settings: settings of the run.
+        name: name to use in place of the source's own; None: the file name without its folders.
+        since: first pts from which blanked frames are counted; None: all are counted.
 
     Raises:
-        SourceError: the view was to be found and cannot be.
+        SourceError: the settings ask to find the field of view, and it was not found.
     """
 
     def __init__(
@@ -59,20 +59,24 @@ class Deidentified:
         self._source, self._blank_outside, self._since = source, settings.deidentify.blank_outside, since
         self.name = name or Path(source.name).name
         self.stem = name or source.stem
-        self.path: Path | None = None  # no sink may copy from it
+        self.path: Path | None = None  # sinks must not copy data from the file
         self.format, self.shifts = source.format, source.shifts
         self.damage, self.notes = source.damage, source.notes
         inside = self._inside(view, settings)
         hidden = 1 - cv2.countNonZero(inside) / inside.size
         self._masks = _plane_masks(inside, self.format.pixel_format)
-        self._small = Scaler("rgb24", lambda _: (SIDE, SIDE), (view.x, view.y, view.width, view.height))
+        self._to_thumbnail = Scaler("rgb24", lambda _: (SIDE, SIDE), (view.x, view.y, view.width, view.height))
         self._outside_until = float("-inf")
         self.notes.append(
             f"de-identified: {hidden:.0%} of the picture blacked out; sound, subtitles, chapters and metadata left out"
         )
 
     def _inside(self, view: FieldOfView, settings: Settings) -> np.ndarray:
-        """uint8 [height, width], 255 where the picture is kept."""
+        """Find the pixels to keep.
+
+        Returns:
+            uint8 [height, width], 255 where the frame is kept.
+        """
         width, height = self.format.width, self.format.height
         outline = lit_outline(self._source.thumbnails(), width, height)
         box = np.zeros((height, width), np.uint8)
@@ -87,7 +91,10 @@ class Deidentified:
         return box
 
     def frames(self) -> Iterator[Frame]:
-        """Every frame of the source, cleaned. What was blanked is noted in `notes` when the last one is out."""
+        """Yield every frame of the source, de-identified.
+
+        After the last frame, the number of blanked frames is added to `notes`.
+        """
         blanked = 0
         for frame in self._source.frames():
             frame.picture = self._cleaned(frame.picture)
@@ -99,28 +106,33 @@ class Deidentified:
             self.notes.append(f"{blanked} {BLANKED}")
 
     def _cleaned(self, picture: VideoFrame, blank: bool = False) -> VideoFrame:
-        """A picture of its own, without side data such as captions and timecodes; all black if it is to be blank."""
+        """Copy a frame without its side data (such as captions and timecodes), black outside the view.
+
+        Args:
+            picture: the decoded frame.
+            blank: make the whole frame black.
+        """
         cleaned = fresh_like(picture)
-        for own, theirs, mask, black in zip(
+        for copy, original, mask, black in zip(
             planes_of(cleaned), planes_of(picture), self._masks, to_yuv((0, 0, 0), picture), strict=True
         ):
-            own[:] = round(black)
+            copy[:] = round(black)
             if not blank:
-                cv2.copyTo(theirs, mask, own)
+                cv2.copyTo(original, mask, copy)
         return cleaned
 
     def _is_outside(self, frame: Frame) -> bool:
-        if inspect(self._small(frame.picture).to_ndarray()).outside:
-            self._outside_until = frame.seconds + STILL_OUTSIDE_S
+        if inspect(self._to_thumbnail(frame.picture).to_ndarray()).outside:
+            self._outside_until = frame.seconds + OUTSIDE_HOLD_S
         return frame.seconds < self._outside_until
 
     @property
     def expected_frames(self) -> int | None:
-        """As of the source."""
+        """Number of frames that the source expects; None: unknown."""
         return self._source.expected_frames
 
     def thumbnails(self) -> list[np.ndarray]:
-        """As of the source: they are looked at, never written."""
+        """The source's thumbnails. They are used to find the field of view and never written."""
         return self._source.thumbnails()
 
     def close(self) -> None:
@@ -129,27 +141,53 @@ class Deidentified:
 
 
 def _plane_masks(inside: np.ndarray, pixel_format: str) -> Sequence[np.ndarray]:
-    """For each plane which of its samples are kept: a chroma sample if all of its pixels are."""
+    """Make a mask for each plane of a frame.
+
+    A chroma sample is kept only if all of its pixels are kept.
+
+    Args:
+        inside: uint8 [height, width], 255 where the frame is kept.
+        pixel_format: FFmpeg's name of the frame's pixel format.
+
+    Returns:
+        uint8 masks of the planes' sizes, 255 where a sample is kept.
+    """
     planes = planes_of(VideoFrame(inside.shape[1], inside.shape[0], pixel_format))
     shares = (cv2.resize(inside, plane.shape[::-1], interpolation=cv2.INTER_AREA) for plane in planes)
     return [cv2.compare(share, 255, cv2.CMP_EQ) for share in shares]
 
 
 def hashed_name(name: str, salt: bytes) -> str:
-    """The same for the same name and salt, and not to be turned back without the salt (HMAC-SHA256, RFC 2104)."""
+    """Hash a name with a salt: HMAC-SHA256 (RFC 2104).
+
+    The result is the same for the same name and salt. Without the salt the name cannot be recovered.
+
+    Args:
+        name: name to hash.
+        salt: secret bytes, as `read_salt` returns them.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     return hmac.new(salt, name.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:NAME_DIGITS]
 
 
 def read_salt(path: Path) -> bytes:
-    """The salt for names.
+    """Read the salt for `hashed_name` from a file.
+
+    Args:
+        path: file that holds the salt.
+
+    Returns:
+        The salt without leading and trailing white space.
 
     Raises:
-        SettingsError: the file is missing or short.
+        SettingsError: the file cannot be read, or holds fewer than 16 characters.
     """
     try:
         salt = path.read_bytes().strip()
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); make one by openssl rand -hex 32") from error
-    if len(salt) < LEAST_SALT:
-        raise SettingsError(f"{path}: has fewer than {LEAST_SALT} characters; make a salt by openssl rand -hex 32")
+    if len(salt) < MIN_SALT_LENGTH:
+        raise SettingsError(f"{path}: has fewer than {MIN_SALT_LENGTH} characters; make a salt by openssl rand -hex 32")
     return salt

@@ -1,6 +1,7 @@
-"""The demo source: a rendered colon, played like a recording.
+"""The demo source: a rendered colonoscopy with known polyps, read like a recording.
 
-A demo is rendered once into the user's cache and then decoded from there, so that it costs what a recording costs.
+A demo is rendered once, into the user's cache, and decoded from there. So reading it costs what reading a recording
+costs.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ from polypstream.sources.recording import Recording
 
 OnProgress = Callable[[int, int], None]
 SCHEME = "demo:"
-# Part of the cache's file names: raise it when the rendering changes.
+# Part of the cache's file names. Increase it when the rendering changes.
 VERSION = 1
-# Good enough that what the network sees is the rendering, not the encoder.
+# x264's quality: high enough that encoding does not affect what the model finds.
 CRF = 16
 MAX_PIXELS = 7680 * 4320
 
 
 def open_demo(uri: str, on_progress: OnProgress = lambda *_: None) -> Recording:
-    """The recording behind a ``demo:`` address, rendered now if it is not in the cache.
+    """Open the recording of a ``demo:`` address. It is rendered first if it is not in the cache.
 
     Args:
-        uri: the address.
-        on_progress: while it is rendered, told the frames done and all frames.
+        uri: the address, as for `parse_demo`.
+        on_progress: called as on_progress(done, total) with frame counts while the demo is rendered.
+
+    Returns:
+        The recording, with the address as its name.
 
     Raises:
         SourceError: the address holds an unknown or impossible value.
@@ -55,15 +59,22 @@ def open_demo(uri: str, on_progress: OnProgress = lambda *_: None) -> Recording:
 
 
 def demo_stem(settings: DemoSettings) -> str:
-    """The name of the folder for a demo's results."""
+    """Name of the folder for a demo's results.
+
+    Args:
+        settings: settings of the demo.
+    """
     return f"demo-seed{settings.seed}"
 
 
 def parse_demo(uri: str) -> DemoSettings:
-    """Settings of ``demo:?seconds=10&seed=1&size=1280x720&rate=25``, each value optional.
+    """Parse an address such as ``demo:?seconds=10&seed=1&size=1280x720&rate=25``. Each value is optional.
+
+    Args:
+        uri: the address.
 
     Raises:
-        SourceError: naming the value that is wrong.
+        SourceError: a value is unknown, malformed or out of range; the message names it.
     """
     wanted = dict(parse_qsl(uri.removeprefix(SCHEME).removeprefix("?"), keep_blank_values=True))
     values: dict[str, object] = {}
@@ -81,16 +92,33 @@ def parse_demo(uri: str) -> DemoSettings:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height from ``1280x720``; ValueError if it is not of that form."""
+    """Parse a size such as ``1280x720``.
+
+    Args:
+        text: width and height in pixels.
+
+    Returns:
+        Width and height.
+
+    Raises:
+        ValueError: the text is not of this form.
+    """
     width, height = text.lower().split("x")
     return int(width), int(height)
 
 
 def checked(settings: DemoSettings, origin: str) -> DemoSettings:
-    """The settings, if a demo can be rendered from them.
+    """Check that a demo can be rendered.
+
+    Args:
+        settings: what to render.
+        origin: what the error message names as the cause, such as the address.
+
+    Returns:
+        The same settings.
 
     Raises:
-        SourceError: naming the value that is out of range.
+        SourceError: a value is out of range; the message names it.
     """
     for wrong, what in (
         (not 0 < settings.seconds <= 36_000, "seconds must be over 0 and at most 36000"),
@@ -107,13 +135,14 @@ def checked(settings: DemoSettings, origin: str) -> DemoSettings:
 def render_demo(
     settings: DemoSettings, path: Path, truth: Path | None = None, on_progress: OnProgress = lambda *_: None
 ) -> None:
-    """Render a demo recording; files appear only when they are whole.
+    """Render a demo recording. The files appear only when they are complete.
 
     Args:
         settings: what to render.
-        path: the MP4 file.
-        truth: FFV1 grey video of the same frames, pixel value the number of the polyp, 0 none.
-        on_progress: told the number of frames done and of all frames.
+        path: MP4 file to write.
+        truth: file for an FFV1 grey video of the same frames. Its pixel values are polyp numbers, 0 where there is no
+            polyp. None: not written.
+        on_progress: called as on_progress(done, total) with frame counts.
 
     Raises:
         OutputError: a file cannot be written.
@@ -133,7 +162,7 @@ def render_demo(
 
 
 def _unfinished(target: Path, stack: ExitStack) -> Path:
-    """Where to write a file until it is whole: in a temporary folder beside it, on the same file system."""
+    """Path to write a file to until it is complete: in a temporary folder beside it, so on the same file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=".rendering-"))
     return Path(folder) / f"unfinished{target.suffix}"
@@ -173,5 +202,5 @@ def _picture_format(settings: DemoSettings) -> PictureFormat:
 
 
 def cache_folder() -> Path:
-    """Where rendered demos are kept: polypstream/ in XDG_CACHE_HOME, by default in ~/.cache."""
+    """Folder of the rendered demos: polypstream/ in XDG_CACHE_HOME, which is ~/.cache by default."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polypstream"

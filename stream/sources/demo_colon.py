@@ -1,16 +1,16 @@
-"""A colonoscopy that nobody had: a withdrawal through a procedural colon, with the exact place of every polyp.
+"""Procedural colonoscopy: the withdrawal of a camera through a synthetic colon, with exact masks of all polyps.
 
-The colon is a tube along z whose radius is a map over the angle round it (columns) and z (rows). Folds are ridges
-of that map and polyps bumps. Each pixel's ray is marched to the wall and shaded there, so the truth comes from the
-same hit as the colour. Everything is a function of the seed and of the time in seconds.
+The colon is a tube along z. Its radius is a map over the angle around the tube (columns) and z (rows). Folds are ridges
+in this map, polyps are bumps. Each pixel's ray is marched to the wall and shaded there. So the colour and the polyp
+mask come from the same point on the wall. Every image is a function of the seed and of the time in seconds.
 
-One unit of length is the tube's mean radius, about 2.5 cm. Angles are radians unless a name says otherwise.
+The unit of length is the mean radius of the tube, about 2.5 cm. Angles are in radians unless a name says otherwise.
 
-How a polyp comes and goes: the camera looks deeper into the tube while it moves out of it, so a polyp enters large
-at the rim of the view. It sits just beyond a fold that is higher than itself; as the camera leaves along that side
-of the wall, the fold hides it, before it could become a speck in the distance. What is left is settled by two rules:
-a polyp that covers less than `SPECK` of the view, or that lies more than `DARK` ahead of the camera, where its light
-hardly reaches, is not in the truth of that frame.
+How a polyp appears and disappears: the camera looks deeper into the tube while it moves out of it, so a polyp enters
+large at the rim of the view. It sits just behind a fold that is higher than itself. When the camera leaves along that
+side of the wall, the fold hides the polyp before it becomes small in the distance. Two rules decide the other cases. A
+polyp that covers less than `MIN_VISIBLE_SHARE` of the view is not in the mask of that frame. The same applies to a
+polyp that lies more than `MAX_AHEAD` ahead of the camera, where little light reaches.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-# Texels of the maps: round the tube (about 163 a unit on the wall), and along it.
+# Texels of the maps: around the tube (about 163 per unit on the wall), and per unit along it.
 COLUMNS = 1024
 ROWS_PER_UNIT = 128
-# The skin repeats after so many units; folds and polyps do not.
+# The wall texture repeats after this many units. Folds and polyps do not repeat.
 TILE_UNITS = 8
-# A segment of the maps serves the camera over one hop, and reaches as far beyond as light does.
+# A segment of the maps is used while the camera moves by HOP units. It extends BEHIND units behind the camera, and
+# REACH units ahead, as far as the light reaches.
 HOP, BEHIND, REACH = 4, 1, 8
-# Height in pixels, at most, of the picture that rays are cast for; it is enlarged to the recording's own size.
+# Largest height in pixels of the image for which rays are cast. It is enlarged to the recording's size.
 RENDER_HEIGHT = 352
-# One ray in so many, each way, is marched from the camera; the others start from where these arrived.
+# In each direction one ray of this many is marched from the camera. The others start near where these ended.
 COARSE = 4
-# The widest angle from the axis of view, at the (cut off) corners of the view's box.
+# Largest angle from the optical axis, at the (cut off) corners of the view's box.
 CORNER_ANGLE = np.radians(76)
-# A smaller share of the view's pixels than this is no polyp yet.
-SPECK = 0.001
-# The camera's path is tabulated at this step, whatever the frame rate.
+# A polyp that covers a smaller share of the view's pixels is not in the mask.
+MIN_VISIBLE_SHARE = 0.001
+# Time step of the table of camera positions, at any frame rate.
 PATH_STEP_S = 0.01
-# A polyp has a say in the camera's path for so long before and after it is looked at.
+# A polyp affects the camera's path this long before and after the camera looks at it.
 NEAR_S = 4.0
 MAX_POLYPS = 255
-# By so many pixels, each way, the noise moves between frames.
+# Largest shift of the noise between frames, in pixels, in each direction.
 NOISE_MARGIN = 256
-# How far ahead of the camera a polyp lies when it is looked at.
+# Distance of a polyp ahead of the camera when the camera looks at it.
 LOOK_AHEAD = 0.66
-# A polyp so far ahead of the camera is in the dark, and not in the truth.
-DARK = 3.0
-# Share of a polyp's height from which its surface counts as polyp rather than as the wall that it rises from.
+# A polyp farther ahead of the camera is in the dark and not in the mask.
+MAX_AHEAD = 3.0
+# Share of a polyp's height above which its surface counts as polyp. Below, it counts as wall.
 RAISED = 0.08
-# Pictures at least so wide for their height have a side panel with text, as an HD processor's have.
+# Images at least this wide for their height have a side panel with text, as those of an HD processor have.
 PANEL_ASPECT = 1.5
 
 
@@ -61,10 +62,10 @@ class DemoSettings:
 
     Attributes:
         seconds: length of the recording.
-        seed: decides everything: the colon, its polyps and the camera's path. A longer recording of the same seed
-            begins as the shorter one does.
-        width, height: of the pictures, in pixels.
-        rate: frames a second.
+        seed: determines the colon, its polyps and the camera's path. A longer recording with the same seed begins with
+            the same frames as a shorter one.
+        width, height: size of the frames in pixels.
+        rate: frames per second.
     """
 
     seconds: float = 10.0
@@ -79,13 +80,13 @@ class _Polyp:
     """A bump on the wall.
 
     Attributes:
-        number: 1..255, its value in the truth.
-        seen_at: seconds; the camera looks at it then.
-        z, angle: its middle on the unrolled wall.
-        radius, height: half its width and its height over the wall, in units.
-        stretch, turn: its length over its width, and the direction of its length.
-        roundness: 1 a flat dome, 3 nearly a ball's steep sides.
-        tint: factors on the wall's red, green and blue.
+        number: 1..255, its value in the mask.
+        seen_at: time in seconds at which the camera looks at it.
+        z, angle: position of its centre on the unrolled wall.
+        radius, height: half its width, and its height above the wall, in units.
+        stretch, turn: ratio of its length to its width, and the direction of its length.
+        roundness: exponent of its profile, from 1 (a flat dome) to 3 (nearly the steep sides of a ball).
+        tint: factors for the wall's red, green and blue.
         pits: strength of its surface pattern, 0..1.
         lobes: three phases of its outline.
     """
@@ -106,25 +107,33 @@ class _Polyp:
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """A ridge round the tube: three lobes, tilted; or, beside a polyp, one lobe at the polyp's angle."""
+    """A ridge around the tube.
+
+    Attributes:
+        z: its position along the tube.
+        height, width: in units.
+        angle: direction of its highest part.
+        tilt: four coefficients that make it uneven.
+        hides_polyp: True for a fold beside a polyp, with one lobe at the polyp's angle. Other folds have three lobes.
+    """
 
     z: float
     height: float
     width: float
     angle: float
     tilt: np.ndarray
-    shields: bool
+    hides_polyp: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Skin:
-    """The wall's surface, periodic in both directions; each [rows, COLUMNS, ...] float32.
+class _WallTexture:
+    """Surface of the wall, periodic in both directions. Arrays are float32 [rows, COLUMNS, ...].
 
     Attributes:
-        colour: [..., 3], 0..255.
+        colour: RGB [..., 3], 0..255.
         relief: soft unevenness of the wall, in units.
-        film: [..., 2] slopes of the wet film, round the tube and along it.
-        pits: pattern of a polyp's surface, about -1..1.
+        film: slopes [..., 2] of the wet film, around the tube and along it.
+        pits: surface pattern of polyps, about -1..1.
     """
 
     colour: np.ndarray
@@ -135,14 +144,16 @@ class _Skin:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Maps of a stretch of the tube, [rows, COLUMNS, ...], their row 0 at z = first_row / ROWS_PER_UNIT.
+    """Maps of a section of the tube, [rows, COLUMNS, ...].
 
     Attributes:
-        radius: float32.
-        shape: float32 [..., 4]: slopes of the radius round the tube and along it, openness (1 open, less in
-            crevices), height as a share of the polyp's own.
-        colour: uint8 [..., 3], and the same blurred for distant wall.
-        number: uint8, the polyp whose ground this is, or 0.
+        first_row: z of row 0, times ROWS_PER_UNIT.
+        radius: float32, in units.
+        shape: float32 [..., 4]: slopes of the radius around the tube and along it, openness (1 open, less in crevices),
+            height as a share of the polyp's height.
+        colour: uint8 RGB [..., 3].
+        distant_colour: `colour`, blurred for distant parts of the wall.
+        number: uint8, number of the polyp whose base is here, or 0.
     """
 
     first_row: int
@@ -155,14 +166,19 @@ class _Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Camera:
-    """Where the camera is, float32 [3], and its axes as rows right, down and forward, float32 [3, 3]."""
+    """Pose of the camera.
+
+    Attributes:
+        position: float32 [3].
+        axes: float32 [3, 3], rows right, down and forward.
+    """
 
     position: np.ndarray
     axes: np.ndarray
 
 
 class DemoColon:
-    """Pictures and truth of a recording, any frame in any order.
+    """Renders frames and masks of a demo recording, in any order.
 
     Args:
         settings: what to render.
@@ -180,25 +196,32 @@ class DemoColon:
         return max(1, round(self._settings.seconds * self._settings.rate))
 
     def render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Picture and truth of one frame; the same bits whenever and in whatever order it is called.
+        """Render one frame and its mask. The result does not depend on earlier calls.
 
-        The sensor noise is drawn from the frame's time, so frames at the same time are equal at any rate.
+        The sensor noise depends on the frame's time. So frames at the same time are equal at any frame rate.
+
+        Args:
+            index: number of the frame, from 0.
 
         Returns:
-            uint8 RGB [height, width, 3], and uint8 [height, width]: the number of the polyp, 0 where there is none.
+            Image, uint8 RGB [height, width, 3], and mask, uint8 [height, width]: polyp numbers, 0 without a polyp.
         """
         seconds = index / self._settings.rate
         camera = self._anatomy.camera(float(seconds))
         segment = self._anatomy.segment_at(float(camera.position[2]))
-        colour, glint, numbers = _shade(self._rays, camera, segment, self._anatomy)
-        numbers[np.isin(numbers, self._anatomy.in_the_dark(float(camera.position[2])))] = 0
-        picture = self._screen.enlarge(colour, glint)
+        colour, highlight, numbers = _shade(self._rays, camera, segment, self._anatomy)
+        numbers[np.isin(numbers, self._anatomy.too_far_ahead(float(camera.position[2])))] = 0
+        picture = self._screen.enlarge(colour, highlight)
         picture = self._screen.frame(self._noise.add_to(picture, seconds), seconds)
         return picture, self._screen.truth(numbers)
 
 
 class _Screen:
-    """Where the field of view lies in the picture, and everything that is done at the picture's own size."""
+    """Position of the field of view in the image, and all operations at the image's full size.
+
+    Args:
+        width, height: size of the image in pixels.
+    """
 
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
@@ -214,21 +237,26 @@ class _Screen:
         self._inside = _octagon(self.view_width, self.view_height)
         self._view_pixels = int(np.count_nonzero(self._inside > 127))
 
-    def enlarge(self, colour: np.ndarray, glint: np.ndarray) -> np.ndarray:
-        """The view at the picture's own size, its highlights sharpened there.
+    def enlarge(self, colour: np.ndarray, highlight: np.ndarray) -> np.ndarray:
+        """Enlarge the rendered view to full size. Highlights are sharpened there.
 
         Args:
-            colour: uint8 [h, w, 3] at the rays' size.
-            glint: float32 [h, w], from 0 on a highlight.
+            colour: uint8 RGB [h, w, 3] at the size of the rays.
+            highlight: float32 [h, w] at the size of the rays, above 0 on highlights.
         """
         size = (self.view_width, self.view_height)
         large = cv2.resize(colour, size, interpolation=cv2.INTER_CUBIC)
-        highlight = cv2.resize(glint, size, interpolation=cv2.INTER_LINEAR)
+        highlight = cv2.resize(highlight, size, interpolation=cv2.INTER_LINEAR)
         highlight = cv2.convertScaleAbs(cv2.max(highlight, 0.0), alpha=255)
         return cv2.add(large, cv2.merge([highlight] * 3))
 
     def frame(self, view: np.ndarray, seconds: Fraction) -> np.ndarray:
-        """Put the view into a black picture with its side panel."""
+        """Put the view into a black image with its side panel.
+
+        Args:
+            view: uint8 RGB [view_height, view_width, 3].
+            seconds: time shown in the panel.
+        """
         picture = np.zeros((self._height, self._width, 3), np.uint8)
         cv2.multiply(view, cv2.merge([self._inside] * 3), dst=picture[self._view_slices], scale=1 / 255)
         if self._panel:
@@ -236,16 +264,19 @@ class _Screen:
         return picture
 
     def truth(self, numbers: np.ndarray) -> np.ndarray:
-        """Polyp numbers of the rays, uint8 [h, w], at the picture's own size, without specks.
+        """Enlarge the polyp numbers to the full size of the image, without polyps that are too small.
 
-        Each polyp is enlarged as the picture is and cut at half its coverage, so that no number is interpolated.
+        Each polyp is enlarged like the image and thresholded at half coverage, so numbers are not interpolated.
+
+        Args:
+            numbers: uint8 [h, w] at the size of the rays.
         """
         view = np.zeros((self.view_height, self.view_width), np.uint8)
         for number in np.flatnonzero(np.bincount(numbers.ravel())[1:]) + 1:
             covered = cv2.compare(numbers, int(number), cv2.CMP_EQ)
             covered = cv2.resize(covered, view.shape[::-1], interpolation=cv2.INTER_CUBIC)
             visible = (covered > 127) & (self._inside > 127)
-            if np.count_nonzero(visible) >= SPECK * self._view_pixels:
+            if np.count_nonzero(visible) >= MIN_VISIBLE_SHARE * self._view_pixels:
                 view[visible] = number
         picture = np.zeros((self._height, self._width), np.uint8)
         picture[self._view_slices] = view
@@ -268,7 +299,11 @@ class _Screen:
 
 
 def _octagon(width: int, height: int) -> np.ndarray:
-    """Uint8 [height, width]: 255 inside an octagon with slightly round corners, smooth at its edge."""
+    """Draw an octagon with slightly round corners and a smooth edge.
+
+    Returns:
+        uint8 [height, width], 255 inside.
+    """
     cut = 0.17 * width
     right, bottom = width - 1, height - 1
     corners = [(cut, 0), (right - cut, 0), (right, cut), (right, bottom - cut)]
@@ -280,7 +315,7 @@ def _octagon(width: int, height: int) -> np.ndarray:
 
 
 class _SensorNoise:
-    """Noise that changes from frame to frame: a window into a larger sheet of it, moved at random."""
+    """Noise that changes from frame to frame: a randomly placed window of a larger noise image."""
 
     def __init__(self, seed: int, width: int, height: int) -> None:
         self._seed, self._width, self._height = seed, width, height
@@ -288,12 +323,17 @@ class _SensorNoise:
         shape = (height + NOISE_MARGIN, width + NOISE_MARGIN)
         grain = random.standard_normal((*shape, 3), np.float32) * 1.3
         grain += cv2.GaussianBlur(random.standard_normal(shape, np.float32), (0, 0), 1.1)[..., None] * 6
-        # In two halves, because adding and subtracting bytes is several times faster than adding signed numbers.
+        # Positive and negative parts separately: adding and subtracting bytes is several times faster than signed sums.
         self._brighter = np.rint(np.maximum(grain, 0)).astype(np.uint8)
         self._darker = np.rint(np.maximum(-grain, 0)).astype(np.uint8)
 
     def add_to(self, picture: np.ndarray, seconds: Fraction) -> np.ndarray:
-        """The picture, uint8 [height, width, 3], with the noise of its time."""
+        """Add the noise of a time to an image.
+
+        Args:
+            picture: uint8 RGB [height, width, 3].
+            seconds: time of the frame.
+        """
         random = np.random.default_rng([self._seed, round(seconds * 1_000_000)])
         top, left = (int(place) for place in random.integers(0, NOISE_MARGIN, 2))
         window = (slice(top, top + self._height), slice(left, left + self._width))
@@ -301,17 +341,22 @@ class _SensorNoise:
 
 
 class _Anatomy:
-    """The tube, its folds and polyps, and the camera's path through it."""
+    """The tube, its folds and polyps, and the camera's path through it.
+
+    Args:
+        seed: determines everything.
+        seconds: length of the recording.
+    """
 
     def __init__(self, seed: int, seconds: float) -> None:
         self._seed = seed
         random = np.random.default_rng([seed, 2])
-        # Plain floats: NumPy's own would turn the rays' float32 into float64.
+        # Python floats: NumPy's float64 would turn the rays' float32 into float64.
         self._bends: list[float] = random.uniform(0, 2 * np.pi, 4).tolist()
         self._sway = random.uniform(0, 2 * np.pi, 12)
-        self._skin = _make_skin(seed)
-        self.film = self._skin.film
-        times = _looks(seed, seconds)
+        self._texture = _make_wall_texture(seed)
+        self.film = self._texture.film
+        times = _look_times(seed, seconds)
         self._path_times = np.arange(0, seconds + 1, PATH_STEP_S)
         attention = np.zeros_like(self._path_times)
         for time in times:
@@ -327,23 +372,23 @@ class _Anatomy:
         self._segments: dict[int, _Segment] = {}
 
     def centre(self, z: np.ndarray) -> np.ndarray:
-        """Middle of the tube at z, [..., 2] float32."""
+        """Centre of the tube at z, float32 [..., 2]."""
         a, b, c, d = self._bends
         x = 0.75 * np.sin(0.55 * z + a) + 0.25 * np.sin(1.13 * z + b)
         y = 0.6 * np.sin(0.47 * z + c) + 0.25 * np.sin(1.01 * z + d)
         return np.stack([x, y], axis=-1).astype(np.float32)
 
     def camera(self, seconds: float) -> _Camera:
-        """Pose of the camera."""
+        """Pose of the camera at a time in seconds."""
         z = float(np.interp(seconds, self._path_times, self._path_z))
         sway = np.sin(np.array([1.1, 0.7, 1.7, 2.9, 0.9, 1.3, 2.3, 3.7, 0.37, 0.83, 5.1, 4.3]) * seconds + self._sway)
         offset = 0.05 * sway[:2] + 0.015 * sway[2:4]
         near = [polyp for polyp in self.polyps if abs(seconds - polyp.seen_at) < NEAR_S]
         for polyp in near:
             since = seconds - polyp.seen_at
-            # Away from the polyp to see it whole; then along its side of the wall, so that its fold hides it.
-            aside = -0.12 * _bump(since, -1.0, 0.9) + 0.33 * _bump(since, 0.5, 2.6)
-            offset += aside * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
+            # First away from the polyp, to see all of it; then along its side of the wall, so that the fold hides it.
+            off_axis = -0.12 * _bump(since, -1.0, 0.9) + 0.33 * _bump(since, 0.5, 2.6)
+            offset += off_axis * np.array([np.cos(polyp.angle), np.sin(polyp.angle)])
         position = np.array([*(self.centre(np.array(z)) + offset), z])
         ahead = np.array([*self.centre(np.array(z + 1.6)), z + 1.6]) - position
         forward = ahead / np.linalg.norm(ahead)
@@ -361,12 +406,12 @@ class _Anatomy:
         axes = np.stack([right, np.cross(forward, right), forward])
         return _Camera(position.astype(np.float32), axes.astype(np.float32))
 
-    def in_the_dark(self, z: float) -> list[int]:
-        """Numbers of the polyps that are too far ahead of a camera at z to be seen."""
-        return [polyp.number for polyp in self.polyps if polyp.z - z > DARK]
+    def too_far_ahead(self, z: float) -> list[int]:
+        """Numbers of the polyps that are too far ahead of a camera at z to be visible."""
+        return [polyp.number for polyp in self.polyps if polyp.z - z > MAX_AHEAD]
 
     def segment_at(self, z: float) -> _Segment:
-        """Maps for a camera at z; the last two are kept, for callers that do not go straight on."""
+        """Maps for a camera at z. The last two segments are kept, for callers that do not render in order."""
         hop = int(np.floor(z / HOP))
         if hop not in self._segments:
             self._segments = dict([*self._segments.items()][-1:])
@@ -377,7 +422,7 @@ class _Anatomy:
         first_row = (hop * HOP - BEHIND) * ROWS_PER_UNIT
         rows = np.arange(first_row, first_row + (BEHIND + HOP + REACH) * ROWS_PER_UNIT)
         z = (rows / ROWS_PER_UNIT).astype(np.float32)
-        radius = 1 + self._skin.relief[rows % (TILE_UNITS * ROWS_PER_UNIT)]
+        radius = 1 + self._texture.relief[rows % (TILE_UNITS * ROWS_PER_UNIT)]
         for fold in self._folds:
             if z[0] - 1 < fold.z < z[-1] + 1:
                 _raise_fold(radius, z, fold)
@@ -386,7 +431,7 @@ class _Anatomy:
         columns = np.broadcast_to(np.arange(COLUMNS, dtype=np.float32), radius.shape)
         colour, pits = (
             cv2.remap(tile, columns, tile_row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-            for tile in (self._skin.colour, self._skin.pits)
+            for tile in (self._texture.colour, self._texture.pits)
         )
         level = np.zeros_like(radius)
         number = np.zeros(radius.shape, np.uint8)
@@ -405,12 +450,16 @@ class _Anatomy:
 
 
 def _attention(since: np.ndarray | np.float64) -> np.ndarray:
-    """How much the camera attends to a polyp, 0..1, so many seconds after it looked straight at it."""
+    """Share of the camera's attention to a polyp, 0..1.
+
+    Args:
+        since: seconds since the camera looked straight at it.
+    """
     return _smoothstep(-1.0, -0.25, since) * (1 - _smoothstep(0.55, 1.25, since))
 
 
-def _looks(seed: int, seconds: float) -> list[float]:
-    """The times at which the camera looks at a polyp."""
+def _look_times(seed: int, seconds: float) -> list[float]:
+    """Times in seconds at which the camera looks at a polyp."""
     random = np.random.default_rng([seed, 4])
     times = [1.45]
     while len(times) < MAX_POLYPS:
@@ -421,7 +470,7 @@ def _looks(seed: int, seconds: float) -> list[float]:
 
 def _make_polyp(seed: int, number: int, seen_at: float, z: float) -> _Polyp:
     random = np.random.default_rng([seed, 5, number])
-    # The first is large, for a viewer who gives the demo two seconds.
+    # The first polyp is large, so that the first seconds of a demo show one.
     radius = 0.44 if number == 1 else random.uniform(0.24, 0.44)
     round_one = number % 2 == 1
     redness = random.uniform(-1, 1)
@@ -442,18 +491,18 @@ def _make_polyp(seed: int, number: int, seen_at: float, z: float) -> _Polyp:
 
 
 def _make_folds(seed: int, polyps: Sequence[_Polyp], last_z: float) -> list[_Fold]:
-    """Folds every unit or so, but none on a polyp; and beside each polyp the one that will hide it."""
+    """Folds about every unit, but none on a polyp; and beside each polyp a fold that will hide it."""
     folds = []
-    shields = [_shield(seed, polyp) for polyp in polyps]
+    hiding = [_hiding_fold(seed, polyp) for polyp in polyps]
     z, number = float(HOP + REACH), 0
     while z > last_z:
         random = np.random.default_rng([seed, 6, number])
-        near = any(s.z - 0.5 < z < p.z + p.radius * p.stretch + 0.35 for p, s in zip(polyps, shields, strict=True))
+        near = any(s.z - 0.5 < z < p.z + p.radius * p.stretch + 0.35 for p, s in zip(polyps, hiding, strict=True))
         if not near:
             folds.append(_random_fold(random, z))
         z -= random.uniform(0.7, 1.2)
         number += 1
-    return folds + shields
+    return folds + hiding
 
 
 def _random_fold(random: np.random.Generator, z: float) -> _Fold:
@@ -463,11 +512,11 @@ def _random_fold(random: np.random.Generator, z: float) -> _Fold:
         width=random.uniform(0.1, 0.16),
         angle=random.uniform(0, 2 * np.pi),
         tilt=random.uniform(-0.14, 0.14, 4),
-        shields=False,
+        hides_polyp=False,
     )
 
 
-def _shield(seed: int, polyp: _Polyp) -> _Fold:
+def _hiding_fold(seed: int, polyp: _Polyp) -> _Fold:
     random = np.random.default_rng([seed, 7, polyp.number])
     return _Fold(
         z=polyp.z - polyp.radius * polyp.stretch - 0.16,
@@ -475,16 +524,22 @@ def _shield(seed: int, polyp: _Polyp) -> _Fold:
         width=0.13,
         angle=polyp.angle,
         tilt=random.uniform(-0.03, 0.03, 4),
-        shields=True,
+        hides_polyp=True,
     )
 
 
 def _raise_fold(radius: np.ndarray, z: np.ndarray, fold: _Fold) -> None:
-    """Lower the radius along a ridge, in place."""
+    """Reduce the radius along a fold, in place.
+
+    Args:
+        radius: float32 [rows, COLUMNS].
+        z: position of each row, in units.
+        fold: the fold.
+    """
     angle = _angles()
     near = np.abs(z - fold.z) < 0.95
     round_tube = angle - fold.angle
-    if fold.shields:
+    if fold.hides_polyp:
         height = fold.height * (0.12 + 0.88 * np.exp(0.9 * (np.cos(round_tube) - 1)))
     else:
         height = fold.height * (0.56 + 0.3 * np.cos(3 * round_tube) + 0.14 * np.cos(round_tube + fold.tilt[3] * 9))
@@ -502,7 +557,14 @@ def _raise_polyp(
     level: np.ndarray,
     number: np.ndarray,
 ) -> None:
-    """Put a polyp into the maps, in place."""
+    """Add a polyp to the maps of a segment, in place.
+
+    Args:
+        polyp: the polyp.
+        z: position of each row, in units.
+        pits: surface pattern of polyps, as in _WallTexture.
+        radius, colour, level, number: maps to change; `level` is the height as a share of the polyp's height.
+    """
     near = np.flatnonzero(np.abs(z - polyp.z) < 1.6 * polyp.radius * polyp.stretch)
     if not len(near):
         return
@@ -523,22 +585,22 @@ def _raise_polyp(
     lift = polyp.height * dome * (1 + (knobs - 1) * dome) + 0.004 * polyp.pits * pits[rows] * dome
     radius[rows] -= lift.astype(np.float32)
     cover = _smoothstep(0.02, 0.35, dome)[..., None].astype(np.float32)
-    flesh = np.array([218, 126, 98], np.float32) * polyp.tint
+    base_colour = np.array([218, 126, 98], np.float32) * polyp.tint
     pattern = np.maximum(pits[rows], -0.5)[..., None] * np.array([5, 13, 12], np.float32)
-    surface = flesh + 0.3 * (colour[rows] - colour[rows].mean(axis=(0, 1))) - polyp.pits * pattern
+    surface = base_colour + 0.3 * (colour[rows] - colour[rows].mean(axis=(0, 1))) - polyp.pits * pattern
     colour[rows] += cover * (surface - colour[rows])
     level[rows] = np.maximum(level[rows], dome)
     number[rows][distance < 1.5] = polyp.number
 
 
 @lru_cache(maxsize=2)
-def _make_skin(seed: int) -> _Skin:
-    """Colour and unevenness of healthy mucosa."""
+def _make_wall_texture(seed: int) -> _WallTexture:
+    """Generate colour and unevenness of healthy mucosa."""
     random = np.random.default_rng([seed, 3])
     patches, broad, mottle, grain = (_noise(random, scale) for scale in (0.5, 1.1, 0.13, 0.014))
     vessels = _vessels(random) * np.clip(0.8 + 0.45 * patches, 0.3, 1)
     tone = 1 + 0.05 * patches + 0.035 * mottle + 0.03 * grain
-    # No two bowels, and no two processors' white balances, are quite the same.
+    # Colours differ between patients and between the white balances of processors.
     balance = random.uniform(0.95, 1.05, 3).astype(np.float32)
     colour = np.array([200, 118, 93], np.float32) * balance * tone[..., None]
     colour += broad[..., None] * np.array([3, 8, 7], np.float32)
@@ -548,7 +610,7 @@ def _make_skin(seed: int) -> _Skin:
     waves = ((0.13, 0.022), (0.055, 0.014), (0.024, 0.005))
     film = np.clip(0.9 + 0.4 * _noise(random, 0.35), 0.3, 1.6)
     film *= np.add.reduce([height * _noise(random, scale) for scale, height in waves])
-    return _Skin(
+    return _WallTexture(
         colour=colour.astype(np.float32),
         relief=(0.05 * _noise(random, 0.6) + 0.012 * _noise(random, 0.16)).astype(np.float32),
         film=np.dstack(_slopes(film)),
@@ -557,7 +619,15 @@ def _make_skin(seed: int) -> _Skin:
 
 
 def _noise(random: np.random.Generator, scale: float) -> np.ndarray:
-    """Smooth periodic noise over the tile, mean 0 and deviation 1, float32; scale in units."""
+    """Smooth periodic noise over the texture.
+
+    Args:
+        random: generator.
+        scale: size of its features in units.
+
+    Returns:
+        float32 of mean 0 and standard deviation 1.
+    """
     rows = TILE_UNITS * ROWS_PER_UNIT
     across = np.fft.rfftfreq(COLUMNS, 2 * np.pi / COLUMNS)
     along = np.fft.fftfreq(rows, 1 / ROWS_PER_UNIT)
@@ -569,7 +639,7 @@ def _noise(random: np.random.Generator, scale: float) -> np.ndarray:
 
 
 def _vessels(random: np.random.Generator) -> np.ndarray:
-    """Branching vessels over the tile, float32 0..1."""
+    """Branching vessels over the texture, float32 0..1."""
     rows = TILE_UNITS * ROWS_PER_UNIT
     canvas = np.zeros((rows, COLUMNS), np.float32)
     for _ in range(46):
@@ -583,7 +653,7 @@ def _vessels(random: np.random.Generator) -> np.ndarray:
 def _grow_vessel(
     layer: np.ndarray, random: np.random.Generator, row: float, column: float, heading: float, width: float
 ) -> None:
-    """Draw a vessel and its branches, each thinner than its trunk."""
+    """Draw a vessel and its branches. Each branch is thinner than its parent."""
     strength = int(70 + 38 * min(width, 4.5))
     while width > 0.7:
         points = [(column, row)]
@@ -600,28 +670,28 @@ def _grow_vessel(
 
 
 def _slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives of a map, a radian round the tube and a unit along it, float32."""
+    """Derivatives of a map per radian around the tube, and per unit along it, float32."""
     round_tube = (np.roll(height, -1, 1) - np.roll(height, 1, 1)) * (COLUMNS / (4 * np.pi))
     return round_tube.astype(np.float32), (np.gradient(height, axis=0) * ROWS_PER_UNIT).astype(np.float32)
 
 
 def _openness(radius: np.ndarray) -> np.ndarray:
-    """How much light reaches a place from around: 1 on open wall, less in crevices."""
+    """Share of ambient light that reaches each place: 1 on open wall, less in crevices."""
     depth = sum(weight * np.maximum(radius - _blur(radius, texels), 0) for texels, weight in ((10, 3.0), (30, 1.6)))
     return 1 / (1 + depth).astype(np.float32)
 
 
 def _blur(image: np.ndarray, texels: float) -> np.ndarray:
-    """Blur of a map that is closed round the tube; a box twice, which costs the same however wide it is."""
+    """Blur a map that is closed around the tube, by two box filters. Their cost does not depend on the width."""
     side = round(1.22 * texels) * 2 + 1
     wrapped = cv2.copyMakeBorder(image, 0, 0, side, side, cv2.BORDER_WRAP)
     return np.ascontiguousarray(cv2.blur(cv2.blur(wrapped, (side, side)), (side, side))[:, side:-side])
 
 
 def _tile_row(row: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Row of the skin's tile for a row of the tube.
+    """Row of the wall texture for a row of the tube.
 
-    The radius counts as length too, or the skin would be stretched over the side of a fold that the camera sees.
+    The radius counts as length too. Otherwise the texture would be stretched on the visible side of a fold.
     """
     return (row - radius * np.float32(ROWS_PER_UNIT)) % np.float32(TILE_UNITS * ROWS_PER_UNIT)
 
@@ -636,37 +706,43 @@ def _smoothstep(low: float, high: float, value: np.ndarray | np.float64) -> np.n
 
 
 def _bump(value: float, start: float, end: float) -> float:
-    """0 outside start..end, rising to 1 in between."""
+    """A smooth bump: 0 outside start..end, 1 in the middle."""
     return float(np.sin(np.pi * np.clip((value - start) / (end - start), 0, 1)) ** 2)
 
 
 def _soft_positive(value: np.ndarray) -> np.ndarray:
-    """Nearly the value itself where it is well above zero, and never below."""
+    """Nearly the value itself where it is well above zero, and never negative."""
     return 0.5 * (value + np.sqrt(value * value + 0.006))
 
 
 def _rays(width: int, height: int) -> np.ndarray:
-    """Unit directions through the pixels of the view, float32 [height, width, 3], right, down and forward.
+    """Unit directions through the pixels of the view.
 
-    The angle from the axis grows evenly with the distance from the middle, as with an endoscope's wide lens.
+    The angle from the axis is proportional to the distance from the centre, as with an endoscope's wide-angle lens.
+
+    Returns:
+        float32 [height, width, 3]: right, down and forward.
     """
     x = (np.arange(width) + 0.5 - width / 2)[None] + np.zeros((height, 1))
     y = (np.arange(height) + 0.5 - height / 2)[:, None] + np.zeros((1, width))
     distance = np.hypot(x, y)
     angle = distance / np.hypot(width / 2, height / 2) * CORNER_ANGLE
-    aside = np.sin(angle) / np.maximum(distance, 1e-6)
-    return np.dstack([x * aside, y * aside, np.cos(angle)]).astype(np.float32)
+    off_axis = np.sin(angle) / np.maximum(distance, 1e-6)
+    return np.dstack([x * off_axis, y * off_axis, np.cos(angle)]).astype(np.float32)
 
 
 def _march(
     origin: np.ndarray, directions: np.ndarray, start: np.ndarray, anatomy: _Anatomy, segment: _Segment
 ) -> np.ndarray:
-    """Distances along rays to the wall, float32 [n]; REACH - 1 where a ray meets none before.
+    """Find the distance to the wall along each ray.
 
     Args:
         origin: float32 [3].
         directions: unit vectors, float32 [n, 3].
-        start: distances that are known to lie inside the tube, float32 [n].
+        start: distances known to lie inside the tube, float32 [n].
+
+    Returns:
+        float32 [n]; REACH - 1 where a ray does not meet the wall before.
     """
     near, far = start.copy(), np.full_like(start, REACH - 1)
     active, rays, before = np.arange(len(start)), directions, start
@@ -675,7 +751,7 @@ def _march(
     to_wall = np.zeros_like(start)
     while len(active):
         step = np.maximum(0.62 * clear_before, 0.01 + 0.01 * before)
-        # Close before the wall, the last step's slope says where it is: go just past it.
+        # Close to the wall, the slope of the last step predicts its distance: step just past it.
         step = np.maximum(step, np.where(to_wall < 0.1, 1.15 * to_wall + 0.003, 0))
         now = before + step
         clear = _clearance(origin, rays, now, anatomy, segment)
@@ -696,7 +772,7 @@ def _march(
 
 
 def _crossing(near: np.ndarray, far: np.ndarray, clear_near: np.ndarray, clear_far: np.ndarray) -> np.ndarray:
-    """Where the clearance would be zero if it fell evenly from a place in the lumen to one behind the wall."""
+    """Distance at which the clearance is zero, interpolated between a place in the lumen and one behind the wall."""
     share = clear_near / np.maximum(clear_near - clear_far, np.float32(1e-6))
     return near + (far - near) * np.clip(share, np.float32(0.03), np.float32(0.97))
 
@@ -704,24 +780,31 @@ def _crossing(near: np.ndarray, far: np.ndarray, clear_near: np.ndarray, clear_f
 def _clearance(
     origin: np.ndarray, rays: np.ndarray, distance: np.ndarray, anatomy: _Anatomy, segment: _Segment
 ) -> np.ndarray:
-    """How far points on the rays are from the wall, towards the tube's middle; negative behind the wall."""
-    column, row, aside, _ = _on_the_wall(origin + rays * distance[:, None], anatomy, segment)
-    return _look_up(segment.radius, column, row) - aside
+    """Distance of points on the rays from the wall, towards the tube's centre; negative behind the wall."""
+    column, row, off_axis, _ = _on_the_wall(origin + rays * distance[:, None], anatomy, segment)
+    return _look_up(segment.radius, column, row) - off_axis
 
 
 def _on_the_wall(
     points: np.ndarray, anatomy: _Anatomy, segment: _Segment
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Columns and rows of the maps for points [n, 3], their distance from the tube's middle, and their angle."""
+    """Project points onto the wall.
+
+    Args:
+        points: float32 [n, 3].
+
+    Returns:
+        Columns and rows of the maps, distance from the tube's centre, and angle, [n] each.
+    """
     off = points[:, :2] - anatomy.centre(points[:, 2])
-    aside, angle = (part.ravel() for part in cv2.cartToPolar(off[:, 0], off[:, 1]))
+    off_axis, angle = (part.ravel() for part in cv2.cartToPolar(off[:, 0], off[:, 1]))
     column = angle * np.float32(COLUMNS / (2 * np.pi))
     row = points[:, 2] * np.float32(ROWS_PER_UNIT) - np.float32(segment.first_row)
-    return column, np.clip(row, 0, len(segment.radius) - 2), aside, angle
+    return column, np.clip(row, 0, len(segment.radius) - 2), off_axis, angle
 
 
 def _look_up(image: np.ndarray, column: np.ndarray, row: np.ndarray, how: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """Values of a map at n places, [n, ...]; OpenCV wants them as a rectangle."""
+    """Values of a map at n places, [n, ...]. The places are reshaped to a rectangle, as OpenCV requires."""
     width = 1024
     height = -(-len(column) // width)
     places = np.zeros((2, height * width), np.float32)
@@ -732,9 +815,12 @@ def _look_up(image: np.ndarray, column: np.ndarray, row: np.ndarray, how: int = 
 
 
 def _distances(rays: np.ndarray, camera: _Camera, anatomy: _Anatomy, segment: _Segment) -> np.ndarray:
-    """Distance to the wall for every ray of [height, width, 3] world directions, float32 [height, width].
+    """Distance to the wall for every ray, float32 [height, width].
 
-    A few rays are marched all the way; every other ray starts a little before the nearest of those round it.
+    Few rays are marched all the way. Every other ray starts slightly before the nearest of its marched neighbours.
+
+    Args:
+        rays: directions in the world, float32 [height, width, 3].
     """
     height, width = rays.shape[:2]
     coarse_rays = np.ascontiguousarray(rays[COARSE // 2 :: COARSE, COARSE // 2 :: COARSE])
@@ -751,6 +837,9 @@ def _shade(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cast the rays.
 
+    Args:
+        rays: directions relative to the camera, float32 [h, w, 3].
+
     Returns:
         uint8 RGB [h, w, 3] without highlights; float32 [h, w], above 0 on highlights; uint8 [h, w], polyp numbers.
     """
@@ -758,23 +847,23 @@ def _shade(
     world = cv2.transform(rays, camera.axes.T)
     distance = _distances(world, camera, anatomy, segment)
     points = camera.position + world.reshape(-1, 3) * distance.reshape(-1, 1)
-    column, row, aside, angle = _on_the_wall(points, anatomy, segment)
+    column, row, off_axis, angle = _on_the_wall(points, anatomy, segment)
     shape = _look_up(segment.shape, column, row)
     numbers = _look_up(segment.number, column, row, cv2.INTER_NEAREST)
     numbers = np.where(shape[:, 3] > RAISED, numbers, 0).astype(np.uint8)
-    film = _look_up(anatomy.film, column, _tile_row(row + np.float32(segment.first_row), aside))
+    film = _look_up(anatomy.film, column, _tile_row(row + np.float32(segment.first_row), off_axis))
 
     bend = (anatomy.centre(points[:, 2] + np.float32(0.02)) - anatomy.centre(points[:, 2])) / np.float32(0.02)
     cosine, sine = np.cos(angle), np.sin(angle)
     view = -world.reshape(-1, 3)
     lean = cosine * bend[:, 0] + sine * bend[:, 1]
-    facing = _facing(view, cosine, sine, shape[:, 0] / aside, shape[:, 1] + lean)
+    facing = _facing(view, cosine, sine, shape[:, 0] / off_axis, shape[:, 1] + lean)
     away = distance.ravel()
-    # A distant or slanting texel is smaller than a pixel: there only what survives blurring is seen.
+    # A distant or slanted texel is smaller than a pixel: only the blurred texture is visible there.
     blur = np.clip((away / np.maximum(facing, 0.15) - 1.2) / 5, 0, 1)
     wet = 1 - blur
     wet_facing = _facing(
-        view, cosine, sine, (shape[:, 0] + film[:, 0] * wet) / aside, shape[:, 1] + lean + film[:, 1] * wet
+        view, cosine, sine, (shape[:, 0] + film[:, 0] * wet) / off_axis, shape[:, 1] + lean + film[:, 1] * wet
     )
     colour = _look_up(segment.colour, column, row).astype(np.float32)
     colour += blur[:, None] * (_look_up(segment.distant_colour, column, row) - colour)
@@ -783,25 +872,25 @@ def _shade(
     light *= np.exp(-np.square(away / 2.8)) / (0.7 + away * away)
     light *= 0.55 + 0.45 * world.reshape(-1, 3) @ camera.axes[2]
     light *= np.square(0.98 / (0.1 + np.sqrt(light).mean()))
-    picture = _develop(colour, light).reshape(height, width, 3)
-    # So near that a droplet would fill the view, only the most exactly facing film shines.
+    picture = _tone_map(colour, light).reshape(height, width, 3)
+    # At a short distance only film that faces the camera exactly is bright: otherwise one droplet would fill the view.
     mirror = 0.983 + 0.03 * np.maximum(0.8 - away, 0)
-    # A crest that turns away within a few pixels would shine as a string of beads.
+    # A crest that turns away within a few pixels would show a row of bright dots.
     facing_here = facing.reshape(height, width)
     mirror += 0.4 * np.maximum(facing_here - cv2.erode(facing_here, np.ones((5, 5), np.uint8)) - 0.12, 0).ravel()
-    glint = np.clip((wet_facing - mirror) * 100 * wet / (0.6 + away), -0.6, 1.4).reshape(height, width)
-    return _soften(picture, _edges(distance)), glint, numbers.reshape(height, width)
+    highlight = np.clip((wet_facing - mirror) * 100 * wet / (0.6 + away), -0.6, 1.4).reshape(height, width)
+    return _lens_blur(picture, _edges(distance)), highlight, numbers.reshape(height, width)
 
 
 def _edges(distance: np.ndarray) -> np.ndarray:
-    """Where near hides far, uint8 [h, w], 1 or 0."""
+    """Pixels at which a near surface hides a far one, uint8 [h, w], 1 or 0."""
     ring = np.ones((3, 3), np.uint8)
     jump = cv2.dilate(distance, ring) > 1.12 * cv2.erode(distance, ring) + 0.02
     return jump.astype(np.uint8)
 
 
-def _soften(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """A lens's softness; more of it at edges, where one ray a pixel leaves stairs."""
+def _lens_blur(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Blur like a lens. The blur is stronger at edges, where one ray per pixel causes aliasing."""
     soft = cv2.GaussianBlur(picture, (0, 0), 0.5)
     cv2.copyTo(cv2.GaussianBlur(picture, (0, 0), 0.95), edges, soft)
     return soft
@@ -810,15 +899,19 @@ def _soften(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def _facing(
     view: np.ndarray, cosine: np.ndarray, sine: np.ndarray, slope_round: np.ndarray, slope_along: np.ndarray
 ) -> np.ndarray:
-    """Cosine between the wall's normal, given by the slopes of its radius, and the way back to the camera."""
+    """Cosine between the wall's normal, from the slopes of its radius, and the direction to the camera."""
     inward = -(view[:, 0] * cosine + view[:, 1] * sine)
     round_tube = view[:, 1] * cosine - view[:, 0] * sine
     length = np.sqrt(1 + slope_round * slope_round + slope_along * slope_along)
     return (inward + slope_round * round_tube + slope_along * view[:, 2]) / length
 
 
-def _develop(colour: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Light on coloured flesh as a processor shows it: redder in the dark, paler in the bright; uint8 [n, 3]."""
+def _tone_map(colour: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Apply light to the wall's colour as a processor shows it: redder in the dark, paler in bright areas.
+
+    Returns:
+        uint8 [n, 3].
+    """
     grey = np.log(np.maximum(light, 1e-5))[:, None]
     exposed = colour / 255 * np.exp(grey * np.array([0.4, 0.48, 0.52], np.float32))
     return (255 * (1 - np.exp(-1.75 * exposed * exposed - 0.6 * exposed))).astype(np.uint8)

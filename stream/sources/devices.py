@@ -1,4 +1,4 @@
-"""Capture devices of this machine, and the formats that they offer, as FFmpeg lists them."""
+"""Capture devices of this machine and their formats, as FFmpeg lists them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from av.logging import Capture
 
 from polypstream.errors import SourceError
 
-# FFmpeg's device reader on each system, how a device is written for `live`, and the option that lists its formats.
+# For each system: FFmpeg's device reader, the address of a device for `live`, the option that lists its formats.
 # AVFoundation has no such option.
 READERS = {
     "linux": ("v4l2", "{}", {"list_formats": "all"}),
     "win32": ("dshow", "dshow:{}", {"list_options": "true"}),
     "darwin": ("avfoundation", "avfoundation:{}", {}),
 }
-# `Raw : yuyv422 : YUYV 4:2:2 : 640x480 1280x720` of v4l2; `vcodec=mjpeg min s=… fps=… max s=1920x1080 fps=60` of dshow.
+# v4l2 logs `Raw : yuyv422 : YUYV 4:2:2 : 640x480 1280x720`;
+# dshow logs `vcodec=mjpeg min s=… fps=… max s=1920x1080 fps=60`.
 V4L2_FORMAT = re.compile(r"(?:Raw|Compressed)\s*:\s*(\S+)\s*:\s*(.*\S)\s*:\s*([^:\n]*)$", re.MULTILINE)
 DSHOW_FORMAT = re.compile(r"(?:pixel_format|vcodec)=(\S+).*?max s=(\S+) fps=([\d.]+)")
 
@@ -29,9 +30,9 @@ class Device:
     """A capture device.
 
     Attributes:
-        address: as `live` takes it.
-        description: for people.
-        formats: what it offers, a line each, the name that `?format=` takes first.
+        address: address that `live` accepts.
+        description: description for the user.
+        formats: formats that it offers, one line each; a line starts with the name that `?format=` accepts.
     """
 
     address: str
@@ -40,29 +41,32 @@ class Device:
 
 
 def list_devices() -> list[Device]:
-    """The capture devices of this machine.
+    """List the capture devices of this machine.
+
+    Returns:
+        The devices, sorted by name.
 
     Raises:
-        SourceError: this system's devices cannot be listed.
+        SourceError: devices of this system cannot be listed.
     """
     if sys.platform not in READERS:
         raise SourceError(f"capture devices of {sys.platform} cannot be listed")
     reader, address, listing = READERS[sys.platform]
     try:
-        found = av.enumerate_input_devices(reader)
+        listed = av.enumerate_input_devices(reader)
     except (ValueError, FFmpegError) as error:
         raise SourceError(f"capture devices cannot be listed ({error})") from error
     devices = [
         Device(address.format(each.name), each.description, _formats_of(reader, each.name, listing))
-        for each in sorted(found, key=lambda each: each.name)
+        for each in sorted(listed, key=lambda each: each.name)
         if "video" in each.media_types or not each.media_types
     ]
-    # V4L2 does not say which of its devices take pictures in, but only those offer formats.
+    # V4L2 does not say which of its devices capture video, but only those offer formats.
     return [device for device in devices if device.formats or reader != "v4l2"]
 
 
 def _formats_of(reader: str, name: str, listing: dict[str, str]) -> list[str]:
-    """FFmpeg lists formats in its log, and then refuses to open the device."""
+    """Formats of a device. FFmpeg writes them to its log, then fails to open the device."""
     if not listing:
         return []
     level = av.logging.get_level()
@@ -78,8 +82,15 @@ def _formats_of(reader: str, name: str, listing: dict[str, str]) -> list[str]:
 
 
 def parse_formats(log: str) -> list[str]:
-    """Formats from what FFmpeg's v4l2 or dshow reader logs, each once."""
-    found = V4L2_FORMAT.findall(log)
-    v4l2 = [f"{name} ({words}): {sizes.strip()}" for name, words, sizes in found if name != "Unsupported"]
+    """Extract the formats from the log of FFmpeg's v4l2 or dshow reader.
+
+    Args:
+        log: the logged text.
+
+    Returns:
+        The formats, one line each, without duplicates.
+    """
+    listed = V4L2_FORMAT.findall(log)
+    v4l2 = [f"{name} ({words}): {sizes.strip()}" for name, words, sizes in listed if name != "Unsupported"]
     dshow = [f"{name}: {size} at {rate} per second" for name, size, rate in DSHOW_FORMAT.findall(log)]
     return list(dict.fromkeys(v4l2 + dshow))

@@ -1,7 +1,7 @@
-"""A DICOM video object: a recording with a patient.
+"""A DICOM video object as a recording.
 
-Its pixel data are a video stream (MPEG-2, H.264 or HEVC, raw or in a container) in pieces. They are put together in a
-temporary file, which is then a recording like any other.
+Its pixel data are a video stream (MPEG-2, H.264 or HEVC, raw or in a container), split into items. The items are
+joined in a temporary file, which is then read as an ordinary recording.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAGIC_AT, MAGIC = 128, b"DICM"
-# Encapsulated pixel data, as they begin in explicit little endian: tag (7FE0,0010), VR OB, undefined length.
+# How encapsulated pixel data begin in explicit little endian: tag (7FE0,0010), VR OB, undefined length.
 PIXEL_DATA = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)
 ITEM, END_OF_ITEMS = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 BLOCK = 1 << 20
-# A rate is a ratio of small numbers, such as 30000/1001; a frame time in milliseconds, as text, has lost that.
+# A frame rate is a ratio of small numbers, such as 30000/1001. A frame time in milliseconds, as text, is rounded.
 LARGEST_DENOMINATOR = 1001
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, whatever its name; what cannot be read does not."""
+    """Whether the content of a file is DICOM, whatever its name is.
+
+    Args:
+        path: the file.
+
+    Returns:
+        False also if the file cannot be read.
+    """
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             return False
         with path.open("rb") as file:
             return file.read(MAGIC_AT + len(MAGIC))[MAGIC_AT:] == MAGIC
@@ -42,7 +49,10 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Dataset:
-    """What a DICOM file says before its pixel data.
+    """Read the data set of a DICOM file up to its pixel data.
+
+    Args:
+        path: the file.
 
     Raises:
         SourceError: it cannot be read.
@@ -53,12 +63,18 @@ def read_header(path: Path) -> Dataset:
 
 
 def quiet() -> warnings.catch_warnings[None]:
-    """Without pydicom's warnings: what archives store is often slightly wrong, and values are parsed when asked for."""
+    """Context manager that silences pydicom's warnings.
+
+    Stored files often violate the standard slightly, and pydicom parses values only when they are accessed.
+    """
     return warnings.catch_warnings(action="ignore")
 
 
 class DicomVideo(Recording):
-    """The recording in a DICOM video object; to people it has the name of the object.
+    """The recording in a DICOM video object. Its name is the path of the object.
+
+    Args:
+        path: the DICOM file.
 
     Raises:
         SourceError: the file is no video object, is cut off, or its video cannot be decoded.
@@ -81,13 +97,21 @@ class DicomVideo(Recording):
         self.name, self.stem = str(path), results_stem(path)
 
     def close(self) -> None:
-        """Close the recording and remove the temporary file; more than once does no harm."""
+        """Close the recording and remove the temporary file. May be called more than once."""
         super().close()
         self._folder.cleanup()
 
 
 def _extract(path: Path, video: Path) -> Fraction | None:
-    """Write the video stream of a DICOM file to a file of its own; returns its pictures per second, if it says so."""
+    """Write the video stream of a DICOM file to a separate file.
+
+    Args:
+        path: the DICOM file.
+        video: file to write.
+
+    Returns:
+        Frames per second, if the object gives them.
+    """
     with path.open("rb") as file, quiet():
         header = _read_header(file, path)
         _check_is_video(header, path)
@@ -98,7 +122,7 @@ def _extract(path: Path, video: Path) -> Fraction | None:
 
 
 def _read_header(file: BinaryIO, path: Path) -> Dataset:
-    """The data set before the pixel data, where the file is left."""
+    """Read the data set before the pixel data. The file is left at the pixel data."""
     with extra("dicom", f"{path}: is a DICOM file; reading it"):
         from pydicom import dcmread
     try:
@@ -120,9 +144,12 @@ def _check_is_video(header: Dataset, path: Path) -> None:
 
 
 def _copy_items(file: BinaryIO, stream: BinaryIO) -> bool:
-    """Copy what the items of encapsulated pixel data hold; False if the file ends too early.
+    """Copy the items of encapsulated pixel data.
 
     The first item is a table of offsets, which a video does not need.
+
+    Returns:
+        False if the file ends too early.
     """
     if file.read(len(PIXEL_DATA)) != PIXEL_DATA:
         return False
@@ -142,7 +169,11 @@ def _copy_items(file: BinaryIO, stream: BinaryIO) -> bool:
 
 
 def _copy(file: BinaryIO, stream: BinaryIO, length: int) -> bool:
-    """Copy so many bytes, in blocks, for an item can be gigabytes; False if there are fewer."""
+    """Copy a number of bytes in blocks: an item can have gigabytes.
+
+    Returns:
+        False if there are fewer bytes.
+    """
     while length:
         block = file.read(min(BLOCK, length))
         if not block:
@@ -153,7 +184,7 @@ def _copy(file: BinaryIO, stream: BinaryIO, length: int) -> bool:
 
 
 def _rate(header: Dataset) -> Fraction | None:
-    """Pictures per second, by the most exact of what the object says of its time."""
+    """Frames per second, from the most exact attribute that the object has."""
     frame_time = _number(header, "FrameTime")  # milliseconds
     rate = 1000 / frame_time if frame_time else None
     for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
@@ -162,7 +193,7 @@ def _rate(header: Dataset) -> Fraction | None:
 
 
 def _number(header: Dataset, keyword: str) -> float:
-    """A positive number of the data set, 0 if there is none."""
+    """A positive number of the data set; 0 if there is none."""
     try:
         value: Any = header.get(keyword)
         return max(0.0, float(value or 0))

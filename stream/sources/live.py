@@ -1,4 +1,4 @@
-"""Live sources: capture devices and network streams, which may go away and come back."""
+"""Live sources: capture devices and network streams, which may disconnect and return."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from polypstream.media.srt import srt_received
 from polypstream.sources.demo import SCHEME
 from polypstream.sources.open import open_source
 
-# A recording played as if it were live.
+# Prefix of a recording that is played as a live source.
 REPLAY = "replay:"
-# Live pictures are timed in these units, as broadcasting does, from the moment that their source was opened.
+# Time base of live frames, as in broadcasting. Times count from the moment at which the source was opened.
 TIME_BASE = Fraction(1, 90_000)
-# Connecting may take so long, shaking hands and looking for the first key frame included.
+# Longest time for connecting, including the handshake and the wait for the first keyframe.
 CONNECT_S = 5.0
-# A stream's own times are believed while they stay so close to the clock; they jump when an encoder restarts.
+# A stream's own timestamps are used while they differ from the clock by less; they jump when an encoder restarts.
 DRIFT_S = 1.0
-# Their decoders, told to be quick, hand out pictures in the order in which they were coded, B-frames too late.
+# With the low-delay flag these decoders return frames in coding order, in which B-frames come too late.
 IN_CODING_ORDER = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "h261", "h263", "flv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2",
      "wmv3", "vc1", "rv30", "rv40", "cavs", "svq3"}
 )  # fmt: skip
-# The picture that stands for none before any came.
+# Size of the placeholder shown before the first frame.
 NO_SIGNAL_SIZE = 1280, 720
-# What FFmpeg's device readers are called, by the way that we write a device.
+# FFmpeg's device readers, by the prefix of a device's address.
 DEVICES = {"/dev/video": "v4l2", "dshow:": "dshow", "avfoundation:": "avfoundation"}
 DEVICE_OPTIONS = {"size": "video_size", "rate": "framerate", "format": "pixel_format"}
 V4L2_OPTIONS = DEVICE_OPTIONS | {"format": "input_format"}
-# For each scheme the protocols that the stream may use itself: a playlist must not read this machine's files.
+# For each scheme the protocols that its stream may use: a playlist must not read files of this machine.
 PROTOCOLS = {
     "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp",
     "rtsps": "rtsps,rtsp,rtp,srtp,tcp,tls",
@@ -61,25 +61,25 @@ PROTOCOLS = {
     "http": "http,tcp,crypto",
     "https": "https,http,tls,tcp,crypto",
 }
-# Little is read before the first picture, and nothing is held back.
+# Read little before the first frame, and buffer nothing.
 NETWORK_OPTIONS = {"fflags": "nobuffer", "probesize": "500000", "analyzeduration": "500000"}
-# RTSP over TCP loses nothing; some servers have UDP alone.
+# RTSP over TCP loses no packets; some servers support UDP only.
 SCHEME_OPTIONS = {
     "rtsp": {"rtsp_flags": "prefer_tcp"},
     "rtsps": {"rtsp_flags": "prefer_tcp"},
-    # Room for half a second of a fast stream while the reader is busy; an overrun costs pictures, not the stream.
+    # A buffer for half a second of a fast stream while the reader is busy. An overrun loses frames, not the connection.
     "udp": {"fifo_size": "20000", "overrun_nonfatal": "1"},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a live source is, as FFmpeg takes it.
+    """Address of a live source in FFmpeg's form.
 
     Attributes:
-        url: may hold credentials; never shown.
-        reader: FFmpeg's name of the device reader, or None.
-        options: of the reader.
+        url: may contain credentials; never shown.
+        reader: FFmpeg's name of the device reader; None: a network stream.
+        options: options of the reader.
     """
 
     url: str
@@ -88,7 +88,10 @@ class Address:
 
 
 def parse_address(uri: str) -> Address:
-    """A capture device (`/dev/video0?size=1920x1080&rate=60`, `dshow:NAME`, `avfoundation:0`) or a network address.
+    """Parse the address of a capture device or a network stream.
+
+    Args:
+        uri: a device (`/dev/video0?size=1920x1080&rate=60`, `dshow:NAME`, `avfoundation:0`) or a URL.
 
     Raises:
         SourceError: it is neither.
@@ -121,10 +124,15 @@ def _device(uri: str, reader: str) -> Address:
 
 
 def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
-    """A live source from what the user wrote: a device, a network address, `replay:FILE` or `demo:`.
+    """Open a live source.
+
+    Args:
+        name: name of the source for the user.
+        uri: a device or URL as for `parse_address`, `replay:FILE`, or `demo:`.
+        settings: timeouts and attempts for devices and network streams.
 
     Raises:
-        SourceError: it is none of these, or the recording to replay cannot be opened.
+        SourceError: the address is none of these, or the recording to replay cannot be opened.
     """
     if uri.startswith(REPLAY):
         return Replay(name, open_source(uri.removeprefix(REPLAY)))
@@ -140,12 +148,12 @@ def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
 
 @dataclass(slots=True)
 class Stream:
-    """Frames of a device or network stream for as long as it is wanted, through losses and returns.
+    """A LiveSource that reads a device or network stream, and reconnects after each loss.
 
     Args:
-        name: for people.
-        address: where it is.
-        settings: when it counts as lost, and how it is tried again.
+        name: name for the user.
+        address: where to connect.
+        settings: when the signal counts as lost, and how to reconnect.
     """
 
     name: str
@@ -162,7 +170,7 @@ class Stream:
     _last_pts: int = -1
 
     def frames(self) -> Iterator[Frame]:
-        """See LiveSource; ends when closed, or given up."""
+        """See LiveSource. Ends after `close`, or after the last attempt to connect."""
         attempts, most = 0, self.settings.most_attempts
         while not self._closed.is_set():
             attempts += 1
@@ -173,10 +181,10 @@ class Stream:
                         yield frame
                 if not self._closed.is_set():
                     self._lost("it ended")
-            except Exception as error:  # whatever a library raises, the stream may come back as it was
+            except Exception as error:  # a library may raise anything; the stream may return unchanged
                 self._lost(reason(error))
             if not self._closed.is_set():
-                yield self._nothing()
+                yield self._no_signal_frame()
             if attempts and attempts == most:
                 self.signal.problem += f"; given up after {most} attempts"
                 return
@@ -184,7 +192,7 @@ class Stream:
         self.signal.ended = True
 
     def close(self) -> None:
-        """Let `frames` end after what it is waiting for, the timeout at most."""
+        """End `frames`, after its current wait; this takes at most the timeout."""
         self._closed.set()
 
     @contextmanager
@@ -192,8 +200,8 @@ class Stream:
         with ExitStack() as stack:
             address = self.address
             if address.url.startswith("srt:"):
-                here = stack.enter_context(srt_received(address.url))
-                address = replace(address, url=here, options=NETWORK_OPTIONS)
+                local_url = stack.enter_context(srt_received(address.url))
+                address = replace(address, url=local_url, options=NETWORK_OPTIONS)
             container = av.open(
                 address.url,
                 format=address.reader,
@@ -209,11 +217,11 @@ class Stream:
             raise SourceError("it has no moving picture")
         if stream.codec_context is None:
             raise SourceError("its pictures are in a codec that is not known")
-        # Threads on whole frames would hold back one frame each.
+        # Frame threads would delay the output by one frame per thread.
         stream.thread_type = "SLICE"
         if stream.codec_context.codec.canonical_name not in IN_CODING_ORDER:
             stream.codec_context.flags |= Flags.low_delay
-        clock, self._wanted = _Clock(self._opened), None  # a new connection may bring other pictures of the same size
+        clock, self._wanted = _Clock(self._opened), None  # a new connection may have another format of the same size
         for packet in demuxed(container, [stream]):
             if self._closed.is_set():
                 return
@@ -221,14 +229,14 @@ class Stream:
                 continue
             arrived = time.monotonic()
             pictures = self._pictures_of(packet)
-            # A device's packets lie in its driver's memory, and must be gone before it is closed.
+            # A device's packets are in its driver's memory and must be freed before the device is closed.
             del packet
             for picture in pictures:
                 self.signal.there, self.signal.problem = True, ""
                 yield self._frame(picture, clock.time_of(picture, arrived), arrived)
 
     def _pictures_of(self, packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
-        """In the format that we work in, and not in the memory of a device."""
+        """Decode a packet into frames of the current format, in memory that does not belong to a device."""
         pictures = []
         for picture in _decode(packet):
             forget_unknown_tags(picture)
@@ -238,8 +246,8 @@ class Stream:
                 self._wanted = self.format = replace(picture_format(packet.stream, picture), time_base=TIME_BASE)
                 self._conform = Conformer(self._wanted)
             fitting = self._conform(picture)
-            borrowed = fitting is picture and packet.stream.codec_context.name == "rawvideo"
-            pictures.append(copy_of(picture) if borrowed else fitting)
+            in_device_memory = fitting is picture and packet.stream.codec_context.name == "rawvideo"
+            pictures.append(copy_of(picture) if in_device_memory else fitting)
         return pictures
 
     def _lost(self, problem: str) -> None:
@@ -247,7 +255,7 @@ class Stream:
         self.signal.there, self.signal.problem = False, problem
 
     def _frame(self, picture: av.VideoFrame, seconds: float, arrived: float, has_signal: bool = True) -> Frame:
-        """Number and time a picture; time always advances."""
+        """Make a frame of a picture: number it and set its timestamp. Timestamps always increase."""
         pts = max(round(seconds / TIME_BASE), self._last_pts + 1)
         picture.pts, picture.time_base, self._last_pts = pts, TIME_BASE, pts
         frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, has_signal=has_signal)
@@ -256,33 +264,41 @@ class Stream:
         self._count += 1
         return frame
 
-    def _nothing(self) -> Frame:
+    def _no_signal_frame(self) -> Frame:
+        """A black frame that stands for a missing signal."""
         size = (self.format.width, self.format.height) if self.format else NO_SIGNAL_SIZE
         now = time.monotonic()
         return self._frame(black_picture(*size), now - self._opened, now, has_signal=False)
 
 
 class _Clock:
-    """When pictures were taken, in seconds since a source was opened.
+    """Computes capture times, in seconds since the source was opened.
 
-    A stream's own times are even where the network is not; they are moved to where the first picture arrived.
+    A stream's own timestamps are evenly spaced even if the network delivers unevenly. They are shifted so that the
+    first frame has its time of arrival.
     """
 
     def __init__(self, opened: float) -> None:
         self._opened, self._offset = opened, float("inf")
 
     def time_of(self, picture: av.VideoFrame, arrived: float) -> float:
+        """Capture time of a frame in seconds.
+
+        Args:
+            picture: the frame.
+            arrived: its time of arrival, of time.monotonic.
+        """
         now = arrived - self._opened
         if picture.pts is None:
             return now
-        own = float(picture.pts * cast(Fraction, picture.time_base))
-        if abs(own + self._offset - now) > DRIFT_S:
-            self._offset = now - own
-        return own + self._offset
+        stream_time = float(picture.pts * cast(Fraction, picture.time_base))
+        if abs(stream_time + self._offset - now) > DRIFT_S:
+            self._offset = now - stream_time
+        return stream_time + self._offset
 
 
 def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
-    """The pictures of a packet; none where it is damaged, which a live picture survives."""
+    """The frames of a packet; none if the packet is damaged, since a live stream continues after damage."""
     try:
         return packet.decode()
     except InvalidDataError:
@@ -290,7 +306,12 @@ def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
 
 
 class Replay:
-    """A recording or a demo played at its own pace, once, as if it were live."""
+    """A LiveSource that plays a recording or a demo once, at its own frame rate.
+
+    Args:
+        name: name for the user.
+        recording: the recording to play.
+    """
 
     def __init__(self, name: str, recording: Source) -> None:
         self.name, self.signal = name, Signal(there=True, problem="")
@@ -298,7 +319,7 @@ class Replay:
         self._recording, self._closed = recording, threading.Event()
 
     def frames(self) -> Iterator[Frame]:
-        """Each frame arrives when its time has come and is decoded then: decoding is part of the delay."""
+        """See LiveSource. Each frame arrives when it is due and is decoded then, so decoding counts as latency."""
         with closing(self._recording):
             yield from self._played()
         self.signal.there, self.signal.ended = False, True
@@ -306,7 +327,7 @@ class Replay:
     def _played(self) -> Iterator[Frame]:
         frames, due = self._recording.frames(), time.monotonic()
         while not self._closed.wait(max(0.0, due - time.monotonic())):
-            # Where decoding cannot keep pace, it plays more slowly; a delay that grows would be no camera's.
+            # If decoding is too slow, the replay slows down: a camera's latency would not grow either.
             due = max(due, time.monotonic() - DRIFT_S / 10)
             frame = next(frames, None)
             if frame is None:
@@ -316,5 +337,5 @@ class Replay:
             due += float((frame.picture.duration or 0) * frame.time_base)
 
     def close(self) -> None:
-        """Let `frames` end."""
+        """End `frames`."""
         self._closed.set()

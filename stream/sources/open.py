@@ -1,4 +1,4 @@
-"""From what the user wrote to a source."""
+"""Opens a source from the address that the user gave."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from polypstream.sources.recording import Recording, results_stem
 
 
 def open_source(uri: str, on_progress: Callable[[int, int], None] = lambda *_: None) -> Source:
-    """Open a recording's path, a DICOM video's too, or a demo such as ``demo:?seconds=10&seed=1``.
+    """Open a recording or a demo.
 
     Args:
-        uri: what to open.
-        on_progress: while a demo is rendered, told the frames done and all frames.
+        uri: path of a recording (also a DICOM video), or a demo such as ``demo:?seconds=10&seed=1``.
+        on_progress: called as on_progress(done, total) with frame counts while a demo is rendered.
 
     Raises:
-        SourceError: it cannot be opened, or holds no picture that can be decoded.
-        MissingExtra: it is a DICOM file, and what reads those is not installed.
+        SourceError: it cannot be opened, or no frame can be decoded.
+        OutputError: a demo or the stream of a DICOM video cannot be written to its temporary place.
+        MissingExtra: it is a DICOM file, and the optional package that reads it is not installed.
     """
     if uri.startswith(SCHEME):
         return open_demo(uri, on_progress)
@@ -29,7 +30,10 @@ def open_source(uri: str, on_progress: Callable[[int, int], None] = lambda *_: N
 
 
 def stem_of(uri: str) -> str:
-    """The name of the folder for a source's results.
+    """Name of the folder for a source's results.
+
+    Args:
+        uri: as for `open_source`.
 
     Raises:
         SourceError: a demo's address is wrong.

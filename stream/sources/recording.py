@@ -1,4 +1,4 @@
-"""A recording: a file that FFmpeg can demux and decode."""
+"""A recording: a video file that FFmpeg can demux and decode."""
 
 from __future__ import annotations
 
@@ -35,26 +35,37 @@ from polypstream.media.pictures import (
 from polypstream.sources.decoding import Decoding
 
 THUMBNAILS = 9
-# How much before its announced end a recording may end and still be whole: a stream's own duration is exact but for
-# the last frames' (muxers round), a container's covers audio too, which often outlasts the pictures.
+# A recording that ends this long before its announced end is still complete. A video track's own duration is exact
+# except for the last frames, since muxers round it. A container's duration also covers the sound, which often lasts
+# longer than the video.
 END_FRAMES = 3
 END_S = 2.0
-# Containers whose tracks announce the duration of the file, not their own.
+# Containers whose tracks announce the duration of the whole file.
 SHARED_DURATION = ("asf", "flv")
-# Containers whose number of frames may have those in it that were never stored.
+# Containers whose number of frames may include frames that were never stored.
 COUNTS_GAPS = ("avi",)
 MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-# An announced number of frames per second is believed while the times agree with it to this share.
+# The announced number of frames is used while it differs from the estimate by timestamps by at most this share.
 RATE_TOLERANCE = 0.05
 
 
 def results_stem(path: Path) -> str:
-    """The name of the folder for a recording's results: its own without the ending, and never `..` or hidden."""
+    """Name of the folder for a recording's results: the file name without its ending, never `..` or hidden.
+
+    Args:
+        path: path of the recording.
+    """
     return path.stem.strip(".") or "recording"
 
 
 class _Timed(NamedTuple):
-    """A picture, its time before `ClockShifts.origin` is added, and the time of the next one; None: it is the last."""
+    """A decoded frame with its timestamp.
+
+    Attributes:
+        picture: the frame.
+        pts: its timestamp before `ClockShifts.origin` is added, in units of the time base.
+        following: pts of the next frame; None: this is the last one.
+    """
 
     picture: av.VideoFrame
     pts: int
@@ -62,12 +73,12 @@ class _Timed(NamedTuple):
 
 
 class _Announced(NamedTuple):
-    """How long a recording says that it is.
+    """The duration that a recording announces.
 
     Attributes:
-        seconds: its duration; None: it does not say.
-        tolerance: how far that can be trusted, in seconds.
-        shared: it covers the sound too.
+        seconds: duration in seconds; None: not announced.
+        tolerance: possible error of it, in seconds.
+        shared: True if it covers the sound too.
     """
 
     seconds: float | None
@@ -76,18 +87,18 @@ class _Announced(NamedTuple):
 
 
 class Recording:
-    """Frames of a file, every one, in order.
+    """A Source that decodes every frame of a video file, in order.
 
     Args:
-        path: of the file.
-        untimed_rate: pictures per second, for a stream whose pictures carry no times; None: as the stream says.
+        path: the file.
+        untimed_rate: frames per second for a stream whose frames have no timestamps; None: as the stream announces.
 
     Attributes:
-        codec: FFmpeg's name of that of its pictures.
-        shifts: by how much the times of the file were moved.
+        codec: FFmpeg's name of the video codec.
+        shifts: by how much the file's timestamps were moved.
 
     Raises:
-        SourceError: the file cannot be read, has no moving picture, or none that can be decoded.
+        SourceError: the file cannot be read, has no video track, or no frame can be decoded.
     """
 
     def __init__(self, path: Path, untimed_rate: Fraction | None = None) -> None:
@@ -97,11 +108,11 @@ class Recording:
         self.notes: list[str] = []
         self.shifts = ClockShifts()
         self._concealed = self._changed = 0
-        self._mender: TimestampCorrector[av.VideoFrame]
-        # Frames handed out, and the time that they have covered, in seconds.
-        self._read, self._covered = 0, 0.0
-        # When the last picture ends by what the file says, in seconds.
-        self._latest_told = 0.0
+        self._corrector: TimestampCorrector[av.VideoFrame]
+        # Number of frames yielded, and their total duration in seconds.
+        self._frames_read, self._seconds_read = 0, 0.0
+        # End of the last frame by the file's own timestamps, in seconds.
+        self._latest_stated_end = 0.0
         self._closed = False
         self._container = open_container(path)
         try:
@@ -111,7 +122,7 @@ class Recording:
             decoded = self._decoding.pictures()
             first = next(decoded, None)
             if first is None:
-                raise SourceError(f"{path}: {self._why_nothing()}")
+                raise SourceError(f"{path}: {self._undecodable_reason()}")
             if max(first.width, first.height) > MAX_SIDE:
                 raise SourceError(
                     f"{path}: its pictures have {first.width}x{first.height} pixels; {MAX_SIDE} on a side are the most"
@@ -143,69 +154,72 @@ class Recording:
                 self.notes.append(f"video track {other.index} was left out: only track {stream.index} is looked at")
         return stream
 
-    def _why_nothing(self) -> str:
+    def _undecodable_reason(self) -> str:
         if self._decoding.encrypted:
             return "is encrypted; decrypt it first"
         return f"none of its pictures can be decoded, or they exceed {MAX_PIXELS // 10**6} million pixels"
 
     def _origin(self) -> Fraction:
-        """Seconds to add to all times, sound's too, so that none is negative."""
+        """Seconds to add to all timestamps, also those of the sound, so that none is negative."""
         first = self._first.pts * self._format.time_base
         if first >= 0:
             return Fraction(0)
-        # Sound often begins a little earlier; long before it, there is something wrong with that.
+        # Sound often begins slightly before the first frame. Sound that begins much earlier has wrong timestamps.
         start = Fraction(self._container.start_time or 0, av.time_base)
         earliest = start if first - END_S < start < first else first
         return -(earliest // self._format.time_base) * self._format.time_base
 
     def _seconds(self, pts: int) -> Fraction:
+        """Presentation time in seconds of a pts before `ClockShifts.origin` is added."""
         return pts * self._format.time_base + self.shifts.origin
 
     @cached_property
     def format(self) -> PictureFormat:
-        """What is the same for every picture."""
+        """Properties that all frames have in common."""
         if self._format.field_order != "progressive" or self._closed:
             return self._format
-        # A recording may begin with progressive pictures, such as a still title, and hold interlaced ones.
-        orders = [look.field_order for look in self._looks if look.field_order != "progressive"]
+        # A recording may begin with progressive frames, such as a still title, before interlaced ones.
+        orders = [sample.field_order for sample in self._samples if sample.field_order != "progressive"]
         return replace(self._format, field_order=orders[0]) if orders else self._format
 
     @property
     def expected_frames(self) -> int | None:
-        """How many frames it has: as it says, or else by the time that those read so far have covered."""
+        """Number of frames, as announced, or estimated from the duration of the frames read so far; None: unknown."""
         frames = self._stream.frames
         if frames and self._container.format.name not in COUNTS_GAPS:
             return frames
         seconds, _, _ = self._announced()
         if not seconds:
             return frames or None
-        told = frames or round(seconds * self._format.rate)
-        if self._covered <= 0:
-            return told
-        by_time = max(self._read, round(self._read * seconds / self._covered))
-        return told if abs(by_time - told) <= RATE_TOLERANCE * told else by_time
+        announced = frames or round(seconds * self._format.rate)
+        if self._seconds_read <= 0:
+            return announced
+        by_time = max(self._frames_read, round(self._frames_read * seconds / self._seconds_read))
+        return announced if abs(by_time - announced) <= RATE_TOLERANCE * announced else by_time
 
     def frames(self, since: int | None = None, until: int | None = None) -> Iterator[Frame]:
-        """Frames in order, once. Damage is noted in `damage` when the last one is out.
+        """Yield the frames in order. Can be called once.
+
+        After the last frame, damage is added to `damage`.
 
         Args:
-            since: pts of the first one, or that before which it comes; None: the recording's first.
-            until: pts before which the last one comes; None: the recording's last.
+            since: yield frames from this pts on; None: from the start.
+            until: yield frames before this pts; None: to the end.
         """
         origin = round(self.shifts.origin / self._format.time_base)
         timed: Iterator[_Timed] = chain([self._first], self._timed)
         if since is not None:
             timed = self._with_times(self._decoding.pictures_since(since - origin))
         conform, orientation, end = Conformer(self._format), self._format.orientation, 0.0
-        for index, (picture, told, following) in enumerate(timed):
-            pts = told + origin
+        for index, (picture, stated, following) in enumerate(timed):
+            pts = stated + origin
             if until is not None and pts >= until:
                 self._note_damage(index, None)
                 return
             fitting = conform(picture, self._shape_of(picture))
-            fitting.pts, fitting.duration = pts, self._duration(picture, told, following)
+            fitting.pts, fitting.duration = pts, self._duration(picture, stated, following)
             end = float((pts + fitting.duration) * self._format.time_base)
-            self._read, self._covered = index + 1, end - float(self._format.start)
+            self._frames_read, self._seconds_read = index + 1, end - float(self._format.start)
             yield Frame(
                 index,
                 fitting,
@@ -214,15 +228,19 @@ class Recording:
                 last=following is None,
                 orientation=orientation,
             )
-        self._note_damage(self._read, end)
+        self._note_damage(self._frames_read, end)
 
     def as_stored(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """The time of each picture in seconds, and the picture as it was decoded; once, in place of `frames`."""
+        """Yield the frames as decoded, without any conversion. Can be called once, in place of `frames`.
+
+        Yields:
+            Presentation time in seconds, and the frame.
+        """
         for picture, pts, _ in chain([self._first], self._timed):
             yield float(self._seconds(pts)), picture
 
     def _shape_of(self, picture: av.VideoFrame) -> Fraction:
-        """Of the picture's pixels, over that of the first one's, counting what is wrong or different on the way."""
+        """Pixel shape of a frame divided by that of the first frame. Counts damaged and differing frames."""
         ratio = cast(Fraction | None, picture.opaque) or Fraction(1)
         self._concealed += picture.is_corrupt
         size = self._format.width, self._format.height
@@ -235,29 +253,29 @@ class Recording:
         return max(1, min(step, longest_step(self._format.time_base)))
 
     def _duration(self, picture: av.VideoFrame, pts: int, following: int | None) -> int:
-        """How long a picture is shown, in units of the time base: as the file says if it says something sensible."""
+        """Display duration of a frame in units of the time base: as the file states, if that is plausible."""
         announced = self._stream.guessed_rate
         if announced and announced > MAX_RATE and following is not None:
             return following - pts
-        # Without a time it is a guess. Without a duration the last picture would lie behind the end of an MP4, and
-        # players drop it.
+        # The duration of a frame without a timestamp is a guess. Without a duration the last frame would lie behind the
+        # end of an MP4, and players would drop it.
         stated = (picture.duration if picture.pts is not None else 0) or self._step
         return min(stated, longest_step(self._format.time_base))
 
     def _with_times(self, pictures: Iterator[av.VideoFrame]) -> Iterator[_Timed]:
-        """Pictures with times that advance."""
+        """Give each frame a timestamp. The timestamps increase."""
         time_base = self._format.time_base
 
-        def restart(told: int, follows: int) -> int:
-            self.shifts.restarts.append((follows - told) * time_base)
+        def restart(stated: int, follows: int) -> int:
+            self.shifts.restarts.append((follows - stated) * time_base)
             self.notes.append(
                 f"its clock was set anew after {float(self._seconds(follows)):.1f} s; what follows was moved, to go on"
             )
-            return follows - told
+            return follows - stated
 
-        mender = self._mender = TimestampCorrector(time_base, longest_step(time_base), 0, restart)
+        corrector = self._corrector = TimestampCorrector(time_base, longest_step(time_base), 0, restart)
         held: tuple[av.VideoFrame, int] | None = None
-        for picture, pts in mender.correct(self._told(picture) for picture in pictures):
+        for picture, pts in corrector.correct(self._stated_time(picture) for picture in pictures):
             if held is not None:
                 yield _Timed(*held, pts)
             held = picture, pts
@@ -265,21 +283,21 @@ class Recording:
         if held is not None:
             yield _Timed(*held, None)
 
-    def _told(self, picture: av.VideoFrame) -> tuple[av.VideoFrame, int | None, int]:
-        """What a picture says of its time, for the mender."""
+    def _stated_time(self, picture: av.VideoFrame) -> tuple[av.VideoFrame, int | None, int]:
+        """A frame, its pts as the file states it (or None) and its nominal duration, for the TimestampMender."""
         if picture.pts is not None:
-            self._latest_told = max(self._latest_told, float(self._seconds(picture.pts + self._step)))
+            self._latest_stated_end = max(self._latest_stated_end, float(self._seconds(picture.pts + self._step)))
         return picture, picture.pts, self._step
 
     @property
-    def was_mended(self) -> bool:
-        """Whether its pictures or their times, as far as they were read, are not just as the file has them."""
-        mender = self._mender
-        return bool(mender.corrected or 0 < mender.missing < mender.count or self.shifts.restarts or self._changed)
+    def was_corrected(self) -> bool:
+        """Whether frames or timestamps read so far differ from those in the file."""
+        corrector = self._corrector
+        return bool(corrector.corrected or 0 < corrector.missing < corrector.count or self.shifts.restarts or self._changed)
 
     def _note_times(self) -> None:
-        missing, mended = self._mender.missing, self._mender.corrected
-        if missing and missing == self._mender.count:
+        missing, mended = self._corrector.missing, self._corrector.corrected
+        if missing and missing == self._corrector.count:
             self.notes.append(
                 f"its pictures carry no times; they were spaced at {float(self._format.rate):g} per second"
             )
@@ -289,13 +307,14 @@ class Recording:
             )
 
     def key_frames(self, every: float) -> list[int]:
-        """The pts of key frames at which the recording can be cut into equal parts.
+        """Find keyframes at which the recording can be cut into parts of equal length.
 
         Args:
-            every: about how many seconds a part shall last.
+            every: approximate length of a part in seconds.
 
         Returns:
-            One fewer than there are parts; empty where it is too short, or has no such places.
+            pts of the keyframes at which the second and later parts begin; empty if the recording is too short or has
+            no such keyframes.
         """
         seconds, _, _ = self._announced()
         parts = round(seconds / every) if seconds else 1
@@ -316,7 +335,12 @@ class Recording:
         return found
 
     def _note_damage(self, frames: int, end: float | None) -> None:
-        """What was found wrong with so many frames, of which the last one ended the recording then, if it did."""
+        """Describe the damage and changes in `damage` and `notes`.
+
+        Args:
+            frames: number of frames read.
+            end: end of the last frame in seconds; None: reading stopped before the recording's end.
+        """
         self.damage += self._decoding.damage
         for count, what in (
             (self._decoding.undecodable, "packets could not be decoded"),
@@ -335,11 +359,11 @@ class Recording:
             self.damage.append(f"from {end - start:.1f} s on it is encrypted")
             return
         announced, tolerance, shared = self._announced()
-        # A wrong time of one picture, which was mended, is what some containers take for their end.
-        end = max(end, self._latest_told) if self._mender.corrected else end
+        # Some containers take the wrong timestamp of a single frame, which was corrected, for their end.
+        end = max(end, self._latest_stated_end) if self._corrector.corrected else end
         if shared:
             end = max(end, self._decoding.sound_end + float(self.shifts.after(len(self.shifts.restarts)) or 0))
-        # Matroska counts its duration from zero, other containers from the first picture.
+        # Matroska counts its duration from zero, other containers from the first frame.
         if announced and max(end, end - start) < announced - tolerance:
             self.damage.append(f"it ends at {end - start:.1f} s of {announced:.1f} s")
 
@@ -355,11 +379,15 @@ class Recording:
         return _Announced(container / av.time_base if container else None, END_S, shared=True)
 
     def thumbnails(self) -> list[np.ndarray]:
-        """Full-range grey thumbnails from all over the recording, for finding the field of view; looked for once."""
-        return [look.thumbnail for look in self._looks]
+        """Full-range grey thumbnails from all parts of the recording, to find the field of view. Computed once.
+
+        Returns:
+            uint8 [h, w] each.
+        """
+        return [sample.thumbnail for sample in self._samples]
 
     @cached_property
-    def _looks(self) -> list[_Look]:
+    def _samples(self) -> list[_Sample]:
         size = thumbnail_size(self._format.width, self._format.height)
         pictures = [self._first.picture]
         if self._container.duration:
@@ -368,23 +396,37 @@ class Recording:
                 assert isinstance(stream, av.VideoStream)
                 for number in range(THUMBNAILS):
                     pictures += _picture_near(container, stream, (number + 0.5) / THUMBNAILS)
-        return [_Look(_thumbnail(picture, size), field_order_of(picture)) for picture in pictures]
+        return [_Sample(_thumbnail(picture, size), field_order_of(picture)) for picture in pictures]
 
     def close(self) -> None:
-        """Close the file; more than once does no harm."""
+        """Close the file. May be called more than once."""
         self._closed = True
         self._container.close()
 
 
-class _Look(NamedTuple):
-    """What a picture from somewhere in the recording tells."""
+class _Sample(NamedTuple):
+    """A frame from some place in the recording.
+
+    Attributes:
+        thumbnail: full-range grey, uint8 [h, w].
+        field_order: as the frame states it.
+    """
 
     thumbnail: np.ndarray
     field_order: FieldOrder
 
 
 def _picture_near(container: InputContainer, stream: av.VideoStream, share: float) -> list[av.VideoFrame]:
-    """The key frame before a place in a recording, 0..1 of its duration; none where it cannot be had."""
+    """Decode the keyframe before a place in a recording.
+
+    Args:
+        container: open container.
+        stream: its video track.
+        share: the place as a share of the duration, 0..1.
+
+    Returns:
+        The frame in a list; an empty list if it cannot be decoded.
+    """
     try:
         container.seek((container.start_time or 0) + int((container.duration or 0) * share))
         for packet in packets_of(container, [stream], []):
@@ -393,14 +435,23 @@ def _picture_near(container: InputContainer, stream: av.VideoStream, share: floa
                 forget_unknown_tags(pictures[0])
                 return pictures[:1]
     except FFmpegError:
-        pass  # a damaged or unseekable place: the other thumbnails serve
+        pass  # a damaged or unseekable place: the other thumbnails suffice
     return []
 
 
 def _key_frame_after(container: InputContainer, stream: Stream, place: int, last: int) -> int | None:
-    """The pts of the key frame at a place, or near it, but after the last one; None where there is none.
+    """Find a keyframe near a place and after the previous one found.
 
-    Seeking in an indexed file ends at the key frame before a place, in a transport stream at any packet.
+    A seek in an indexed file ends at the keyframe before the place, in a transport stream at any packet.
+
+    Args:
+        container: open container.
+        stream: its video track.
+        place: pts of the place.
+        last: pts of the previous keyframe found.
+
+    Returns:
+        Its pts, or None.
     """
     try:
         container.seek(place, stream=stream)

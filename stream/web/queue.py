@@ -14,7 +14,8 @@ from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.errors import PolypstreamError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.isolated import IsolatedProcessor, Job, Outcome
+from polypstream.jobs.isolated import IsolatedProcessor, Outcome
+from polypstream.jobs.process import Job
 from polypstream.stages.findings import choose_rules
 from polypstream.web.found import Found, found_in
 from polypstream.web.library import Entry, Library
@@ -116,7 +117,6 @@ class RecordingQueue:
             results.parent,
             masks=True,
             title=entry.name,
-            then=partial(_find, results),
         )
         with self._lock:
             if self._stopping:
@@ -150,7 +150,7 @@ class RecordingQueue:
 
         try:
             worker.start()
-            return worker.process(job, on_progress)
+            return worker.process(job, on_progress, partial(_find, self._library.results_path(entry)))
         except PolypstreamError as error:  # of the model
             return Outcome(problem=error)
 

@@ -22,7 +22,7 @@ from polypstream.archive.run import read_ledger
 from polypstream.archive.storage import HIDDEN, LOCK
 from polypstream.core.config import Settings
 from polypstream.errors import OutputError
-from polypstream.jobs.process import process
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter
 from polypstream.sources.demo import open_demo
 from tests.conftest import Clip as Wanted
@@ -177,7 +177,7 @@ def _compare(copies: dict[Path, Path], inputs: Path, output: Path, folder: Path)
     """Tables, findings, masks, times and sound are those of `process`, bit for bit."""
     segmenter = make_segmenter(Settings())
     wholes = {
-        master: process(str(master), folder, segmenter, Settings(), masks=True).folder
+        master: process(Job(str(master), folder, masks=True), segmenter, Settings()).folder
         for master in dict.fromkeys(copies.values())
     }
     masks = {whole: frames_of(whole / "masks.mkv", "gray") for whole in wholes.values()}

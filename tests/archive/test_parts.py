@@ -27,7 +27,7 @@ from polypstream.archive.parts import BEGIN, END, CannotJoin, Plan, plan_parts, 
 from polypstream.core.config import Settings, load_settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.jobs.process import process
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, make_stages, with_model
 from polypstream.media.pictures import planes_of
 from polypstream.sources.deidentified import BLANKED
@@ -53,7 +53,8 @@ class Twice:
         self.recording, self.settings = recording, with_model(load_settings(None, list(overrides)), model)
         self.segmenter = make_segmenter(self.settings)
         folder = recording.parent / f"twice-{recording.name}"
-        self.whole = process(str(recording), folder / "whole", self.segmenter, self.settings, masks=True).folder
+        job = Job(str(recording), folder / "whole", masks=True)
+        self.whole = process(job, self.segmenter, self.settings).folder
         self.plan = plan_of(recording, seconds, self.settings)
         self.guesses: list[bool] = []
         self.parts: list[Path] = []
@@ -262,7 +263,8 @@ def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp
     shutil.copyfile(twice.parts[0] / END, twice.parts[1] / BEGIN)  # fits, and is not its own
     shutil.copyfile(twice.parts[1] / "annotated.mp4", tmp_path / "kept.mp4")
     boundary = load_boundary(twice.parts[1] / BEGIN)
-    save_boundary(Boundary(boundary.pts, boundary.digest + 1, boundary.steady, boundary.track), twice.parts[1] / BEGIN)
+    changed = Boundary(boundary.pts, boundary.digest + 1, boundary.smoother, boundary.tracker)
+    save_boundary(changed, twice.parts[1] / BEGIN)
     assert not fits(twice.parts[0], twice.parts[1])
     (tmp_path / "again").mkdir()
     with pytest.raises(CannotJoin, match="does not go on"):
@@ -421,8 +423,8 @@ def test_a_boundary_survives_its_file(tmp_path: Path) -> None:
         save_boundary(original, tmp_path / "boundary.npz")
         copy = load_boundary(tmp_path / "boundary.npz")
         assert renumbering_at(original, copy) is not None
-        assert copy.track.tracks == original.track.tracks
-        assert (copy.track.count, copy.pts, copy.digest) == (original.track.count, original.pts, original.digest)
+        assert copy.tracker.tracks == original.tracker.tracks
+        assert (copy.tracker.count, copy.pts, copy.digest) == (original.tracker.count, original.pts, original.digest)
 
 
 def test_frames_may_be_read_from_any_time_to_any_other(make: Make) -> None:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from polypstream.archive.inputs import Item, find_recordings, settle_names
+from polypstream.archive.inputs import Item, assign_names, find_recordings
 from polypstream.archive.ledger import LEDGER, Ledger, Row, State
 from polypstream.archive.run import archive, read_ledger
 from polypstream.archive.storage import HIDDEN, LOCK
-from polypstream.archive.worker import Engine, Order, Outcome, Task, Worker, part_name
+from polypstream.archive.worker import ArchiveJob, Engine, Outcome, Task, Worker, part_name
 from polypstream.core.config import load_settings
 from polypstream.errors import DataError, OutputError, SourceError
-from polypstream.jobs.process import process
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from tests.conftest import audio_packets_of, call, frames_of, make_red_model, pts_of, summary_of
 
@@ -37,21 +37,21 @@ class Here:
     """Workers of this process, each with one task at most.
 
     Attributes:
-        order: as of every pool.
-        hands: how many workers.
+        job: as of every pool.
+        workers: how many.
         dies: whether the worker dies of this task, before or after it has published its results.
         done: the tasks so far.
     """
 
-    order: Order
-    hands: int = 2
+    job: ArchiveJob
+    workers: int = 2
     dies: Callable[[Task], str | None] = lambda _: None
     engine: Engine | None = None
     done: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._worker = Worker(self.order, 1)
-        about = self._worker.begin()
+        self._worker = Worker(self.job, 1)
+        about = self._worker.start()
         assert about.problem == ""
         assert self.engine in (None, about.engine)
         self.engine = about.engine
@@ -59,13 +59,13 @@ class Here:
 
     @property
     def idle(self) -> int:
-        return self.hands - len(self._given)
+        return self.workers - len(self._given)
 
     @property
     def busy(self) -> int:
         return len(self._given)
 
-    def give(self, task: Task) -> None:
+    def submit(self, task: Task) -> None:
         assert self.idle
         self._given.append(task)
 
@@ -109,17 +109,19 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
         dies: Callable[[Task], str | None] = lambda _: None,
         overwrite: bool = False,
         settings: Sequence[str] = (),
-        hands: int = 2,
+        workers: int = 2,
     ) -> Ran:
-        order = Order(str(tmp_path / "out"), with_model(load_settings(None, list(settings)), red_model), True, seconds)
+        job = ArchiveJob(
+            str(tmp_path / "out"), with_model(load_settings(None, list(settings)), red_model), True, seconds
+        )
         pools: list[Here] = []
         told: list[Row] = []
 
         def make_workers(engine: Engine | None) -> Here:
-            pools.append(Here(order, hands, dies, engine))
+            pools.append(Here(job, workers, dies, engine))
             return pools[-1]
 
-        rows = archive([str(each) for each in inputs], order, make_workers, overwrite, told.append)
+        rows = archive([str(each) for each in inputs], job, make_workers, overwrite, told.append)
         return Ran({row.item.address: row for row in rows}, told, pools[0].done if pools else [])
 
     return run
@@ -128,7 +130,8 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
 def compare(results: Path, recording: Path, model: Path, folder: Path) -> None:
     """A recording's results are those of `process`, bit for bit but for the encoder's choices."""
     settings = with_model(load_settings(None, []), model)
-    whole = process(str(recording), folder / "process", make_segmenter(settings), settings, True, True).folder
+    job = Job(str(recording), folder / "process", masks=True, overwrite=True)
+    whole = process(job, make_segmenter(settings), settings).folder
     for name in ("frames.csv", "findings.json"):
         assert (results / name).read_bytes() == (whole / name).read_bytes()
     for one, other in zip(
@@ -193,7 +196,7 @@ def test_where_recordings_are_left_no_picture_is_seen_twice(
         make(name=f"in/{number}.mp4", frames=100, **SMALL)
     parts = [task for task in run(tmp_path / "in").tasks if task.kind == "part"]
     assert len(parts) == 15
-    guessed = [task for task in parts if task.part and not task.goes_on]
+    guessed = [task for task in parts if task.part and not task.continues]
     assert len(guessed) <= 1
     assert all(task.item.name == "2" for task in guessed)
 
@@ -202,8 +205,8 @@ def test_a_single_recording_occupies_all_workers(
     make: Make, run: Callable[..., Ran], red_model: Path, tmp_path: Path
 ) -> None:
     recording = make(frames=200, **SMALL)
-    ran = run(recording, hands=3)
-    assert sum(task.kind == "part" and task.part > 0 and not task.goes_on for task in ran.tasks) >= 2
+    ran = run(recording, workers=3)
+    assert sum(task.kind == "part" and task.part > 0 and not task.continues for task in ran.tasks) >= 2
     compare(tmp_path / "out" / "clip", recording, red_model, tmp_path)
 
 
@@ -422,7 +425,7 @@ def test_workers_hear_what_those_before_worked_with(make: Make, run: Callable[..
     facts = ledger.made_with()
     assert facts is not None
     assert facts["engine"]["provider"] == make_segmenter(load_settings(None, [])).provider
-    ledger.note_made_with(facts | {"engine": {"provider": "cuda", "model": "another"}})
+    ledger.set_made_with(facts | {"engine": {"provider": "cuda", "model": "another"}})
     ledger.close()
     with pytest.raises(AssertionError):  # of Here
         run(make(name="b.mp4", frames=10, **SMALL))
@@ -446,7 +449,7 @@ def test_a_boundary_that_cannot_be_read_is_made_again(
             raise Killed
 
     with suppress(Killed):
-        run(recording, dies=spoil, hands=1)
+        run(recording, dies=spoil, workers=1)
     assert spoilt
     assert run(recording).states() == {"clip": State.DONE}
     compare(tmp_path / "out" / "clip", recording, red_model, tmp_path)
@@ -463,7 +466,7 @@ def test_three_workers_lost_on_three_parts_are_no_reason_to_give_up(
         dead.add(task.part)
         return "before"
 
-    ran = run(make(frames=100, **SMALL), dies=dies, hands=4)
+    ran = run(make(frames=100, **SMALL), dies=dies, workers=4)
     assert len(dead) == 5
     assert ran.states() == {"clip": State.DONE}
     assert len(ran.told) == 1
@@ -478,7 +481,7 @@ def test_a_clock_that_leaps_in_one_part_is_told_as_by_process(
     leaping = tmp_path / "leaping.ts"
     leaping.write_bytes(b"".join(piece.read_bytes() for piece in made))
     settings = with_model(load_settings(None, []), red_model)
-    alone = process(str(leaping), tmp_path / "process", make_segmenter(settings), settings)
+    alone = process(Job(str(leaping), tmp_path / "process"), make_segmenter(settings), settings)
     assert not alone.problem
     assert any("clock was set anew" in note for note in alone.notes)
     row = run(leaping).rows[str(leaping)]
@@ -511,20 +514,20 @@ def test_no_results_lie_in_or_over_those_of_another() -> None:
         item("/other/a.mp4", "a"),
         item("/in/b.mp4", "b"),
     ]
-    names = [each.name for each in settle_names(wanted, {})]
+    names = [each.name for each in assign_names(wanted, {})]
     assert names == ["a.mp4", "a.mov", "A.MP4-2", "a/b", "a.mp4-3", "b"]
     assert len({name.casefold() for name in names}) == len(names)
 
 
 def test_a_name_that_was_changed_is_not_given_again() -> None:
     wanted = [item("/in/a/b.mp4", "a/b"), item("/in/a_.mp4", "a_")]
-    assert [each.name for each in settle_names(wanted, {"/in/a.mp4": "a"})] == ["a_/b", "a_.mp4"]
+    assert [each.name for each in assign_names(wanted, {"/in/a.mp4": "a"})] == ["a_/b", "a_.mp4"]
 
 
 def test_a_name_once_given_stays() -> None:
     known = {"/in/a.mp4": "a"}
     wanted = [item("/in/a.mov", "a"), item("/in/a.mp4", "a"), item("/in/a/b.mp4", "a/b")]
-    assert [each.name for each in settle_names(wanted, known)] == ["a.mov", "a", "a_/b"]
+    assert [each.name for each in assign_names(wanted, known)] == ["a.mov", "a", "a_/b"]
 
 
 def addresses(folder: Path, *inputs: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from polypstream.archive.inputs import find_recordings
 from polypstream.archive.ledger import LEDGER, Row, State
 from polypstream.archive.run import archive, read_ledger
 from polypstream.archive.storage import ObjectStore
-from polypstream.archive.worker import Engine, Order, Task
+from polypstream.archive.worker import ArchiveJob, Engine, Task
 from polypstream.core.config import load_settings
 from polypstream.errors import OutputError, SourceError
 from polypstream.jobs.setup import with_model
@@ -83,14 +83,14 @@ def run(
     bucket: str, model: Path, *inputs: str, dies: Callable[[Task], str | None] = lambda _: None
 ) -> tuple[dict[str, Row], list[Task]]:
     """Archive from and into a bucket; rows by name, and the workers' tasks."""
-    order = Order(f"{bucket}/out", with_model(load_settings(None, []), model), True, 0.8)
+    job = ArchiveJob(f"{bucket}/out", with_model(load_settings(None, []), model), True, 0.8)
     pools: list[Here] = []
 
     def make_workers(engine: Engine | None) -> Here:
-        pools.append(Here(order, 2, dies, engine))
+        pools.append(Here(job, 2, dies, engine))
         return pools[-1]
 
-    rows = archive(inputs, order, make_workers, False, lambda _: None)
+    rows = archive(inputs, job, make_workers, False, lambda _: None)
     return {row.item.name: row for row in rows}, pools[0].done if pools else []
 
 
@@ -169,9 +169,9 @@ def test_what_is_not_there_is_an_error(bucket: str, address: str) -> None:
 
 
 def test_a_bucket_that_cannot_be_written_is_an_error(make: Make, bucket: str, red_model: Path) -> None:
-    order = Order("s3://no-such-bucket-here/out", with_model(load_settings(None, []), red_model), False, 0)
+    job = ArchiveJob("s3://no-such-bucket-here/out", with_model(load_settings(None, []), red_model), False, 0)
     with pytest.raises(OutputError, match="cannot be reached"):
-        archive([str(make(frames=10, **SMALL))], order, lambda _: Here(order), False, lambda _: None)
+        archive([str(make(frames=10, **SMALL))], job, lambda _: Here(job), False, lambda _: None)
 
 
 @pytest.mark.cluster

@@ -18,8 +18,8 @@ import pytest
 from polypstream.core.config import Settings, load_settings
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import ModelError, OutputError, SourceError
-from polypstream.jobs.isolated import IsolatedProcessor, Job
-from polypstream.jobs.process import process
+from polypstream.jobs.isolated import IsolatedProcessor
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.video import AnnotatedVideo, check_frames
 from polypstream.sources.recording import Recording
@@ -108,7 +108,7 @@ def test_a_second_interruption_does_not_wait(make: Make, red_model: Path, tmp_pa
 def test_a_command_that_is_stopped_does_not_stop_its_recording(make: Make, red_model: Path, tmp_path: Path) -> None:
     """Ctrl-Z; what the child has to say of its progress, nobody reads then."""
     script = (
-        "import polypstream.jobs.isolated as i; i._Done = lambda *a: ('x' * 30_000,); "
+        "import polypstream.jobs.isolated as i; i._Progress = lambda *a: ('x' * 30_000,); "
         "from polypstream.__main__ import main; main()"
     )
     wanted = ["--output", str(tmp_path / "out"), "--model", str(red_model), "--set", "output.video.preset=placebo"]
@@ -223,7 +223,7 @@ def test_whatever_a_library_raises_is_an_error_about_the_recording(
 
     monkeypatch.setattr(*WHERE[where], broken)
     with pytest.raises((SourceError, OutputError)) as raised:
-        process(str(recording), tmp_path / "out", make_segmenter(settings), settings)
+        process(Job(str(recording), tmp_path / "out"), make_segmenter(settings), settings)
     assert "clip" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert not summary_of(tmp_path / "out" / "clip")["complete"]
@@ -241,7 +241,7 @@ def test_what_cannot_be_read_back_is_an_error(
 
     monkeypatch.setattr("polypstream.jobs.process.check_frames", one_more)
     with pytest.raises(OutputError, match=f"{file}: 10 of the 11 frames that were written can be read"):
-        process(str(recording), tmp_path / "out", make_segmenter(settings), settings, masks=True)
+        process(Job(str(recording), tmp_path / "out", masks=True), make_segmenter(settings), settings)
     summary = summary_of(tmp_path / "out" / "clip")
     assert not summary["complete"]
     assert "10 of the 11 frames" in str(summary["problem"])
@@ -259,4 +259,4 @@ def test_a_picture_that_the_muxer_loses_is_found(
 
     monkeypatch.setattr(AnnotatedVideo, "_release", lossy)
     with pytest.raises(OutputError, match="9 of the 10 frames"):
-        process(str(make(frames=10)), tmp_path / "out", make_segmenter(settings), settings)
+        process(Job(str(make(frames=10)), tmp_path / "out"), make_segmenter(settings), settings)

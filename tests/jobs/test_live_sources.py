@@ -281,7 +281,7 @@ def test_what_is_recorded_is_in_the_status(segmenter: Segmenter, tmp_path: Path,
         recording.on = False
         (status,) = requests.get(f"{address}status.json", timeout=10).json()
         assert any(sink["doing"].startswith("paused 0:00:0") for sink in status["sinks"])
-    assert recording.sign.startswith("recording paused at 0:00:0")
+    assert recording.caption.startswith("recording paused at 0:00:0")
 
 
 def test_the_sign_of_a_recording_is_drawn_into_its_corner() -> None:

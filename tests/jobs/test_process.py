@@ -22,7 +22,7 @@ from polypstream.core.config import load_settings
 from polypstream.core.frame import Frame, Quality
 from polypstream.inference import segmenter
 from polypstream.inference.providers import open_session
-from polypstream.jobs.process import process
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sinks.tables import FramesTable
 from tests.conftest import (
@@ -43,8 +43,8 @@ Make = Callable[..., Path]
 def run(recording: Path, model: Path, *overrides: str, masks: bool = True) -> Path:
     """Process one recording in this process; its folder of results."""
     settings = with_model(load_settings(None, list(overrides)), model)
-    output = recording.parent / "out"
-    return process(str(recording), output, make_segmenter(settings), settings, masks=masks).folder
+    job = Job(str(recording), recording.parent / "out", masks)
+    return process(job, make_segmenter(settings), settings).folder
 
 
 def table_of(folder: Path) -> list[dict[str, str]]:
@@ -264,7 +264,8 @@ def test_the_result_does_not_depend_on_batch_size_or_timing(make: Make, red_mode
             return run(pictures)
 
         model.run = partial(slow, run=model.run, batches=batches)  # type: ignore[method-assign]
-        folder = process(str(recording), recording.parent / str(turn), model, settings, True).folder
+        job = Job(str(recording), recording.parent / str(turn), masks=True)
+        folder = process(job, model, settings).folder
         assert (max(batches), sum(batches)) == (size, 40)
         results.append([(folder / name).read_bytes() for name in ("frames.csv", "annotated.mp4")])
         results[-1].append(np.stack(frames_of(folder / "masks.mkv", "gray")).tobytes())

@@ -8,7 +8,7 @@ import numpy as np
 
 from polypstream.core.config import Settings
 from polypstream.inference.model_card import shipped_weights
-from polypstream.jobs.process import process
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter
 from polypstream.models.data import find_pairs, read_pair
 from polypstream.models.evaluation import compare, evaluate, load_model
@@ -18,7 +18,7 @@ from tests.conftest import frames_of, pts_of
 
 def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data: Path, tmp_path: Path) -> None:
     clip = real_data / "clips" / "cvc_seq01-15_384x288_25fps.mp4"
-    folder = process(str(clip), tmp_path, make_segmenter(Settings()), Settings(), masks=True).folder
+    folder = process(Job(str(clip), tmp_path, masks=True), make_segmenter(Settings()), Settings()).folder
     assert pts_of(folder / "annotated.mp4") == pts_of(clip)
     pairs = find_pairs(real_data / "cvc-clinicdb")
     masks = frames_of(folder / "masks.mkv", "gray")

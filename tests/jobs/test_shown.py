@@ -18,7 +18,7 @@ from PIL import Image
 from polypstream.core.config import load_settings
 from polypstream.core.frame import PictureFormat
 from polypstream.core.orientation import ONE, Orientation
-from polypstream.jobs.process import ProcessResult, process
+from polypstream.jobs.process import Job, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.jpeg import Jpeg
 from polypstream.media.pictures import Conformer, field_order_of, planes_of
@@ -35,7 +35,8 @@ def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], ProcessResult]
     settings = with_model(load_settings(None, ["inference.provider=cpu", "findings.steady=false"]), red_model)
 
     def annotated(recording: Path) -> ProcessResult:
-        found = process(str(recording), tmp_path / "results", make_segmenter(settings), settings, True, True)
+        job = Job(str(recording), tmp_path / "results", masks=True, overwrite=True)
+        found = process(job, make_segmenter(settings), settings)
         assert found.problem == ""
         return found
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import load_settings
-from polypstream.jobs.process import ProcessResult, process
+from polypstream.jobs.process import Job, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.recording import Recording
 from tests.archive.test_run import Ran, run  # noqa: F401 -- a fixture
@@ -35,7 +35,8 @@ def annotate(red_model: Path, tmp_path: Path) -> Callable[[Path], ProcessResult]
     settings = with_model(load_settings(None, ["inference.provider=cpu", "inference.threads=1"]), red_model)
 
     def annotated(recording: Path) -> ProcessResult:
-        found = process(str(recording), tmp_path / "results", make_segmenter(settings), settings, True, True)
+        job = Job(str(recording), tmp_path / "results", masks=True, overwrite=True)
+        found = process(job, make_segmenter(settings), settings)
         assert found.problem == ""
         times = seconds_of(found)
         assert [float(pts) for pts in pts_of(found.folder / "annotated.mp4")] == pytest.approx(times, abs=1e-4)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Settings, load_settings
-from polypstream.jobs.isolated import IsolatedProcessor, Job, Outcome
-from polypstream.jobs.process import ProcessResult, process
+from polypstream.jobs.isolated import IsolatedProcessor, Outcome
+from polypstream.jobs.process import Job, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.audio_track import COPIED
 from tests.conftest import Clip, audio_packets_of, command, make_clip, pts_of
@@ -249,7 +249,8 @@ def test_what_is_encrypted_is_said_to_be_so(
 
 
 def run_of(recording: Path, settings: Settings) -> ProcessResult:
-    return process(str(recording), recording.parent / "results", make_segmenter(settings), settings, overwrite=True)
+    job = Job(str(recording), recording.parent / "results", overwrite=True)
+    return process(job, make_segmenter(settings), settings)
 
 
 @needs_ffmpeg
