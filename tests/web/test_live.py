@@ -121,7 +121,7 @@ def test_status_snapshot_findings_and_metrics(page: Served) -> None:
     assert cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) is not None
     metrics = page.get("/metrics")[2].decode().splitlines()
     values = dict(line.rsplit(" ", 1) for line in metrics if not line.startswith("#"))
-    assert values['polypstream_signal{source="room1"}'] == "1"
+    assert float(values['polypstream_signal{source="room1"}']) == 1
     assert float(values['polypstream_frames_in_total{source="room1"}']) > 0
     assert page.get("/healthz")[::2] == (200, b"ok")
 
