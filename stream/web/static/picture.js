@@ -108,9 +108,9 @@ function draw(name, pixels) {
   canvas.getContext("2d").putImageData(new ImageData(pixels, shown.width, shown.height), 0, 0);
 }
 
-// The mask at a threshold of 0 to 1, and the number of findings. `highest` holds for each pixel the highest threshold at
-// which the server counts it to a finding, so comparing it with the threshold gives exactly the findings of the server.
-// Without `findingsOnly` the mask has every pixel whose probability reaches the threshold.
+// Returns the mask at a threshold of 0 to 1, and the number of findings. For each pixel `highest` has the highest threshold
+// at which it belongs to a finding by the rules of the server. So a comparison gives the findings of the server.
+// Without `findingsOnly` the mask has all pixels whose probability reaches the threshold.
 function maskAt(threshold, findingsOnly) {
   const level = Math.ceil(255 * threshold);
   const levels = findingsOnly ? shown.highest : shown.probability;
