@@ -1,1 +1,1 @@
-"""From a trained SA-UNet to a self-describing ONNX model, proven equal."""
+"""Export of a trained SA-UNet to an ONNX file with metadata, which is verified against torch."""

@@ -1,4 +1,4 @@
-"""Write a trained SA-UNet as a self-describing ONNX file, after proof that both say the same."""
+"""Write a trained SA-UNet as an ONNX file with metadata, and verify that its output equals that of torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -31,80 +32,93 @@ from polypstream.models.sa_unet import check_size
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
 
 Precision = Literal["fp32", "fp16", "int8"]
-# Of the model's interface and architecture, in its metadata.
+# Version of the model's interface and architecture, for its metadata.
 VERSION = "1"
-# Executed by every ONNX Runtime that we allow, and by those of some years before.
+# All supported versions of ONNX Runtime execute this opset, and so do those of some years before.
 OPSET = 20
-PROVEN_BATCHES = (1, 2, 5)
-# Floating point may differ from torch by so many grey levels anywhere; integers must find the same pixels.
-ALLOWED_GREY_LEVELS = 1
-LEAST_AGREEMENT = 0.95
-CALIBRATION_PICTURES = 64
-# Smaller tensors (biases, depthwise kernels) are a tenth of the file; halving them moved probabilities by two levels.
-WORTH_HALVING = 32768
-# Every so many frames of the demo source are used for the proof.
+VERIFIED_BATCHES = (1, 2, 5)
+# Floating-point models may differ from torch by this many grey levels at each pixel.
+MAX_DIFFERENCE = 1
+# The masks of an int8 model must have at least this Dice with those of torch.
+MIN_DICE = 0.95
+CALIBRATION_IMAGES = 64
+# Tensors with fewer elements stay in fp32. Biases and depthwise kernels are a tenth of the file only, and in fp16 they
+# changed probabilities by two grey levels.
+MIN_HALF_ELEMENTS = 32768
+# Verification uses one of this many frames of the demo source.
 DEMO_STEP = 25
 
 
-def export(
-    checkpoint: Path,
-    output: Path,
-    size: int | None,
-    precision: Precision,
-    scores: dict[str, Any],
-    calibration: Path | None = None,
-) -> str:
-    """Export a checkpoint, prove it, and only then put it in its place.
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """How a checkpoint is exported.
+
+    Attributes:
+        size: side in pixels of the model's input. None: as in the checkpoint.
+        precision: "fp32"; "fp16", which stores the weights as half floats and halves the file; or "int8". With fp16 the
+            weights are converted to fp32 when the file is loaded, so each provider computes as with fp32. int8 computes
+            in 8-bit integers, which is faster on CPUs and slightly less accurate.
+        calibration: for int8 the data set on which the ranges of feature maps are measured, with images/ and masks/.
+            Images in its train.txt are used, or all images.
+    """
+
+    size: int | None = None
+    precision: Precision = "fp32"
+    calibration: Path | None = None
+
+
+def export(checkpoint: Path, output: Path, settings: ExportSettings, scores: dict[str, Any] | None = None) -> str:
+    """Export a checkpoint to an ONNX file. The file is written only if its output equals that of torch.
 
     Args:
-        checkpoint: of `polypstream train`, or the seed's saunet128.pt.
+        checkpoint: of `polypstream train`, or the seed project's saunet128.pt.
         output: the ONNX file to write.
-        size: side in pixels of the pictures it will take; None: the size that it was trained at.
-        precision: fp32, or fp16 to store the weights as half floats, which halves the file. They are widened
-            when the file is loaded, so each provider computes as it does with fp32. int8 computes in 8-bit
-            integers, which is faster on CPUs and a little less exact.
-        scores: measured scores for the metadata.
-        calibration: for int8, folder with images/ and masks/ on which the ranges are measured; those in its
-            train.txt, or all.
+        settings: how to export.
+        scores: figures of `polypstream evaluate`, for the metadata.
 
     Returns:
-        What the proof found, for people.
+        The result of the comparison with torch, as text for the user.
 
     Raises:
-        ModelError: the checkpoint is neither, or the ONNX file does not say the same as torch.
-        SettingsError: the network cannot take pictures of this size, or int8 lacks pictures.
-        DataError: the pictures cannot be read.
+        ModelError: the checkpoint cannot be loaded, or the output of the ONNX file differs from that of torch.
+        SettingsError: the model cannot take images of this size, or `calibration` is missing or not needed.
+        DataError: the calibration images cannot be read.
         OutputError: the file cannot be written.
     """
     network, card = load_checkpoint(checkpoint)
-    size = int(card["size"]) if size is None else size
+    size = int(card["size"]) if settings.size is None else settings.size
     check_size(network.architecture, size)
-    shown = _calibration_pictures(precision, calibration, size)
+    images = _calibration_images(settings, size)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     net = PictureNet(network, int(card["views"])).eval()
     model = to_onnx(net, size)
-    if precision == "fp16":
+    if settings.precision == "fp16":
         halve_weights(model)
-    if precision == "int8":
-        model = quantise(model, shown)
-    helper.set_model_props(model, describe(net, card, checkpoint, size, precision, scores))
+    if settings.precision == "int8":
+        model = quantise(model, images)
+    helper.set_model_props(model, describe(net, card, checkpoint, size, settings.precision, scores or {}))
     onnx.checker.check_model(model, full_check=True)
     with write_atomically(output) as unfinished:
         onnx.save(model, unfinished)
-        if precision == "int8":
-            agreement = agree(net, unfinished, shown, grey_level(card["threshold"]))
-            proof, too_far = f"its masks and torch's have a Dice of {agreement:.4f}", agreement < LEAST_AGREEMENT
+        if settings.precision == "int8":
+            dice = mask_dice(net, unfinished, images, grey_level(card["threshold"]))
+            result, differs = f"its masks and those of torch have a Dice of {dice:.4f}", dice < MIN_DICE
         else:
-            largest = prove(net, unfinished, size)
-            proof, too_far = f"at most {largest} of 255 grey levels from torch", largest > ALLOWED_GREY_LEVELS
-        if too_far:
-            raise ModelError(f"{output}: {proof}, which is too far; nothing was written")
-    return proof
+            largest = largest_difference(net, unfinished, size)
+            result, differs = f"differs from torch by at most {largest} of 255 grey levels", largest > MAX_DIFFERENCE
+        if differs:
+            raise ModelError(f"{output}: {result}; that is too much, and nothing was written")
+    return result
 
 
 def to_onnx(net: PictureNet, size: int) -> onnx.ModelProto:
-    """The network behind the picture contract, batch dimension dynamic."""
+    """Convert a model to ONNX, with a dynamic batch dimension.
+
+    Args:
+        net: the model.
+        size: side in pixels of its input.
+    """
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -120,11 +134,11 @@ def to_onnx(net: PictureNet, size: int) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return without_traces(program.model_proto)
+    return remove_source_locations(program.model_proto)
 
 
-def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the exporter's notes on where in which source file each part came from, full paths included."""
+def remove_source_locations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove the exporter's notes about the source code of each node, which hold full paths of this machine."""
     parts = (model.graph.node, model.graph.initializer, model.graph.value_info, model.graph.input, model.graph.output)
     for part in (model.graph, *itertools.chain.from_iterable(parts)):
         part.ClearField("doc_string")
@@ -133,11 +147,11 @@ def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def halve_weights(model: onnx.ModelProto) -> None:
-    """Store large float weights as fp16 followed by a Cast, which ONNX Runtime folds away at load."""
+    """Store large fp32 weights as fp16, each followed by a Cast, which ONNX Runtime removes by constant folding."""
     casts = []
     for tensor in model.graph.initializer:
         weights = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or weights.size < WORTH_HALVING:
+        if tensor.data_type != TensorProto.FLOAT or weights.size < MIN_HALF_ELEMENTS:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), f"{name}.half"))
@@ -150,7 +164,16 @@ def halve_weights(model: onnx.ModelProto) -> None:
 def describe(
     net: PictureNet, card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
 ) -> dict[str, str]:
-    """The file's metadata; see polypstream.inference.model_card.ModelCard."""
+    """Return the metadata of an ONNX file; see polypstream.inference.model_card.ModelCard.
+
+    Args:
+        net: the model.
+        card: content of its checkpoint.
+        checkpoint: path of the checkpoint.
+        size: side in pixels of its input.
+        precision: of the file.
+        scores: figures of `polypstream evaluate`.
+    """
     training = card["training"]
     made_with = ("polypstream", "torch", "onnx", "onnxscript")
     return {
@@ -171,51 +194,57 @@ def describe(
     }
 
 
-def prove(net: PictureNet, model: Path, size: int) -> int:
-    """Run torch and ONNX Runtime on pictures of the demo source and on noise, in batches of several sizes.
+def largest_difference(net: PictureNet, model: Path, size: int) -> int:
+    """Run torch and ONNX Runtime on frames of the demo source and on noise, in batches of several sizes.
+
+    Args:
+        net: the model in torch.
+        model: the ONNX file.
+        size: side in pixels of its input.
 
     Returns:
-        The largest difference, in grey levels of probability.
+        The largest difference of the probability maps, in grey levels.
     """
     random = np.random.default_rng(0)
     noise = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(3)]
     colon = DemoColon(DemoSettings(width=size, height=size))
-    shown = [*(colon.render(index)[0] for index in range(0, len(colon), DEMO_STEP)), *noise]
+    images = [*(colon.render(index)[0] for index in range(0, len(colon), DEMO_STEP)), *noise]
     segmenter = Segmenter(model, provider="cpu")
     largest = 0
     with torch.inference_mode():
-        for batch in PROVEN_BATCHES:
-            for start in range(0, len(shown), batch):
-                stacked = np.stack(shown[start : start + batch])
+        for batch in VERIFIED_BATCHES:
+            for start in range(0, len(images), batch):
+                stacked = np.stack(images[start : start + batch])
                 expected = net(torch.from_numpy(stacked)).numpy().astype(int)
                 found = segmenter.run(stacked)
                 largest = max(largest, int(np.abs(found - expected).max()))
     return largest
 
 
-def agree(net: PictureNet, model: Path, pictures: Sequence[np.ndarray], level: int) -> float:
-    """The Dice of the pixels that torch and ONNX Runtime find, those of all pictures pooled.
+def mask_dice(net: PictureNet, model: Path, images: Sequence[np.ndarray], level: int) -> float:
+    """Compute the Dice of the masks of torch and ONNX Runtime, pooled over all images.
 
     Args:
-        net: in torch.
+        net: the model in torch.
         model: the ONNX file.
-        pictures: uint8 [size, size, 3].
-        level: grey level of probability, 1..255, from which a pixel is found.
+        images: uint8 [size, size, 3].
+        level: grey level of the probability, 1..255, from which a pixel belongs to the mask.
     """
     segmenter = Segmenter(model, provider="cpu")
     both = either = 0
     with torch.inference_mode():
-        for picture in pictures:
-            expected = net(torch.from_numpy(picture[None])).numpy() >= level
-            found = segmenter.run(picture[None]) >= level
+        for image in images:
+            expected = net(torch.from_numpy(image[None])).numpy() >= level
+            found = segmenter.run(image[None]) >= level
             both, either = both + 2 * int((expected & found).sum()), either + int(expected.sum() + found.sum())
     return both / either if either else 1.0
 
 
-def _calibration_pictures(precision: Precision, folder: Path | None, size: int) -> list[np.ndarray]:
-    if (precision == "int8") != (folder is not None):
-        raise SettingsError("--calibration FOLDER: int8 needs it to measure ranges on, the other precisions do not")
+def _calibration_images(settings: ExportSettings, size: int) -> list[np.ndarray]:
+    folder = settings.calibration
+    if (settings.precision == "int8") != (folder is not None):
+        raise SettingsError("--calibration FOLDER: int8 needs images to measure ranges; the other precisions do not")
     if folder is None:
         return []
-    pictures = [read_pair(pair)[0] for pair in spread(find_pairs(folder, names_file_of(folder)), CALIBRATION_PICTURES)]
-    return [prepare_image(picture, size)[1] for picture in pictures]
+    pairs = spread(find_pairs(folder, names_file_of(folder)), CALIBRATION_IMAGES)
+    return [prepare_image(read_pair(pair)[0], size)[1] for pair in pairs]

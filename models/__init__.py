@@ -1,1 +1,4 @@
-"""SA-UNet: the network, its data, training, evaluation and the shipped weights. Importing this costs nothing."""
+"""SA-UNet: the architecture, its training data, training, evaluation and the shipped weights.
+
+Importing this package imports nothing else.
+"""

@@ -1,4 +1,4 @@
-"""Checkpoints: a trained SA-UNet and what is known about it, in one file loadable with ``weights_only=True``."""
+"""Checkpoints: one file with a trained SA-UNet and its metadata, loadable with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from polypstream.errors import ModelError, OutputError
 from polypstream.models.sa_unet import SEED, SEED_SIZE, SAUNet
 
 FORMAT = "polypstream-checkpoint-1"
-# Where a checkpoint's training says which pictures were held out.
+# Key in a checkpoint's `training` that lists the images of the validation split.
 VALIDATION_NAMES = "validation_names"
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save that leaves the old file or the new one, never half of one.
+    """Save with torch.save, so that the path holds either the old file or the complete new one.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     try:
         with write_atomically(path) as unfinished:
             torch.save(content, unfinished)
-    except RuntimeError as error:  # torch reports a full disk so
+    except RuntimeError as error:  # torch raises this for a full disk
         raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
 def pack(
     network: SAUNet, size: int, views: int, threshold: float, peak: float, training: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of a checkpoint file.
+    """Return the content of a checkpoint file.
 
     Args:
-        network: the trained network.
-        size: side in pixels of the pictures that it is meant for: those it was trained on, until `tune` says more.
-        views: of each picture that it looks at; see PictureNet.
-        threshold: probability from which a pixel counts as polyp.
-        peak: probability that a finding must reach somewhere.
-        training: what it was trained on and how, plain values only.
+        network: the trained model.
+        size: side in pixels of the model's input. It is the training size until `polypstream tune` sets another one.
+        views: how often the model looks at each image, 1 or 2; see PictureNet.
+        threshold: probability from which a pixel counts as polyp, 0..1.
+        peak: probability that a finding must reach at one pixel or more, 0..1.
+        training: the training data and settings, plain values only.
     """
     return {
         "format": FORMAT,
@@ -55,27 +55,31 @@ def pack(
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Is this a file of `polypstream train`, and not some other network's weights?"""
+    """Return whether `polypstream train` wrote this file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch's unpickler raises whatever garbage leads it to
+    except Exception:  # for a damaged file torch's unpickler may raise any exception
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
-    """A network in evaluation mode, and its checkpoint without the weights.
+    """Load a model and its metadata.
 
-    Takes our checkpoints and the seed's bare ``saunet128.pt`` state dict.
+    Args:
+        path: a checkpoint of `polypstream train`, or the seed project's ``saunet128.pt``, which is a bare state dict.
+
+    Returns:
+        The model in evaluation mode, and the checkpoint's content without the weights.
 
     Raises:
-        ModelError: the file is missing, unreadable, or holds neither.
+        ModelError: the file is missing, cannot be read, or is neither of the two.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises whatever garbage leads it to
+    except Exception as error:  # for a damaged file torch's unpickler may raise any exception
         raise ModelError(f"{path}: not a checkpoint that can be loaded with weights_only=True") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds {type(content).__name__}, not a checkpoint of SA-UNet")
@@ -89,12 +93,12 @@ def load_checkpoint(path: Path) -> tuple[SAUNet, dict[str, Any]]:
     missing = [key for key in ("size", "threshold", "peak", "training") if key not in content]
     if missing:
         raise ModelError(f"{path}: lacks {', '.join(missing)}")
-    return network.eval(), {"views": 1} | content  # older ones do not speak of views
+    return network.eval(), {"views": 1} | content  # older checkpoints have no views
 
 
 def _from_seed(state_dict: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The seed's checkpoint in our shape."""
-    expected = {name: tensor.shape for name, tensor in _seed_on_no_device().state_dict().items()}
+    """Convert the seed project's state dict to the content of a checkpoint."""
+    expected = {name: tensor.shape for name, tensor in _seed_without_weights().state_dict().items()}
     found = {name: getattr(tensor, "shape", None) for name, tensor in state_dict.items()}
     if found != expected:
         raise ModelError(
@@ -113,6 +117,6 @@ def _from_seed(state_dict: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def _seed_on_no_device() -> SAUNet:
+def _seed_without_weights() -> SAUNet:
     with torch.device("meta"):
         return SAUNet(**SEED)

@@ -1,7 +1,7 @@
-"""Folders of pictures and masks: reading, splitting without leaks, augmentation. Never imports torch.
+"""Data sets of images and masks: reading, splitting without near-duplicates, augmentation. Never imports torch.
 
-A data set is a folder with ``images/`` and ``masks/``; a picture and its mask share a name, whatever their
-endings. Masks are thresholded at 127 of 255.
+A data set is a folder with ``images/`` and ``masks/``. An image and its mask have the same name; their file extensions
+may differ. Masks are thresholded at 127 of 255.
 """
 
 from __future__ import annotations
@@ -18,31 +18,30 @@ from polypstream.jobs.image import resize_for_model, view_of_image
 from polypstream.media.pictures import read_image, read_mask
 from polypstream.stages.field_of_view import LIT
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-# Two pictures are near-duplicates when their 256-bit difference hashes differ in at most so many bits.
+IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# Two images are near-duplicates when their 256-bit difference hashes differ in at most this many bits.
 NEAR_DUPLICATE_BITS = 12
-# Sides of healthy crops, as shares of the field of view's short side.
-CROP_SHARES = (0.2, 0.3, 0.45, 0.65, 0.9)
-# A crop must show something: this share of its pixels is lit. So many places are tried.
-MOSTLY, CROP_TRIES = 0.9, 20
-# The parts of a random view that can be left out; place, rotation, flip and shear always vary.
+# Sides of healthy crops, as fractions of the shorter side of the field of view.
+CROP_FRACTIONS = (0.2, 0.3, 0.45, 0.65, 0.9)
+# At least this fraction of a crop's pixels must be lit. This many random positions are tried for each crop.
+MIN_LIT_FRACTION, CROP_TRIES = 0.9, 20
+# The parts of the augmentation that can be switched off. Position, rotation, flip and shear are always random.
 AUGMENTATIONS = ("scale", "close-ups", "palette", "colour", "spoiling")
-# Share of random views that are close-ups.
-CLOSE_UPS = 0.3
-# Close-ups enlarge the picture by a factor between these.
-NEAREST = (1.5, 4.0)
-# Share of random views in another picture's palette, and how far contrasts may be stretched for it.
-IN_ANOTHERS_PALETTE = 0.5
-STRETCH = (0.6, 1.6)
-# What surrounds the view is not brighter and stays as black as it is.
+# Fraction of random views that are close-ups, and the range of their zoom factors.
+CLOSE_UP_FRACTION = 0.3
+CLOSE_UP_ZOOM = (1.5, 4.0)
+# Fraction of random views that take the palette of another image, and the range of factors for their contrast.
+PALETTE_FRACTION = 0.5
+PALETTE_CONTRAST = (0.6, 1.6)
+# Pixels up to this grey level belong to the black border; a change of the palette leaves them unchanged.
 BLACK = 12
-# Close-ups look for their place on a grid of so many cells a side.
-CELLS = 64
+# Side of the grid on which the centre of a close-up is chosen.
+GRID = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture file and its mask file."""
+    """An image file and its mask file."""
 
     name: str
     image: Path
@@ -50,14 +49,17 @@ class Pair:
 
 
 def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
-    """The pictures of a data set with their masks, in the order of their names.
+    """Find the images of a data set and their masks.
 
     Args:
-        folder: holds images/ and masks/.
-        names_file: one name a line, with or without ending; without it, every picture.
+        folder: the data set, with images/ and masks/.
+        names_file: file with one image name per line, with or without the file extension. None: all images.
+
+    Returns:
+        The pairs in the order of the file, or sorted by name if there is no file.
 
     Raises:
-        DataError: a folder, a picture or a mask is missing.
+        DataError: a folder, an image or a mask is missing, or there are no images.
     """
     images, masks = (_by_name(folder / part) for part in ("images", "masks"))
     if names_file is None:
@@ -67,48 +69,51 @@ def find_pairs(folder: Path, names_file: Path | None = None) -> list[Pair]:
     for name in names:
         for part, files in (("images", images), ("masks", masks)):
             if name not in files:
-                raise DataError(f"{folder / part}: no picture is named {name}")
+                raise DataError(f"{folder / part}: no image is named {name}")
     if not names:
-        raise DataError(f"{names_file or folder / 'images'}: holds no pictures")
+        raise DataError(f"{names_file or folder / 'images'}: holds no images")
     return [Pair(name, images[name], masks[name]) for name in names]
 
 
 def read_names(file: Path) -> list[str]:
-    """The names in a file, one a line, without the endings of pictures.
+    """Read a file with one image name per line, and remove the file extensions of images.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as a list of names") from error
     lines = (line.strip() for line in text.splitlines())
-    return [line.removesuffix(_ending_of(line)) for line in lines if line]
+    return [line.removesuffix(_extension_of(line)) for line in lines if line]
 
 
-def _ending_of(name: str) -> str:
-    ending = Path(name).suffix
-    return ending if ending.lower() in PICTURE_ENDINGS else ""
+def _extension_of(name: str) -> str:
+    extension = Path(name).suffix
+    return extension if extension.lower() in IMAGE_EXTENSIONS else ""
 
 
 def named_pairs(folders: Sequence[Path], names_file: Path | None = None, every: bool = False) -> list[tuple[str, Pair]]:
-    """The pictures of several data sets, each with the name `folder/picture`.
+    """Find the images of several data sets.
 
     Args:
-        folders: each holds images/ and masks/, and train.txt if not all of them are meant.
-        names_file: takes the place of train.txt where there is one folder.
-        every: take every picture, whatever a train.txt says.
+        folders: the data sets, each with images/ and masks/. A train.txt in a folder lists the images to use.
+        names_file: replaces the train.txt of a single folder.
+        every: use all images and ignore each train.txt.
+
+    Returns:
+        For each image its name `folder/image`, and the pair.
 
     Raises:
-        DataError: as of find_pairs, or two folders are called the same.
-        SettingsError: there are several folders and a file of names.
+        DataError: as for find_pairs, or two folders have the same name.
+        SettingsError: there are several folders and a names_file.
     """
     if names_file is not None and len(folders) > 1:
-        raise SettingsError("--names: says which names of one folder; give each of several folders a train.txt")
+        raise SettingsError("--names: can be used with one folder only; put a train.txt into each of several folders")
     titles = [folder.resolve().name for folder in folders]
     if len(set(titles)) < len(titles):
-        raise DataError(f"{', '.join(map(str, folders))}: two folders are called the same; rename one")
+        raise DataError(f"{', '.join(map(str, folders))}: two folders have the same name; rename one")
     return [
         (f"{title}/{pair.name}", pair)
         for title, folder in zip(titles, folders, strict=True)
@@ -117,13 +122,13 @@ def named_pairs(folders: Sequence[Path], names_file: Path | None = None, every: 
 
 
 def names_file_of(folder: Path) -> Path | None:
-    """A data set's own list of the names to train on: train.txt, if it is there."""
+    """Return the path of the data set's train.txt, which lists the images to train on; None if there is none."""
     names = folder / "train.txt"
     return names if names.is_file() else None
 
 
 def spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """At most so many of them, evenly from the first to the last."""
+    """Return at most `count` pairs at equal distances, the first and the last one included."""
     indices = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
     return [pairs[index] for index in indices]
 
@@ -137,91 +142,102 @@ def _by_name(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
     files: dict[str, Path] = {}
     for path in paths:
-        if path.suffix.lower() in PICTURE_ENDINGS and files.setdefault(path.stem, path) != path:
+        if path.suffix.lower() in IMAGE_EXTENSIONS and files.setdefault(path.stem, path) != path:
             raise DataError(f"{path}: {files[path.stem].name} has the same name; keep one")
     return files
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, uint8 RGB [H, W, 3], and its mask, uint8 [H, W] of 0 and 255.
+    """Read an image and its mask.
+
+    Returns:
+        The image, uint8 RGB [H, W, 3], and the mask, uint8 [H, W] of 0 and 255.
 
     Raises:
-        DataError: a file cannot be decoded, the two differ in size, or the mask is none.
+        DataError: a file cannot be decoded, the sizes differ, or the second file is not a mask.
     """
-    picture = read_image(pair.image, cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise DataError(f"{pair.image}: cannot be read as a picture")
+    image = read_image(pair.image, cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise DataError(f"{pair.image}: cannot be read as an image")
     mask = read_mask(pair.mask)
-    if picture.shape[:2] != mask.shape:
-        raise DataError(f"{pair.mask}: its size {mask.shape[::-1]} is not its picture's {picture.shape[1::-1]}")
-    return picture, mask
+    if image.shape[:2] != mask.shape:
+        raise DataError(f"{pair.mask}: its size {mask.shape[::-1]} is not that of its image, {image.shape[1::-1]}")
+    return image, mask
 
 
-def healthy_crops(picture: np.ndarray, mask: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    """Square parts of a picture that show no polyp, one of each size that fits.
+def healthy_crops(image: np.ndarray, mask: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """Cut square crops without a polyp out of an image: one of each size of CROP_FRACTIONS that fits.
+
+    The result is the same for each call with the same image.
 
     Args:
-        picture: uint8 RGB [H, W, 3].
+        image: uint8 RGB [H, W, 3].
         mask: uint8 [H, W] of 0 and 255.
 
     Returns:
-        Each part's side as a share of the field of view's short side, and the part; always the same ones.
+        For each crop its side as a fraction of the shorter side of the field of view, and the crop.
     """
-    view, random = view_of_image(picture), np.random.default_rng(0)
-    picture, mask = view.crop(picture), view.crop(mask)
-    # Pixels to the nearest polyp or edge, diagonals counting as one: half the side of the largest square around each.
+    view, random = view_of_image(image), np.random.default_rng(0)
+    image, mask = view.crop(image), view.crop(mask)
+    # Chessboard distance of each pixel to the nearest polyp or border: half the side of the largest square around it.
     free = cv2.copyMakeBorder(cv2.compare(mask, 0, cv2.CMP_EQ), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    room = cv2.distanceTransform(free, cv2.DIST_C, 3)[1:-1, 1:-1]
+    distance = cv2.distanceTransform(free, cv2.DIST_C, 3)[1:-1, 1:-1]
     crops = []
-    for share in CROP_SHARES:
-        side = round(share * min(picture.shape[:2]))
-        places = np.flatnonzero(room > side / 2 + 1)
-        for place in random.choice(places, CROP_TRIES) if len(places) else ():
-            row, column = divmod(place, room.shape[1])
-            crop = picture[row - side // 2 :, column - side // 2 :][:side, :side]
-            if (crop.max(axis=2) > LIT).mean() > MOSTLY:
-                crops.append((share, crop))
+    for fraction in CROP_FRACTIONS:
+        side = round(fraction * min(image.shape[:2]))
+        positions = np.flatnonzero(distance > side / 2 + 1)
+        for position in random.choice(positions, CROP_TRIES) if len(positions) else ():
+            row, column = divmod(position, distance.shape[1])
+            crop = image[row - side // 2 :, column - side // 2 :][:side, :side]
+            if (crop.max(axis=2) > LIT).mean() > MIN_LIT_FRACTION:
+                crops.append((fraction, crop))
                 break
     return crops
 
 
-def split_off_validation(pictures: Sequence[np.ndarray], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices for training and for validation; near-duplicates stay on one side.
+def split_off_validation(images: Sequence[np.ndarray], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split images at random into a training and a validation split. Near-duplicates go to the same split.
 
     Args:
-        pictures: uint8 RGB [H, W, 3], any size.
-        share: about this share of the pictures, 0..1, goes to validation.
-        seed: decides which.
+        images: uint8 RGB [H, W, 3], any size.
+        fraction: approximate fraction of the images that goes to the validation split, 0..1.
+        seed: of the random choice.
+
+    Returns:
+        The indices of the training split and of the validation split.
     """
-    groups = _group_near_duplicates([_difference_hash(picture) for picture in pictures])
+    groups = _group_near_duplicates([_difference_hash(image) for image in images])
     order = np.random.default_rng(seed).permutation(len(groups))
     validation: list[int] = []
     for index in order:
-        if len(validation) >= max(1, round(share * len(pictures))):
+        if len(validation) >= max(1, round(fraction * len(images))):
             break
         validation += groups[index]
-    return _all_but(validation, len(pictures)), sorted(validation)
+    return _complement(validation, len(images)), sorted(validation)
 
 
-def hold_out(pictures: Sequence[np.ndarray], chosen: Collection[int]) -> tuple[list[int], list[int]]:
-    """Indices for training and for validation: those chosen, and their near-duplicates with them.
+def hold_out(images: Sequence[np.ndarray], chosen: Collection[int]) -> tuple[list[int], list[int]]:
+    """Put the chosen images and their near-duplicates into the validation split, the others into the training split.
 
     Args:
-        pictures: uint8 RGB [H, W, 3], any size.
-        chosen: indices of pictures for validation.
+        images: uint8 RGB [H, W, 3], any size.
+        chosen: indices of images for the validation split.
+
+    Returns:
+        The indices of the training split and of the validation split.
     """
-    groups = _group_near_duplicates([_difference_hash(picture) for picture in pictures])
+    groups = _group_near_duplicates([_difference_hash(image) for image in images])
     validation = [index for group in groups if not set(group).isdisjoint(chosen) for index in group]
-    return _all_but(validation, len(pictures)), sorted(validation)
+    return _complement(validation, len(images)), sorted(validation)
 
 
-def _all_but(some: Sequence[int], count: int) -> list[int]:
-    return sorted(set(range(count)) - set(some))
+def _complement(indices: Sequence[int], count: int) -> list[int]:
+    return sorted(set(range(count)) - set(indices))
 
 
-def _difference_hash(picture: np.ndarray) -> np.ndarray:
-    """256 bits: is each of 16x16 cells brighter than its right neighbour?"""
-    cells = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (17, 16), interpolation=cv2.INTER_AREA)
+def _difference_hash(image: np.ndarray) -> np.ndarray:
+    """Return 256 bits: for each of 16x16 cells whether it is brighter than the cell to its right."""
+    cells = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (17, 16), interpolation=cv2.INTER_AREA)
     return (cells[:, 1:] > cells[:, :-1]).ravel()
 
 
@@ -240,12 +256,12 @@ def _group_near_duplicates(hashes: Sequence[np.ndarray]) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """A square picture and its mask, uint8 [S, S, 3] and [S, S], at two sizes.
+    """A square image and its mask, uint8 [S, S, 3] and [S, S], at two sizes.
 
     Attributes:
-        large: both.
-        small: both, half as large.
-        palette: float [2, 3], mean and standard deviation of what is lit, in CIELAB as OpenCV scales it to bytes.
+        large: image and mask.
+        small: image and mask at half the size.
+        palette: float [2, 3], mean and standard deviation of the lit pixels, in OpenCV's 8-bit CIELAB.
     """
 
     large: tuple[np.ndarray, np.ndarray]
@@ -253,84 +269,95 @@ class Levels:
     palette: np.ndarray
 
 
-def levels_of(picture: np.ndarray, mask: np.ndarray, size: int) -> Levels:
-    """A picture and its mask at sides of 2 * size and size, so that a random view needs one cheap resampling.
+def levels_of(image: np.ndarray, mask: np.ndarray, size: int) -> Levels:
+    """Resize an image and its mask to sides of 2 * size and size, so that a random view needs one fast resampling only.
 
     Args:
-        picture: uint8 RGB [H, W, 3].
+        image: uint8 RGB [H, W, 3].
         mask: uint8 [H, W] of 0 and 255.
-        size: side of the views that will be taken.
+        size: side in pixels of the random views.
     """
-    large = resize_for_model(picture, 2 * size), resize_for_model(mask, 2 * size)
+    large = resize_for_model(image, 2 * size), resize_for_model(mask, 2 * size)
     small = resize_for_model(large[0], size), resize_for_model(large[1], size)
     return Levels(large, small, _palette_of(small[0]))
 
 
-def _palette_of(picture: np.ndarray) -> np.ndarray:
-    lit = cv2.compare(picture.max(axis=2), LIT, cv2.CMP_GT)
-    return np.stack([part[:, 0] for part in cv2.meanStdDev(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB), mask=lit)])
+def _palette_of(image: np.ndarray) -> np.ndarray:
+    lit = cv2.compare(image.max(axis=2), LIT, cv2.CMP_GT)
+    return np.stack([part[:, 0] for part in cv2.meanStdDev(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), mask=lit)])
 
 
 def augment(
     levels: Levels, palette: np.ndarray, size: int, random: np.random.Generator, without: Collection[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of a picture and its mask, each resampled once.
+    """Make a random view of an image and its mask. Both are resampled once.
 
-    Most views show the whole picture, more or less. Of the rest half are close-ups of a polyp and half close-ups of
-    wall without any: a picture of nothing but healthy wall must be nothing new, and closeness must not tell which.
+    Most views show about the whole image. The others are close-ups, half of them of a polyp and half of healthy wall.
+    The model is so trained on views of healthy wall only, and the zoom does not tell whether there is a polyp.
 
     Args:
-        levels: the picture and its mask.
-        palette: another picture's, which the view may take on.
+        levels: the image and its mask.
+        palette: palette of another image, which the view may take.
         size: side of the view in pixels.
-        random: decides.
-        without: parts of AUGMENTATIONS to leave out, to measure what they are worth.
+        random: source of the random numbers.
+        without: parts of AUGMENTATIONS to leave out, to measure their effect.
 
     Returns:
-        uint8 [size, size, 3] and uint8 [size, size] of 0 and 255.
+        The view, uint8 RGB [size, size, 3], and its mask, uint8 [size, size] of 0 and 255.
     """
     zoom, centre = random.uniform(0.5, 1.5), 0.5 + random.uniform(-0.125, 0.125, 2)
     if "scale" in without:
         zoom = 1.0
-    if random.random() < CLOSE_UPS and "close-ups" not in without:
+    if random.random() < CLOSE_UP_FRACTION and "close-ups" not in without:
         zoom, centre = _close_up(levels.small[1], random.random() < 0.5, random)
-    picture, mask = levels.large if zoom > 1 else levels.small
-    transform = _random_affine(picture.shape[0], size, zoom, centre, random)
-    picture = cv2.warpAffine(picture, transform, (size, size), flags=cv2.INTER_LINEAR)
+    image, mask = levels.large if zoom > 1 else levels.small
+    transform = _random_affine(image.shape[0], size, zoom, centre, random)
+    image = cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR)
     mask = cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR)
-    if random.random() < IN_ANOTHERS_PALETTE and "palette" not in without:
-        picture = _repaint(picture, levels.palette, palette)
+    if random.random() < PALETTE_FRACTION and "palette" not in without:
+        image = _transfer_palette(image, levels.palette, palette)
     if "colour" not in without:
-        picture = _random_colour(picture, random)
+        image = _random_colour(image, random)
     if "spoiling" not in without:
-        picture = _spoil(picture, random)
-    return picture, cv2.compare(mask, 127, cv2.CMP_GT)
+        image = _degrade(image, random)
+    return image, cv2.compare(mask, 127, cv2.CMP_GT)
 
 
 def _close_up(mask: np.ndarray, healthy: bool, random: np.random.Generator) -> tuple[float, np.ndarray]:
-    """How near and where to look (shares of width and height): at a polyp, or where the window shows none.
+    """Choose the zoom and the centre of a close-up, of a polyp or of healthy wall.
 
-    What the picture does not have (a polyp, enough healthy wall) is replaced by any place.
+    If the image has no polyp, or not enough healthy wall, any position is chosen.
+
+    Returns:
+        The zoom factor, and the centre (x, y) as fractions of width and height.
     """
-    cells = cv2.resize(mask, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-    line = np.minimum(np.arange(CELLS), np.arange(CELLS)[::-1]) + 0.5
-    # So near that little of the window lies outside the picture.
-    least = np.maximum(NEAREST[0], 0.4 * CELLS / np.minimum(line[:, None], line))
+    cells = cv2.resize(mask, (GRID, GRID), interpolation=cv2.INTER_AREA)
+    line = np.minimum(np.arange(GRID), np.arange(GRID)[::-1]) + 0.5
+    # With at least this zoom only a small part of the view lies outside the image.
+    least = np.maximum(CLOSE_UP_ZOOM[0], 0.4 * GRID / np.minimum(line[:, None], line))
     if healthy:
-        # The nearest polyp must be farther than a corner of the window, whatever its rotation, stretch and shear.
+        # The nearest polyp must be farther than a corner of the view, for any rotation, aspect ratio and shear.
         away = cv2.distanceTransform(cv2.compare(cells, 0, cv2.CMP_EQ), cv2.DIST_L2, cv2.DIST_MASK_5)
-        wanted = np.maximum(least, 0.9 * CELLS / np.maximum(away - 1.5, 0.1))
+        wanted = np.maximum(least, 0.9 * GRID / np.maximum(away - 1.5, 0.1))
     else:
         wanted = np.where(cells > 127, least, np.inf)
-    if wanted.min() >= NEAREST[1]:
+    if wanted.min() >= CLOSE_UP_ZOOM[1]:
         wanted = least
-    row, column = random.choice(np.argwhere(wanted < NEAREST[1]))
-    zoom = np.exp(random.uniform(np.log(wanted[row, column]), np.log(NEAREST[1])))
-    return zoom, (np.array([column, row]) + random.random(2)) / CELLS
+    row, column = random.choice(np.argwhere(wanted < CLOSE_UP_ZOOM[1]))
+    zoom = np.exp(random.uniform(np.log(wanted[row, column]), np.log(CLOSE_UP_ZOOM[1])))
+    return zoom, (np.array([column, row]) + random.random(2)) / GRID
 
 
 def _random_affine(side: int, size: int, zoom: float, centre: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Any rotation and flip, aspect and shear up to a seventh, about a place of a square picture."""
+    """Return a random affine transform, float [2, 3]: any rotation and flip, aspect ratio and shear up to a seventh.
+
+    Args:
+        side: of the square image in pixels.
+        size: side of the view in pixels.
+        zoom: factor by which the view enlarges the image; 1 shows the whole image.
+        centre: of the view in the image, (x, y) as fractions of the side.
+        random: source of the random numbers.
+    """
     angle = random.uniform(0, 2 * np.pi)
     stretch = np.exp(random.uniform(-0.15, 0.15))
     flip = random.choice([-1.0, 1.0])
@@ -340,74 +367,80 @@ def _random_affine(side: int, size: int, zoom: float, centre: np.ndarray, random
     return np.column_stack([linear, (size - 1) / 2 - linear @ (centre * side - 0.5)])
 
 
-def _repaint(picture: np.ndarray, own: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The picture as another endoscope and another colon might colour it.
+def _transfer_palette(image: np.ndarray, own: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Give an image the colours of another endoscope and another colon.
 
-    Mean and spread of each channel of CIELAB become the other's: Reinhard et al., "Color Transfer between Images",
-    2001; for polyps Wei et al., "Shallow Attention Network for Polyp Segmentation", MICCAI 2021.
+    Each channel of CIELAB gets the mean and the standard deviation of the other palette: Reinhard et al., "Color
+    Transfer between Images", 2001; for polyps Wei et al., "Shallow Attention Network for Polyp Segmentation", MICCAI
+    2021.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        own: palette of the image, as in Levels.
+        palette: the other palette.
     """
-    stretch = np.clip(palette[1] / np.maximum(own[1], 1), *STRETCH)
-    table = np.clip((np.arange(256)[:, None] - own[0]) * stretch + palette[0], 0, 255).astype(np.uint8)
-    repainted = cv2.LUT(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB), table[None])
-    black = cv2.compare(picture.max(axis=2), BLACK, cv2.CMP_LE)
-    return cv2.copyTo(picture, black, cv2.cvtColor(repainted, cv2.COLOR_LAB2RGB))
+    contrast = np.clip(palette[1] / np.maximum(own[1], 1), *PALETTE_CONTRAST)
+    table = np.clip((np.arange(256)[:, None] - own[0]) * contrast + palette[0], 0, 255).astype(np.uint8)
+    transferred = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), table[None])
+    black = cv2.compare(image.max(axis=2), BLACK, cv2.CMP_LE)
+    return cv2.copyTo(image, black, cv2.cvtColor(transferred, cv2.COLOR_LAB2RGB))
 
 
-def _random_colour(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """White balance, brightness, contrast, gamma and saturation."""
+def _random_colour(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Change white balance, brightness, contrast, gamma and saturation at random."""
     levels = np.linspace(0, 1, 256, dtype=np.float32)
     curve = levels ** np.exp(random.uniform(-0.35, 0.35)) * np.exp(random.uniform(-0.3, 0.3))
     curve = (curve - 0.5) * np.exp(random.uniform(-0.2, 0.2)) + 0.5
     balance = np.exp(random.uniform(-0.12, 0.12, 3))
     table = np.clip(curve[:, None] * balance * 255, 0, 255).astype(np.uint8)
-    picture = cv2.LUT(picture, table[None])
+    image = cv2.LUT(image, table[None])
     saturation = np.exp(random.uniform(-0.4, 0.3))
     grey = np.full((3, 3), 1 / 3, np.float32)
-    return cv2.transform(picture, grey + (np.eye(3, dtype=np.float32) - grey) * np.float32(saturation))
+    return cv2.transform(image, grey + (np.eye(3, dtype=np.float32) - grey) * np.float32(saturation))
 
 
-def _spoil(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Sometimes blur, sensor noise, JPEG blocks, reflections, burnt-in text or cut-outs."""
+def _degrade(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Add blur, noise, JPEG artefacts, highlights, burnt-in text and cut-outs, each with its own probability."""
     if random.random() < 0.15:
-        picture = cv2.GaussianBlur(picture, (0, 0), random.uniform(0.5, 1.8))
+        image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.5, 1.8))
     if random.random() < 0.1:
-        noise = random.standard_normal(picture.shape, np.float32) * random.uniform(2, 10)
-        picture = np.clip(picture + noise, 0, 255).astype(np.uint8)
+        noise = random.standard_normal(image.shape, np.float32) * random.uniform(2, 10)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
     if random.random() < 0.1:
         quality = int(random.integers(25, 70))
-        _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        picture = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB))
-    for draw, share in ((_specular_spots, 0.15), (_burnt_in_text, 0.1), (_cut_outs, 0.1)):
-        if random.random() < share:
-            draw(picture, random)
-    return picture
+        _, packed = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        image = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB))
+    for draw, probability in ((_specular_highlights, 0.15), (_burnt_in_text, 0.1), (_cut_outs, 0.1)):
+        if random.random() < probability:
+            draw(image, random)
+    return image
 
 
-def _specular_spots(picture: np.ndarray, random: np.random.Generator) -> None:
-    """Reflections of the lamp: small white ellipses with soft edges."""
-    size = picture.shape[0]
+def _specular_highlights(image: np.ndarray, random: np.random.Generator) -> None:
+    """Draw reflections of the light source: small white ellipses with antialiased edges."""
+    size = image.shape[0]
     for _ in range(random.integers(2, 15)):
         axes = tuple(int(axis) for axis in random.integers(1, max(2, size // 24), 2))
         centre = tuple(int(place) for place in random.integers(0, size, 2))
-        cv2.ellipse(picture, centre, axes, random.uniform(0, 180), 0, 360, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.ellipse(image, centre, axes, random.uniform(0, 180), 0, 360, (255, 255, 255), -1, cv2.LINE_AA)
 
 
-def _burnt_in_text(picture: np.ndarray, random: np.random.Generator) -> None:
-    """A few lines of figures, as devices write them over the picture."""
-    size = picture.shape[0]
+def _burnt_in_text(image: np.ndarray, random: np.random.Generator) -> None:
+    """Draw a few lines of characters, as endoscopy devices overlay them on the image."""
+    size = image.shape[0]
     scale = size / 256 * random.uniform(0.25, 0.6)
     x, y = random.integers(0, size // 2), random.integers(size // 16, size)
     colour = tuple(int(part) for part in random.choice([(255, 255, 255), (255, 255, 0), (0, 255, 0)]))
     for line in range(random.integers(1, 5)):
         text = "".join(random.choice(list("0123456789:/- ABCDEFNRT"), random.integers(4, 14)))
         place = int(x), int(y + line * 30 * scale)
-        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
 
 
-def _cut_outs(picture: np.ndarray, random: np.random.Generator) -> None:
-    """Black rectangles, as masked corners and picture-in-picture windows: DeVries and Taylor, "Cutout", 2017."""
-    size = picture.shape[0]
+def _cut_outs(image: np.ndarray, random: np.random.Generator) -> None:
+    """Draw black rectangles, like masked corners and picture-in-picture windows: DeVries and Taylor, "Cutout", 2017."""
+    size = image.shape[0]
     for _ in range(random.integers(1, 4)):
         width, height = random.integers(size // 16, size // 4, 2)
         x, y = random.integers(-width // 2, size - width // 2), random.integers(-height // 2, size - height // 2)
-        cv2.rectangle(picture, (int(x), int(y)), (int(x + width), int(y + height)), (0, 0, 0), -1)
+        cv2.rectangle(image, (int(x), int(y)), (int(x + width), int(y + height)), (0, 0, 0), -1)

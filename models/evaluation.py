@@ -1,4 +1,4 @@
-"""Measure a model against masks. Needs torch only if the model is a checkpoint."""
+"""Compare a model's findings with true masks. It needs torch only if the model is a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polypstream.models.sa_unet import SAUNet
 
 BOOTSTRAP_SAMPLES = 2000
-# A picture's polyps are small below the first share of the field of view, large from the second on.
+# Polyps are small if they cover less than the first fraction of the field of view, and large from the second one on.
 SIZES = (0.05, 0.2)
 RELIABILITY_BINS = 15
 
@@ -31,15 +31,15 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Anything that turns pictures into probability maps.
+    """A model that computes probability maps, from a checkpoint or an ONNX file.
 
     Attributes:
-        size: side in pixels of the pictures it takes.
-        threshold: probability from which a pixel counts as polyp.
-        peak: probability that a finding must reach somewhere.
-        gmac: billions of multiplications and additions a picture.
-        runs_on: what computes it.
-        segment: uint8 RGB [size, size, 3] pictures -> uint8 [size, size] maps, 255 meaning 1.
+        size: side in pixels of its input.
+        threshold: probability from which a pixel counts as polyp, 0..1.
+        peak: probability that a finding must reach at one pixel or more, 0..1.
+        gmac: billions of multiply-accumulate operations per image.
+        runs_on: "torch", or the execution provider of ONNX Runtime.
+        segment: computes uint8 RGB images [size, size, 3] -> uint8 probability maps [size, size], 255 meaning 1.
     """
 
     size: int
@@ -52,37 +52,45 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Pixels of each kind in one picture."""
+    """The confusion matrix of one image, in pixels.
 
-    hit: int
-    false_alarm: int
-    miss: int
-    quiet: int
+    Attributes:
+        tp: true positives.
+        fp: false positives.
+        fn: false negatives.
+        tn: true negatives.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
 
     @property
     def dice(self) -> float:
-        """1 where both masks are empty."""
-        total = 2 * self.hit + self.false_alarm + self.miss
-        return 2 * self.hit / total if total else 1.0
+        """Dice coefficient; 1 if both masks are empty."""
+        total = 2 * self.tp + self.fp + self.fn
+        return 2 * self.tp / total if total else 1.0
 
     @property
     def iou(self) -> float:
-        """1 where both masks are empty."""
-        total = self.hit + self.false_alarm + self.miss
-        return self.hit / total if total else 1.0
+        """Intersection over union; 1 if both masks are empty."""
+        total = self.tp + self.fp + self.fn
+        return self.tp / total if total else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One picture's comparison with the truth.
+    """The comparison of one image's findings with its true mask.
 
     Attributes:
-        counts: pixels, at the picture's own size.
-        polyp_share: share of the field of view that is polyp in truth.
-        findings: blobs found.
-        false_findings: those that touch no polyp.
-        histogram: int [2, 256], pixels of the network's map by truth (0: no polyp) and by grey level of probability.
-        seconds: that the model took.
+        counts: pixels, at the original size of the image.
+        polyp_share: fraction of the field of view that the true mask covers.
+        findings: number of findings.
+        false_findings: number of findings that do not touch a polyp.
+        histogram: int [2, 256], number of pixels of the probability map. The first index is the truth (1: polyp), the
+            second one the probability in grey levels.
+        seconds: time that the model needed.
     """
 
     counts: Counts
@@ -94,10 +102,15 @@ class Result:
 
 
 def load_model(path: Path, provider: str = "auto") -> Model:
-    """A checkpoint, whose name ends in .pt or .pth, or an ONNX model.
+    """Load a model from a checkpoint or an ONNX file.
+
+    Args:
+        path: a checkpoint if the file name ends in .pt or .pth, otherwise an ONNX file.
+        provider: execution provider of an ONNX file, as for Segmenter.
 
     Raises:
-        ModelError: it is neither.
+        ModelError: the file is neither.
+        ProviderError: the provider cannot be used on this machine.
     """
     if path.suffix not in (".pt", ".pth"):
         segmenter = Segmenter(path, provider)
@@ -110,44 +123,64 @@ def load_model(path: Path, provider: str = "auto") -> Model:
 
 
 def model_of(network: SAUNet, size: int, views: int, threshold: float, peak: float) -> Model:
-    """A network in torch that looks at so many views of pictures of this side, in pixels."""
+    """Return a Model that computes with torch.
+
+    Args:
+        network: the trained model.
+        size: side in pixels of its input.
+        views: how often it looks at each image, 1 or 2; see PictureNet.
+        threshold, peak: as in Model.
+    """
     import torch
 
     from polypstream.models.picture_net import PictureNet, gmac_of
 
     net = PictureNet(network, views).eval()
 
-    def segment(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    def segment(images: list[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            return list(net(torch.from_numpy(np.stack(pictures))).numpy())
+            return list(net(torch.from_numpy(np.stack(images))).numpy())
 
     return Model(size, threshold, peak, gmac_of(network, size, views), "torch", segment)
 
 
-def predict(model: Model, rules: Rules, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, FieldOfView]:
-    """What the running program would find in one picture.
+def predict(model: Model, rules: Rules, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, FieldOfView]:
+    """Compute the findings in one image, with the same steps as the other commands.
 
     Args:
         model: the model.
         rules: what counts as a finding.
-        picture: uint8 RGB [H, W, 3].
+        image: uint8 RGB [H, W, 3].
 
     Returns:
-        The mask, uint8 [H, W] of 0 and 255; the probability map at the network's size; the field of view.
+        The mask of the findings, uint8 [H, W] of 0 and 255; the probability map, uint8 [size, size]; the field of view.
     """
-    view, shown = prepare_image(picture, model.size)
+    view, shown = prepare_image(image, model.size)
     probability = model.segment([shown])[0]
-    return findings_mask(probability, view, rules, picture.shape[:2]), probability, view
+    return findings_mask(probability, view, rules, image.shape[:2]), probability, view
 
 
 def evaluate(
     model: Model, rules: Rules, pairs: Sequence[Pair], on_progress: OnProgress = lambda *_: None
 ) -> list[Result]:
-    """Compare the model's masks with the true ones at each picture's own size."""
+    """Compare the model's findings with the true masks, at the original size of each image.
+
+    Args:
+        model: the model.
+        rules: what counts as a finding.
+        pairs: the images and their true masks.
+        on_progress: called after each image with the number of processed images and of all images.
+
+    Returns:
+        One result per image, in the order of the pairs.
+
+    Raises:
+        DataError: an image or a mask cannot be read.
+    """
     results = []
     for done, pair in enumerate(pairs, 1):
-        picture, truth = read_pair(pair)
-        view, shown = prepare_image(picture, model.size)
+        image, truth = read_pair(pair)
+        view, shown = prepare_image(image, model.size)
         started = time.perf_counter()
         probability = model.segment([shown])[0]
         seconds = time.perf_counter() - started
@@ -161,46 +194,65 @@ def evaluate(
     return results
 
 
-def look_at_healthy_crops(
+def evaluate_healthy_crops(
     model: Model, rules: Rules, pairs: Sequence[Pair], on_progress: OnProgress = lambda *_: None
 ) -> dict[float, list[int]]:
-    """Findings in polyp-free parts of pictures, one list for each share of the view's short side.
+    """Count the findings in crops without a polyp.
 
-    A part is looked at as a picture of its own, its field of view found as in any other.
+    Each crop is processed like a separate image; its own field of view is detected.
+
+    Args:
+        model, rules, pairs, on_progress: as for evaluate.
+
+    Returns:
+        For each side of the crops, as a fraction of the shorter side of the field of view, the number of findings in
+        each crop.
     """
     found: dict[float, list[int]] = {}
     for done, pair in enumerate(pairs, 1):
-        for share, crop in healthy_crops(*read_pair(pair)):
+        for fraction, crop in healthy_crops(*read_pair(pair)):
             mask, _, _ = predict(model, rules, crop)
-            found.setdefault(share, []).append(count_findings(mask, np.zeros_like(mask))[0])
+            found.setdefault(fraction, []).append(count_findings(mask, np.zeros_like(mask))[0])
         on_progress(done, len(pairs))
     return found
 
 
 def compare(mask: np.ndarray, truth: np.ndarray) -> Counts:
-    """Count the pixels of two uint8 masks [H, W] of 0 and 255."""
-    hit = cv2.countNonZero(cv2.bitwise_and(mask, truth))
+    """Compare two masks pixel by pixel.
+
+    Args:
+        mask: uint8 [H, W] of 0 and 255, the findings.
+        truth: uint8 [H, W] of 0 and 255, the polyps.
+    """
+    tp = cv2.countNonZero(cv2.bitwise_and(mask, truth))
     found, real = cv2.countNonZero(mask), cv2.countNonZero(truth)
-    return Counts(hit, found - hit, real - hit, mask.size - found - real + hit)
+    return Counts(tp=tp, fp=found - tp, fn=real - tp, tn=mask.size - found - real + tp)
 
 
 def count_findings(mask: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """8-connected blobs of a mask, and those among them that touch no polyp."""
+    """Count the findings: 8-connected components of a mask.
+
+    Args:
+        mask: uint8 [H, W] of 0 and 255, the findings.
+        truth: uint8 [H, W] of 0 and 255, the polyps.
+
+    Returns:
+        The number of components, and the number of those that do not touch a polyp.
+    """
     count, labels = cv2.connectedComponents(mask)
     return count - 1, count - 1 - len(np.unique(labels[(truth > 0) & (mask > 0)]))
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
-    """Mean per-image Dice and IoU with bootstrap 95 % intervals, pooled pixel figures, false alarms, calibration.
+    """Compute the figures over all images, plain values only, by name.
 
-    The intervals are percentiles over 2000 resamples of the pictures (Efron and Tibshirani, 1993), seeded. The
-    expected calibration error is that of the polyp's probability, per pixel of the network's map, in bins of equal
-    width (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    They are mean Dice and IoU per image with 95 % bootstrap intervals, pooled pixel figures, false findings,
+    calibration and speed. The intervals are percentiles over 2000 resamples of the images (Efron and Tibshirani, 1993),
+    with a fixed seed. The expected calibration error is that of the probability of each pixel of the probability map,
+    in bins of equal width (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
     counts = [result.counts for result in results]
-    hit, false_alarm, miss, quiet = (
-        sum(getattr(each, kind) for each in counts) for kind in ("hit", "false_alarm", "miss", "quiet")
-    )
+    tp, fp, fn, tn = (sum(getattr(each, kind) for each in counts) for kind in ("tp", "fp", "fn", "tn"))
     dice, iou = np.array([each.dice for each in counts]), np.array([each.iou for each in counts])
     figures: dict[str, Any] = {
         "images": len(counts),
@@ -208,10 +260,10 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
         "mean_dice_95": _interval(dice),
         "mean_iou": float(iou.mean()),
         "mean_iou_95": _interval(iou),
-        "pixel_accuracy": (hit + quiet) / (hit + false_alarm + miss + quiet),
-        "pixel_precision": hit / max(1, hit + false_alarm),
-        "pixel_recall": hit / max(1, hit + miss),
-        "pixel_f1": 2 * hit / max(1, 2 * hit + false_alarm + miss),
+        "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "pixel_precision": tp / max(1, tp + fp),
+        "pixel_recall": tp / max(1, tp + fn),
+        "pixel_f1": 2 * tp / max(1, 2 * tp + fp + fn),
         "false_findings_per_image": float(np.mean([result.false_findings for result in results])),
     }
     shares = np.array([result.polyp_share for result in results])
@@ -232,27 +284,34 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:
-    """The share of healthy pictures with any finding, and findings per picture."""
-    alarms = np.array(findings) > 0
+    """Compute the figures of healthy images: the fraction with a finding, and the findings per image.
+
+    Args:
+        findings: number of findings in each image.
+    """
+    with_finding = np.array(findings) > 0
     return {
         "images": len(findings),
-        "with_finding": float(alarms.mean()),
-        "with_finding_95": _interval(alarms),
+        "with_finding": float(with_finding.mean()),
+        "with_finding_95": _interval(with_finding),
         "findings_per_image": float(np.mean(findings)),
     }
 
 
 def pooled_histogram(results: Sequence[Result]) -> np.ndarray:
-    """The sum of all results' histograms."""
+    """Add up the histograms of all results: int [2, 256], see Result."""
     total: np.ndarray = np.sum([result.histogram for result in results], axis=0)
     return total
 
 
 def reliability(histogram: np.ndarray) -> list[dict[str, float]]:
-    """Bins of equal width of probability, without the empty ones: mean probability, share of polyp, pixels.
+    """Compute a reliability diagram: bins of equal width of the probability, without the empty ones.
 
     Args:
         histogram: int [2, 256], see Result.
+
+    Returns:
+        For each bin the mean `probability`, the fraction of its pixels that are `polyp`, and the number of `pixels`.
     """
     grey = np.arange(256)
     number = np.minimum(grey * RELIABILITY_BINS // 255, RELIABILITY_BINS - 1)
@@ -271,22 +330,29 @@ def reliability(histogram: np.ndarray) -> list[dict[str, float]]:
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Mean distance between probability and truth, weighed by pixels."""
+    """Compute the expected calibration error.
+
+    It is the mean difference between the probability and the fraction of polyp pixels, weighted by pixels.
+
+    Args:
+        bins: of `reliability`.
+    """
     pixels = sum(each["pixels"] for each in bins)
     return sum(each["pixels"] * abs(each["probability"] - each["polyp"]) for each in bins) / pixels
 
 
 def _interval(values: np.ndarray) -> list[float]:
+    """Return the 95 % bootstrap interval of the mean."""
     random = np.random.default_rng(0)
     means = values[random.integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))].mean(axis=1)
     return [float(edge) for edge in np.percentile(means, [2.5, 97.5])]
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a result, making its folder.
+    """Write a file. Its folder is created if it does not exist.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The figures of training and evaluation: curves, samples, reliability."""
+"""The diagrams of training and evaluation: training curves, sample images, reliability diagram."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ SAMPLE_SIDE = 224
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Loss, pixel accuracy and F1 over the epochs, training and validation.
+    """Draw loss, pixel accuracy and pixel F1 of training and validation over the epochs, as a PNG.
+
+    Args:
+        history: for each epoch the row of history.csv.
+        path: of the PNG.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
@@ -38,40 +42,47 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
 
 
 def draw_reliability(histogram: np.ndarray, path: Path) -> None:
-    """How often a pixel is polyp where the model says so with probability p (Guo et al., ICML 2017).
+    """Draw a reliability diagram as a PNG: the fraction of polyp pixels over the probability (Guo et al., ICML 2017).
 
     Args:
-        histogram: int [2, 256], pixels by truth and by grey level of probability; see Result.
+        histogram: int [2, 256], pixels by truth and by grey level of the probability; see evaluation.Result.
         path: of the PNG.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     bins = reliability(histogram)
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
     axes.plot([each["probability"] for each in bins], [each["polyp"] for each in bins], marker="o", label="model")
-    axes.set(xlabel="probability", ylabel="share of pixels that are polyp", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability", ylabel="fraction of pixels that are polyp", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
     _write(figure, path)
 
 
 def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) -> None:
-    """A PNG with a row per picture: input, heat map, probability, predicted mask, ground truth.
+    """Draw a PNG with one row per image: input, heat map, probability, predicted mask, ground truth.
+
+    Args:
+        model: the model.
+        rules: what counts as a finding.
+        pairs: the images and their true masks.
+        path: of the PNG.
 
     Raises:
-        OutputError: it cannot be written.
+        DataError: an image or a mask cannot be read.
+        OutputError: the file cannot be written.
     """
     titles = ("input", "heat map", "probability", "predicted mask", "ground truth")
     rows = [np.hstack([_title(text) for text in titles])]
     for pair in pairs:
-        picture, truth = read_pair(pair)
-        mask, probability, view = predict(model, rules, picture)
+        image, truth = read_pair(pair)
+        mask, probability, view = predict(model, rules, image)
         full = np.zeros(truth.shape, np.uint8)
         view.crop(full)[:] = cv2.resize(probability, (view.width, view.height), interpolation=cv2.INTER_LINEAR)
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         heat = cv2.addWeighted(bgr, 0.5, cv2.applyColorMap(full, cv2.COLORMAP_TURBO), 0.5, 0)
         grey = [cv2.cvtColor(each, cv2.COLOR_GRAY2BGR) for each in (full, mask, truth)]
         rows.append(np.hstack([resize_for_model(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))

@@ -1,4 +1,4 @@
-"""Calibrate a network and choose how sure it must be of a finding, on the pictures held out in training."""
+"""Calibrate a model and choose the peak that a finding must reach, on the validation split of its training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,37 @@ from polypstream.models.sa_unet import check_size
 from polypstream.stages.findings import Rules, find_region
 
 PEAKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
-# At most this share of healthy pictures may have a finding, unless that costs more than so much mean Dice.
-FALSE_ALARMS, DICE_GIVEN = 0.03, 0.02
-# Temperatures that are tried, and the logits that pixels are counted at.
+# At most this fraction of healthy images may have a finding, unless that costs more than this much mean Dice.
+MAX_FALSE_ALARMS, MAX_DICE_LOSS = 0.03, 0.02
+# The temperatures that are tried, and the bin centres of the histogram of logits.
 TEMPERATURES = np.geomspace(0.25, 16, 301)
 LOGITS = np.linspace(-40, 40, 4001)
 
 
 @dataclass(frozen=True, slots=True)
+class TuningSettings:
+    """How the tuned model will run.
+
+    Attributes:
+        size: side in pixels of the model's input. None: as in the checkpoint.
+        views: how often the model looks at each image, 1 or 2; see PictureNet. None: as in the checkpoint.
+        smallest: fraction of the field of view that a finding must cover, 0..1; see Rules.
+    """
+
+    size: int | None = None
+    views: int | None = None
+    smallest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
-    """What a peak gives on the pictures held out."""
+    """The result of one peak on the validation split.
+
+    Attributes:
+        peak: probability that a finding must reach at one pixel or more, 0..1.
+        mean_dice: over the images of the validation split.
+        false_alarms: fraction of the healthy images and crops with a finding.
+    """
 
     peak: float
     mean_dice: float
@@ -37,14 +58,14 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the network says of one picture, and what is true.
+class ScoredImage:
+    """The model's output for one image, and the true mask.
 
     Attributes:
         logits: float32 [size, size] of the field of view.
-        small_truth: bool [size, size], the polyps there.
+        small_truth: bool [size, size], the polyps in the field of view.
         view: the field of view.
-        truth: uint8 [H, W] of 0 and 255, the polyps of the whole picture.
+        truth: uint8 [H, W] of 0 and 255, the polyps of the whole image.
     """
 
     logits: np.ndarray
@@ -53,55 +74,52 @@ class Prediction:
     truth: np.ndarray
 
     def map(self, temperature: float) -> np.ndarray:
-        """The probability map, uint8 [size, size], at a temperature."""
+        """Compute the probability map at a temperature: uint8 [size, size], 255 meaning 1."""
         return np.rint(255 / (1 + np.exp(-self.logits / temperature))).astype(np.uint8)
 
 
 def choose_operating_point(
     checkpoint: Path,
     data: Sequence[Path],
-    size: int | None,
-    views: int | None,
-    smallest: float,
+    settings: TuningSettings,
     report: Callable[[str], None],
     on_progress: OnProgress = lambda *_: None,
 ) -> Point:
-    """Calibrate, measure each peak on the pictures held out and on healthy crops of them, and keep the best.
+    """Calibrate a model, evaluate each peak on the validation split and its healthy crops, and choose the best one.
 
     The checkpoint is rewritten with the calibrated weights, the size, the views and the peak.
 
     Args:
         checkpoint: of `polypstream train`.
-        data: folders that it was trained on.
-        size: side in pixels at which the model will run; None: as the checkpoint says.
-        views: of each picture that it will look at, 1 or 2; None: as the checkpoint says.
-        smallest: share of the field of view that a finding must cover.
-        report: is given one line for people for the temperature and each peak.
-        on_progress: told the pictures done and all pictures.
+        data: the folders that it was trained on.
+        settings: how the model will run.
+        report: called with one line of text for the temperature and for each peak.
+        on_progress: called after each image with the number of processed images and of all images.
 
     Raises:
-        DataError: the folders lack the pictures held out.
-        SettingsError: the network cannot take pictures of this size.
-        ModelError: the checkpoint is none.
+        DataError: the folders lack images of the validation split.
+        SettingsError: the model cannot take images of this size.
+        ModelError: the file is not a checkpoint.
+        OutputError: the checkpoint cannot be written.
     """
     network, card = load_checkpoint(checkpoint)
-    size, views = int(size or card["size"]), int(views or card["views"])
+    size, views = int(settings.size or card["size"]), int(settings.views or card["views"])
     check_size(network.architecture, size)
     net = PictureNet(network, views)
-    pairs = _held_out(data, card["training"].get(VALIDATION_NAMES, []))
-    pictures, crops = [], []
+    pairs = _validation_pairs(data, card["training"].get(VALIDATION_NAMES, []))
+    images, crops = [], []
     for done, pair in enumerate(pairs, 1):
-        picture, truth = read_pair(pair)
-        pictures.append(_look(net, size, picture, truth))
-        for _, crop in healthy_crops(picture, truth):
-            crops.append(_look(net, size, crop, np.zeros(crop.shape[:2], np.uint8)))
+        image, truth = read_pair(pair)
+        images.append(_score(net, size, image, truth))
+        for _, crop in healthy_crops(image, truth):
+            crops.append(_score(net, size, crop, np.zeros(crop.shape[:2], np.uint8)))
         on_progress(done, len(pairs))
-    temperature = find_temperature([(seen.logits, seen.small_truth) for seen in pictures + crops])
+    temperature = find_temperature([(scored.logits, scored.small_truth) for scored in images + crops])
     report(f"temperature {temperature:.2f}")
     network.divide_logits(temperature)
-    with_maps, healthy = ([(seen.map(temperature), seen) for seen in part] for part in (pictures, crops))
+    with_maps, healthy = ([(scored.map(temperature), scored) for scored in part] for part in (images, crops))
     healthy += [each for each in with_maps if not each[1].truth.any()]
-    points = [_measure(Rules(card["threshold"], peak, smallest), with_maps, healthy) for peak in PEAKS]
+    points = [_evaluate(Rules(card["threshold"], peak, settings.smallest), with_maps, healthy) for peak in PEAKS]
     for point in points:
         report(f"peak {point.peak:.3f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
     chosen = choose(points)
@@ -109,53 +127,64 @@ def choose_operating_point(
     return chosen
 
 
-def find_temperature(seen: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The number to divide logits by so that the true masks are likeliest (Guo et al., ICML 2017).
+def find_temperature(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Find the temperature that minimises the negative log-likelihood of the true masks (Guo et al., ICML 2017).
 
     Args:
-        seen: maps of logits, float32, and their true masks, bool, of one shape each.
+        scored: maps of logits, float32, each with its true mask, bool, of the same shape.
+
+    Returns:
+        The number by which logits are to be divided.
     """
     counts = np.zeros((2, len(LOGITS)))
-    for logits, truth in seen:
+    for logits, truth in scored:
         bins = np.clip(np.rint((logits - LOGITS[0]) / (LOGITS[1] - LOGITS[0])), 0, len(LOGITS) - 1).astype(int)
         for polyp in (0, 1):
             counts[polyp] += np.bincount(bins[truth == polyp], minlength=len(LOGITS))
-    surprise = [
+    nll = [
         counts[0] @ np.logaddexp(0, LOGITS / each) + counts[1] @ np.logaddexp(0, -LOGITS / each)
         for each in TEMPERATURES
     ]
-    return float(TEMPERATURES[int(np.argmin(surprise))])
+    return float(TEMPERATURES[int(np.argmin(nll))])
 
 
 def choose(points: Sequence[Point]) -> Point:
-    """The lowest peak that is quiet enough, among those that cost little; else the quietest of those."""
+    """Choose a peak.
+
+    Only peaks whose mean Dice is at most MAX_DICE_LOSS below the best one are considered. The first of them with at
+    most MAX_FALSE_ALARMS is chosen. If there is none, the one with the fewest false alarms is chosen.
+
+    Args:
+        points: in the order of their peaks, the lowest first.
+    """
     best = max(point.mean_dice for point in points)
-    cheap = [point for point in points if point.mean_dice >= best - DICE_GIVEN]
-    quiet = [point for point in cheap if point.false_alarms <= FALSE_ALARMS]
-    return quiet[0] if quiet else min(cheap, key=lambda point: point.false_alarms)
+    candidates = [point for point in points if point.mean_dice >= best - MAX_DICE_LOSS]
+    acceptable = [point for point in candidates if point.false_alarms <= MAX_FALSE_ALARMS]
+    return acceptable[0] if acceptable else min(candidates, key=lambda point: point.false_alarms)
 
 
-def _look(net: PictureNet, size: int, picture: np.ndarray, truth: np.ndarray) -> Prediction:
-    view, shown = prepare_image(picture, size)
+def _score(net: PictureNet, size: int, image: np.ndarray, truth: np.ndarray) -> ScoredImage:
+    view, shown = prepare_image(image, size)
     with torch.inference_mode():
         logits = net.logits(torch.from_numpy(shown)[None])[0].numpy()
-    return Prediction(logits, resize_for_model(view.crop(truth), size) > 127, view, truth)
+    return ScoredImage(logits, resize_for_model(view.crop(truth), size) > 127, view, truth)
 
 
-def _measure(
-    rules: Rules, pictures: Sequence[tuple[np.ndarray, Prediction]], healthy: Sequence[tuple[np.ndarray, Prediction]]
+def _evaluate(
+    rules: Rules, images: Sequence[tuple[np.ndarray, ScoredImage]], healthy: Sequence[tuple[np.ndarray, ScoredImage]]
 ) -> Point:
     dices = [
-        compare(findings_mask(map_, seen.view, rules, seen.truth.shape), seen.truth).dice for map_, seen in pictures
+        compare(findings_mask(map_, scored.view, rules, scored.truth.shape), scored.truth).dice
+        for map_, scored in images
     ]
-    alarms = [bool(find_region(map_, seen.view, rules)[1]) for map_, seen in healthy]
+    alarms = [bool(find_region(map_, scored.view, rules)[1]) for map_, scored in healthy]
     return Point(rules.peak, float(np.mean(dices)), float(np.mean(alarms)) if alarms else 0.0)
 
 
-def _held_out(data: Sequence[Path], names: Sequence[str]) -> list[Pair]:
-    by_name = dict(named_pairs(data, every=True))  # `train --names` may have taken others than a train.txt lists
+def _validation_pairs(data: Sequence[Path], names: Sequence[str]) -> list[Pair]:
+    by_name = dict(named_pairs(data, every=True))  # `train --names` may have used images that no train.txt lists
     missing = [name for name in names if name not in by_name]
     if missing or not names:
-        problem = f"lacks {missing[0]}, which was held out in training" if missing else "none was held out in training"
+        problem = f"lacks {missing[0]}, which was held out in training" if missing else "no image was held out"
         raise DataError(f"{', '.join(map(str, data))}: {problem}")
     return [by_name[name] for name in names]

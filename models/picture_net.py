@@ -1,4 +1,4 @@
-"""SA-UNet behind the contract of the ONNX file: pictures in, pictures out."""
+"""SA-UNet with the input and output of the ONNX file: uint8 images in, uint8 probability maps out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from polypstream.models.sa_unet import SAUNet
 
 
 class PictureNet(nn.Module):
-    """uint8 RGB pictures [N, H, W, 3] -> uint8 probability maps [N, H, W], 0..255 meaning 0..1.
+    """uint8 RGB images [N, H, W, 3] -> uint8 probability maps [N, H, W], 0..255 meaning 0..1.
 
-    Normalisation, layout, sigmoid and rounding are inside, so that no caller can get them wrong.
+    Normalisation, memory layout, sigmoid and rounding are part of the module, so that callers cannot do them wrong.
 
     Args:
-        network: gives the logits.
-        views: 1, or 2 to look at each picture upside down as well and take the mean of both logits: a place on
-            healthy wall is seldom taken for a polyp both ways (test-time augmentation: Krizhevsky et al., NIPS 2012).
+        network: computes the logits.
+        views: 1, or 2 for test-time augmentation: each image is also processed rotated by 180 degrees, and the mean of
+            both logits is taken (Krizhevsky et al., NIPS 2012). Healthy wall is seldom taken for a polyp both times.
     """
 
     def __init__(self, network: SAUNet, views: int) -> None:
@@ -28,19 +28,19 @@ class PictureNet(nn.Module):
         return (self.logits(frames).sigmoid() * 255).round().byte()
 
     def logits(self, frames: Tensor) -> Tensor:
-        """Of uint8 pictures [N, H, W, 3]: float32 [N, H, W]."""
+        """Compute logits: uint8 images [N, H, W, 3] -> float32 [N, H, W]."""
         if self.views == 1:
-            return self._look(frames)
-        upright, turned = self._look(torch.cat([frames, frames.flip(1, 2)])).unflatten(0, (2, -1))
-        return (upright + turned.flip(1, 2)) / 2
+            return self._logits_of_view(frames)
+        upright, rotated = self._logits_of_view(torch.cat([frames, frames.flip(1, 2)])).unflatten(0, (2, -1))
+        return (upright + rotated.flip(1, 2)) / 2
 
-    def _look(self, frames: Tensor) -> Tensor:
+    def _logits_of_view(self, frames: Tensor) -> Tensor:
         logits: Tensor = self.network(frames.permute(0, 3, 1, 2).float() / 255)
         return logits.squeeze(1)
 
 
 def gmac_of(network: SAUNet, size: int, views: int) -> float:
-    """Billions of multiplications and additions for one picture of this side in pixels."""
+    """Count the multiply-accumulate operations for one image with this side in pixels, in billions."""
     frames = torch.zeros((1, size, size, 3), dtype=torch.uint8, device=next(network.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         PictureNet(network, views)(frames)

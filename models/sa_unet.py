@@ -1,8 +1,8 @@
 """The Spatial-Attention U-Net (SA-UNet).
 
-A U-Net with one spatial attention on the deepest feature map. It estimates for each pixel the probability that it
-belongs to a polyp: its output is the parameter of a Bernoulli distribution per pixel, as a logit. Its encoder is made
-of residual blocks, as the seed's, or is an EfficientNet-Lite, as ours.
+It is a U-Net with one spatial attention module on the deepest feature map. For each pixel it estimates the probability
+that the pixel belongs to a polyp. The output is a logit: the parameter of one Bernoulli distribution per pixel. The
+encoder consists of residual blocks (in the seed project) or is an EfficientNet-Lite (in the shipped model).
 
 Sources: Ronneberger et al., "U-Net", MICCAI 2015; He et al., "Deep Residual Learning", CVPR 2016; Woo et al.,
 "CBAM", ECCV 2018 (the spatial attention); Guo et al., "SA-UNet", ICPR 2020 (its place at the bottleneck).
@@ -22,12 +22,11 @@ from polypstream.models.efficientnet_lite import WIDTHS, Variant, encoder_stages
 
 NEGATIVE_SLOPE = 0.2
 
-
 Encoder = Literal["residual"] | Variant
 
 
 class Architecture(TypedDict):
-    """The arguments of SAUNet, as they stand in a checkpoint."""
+    """The arguments of SAUNet, as a checkpoint stores them."""
 
     encoder: Encoder
     widths: list[int]
@@ -49,10 +48,11 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a linear shortcut: [N, in, H, W] -> [N, out, H, W].
+    """Two 3x3 convolutions with a linear shortcut: [N, in, H, W] -> [N, out, H, W].
 
-    The seed ends its blocks with a dropout of 0.1, which has no weights and does nothing at inference. We train
-    without: dropping whole channels so slowed learning (validation Dice 0.539 after 9 epochs against 0.583).
+    The blocks of the seed project end with a dropout of 0.1 on whole channels. It has no weights and no effect at
+    inference. We train without it, since it slowed training: validation Dice after 9 epochs was 0.539 with it and 0.583
+    without it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, shortcut_kernel: int) -> None:
@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
 
 
 class Down(nn.Module):
-    """Halve the map, then a residual block: [N, in, H, W] -> [N, out, H/2, W/2]."""
+    """Max pooling and a residual block: [N, in, H, W] -> [N, out, H/2, W/2]."""
 
     def __init__(self, in_channels: int, out_channels: int, shortcut_kernel: int) -> None:
         super().__init__()
@@ -80,12 +80,16 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Optional residual block and narrowing, then double the map and append the encoder's skip.
+    """Upsample a feature map by 2 and concatenate the encoder's skip connection.
 
     Shapes: [N, in, H, W] and skip [N, s, 2H, 2W] -> [N, out + s, 2H, 2W].
 
-    A 1x1 convolution and bilinear enlargement commute, so narrowing before instead of after enlarging gives the
-    same values for a quarter of the work.
+    A 1x1 convolution and bilinear upsampling commute. So reducing the channels before the upsampling gives the same
+    values as after it, for a quarter of the multiplications.
+
+    Args:
+        res_block: applied first; None: no block.
+        narrow: 1x1 convolution that reduces the channels, applied next; None: no convolution.
     """
 
     def __init__(self, res_block: nn.Module | None, narrow: nn.Module | None) -> None:
@@ -103,9 +107,10 @@ class Up(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weigh each place of a map by what its channels say there: [N, C, H, W] -> [N, C, H, W].
+    """Multiply each position of a feature map by a weight computed from its channels: [N, C, H, W] -> [N, C, H, W].
 
-    The maximum and then the mean over channels go through a 7x7 convolution, batch normalisation and a sigmoid.
+    The weight is computed from the maximum and the mean over the channels, by a 7x7 convolution, batch normalisation
+    and a sigmoid.
     """
 
     def __init__(self) -> None:
@@ -118,21 +123,22 @@ class SpatialAttention(nn.Module):
 
 
 class SAUNet(nn.Module):
-    """Spatial-Attention U-Net: pictures [N, 3, H, W] in 0..1 (RGB) -> logits [N, 1, H, W].
+    """Spatial-Attention U-Net: RGB images [N, 3, H, W] in 0..1 -> logits [N, 1, H, W].
 
     H and W must be multiples of ``size_multiple(architecture)``. The sigmoid of a logit is the probability that the
     pixel belongs to a polyp.
 
     Args:
-        encoder: "residual" keeps the finest map at the picture's size; EfficientNet-Lites start at a quarter of
-            it, and the logits are enlarged bilinearly at the end.
-        widths: channels of the encoder's maps, from the finest to the deepest, each half as large as the one before.
-        decoder: channels of the decoder's maps, from the finest on, one fewer.
-        shortcut_kernel: kernel of the residual shortcuts, 3 as in the seed or 1.
-        narrow: bring a map down to the next one's channels before it is enlarged.
+        encoder: "residual" has its finest feature map at the size of the image. The EfficientNet-Lites start at a
+            quarter of it, and the logits are upsampled bilinearly at the end.
+        widths: channels of the encoder's feature maps, from the finest to the deepest. Each map has half the size of
+            the one before it.
+        decoder: channels of the decoder's feature maps, from the finest on. There is one fewer than in the encoder.
+        shortcut_kernel: kernel size of the residual shortcuts: 3 as in the seed project, or 1.
+        narrow: reduce a map to the channels of the next one before it is upsampled.
 
     Raises:
-        ValueError: there is no such network.
+        ValueError: there is no such encoder.
     """
 
     def __init__(
@@ -171,13 +177,13 @@ class SAUNet(nn.Module):
             x = up(x, skips.pop())
         logits: Tensor = self.last_blocks(x)
         if self.stride > 1:
-            # By a factor, not to x's size: arithmetic on shapes would go to the CPU, and a CUDA session be refused.
+            # A factor, not a target size: ONNX Runtime would compute shapes on the CPU, and then refuse a CUDA session.
             logits = F.interpolate(logits, scale_factor=float(self.stride), mode="bilinear", align_corners=False)
         return logits
 
     @torch.no_grad()
     def divide_logits(self, temperature: float) -> None:
-        """Make the network less sure of itself where the temperature is above 1, without changing a mask at 0.5."""
+        """Divide all logits by a temperature (calibration). Masks at a threshold of 0.5 do not change."""
         for weights in self.last_blocks[-1].parameters():
             weights.div_(temperature)
 
@@ -186,7 +192,7 @@ def _encoder(name: Encoder, widths: list[int], shortcut_kernel: int) -> nn.Modul
     if name in WIDTHS and widths == WIDTHS[name]:
         return encoder_stages(name)
     if name != "residual":
-        raise ValueError(f"no encoder {name} of widths {widths}")
+        raise ValueError(f"there is no encoder {name} with widths {widths}")
     stages = nn.ModuleList([ResidualBlock(3, widths[0], shortcut_kernel)])
     for shallow, deep in pairwise(widths):
         stages.append(Down(shallow, deep, shortcut_kernel))
@@ -194,27 +200,27 @@ def _encoder(name: Encoder, widths: list[int], shortcut_kernel: int) -> nn.Modul
 
 
 def finest_stride(encoder: Encoder) -> int:
-    """Pixels of the picture to one of the finest map."""
+    """Return the stride of the finest feature map, in pixels of the image."""
     return 1 if encoder == "residual" else 4
 
 
 def size_multiple(architecture: Architecture) -> int:
-    """Sides of a network's pictures must be multiples of this many pixels."""
+    """Return the number of pixels of which each side of an input image must be a multiple."""
     return int(finest_stride(architecture["encoder"]) * 2 ** (len(architecture["widths"]) - 1))
 
 
 def check_size(architecture: Architecture, size: int) -> None:
-    """See that a network takes square pictures of this side, in pixels.
+    """Check that a model of this architecture can take square images with this side, in pixels.
 
     Raises:
-        SettingsError: it does not; the deepest map must have more than one place, too.
+        SettingsError: it cannot. The deepest feature map must also have more than one position.
     """
     multiple = size_multiple(architecture)
     if size < 2 * multiple or size % multiple:
         raise SettingsError(f"--size {size}: must be a multiple of {multiple}, at least {2 * multiple}")
 
 
-# The network we train and ship.
+# The architecture that is trained and shipped.
 OURS: Architecture = {
     "encoder": "efficientnet-lite2",
     "widths": WIDTHS["efficientnet-lite2"],
@@ -222,7 +228,7 @@ OURS: Architecture = {
     "shortcut_kernel": 1,
     "narrow": True,
 }
-# The seed's `saunet128.pt`: 47.1 M parameters, input 128x128.
+# The seed project's `saunet128.pt`: 47.1 M parameters, input 128x128.
 SEED: Architecture = {
     "encoder": "residual",
     "widths": [64, 128, 256, 512, 1024],

@@ -1,7 +1,10 @@
-"""Train an SA-UNet by maximising the Bernoulli log-likelihood of the masks, and survive interruption.
+"""Train an SA-UNet by maximising the Bernoulli log-likelihood of the masks.
 
-A run is a folder: ``run.pt`` is its state after the last whole epoch, ``checkpoint.pt`` the weights that did best
-on the validation slice, ``history.csv`` and ``curves.png`` its course. Started again, a run goes on from run.pt.
+A run is a folder:
+
+- ``run.pt``: the state after the last complete epoch. A run that is started again continues from it;
+- ``checkpoint.pt``: the weights with the lowest loss on the validation split;
+- ``history.csv`` and ``curves.png``: the figures of each epoch.
 """
 
 from __future__ import annotations
@@ -44,33 +47,34 @@ from polypstream.models.evaluation import write_output
 from polypstream.models.figures import draw_curves
 from polypstream.models.sa_unet import OURS, SAUNet, check_size
 
-# What already knows something learns this much more slowly than what starts from nothing.
+# Factor of the learning rate for weights that start from ImageNet weights.
 PRETRAINED_RATE = 0.3
-# Probability from which a pixel is taken for polyp; the losses make it the natural one.
+# Probability from which a pixel counts as polyp. The loss functions make 0.5 the natural threshold.
 THRESHOLD = 0.5
 AVERAGING_DECAY = 0.995
 PARTS = (*AUGMENTATIONS, "averaging")
 WARM_UP_SHARE = 0.05
-# Processes that make random views, about 3 ms each; training on a CPU leaves them one core of two at most.
+# Worker processes that make random views, about 3 ms each. Training on a CPU leaves them at most one core of two.
 WORKERS = max(1, min(16, (os.cpu_count() or 1) - 1))
 GRADIENT_NORM = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is trained.
+    """The hyperparameters of a training run.
 
     Attributes:
-        epochs: passes over the training pictures.
-        size: side of the square pictures in pixels.
-        batch: pictures per step.
-        learning_rate: the highest, reached after the warm-up.
+        epochs: passes over the training split.
+        size: side of the square input in pixels.
+        batch: images per step.
+        learning_rate: the highest learning rate, which is reached after the warm-up.
         weight_decay: of AdamW.
-        dice: weight of the Dice loss beside the cross-entropy; 0 leaves pure maximum likelihood.
-        validation: share of the pictures held out for choosing the checkpoint.
-        healthy_views: views an epoch of each picture without a polyp; data sets have few of them, clinics many.
+        dice: weight of the Dice loss, which is added to the cross-entropy. 0: maximum likelihood only.
+        validation: fraction of the images in the validation split, 0..1. The split chooses the checkpoint.
+        healthy_views: random views per epoch of each image without a polyp. Data sets have few such images, clinical
+            video has many.
         seed: of the split, the initial weights, the order and the augmentation.
-        without: parts to leave out, of PARTS, to measure what they are worth.
+        without: parts of PARTS to leave out, to measure their effect.
     """
 
     epochs: int = 75
@@ -85,8 +89,26 @@ class Recipe:
     without: tuple[str, ...] = ()
 
 
-class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
-    """Random views: each a function of the seed, the epoch and the index alone, so that a resumed run agrees."""
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The images of a training run.
+
+    Attributes:
+        folders: data sets with images/ and masks/.
+        names: file with the names of the images to use, for a single folder. None: those in each folder's train.txt, or
+            all images of a folder without one.
+        held_out: file with the images of the validation split, one `folder/image` per line. None: a random split.
+        terms: terms of use of the data, which the checkpoint states.
+    """
+
+    folders: Sequence[Path]
+    names: Path | None = None
+    held_out: Path | None = None
+    terms: str = "not stated"
+
+
+class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
+    """Random views of images. A view depends on seed, epoch and index only, so a resumed run gets the same views."""
 
     def __init__(self, content: list[Levels], recipe: Recipe, epoch: int) -> None:
         self.content, self.recipe, self.epoch = content, recipe, epoch
@@ -97,63 +119,57 @@ class AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng((self.recipe.seed, self.epoch, index))
         palette = self.content[random.integers(len(self.content))].palette
-        picture, mask = augment(self.content[index], palette, self.recipe.size, random, self.recipe.without)
-        return torch.from_numpy(picture), torch.from_numpy(mask)
+        image, mask = augment(self.content[index], palette, self.recipe.size, random, self.recipe.without)
+        return torch.from_numpy(image), torch.from_numpy(mask)
 
 
 def train(
-    data: Sequence[Path],
-    names: Path | None,
+    data: TrainingData,
     out: Path,
     recipe: Recipe,
-    terms: str,
     report: Callable[[str], None],
-    *,
     start: Path | None = None,
-    held_out: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
-    """Train, or go on where an interrupted run stopped.
+    """Train a model, or continue an interrupted run.
 
     Args:
-        data: folders with images/ and masks/.
-        names: file with the names to train on, if there is one folder; without it those in its train.txt, or all.
-        out: folder of the run, made if absent.
-        recipe: how to train.
-        terms: terms of use of the data, kept in the checkpoint.
-        report: is given one line for people after each epoch.
-        start: checkpoint whose weights to start from, or ImageNet weights for the encoder; None: random ones. What
-            the checkpoint's run held out is held out again.
-        held_out: file with pictures to validate on, `folder/picture` a line, in place of a random share.
-        on_progress: told the steps done and all steps.
+        data: the images to train on.
+        out: folder of the run, which is created if it does not exist.
+        recipe: the hyperparameters.
+        report: called with one line of text after each epoch.
+        start: checkpoint with the initial weights, or ImageNet weights of the encoder. None: random weights. The
+            validation split of the checkpoint's run is used again.
+        on_progress: called after each step with the number of steps done and of all steps.
 
     Returns:
         The path of checkpoint.pt.
 
     Raises:
-        DataError: the data are not as needed.
-        ModelError: `start` is no checkpoint of this network.
-        SettingsError: `out` holds a run with another recipe, the size does not fit the network, the recipe is to do
-            without what it does not have, what is held out is said twice, or the training diverges.
+        DataError: the data sets are incomplete or too small.
+        ModelError: `start` is not a checkpoint of this architecture.
+        OutputError: a file cannot be written.
+        SettingsError: `out` holds a run with other settings, the size does not fit the architecture, `recipe.without`
+            names an unknown part, both `start` and `data.held_out` set the validation split, or the training diverges.
     """
     check_size(OURS, recipe.size)
     unknown = set(recipe.without) - set(PARTS)
     if unknown:
-        raise SettingsError(f"--without {unknown.pop()}: is none of {', '.join(PARTS)}")
+        raise SettingsError(f"--without {unknown.pop()}: must be one of {', '.join(PARTS)}")
     if start is not None and not start.is_file():
         raise ModelError(f"{start}: no such checkpoint")
-    pairs = named_pairs(data, names)
-    content = [_read_small(pair, recipe.size) for _, pair in pairs]
-    training, validation = _split([name for name, _ in pairs], content, recipe, start, held_out, report)
+    pairs = named_pairs(data.folders, data.names)
+    content = [_read_levels(pair, recipe.size) for _, pair in pairs]
+    training, validation = _split([name for name, _ in pairs], content, recipe, data.held_out, start, report)
     if len(training) < 2 or not validation:
-        folders = ", ".join(str(folder) for folder in data)
-        raise DataError(f"{folders}: {len(pairs)} pictures are too few to train on and to hold some out for validation")
+        folders = ", ".join(str(folder) for folder in data.folders)
+        raise DataError(f"{folders}: {len(pairs)} images are too few for a training split and a validation split")
     if len(training) < recipe.batch:
         recipe = replace(recipe, batch=len(training))
-        report(f"batches of {recipe.batch}, there are no more pictures")
+        report(f"the batch size is {recipe.batch}, since there are no more images")
     description = {
-        "data": f"{' and '.join(folder.resolve().name for folder in data)} ({len(training)} pictures)",
-        "terms": terms,
+        "data": f"{' and '.join(folder.resolve().name for folder in data.folders)} ({len(training)} pictures)",
+        "terms": data.terms,
         "architecture": dict(OURS),
         "started_from": "/".join(start.parts[-2:]) if start else "random weights",
         VALIDATION_NAMES: [pairs[index][0] for index in validation],
@@ -161,15 +177,13 @@ def train(
     }
     shown = [index for index in training for _ in range(1 if content[index].small[1].any() else recipe.healthy_views)]
     run = Run(out, recipe, description, len(shown), start)
-    report(f"{len(training)} pictures to train on, {len(validation)} to validate, on {run.device}")
-    unseen = [content[index].small for index in validation]
+    report(f"{len(training)} images for training, {len(validation)} for validation, on {run.device}")
+    held_out = [content[index].small for index in validation]
     for epoch in range(run.epoch, recipe.epochs):
         row = run.train_epoch([content[index] for index in shown], epoch, on_progress)
-        row |= run.validate(unseen)
+        row |= run.validate(held_out)
         if not math.isfinite(row["train_loss"] + row["validation_loss"]):
-            raise SettingsError(
-                f"{out}: the loss is no number any more; give a lower --learning-rate and another --out"
-            )
+            raise SettingsError(f"{out}: the loss is no longer finite; use a lower --learning-rate and another --out")
         run.finish_epoch(row)
         report(
             f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
@@ -180,7 +194,20 @@ def train(
 
 
 class Run:
-    """The state of one training run, on disk after every epoch."""
+    """One training run. Its state is written to disk after each epoch.
+
+    Args:
+        out: folder of the run. A run.pt in it is continued.
+        recipe: the hyperparameters.
+        description: what checkpoint.pt states about the training. A run.pt must have the same one.
+        views: random views per epoch.
+        start: as for `train`.
+
+    Raises:
+        ModelError: `start` or run.pt cannot be used.
+        OutputError: the folder cannot be created.
+        SettingsError: run.pt belongs to a run with other settings.
+    """
 
     def __init__(self, out: Path, recipe: Recipe, description: dict[str, Any], views: int, start: Path | None) -> None:
         self.out, self.recipe, self.description = out, recipe, description
@@ -189,7 +216,7 @@ class Run:
         self.network = SAUNet(**OURS)
         pretrained = _start_from(start, self.network) if start else nn.ModuleList()
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = _keep_the_last if "averaging" in recipe.without else _average
+        average = _copy_current if "averaging" in recipe.without else _average
         self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         known = {id(weights) for weights in pretrained.parameters()}
         new = [weights for weights in self.network.parameters() if id(weights) not in known]
@@ -201,7 +228,7 @@ class Run:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
+            raise OutputError(f"{out}: cannot be created ({error.strerror})") from error
         if (out / "run.pt").exists():
             self._resume()
 
@@ -210,12 +237,12 @@ class Run:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             before = dict(state["description"])
-        except Exception as error:  # torch's unpickler raises whatever garbage leads it to
-            raise ModelError(f"{path}: cannot be resumed from; delete it or give another --out") from error
+        except Exception as error:  # for a damaged file torch's unpickler may raise any exception
+            raise ModelError(f"{path}: cannot be resumed from; delete it or use another --out") from error
         changed = [key.removeprefix("recipe_") for key, value in self.description.items() if before.get(key) != value]
         if changed:
             raise SettingsError(
-                f"{self.out}: holds a run with another {', '.join(changed)}; give the same, or another --out"
+                f"{self.out}: holds a run with another {', '.join(changed)}; use the same, or another --out"
             )
         try:
             for name, part in self._parts().items():
@@ -223,13 +250,13 @@ class Run:
             self.epoch, self.step, self.lowest = state["epoch"], state["step"], state["lowest"]
             self.history = state["history"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{path}: cannot be resumed from; delete it or give another --out") from error
+            raise ModelError(f"{path}: cannot be resumed from; delete it or use another --out") from error
 
     def _parts(self) -> dict[str, Any]:
         return {"network": self.network, "averaged": self.averaged, "optimizer": self.optimizer}
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine down to nothing."""
+        """Return the learning rate of the current step: a linear warm-up, then a cosine decay to 0."""
         done = self.step / self.steps
         if done < WARM_UP_SHARE:
             return self.recipe.learning_rate * max(0.01, done / WARM_UP_SHARE)
@@ -239,10 +266,19 @@ class Run:
     def train_epoch(
         self, content: list[Levels], epoch: int, on_progress: Callable[[int, int], None]
     ) -> dict[str, float]:
-        """One pass over the training pictures; the epoch's row of history.csv so far."""
+        """Train for one epoch.
+
+        Args:
+            content: the images, one entry per random view.
+            epoch: from 0.
+            on_progress: as for `train`.
+
+        Returns:
+            The training columns of the epoch's row of history.csv.
+        """
         started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
         loader = DataLoader(
-            AugmentedPictures(content, self.recipe, epoch),
+            AugmentedImages(content, self.recipe, epoch),
             self.recipe.batch,
             shuffle=True,
             drop_last=True,
@@ -250,10 +286,10 @@ class Run:
             generator=torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch),
         )
         self.network.train()
-        for pictures, masks in loader:
+        for images, masks in loader:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate() * group["share"]
-            logits, target, loss = self._loss(self.network, pictures, masks)
+            logits, target, loss = self._loss(self.network, images, masks)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
@@ -275,16 +311,23 @@ class Run:
 
     @torch.no_grad()
     def validate(self, content: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """The averaged weights on the validation pictures, at the network's size."""
+        """Evaluate the averaged weights on the validation split, at the size of the model's input.
+
+        Args:
+            content: images and masks, uint8 [S, S, 3] and [S, S] of 0 and 255.
+
+        Returns:
+            The validation columns of the epoch's row of history.csv.
+        """
         self.averaged.eval()
         losses, dices, counts = 0.0, 0.0, BinaryStatScores().to(self.device)
         for batch in _batches(content, self.recipe.batch):
-            pictures, masks = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
-            logits, target, loss = self._loss(self.averaged, pictures, masks)
+            images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
+            logits, target, loss = self._loss(self.averaged, images, masks)
             found = logits > 0
             losses += loss.item() * len(batch)
             both, either = (found & (target > 0)).sum(dim=(1, 2, 3)), (found + target).sum(dim=(1, 2, 3))
-            # As in evaluation: a picture without polyps in which none is found is a success.
+            # As in evaluation, Dice is 1 for an image without a polyp in which none is found.
             dices += torch.where(either > 0, 2 * both / either.clamp(min=1), 1.0).sum().item()
             counts.update(found, target.int())
         accuracy, f1 = _accuracy_and_f1(counts)
@@ -295,9 +338,9 @@ class Run:
             "validation_dice": dices / len(content),
         }
 
-    def _loss(self, network: nn.Module, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, target and loss; uint8 pictures [N, H, W, 3] and masks [N, H, W] of 0 and 255."""
-        x = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+    def _loss(self, network: nn.Module, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute logits, target and loss of uint8 images [N, H, W, 3] and masks [N, H, W] of 0 and 255."""
+        x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
         target = (masks.to(self.device) > 127).float()[:, None]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device)):
             logits = network(x)
@@ -308,10 +351,13 @@ class Run:
         return logits, target, loss
 
     def finish_epoch(self, row: dict[str, float]) -> None:
-        """Write the run's state, and the checkpoint if it is the best one so far.
+        """Write the state of the run, and checkpoint.pt if this epoch has the lowest validation loss so far.
 
-        The validation loss says so: it also tells how sure the network is of what it finds, where the Dice of the masks
-        tells nothing of that and jumps with single polyps (docs/model-card.md).
+        The loss also measures how well the probabilities are calibrated. The Dice of the masks does not, and it changes
+        much with single polyps (docs/model-card.md).
+
+        Args:
+            row: of history.csv.
         """
         self.history.append(row)
         self.epoch += 1
@@ -339,54 +385,61 @@ def _split(
     names: Sequence[str],
     content: Sequence[Levels],
     recipe: Recipe,
-    start: Path | None,
     held_out: Path | None,
+    start: Path | None,
     report: Callable[[str], None],
 ) -> tuple[list[int], list[int]]:
-    """Indices for training and for validation: as the run before had them, as the file says, or a random share."""
-    pictures = [levels.small[0] for levels in content]
+    """Return the indices of the training split and of the validation split.
+
+    The validation split is that of the run of `start`, or the images in the file `held_out`, or a random one.
+    """
+    images = [levels.small[0] for levels in content]
     known = _held_out_by(start)
     before = known & set(names)
     if len(before) < len(known):
         report(
-            f"{len(known - before)} of the {len(known)} pictures that the run of {start} held out are not here. If "
-            "they are, under other names (folder/picture), pictures to validate on now have been trained on then"
+            f"{len(known - before)} of the {len(known)} images that the run of {start} held out are missing here. If "
+            "they have other names (folder/image) here, this validation split has images that run was trained on"
         )
     if before and held_out:
-        raise SettingsError(f"--held-out {held_out}: the run that {start} comes from has held out others; leave it out")
+        raise SettingsError(f"--held-out {held_out}: the run of {start} held out other images; omit --held-out")
     wanted = set(read_names(held_out)) if held_out else before
     missing = sorted(wanted - set(names))
     if held_out and not wanted:
         raise DataError(f"{held_out}: holds no names")
     if held_out and missing:
-        raise DataError(f"{held_out}: no picture to train on is named {missing[0]}; names are folder/picture")
+        raise DataError(f"{held_out}: no image is named {missing[0]}; write each name as folder/image")
     chosen = [index for index, name in enumerate(names) if name in wanted]
-    return hold_out(pictures, chosen) if chosen else split_off_validation(pictures, recipe.validation, recipe.seed)
+    return hold_out(images, chosen) if chosen else split_off_validation(images, recipe.validation, recipe.seed)
 
 
 def _held_out_by(start: Path | None) -> set[str]:
-    """The pictures that the run before held out: its network has not seen them, and shall not now."""
+    """Return the names of the validation split of the run of `start`. Its model was not trained on these images."""
     if start is None or not is_checkpoint(start):
         return set()
     return set(load_checkpoint(start)[1]["training"].get(VALIDATION_NAMES, []))
 
 
 def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:
-    """Load weights from a checkpoint, or ImageNet's into the encoder; returns what is to learn more slowly."""
+    """Load weights from a checkpoint, or ImageNet weights into the encoder.
+
+    Returns:
+        The modules that are trained with the lower learning rate.
+    """
     if not is_checkpoint(start):
         load_imagenet(network.downsample, start)
         return network.downsample
     trained, _ = load_checkpoint(start)
     if trained.architecture != OURS:
-        raise ModelError(f"{start}: is of another architecture than the one that is trained here")
+        raise ModelError(f"{start}: has another architecture than the one that is trained here")
     network.load_state_dict(trained.state_dict())
     return nn.ModuleList()
 
 
-def _read_small(pair: Pair, size: int) -> Levels:
-    picture, mask = read_pair(pair)
-    view = view_of_image(picture)
-    return levels_of(view.crop(picture), view.crop(mask), size)
+def _read_levels(pair: Pair, size: int) -> Levels:
+    image, mask = read_pair(pair)
+    view = view_of_image(image)
+    return levels_of(view.crop(image), view.crop(mask), size)
 
 
 def _batches(content: list[Any], size: int) -> Iterator[list[Any]]:
@@ -395,7 +448,7 @@ def _batches(content: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """One minus the soft Dice of each picture (Milletari et al., V-Net, 2016), smoothed by one pixel."""
+    """Return one minus the mean soft Dice of the images (Milletari et al., V-Net, 2016), smoothed by one pixel."""
     probability = logits.sigmoid()
     both = (probability * target).sum(dim=(1, 2, 3))
     either = probability.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
@@ -403,13 +456,13 @@ def _dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _accuracy_and_f1(counts: BinaryStatScores) -> tuple[float, float]:
-    hit, false_alarm, quiet, miss, _ = counts.compute().tolist()
-    return (hit + quiet) / (hit + false_alarm + quiet + miss), 2 * hit / max(1, 2 * hit + false_alarm + miss)
+    tp, fp, tn, fn, _ = counts.compute().tolist()
+    return (tp + tn) / (tp + fp + tn + fn), 2 * tp / max(1, 2 * tp + fp + fn)
 
 
 @torch.no_grad()
 def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    """Exponential moving average that forgets the first steps quickly."""
+    """Update the exponential moving average. Its decay is smaller in the first steps."""
     decay = min(AVERAGING_DECAY, (1 + int(count)) / (10 + int(count)))
     for kept, new in zip(averaged, current, strict=True):
         if kept.is_floating_point():
@@ -419,7 +472,7 @@ def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tenso
 
 
 @torch.no_grad()
-def _keep_the_last(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+def _copy_current(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
     for kept, new in zip(averaged, current, strict=True):
         kept.copy_(new)
 

@@ -1,1 +1,1 @@
-"""The weights that come with the program; see README.md beside this file for their model card."""
+"""The weights that are installed with the program. README.md in this folder points to their model card."""

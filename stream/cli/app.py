@@ -1,4 +1,4 @@
-"""The command `polypstream`: one function per command, no logic of its own."""
+"""The command `polypstream`: one function per command, without logic of their own."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ log = logging.getLogger(__name__)
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
 )
-# Options of every command that runs the model.
-ModelFile = Annotated[Path | None, typer.Option(help="ONNX model; the shipped weights without it")]
-ConfigFile = Annotated[Path | None, typer.Option(help="Settings, as in config.yaml")]
+# Options of all commands that run a model.
+ModelFile = Annotated[Path | None, typer.Option(help="ONNX model; default: the shipped weights")]
+ConfigFile = Annotated[Path | None, typer.Option(help="File with settings, see config.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")]
 AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
 RESULTS = Path("results")
@@ -92,11 +92,11 @@ def options(
     version_: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
     ] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more of what is done")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors")] = False,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Messages as JSON, one object a line")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print more messages")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Print messages as JSON, one object per line")] = False,
 ) -> None:
-    """What stands before a command."""
+    """Options of all commands."""
     set_up_messages(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO, log_json)
 
 
@@ -110,21 +110,21 @@ app.command()(export_commands.inspect)
 @app.command()
 def process(
     recordings: Annotated[list[str], typer.Argument(metavar="RECORDING...", help="Video files, or demo:?seed=1")],
-    output: Annotated[Path, typer.Option(help="Folder for the results, one folder in it per recording")],
+    output: Annotated[Path, typer.Option(help="Folder for the results; each recording gets a folder in it")],
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Also write masks.mkv")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results")] = False,
     deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="Leave nothing but the endoscope's view; see docs/deidentification.md")
+        bool, typer.Option("--deidentify", help="Keep only the endoscope's field of view; see docs/deidentification.md")
     ] = False,
     hash_names: Annotated[
         Path | None,
-        typer.Option(metavar="SALT_FILE", help="De-identify and name results by a hash of the file's name"),
+        typer.Option(metavar="SALT_FILE", help="De-identify, and name results by a salted hash of the file name"),
     ] = None,
 ) -> None:
-    """Annotate recordings: for each a folder with annotated.mp4, frames.csv, findings.json, snapshots, report.html,
+    """Annotate recordings. Each gets a folder with annotated.mp4, frames.csv, findings.json, snapshots, report.html,
     summary.json and, with --masks, masks.mkv."""
     settings = with_model(load_settings(config, set_ or []), model)
     salt = None if hash_names is None else read_salt(hash_names)
@@ -146,7 +146,7 @@ def process(
                 failed = True
                 continue
             except KeyboardInterrupt:
-                log.error(f"{recording}: interrupted; what was processed is kept")
+                log.error(f"{recording}: interrupted; the results so far are kept")
                 raise
             for note in run.notes:
                 typer.echo(f"{recording}: {note}")
@@ -156,12 +156,12 @@ def process(
 
 
 def _process_one(processor: IsolatedProcessor, job: Job) -> ProcessResult:
-    """The run of a recording, if its results are whole.
+    """Process one recording.
 
     Raises:
-        PolypstreamError: they are not.
+        PolypstreamError: the recording could not be processed completely.
     """
-    processor.start()  # another one, where the last recording brought the first down
+    processor.start()  # starts a new process if the previous recording crashed it
     with ProgressBar(job.uri, "frames") as progress:
         outcome = processor.process(job, progress.show)
     if outcome.run is None:
@@ -172,14 +172,14 @@ def _process_one(processor: IsolatedProcessor, job: Job) -> ProcessResult:
 
 
 class _ArchiveGroup(TyperGroup):
-    """`archive INPUT...` is `archive run INPUT...`, as long as the first word is not another command of it."""
+    """Runs `archive INPUT...` as `archive run INPUT...`, unless the first word is a subcommand."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 
 
 archive_app = typer.Typer(cls=_ArchiveGroup, pretty_exceptions_enable=False)
-app.add_typer(archive_app, name="archive", help="Annotate archives of recordings, on one machine or a cluster.")
+app.add_typer(archive_app, name="archive", help="Annotate archives of recordings, on one machine or on a cluster.")
 
 
 @archive_app.command("run")
@@ -190,26 +190,26 @@ def archive_recordings(
     ],
     output: Annotated[str, typer.Option(help="Folder for the results and the ledger; also s3://")],
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; this machine without it")
+        str | None, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; default: this machine")
     ] = None,
     segment_seconds: Annotated[
-        float, typer.Option(min=0, help="Cut long recordings into parts of about so many seconds; 0: never")
+        float, typer.Option(min=0, help="Split long recordings into parts of about this many seconds; 0: never")
     ] = 60.0,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="How many; one for each GPU, or for each 4 CPUs, without it")
+        int | None, typer.Option(min=1, help="Number of workers; default: one per GPU, or one per 4 CPUs")
     ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    masks: Annotated[bool, typer.Option("--masks", help="Write masks.mkv too")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Also write masks.mkv")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results of other settings, or that are in the way")
+        bool, typer.Option("--overwrite", help="Replace results of other settings, and other files of the same name")
     ] = False,
     deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="Leave nothing but the endoscope's view; see docs/deidentification.md")
+        bool, typer.Option("--deidentify", help="Keep only the endoscope's field of view; see docs/deidentification.md")
     ] = False,
 ) -> None:
-    """Annotate an archive; run again, it does what is missing or failed. `archive status DIR` says how far it is."""
+    """Annotate an archive. A further run processes what is missing or failed. `archive status DIR` prints its state."""
     settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
     output = output if is_address(output) else str(Path(output).absolute())
     job = ArchiveJob(output, with_deidentification(settings) if deidentify else settings, masks, segment_seconds)
@@ -222,16 +222,16 @@ def archive_recordings(
             return Pool(job, address, workers, engine)
 
         try:
-            rows = archive(inputs, job, make_workers, overwrite, _tell_of, on_progress)
+            rows = archive(inputs, job, make_workers, overwrite, _print_row, on_progress)
         except KeyboardInterrupt:
-            log.error(f"{output}: interrupted; the same command goes on with it")
+            log.error(f"{output}: interrupted; the same command continues it")
             raise
     print_archive(rows, Console())
     if any(row.state is not State.DONE for row in rows):
         raise typer.Exit(1)
 
 
-def _tell_of(row: Row) -> None:
+def _print_row(row: Row) -> None:
     if row.state is State.DONE:
         typer.echo(describe_row(row))
     else:
@@ -242,17 +242,17 @@ def _tell_of(row: Row) -> None:
 def archive_status(
     output: Annotated[str, typer.Argument(metavar="DIR", help="The --output of an archive")],
 ) -> None:
-    """What became of each recording of an archive so far."""
+    """Print the state of each recording of an archive."""
     print_archive(read_ledger(output), Console())
 
 
 @app.command("score")
 def score_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of results of `process --masks`")],
-    truth: Annotated[Path, typer.Option(help="Video of polyp numbers (demo-video --truth), or folder of masks")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with the results of `process --masks`")],
+    truth: Annotated[Path, typer.Option(help="Video of polyp numbers (demo-video --truth), or folder with masks")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
 ) -> None:
-    """Compare a run with the truth: Dice, polyps, time to detection, false alarms, flicker; also in its report."""
+    """Compare a run with the truth: Dice, polyps, time to detection, false alarms, flicker. Its report is updated."""
     figures = score(run, truth)
     for name, value in figures.items():
         text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -266,16 +266,16 @@ def score_run(
 
 @app.command("masks")
 def annotation_masks(
-    recording: Annotated[str, typer.Argument(help="A recording that was processed")],
-    name: Annotated[AnnotationFormat, typer.Option("--format", help="What the annotation tool reads")],
-    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the one run")] = RESULTS,
+    recording: Annotated[str, typer.Argument(help="A processed recording")],
+    name: Annotated[AnnotationFormat, typer.Option("--format", help="Format that the annotation tool reads")],
+    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the run")] = RESULTS,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; annotations-FORMAT among the run's results without it")
+        Path | None, typer.Option(help="Folder to write; default: annotations-FORMAT in the folder of the run")
     ] = None,
-    every: Annotated[float, typer.Option(min=0, help="Seconds between annotated pictures; 0: every picture")] = 0.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace annotations that exist")] = False,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between annotated frames; 0: all frames")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing annotations")] = False,
 ) -> None:
-    """Write a finished run's findings for annotation tools: CVAT, Label Studio, FiftyOne, labelme, Ultralytics."""
+    """Write the findings of a run for annotation tools: CVAT, Label Studio, FiftyOne, labelme, Ultralytics."""
     with ProgressBar(recording, "frames") as progress:
         folder, pictures, found = write_annotations(recording, results, name, output, every, overwrite, progress.show)
     typer.echo(f"{recording}: {found} findings in {pictures} pictures -> {folder}")
@@ -283,11 +283,11 @@ def annotation_masks(
 
 @app.command("dicom")
 def dicom_objects(
-    recording: Annotated[str, typer.Argument(help="A recording that was processed")],
-    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the one run")] = RESULTS,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace objects that exist")] = False,
+    recording: Annotated[str, typer.Argument(help="A processed recording")],
+    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the run")] = RESULTS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing objects")] = False,
 ) -> None:
-    """Write each track's best picture and its mask there as DICOM: Secondary Capture and Segmentation."""
+    """Write the best frame of each track and its mask as DICOM objects: Secondary Capture and Segmentation."""
     with extra("dicom"):
         from polypstream.jobs.dicom import write_dicom
     with ProgressBar(recording, "frames") as progress:
@@ -295,28 +295,33 @@ def dicom_objects(
     for path in written:
         typer.echo(path)
     if not written:
-        typer.echo(f"{recording}: nothing was found in it, so there is nothing to write")
+        typer.echo(f"{recording}: it has no findings, so there is nothing to write")
 
 
 @app.command("live")
 def live_sources(
     sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
     window: Annotated[
-        bool, typer.Option("--window", help="Show it here; keys: o overlay, h style, s snapshot, r record, q quit")
+        bool,
+        typer.Option("--window", help="Show it in a window; keys: o overlay, h style, s snapshot, r record, q quit"),
     ] = False,
-    record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record what is shown")] = None,
+    record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record the annotated video")] = None,
     push: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Send it on: rtsp, srt, udp, tcp, rtmp")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]URL", help="Send the annotated video to rtsp, srt, udp, tcp or rtmp"),
     ] = None,
-    serve: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page")] = None,
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page at this address")
+    ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What the web page asks for; made up if needed")
+        str | None,
+        typer.Option(envvar="POLYPSTREAM_TOKEN", help="Token for the web page; default: a new one if needed"),
     ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Mark polyps in live video, until Ctrl-C."""
+    """Mark polyps in live video until Ctrl-C."""
     settings = with_model(load_settings(config, set_ or []), model)
     opened = open_sources(sources, settings)
     recordings = recordings_of(record, opened, settings) if record else []
@@ -340,7 +345,7 @@ def live_sources(
                 host, port = parse_listen(serve)
                 typer.echo(stack.enter_context(web([LivePage(live, browser)], host, port, token)))
             lines = stack.enter_context(StatusLines())
-            live.run(partial(_watch, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
+            live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
     finally:
         for status in live.status():
             typer.echo(describe(status))
@@ -350,8 +355,8 @@ def live_sources(
         raise typer.Exit(1)
 
 
-def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
-    """What the main thread does while the others work."""
+def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
+    """Update windows and status lines. The main thread calls this while other threads process the video."""
     if windows is not None:
         windows.pump()
     lines.show(lambda: [*(describe(status) for status in live.status()), *live.sink_problems()])
@@ -359,20 +364,19 @@ def _watch(live: Live, windows: Windows | None, lines: StatusLines) -> None:
 
 @app.command("serve")
 def serve_pages(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine need a token")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; other machines need a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: the system chooses one")] = 8000,
     token: Annotated[
-        str | None, typer.Option(envvar="POLYPSTREAM_TOKEN", help="What every request must know; made up if needed")
+        str | None,
+        typer.Option(envvar="POLYPSTREAM_TOKEN", help="Token for all requests; default: a new one if needed"),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Keeps what is uploaded, and what was found in it")] = SERVED,
+    folder: Annotated[Path, typer.Option(help="Folder for uploads and their results")] = SERVED,
     live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Pictures, recordings and live sources in the browser, and an HTTP API, until Ctrl-C."""
+    """Serve a web application for images, recordings and live sources, and an HTTP API, until Ctrl-C."""
     settings = with_model(load_settings(config, set_ or []), model)
     segmenter = _open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
@@ -382,7 +386,7 @@ def serve_pages(
 
 @app.command()
 def settings() -> None:
-    """Print config.yaml: every setting with its default and what it means."""
+    """Print config.yaml: all settings with their defaults and explanations."""
     typer.echo(config_file().read_text(encoding="utf-8"), nl=False)
 
 
@@ -391,7 +395,7 @@ def devices() -> None:
     """List the capture devices of this machine and the formats that they offer."""
     found = list_devices()
     if not found:
-        typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")
+        typer.echo("no capture device; a capture card must be a V4L2 (Linux), DirectShow or AVFoundation device")
     for device in found:
         typer.echo(f"{device.address}  {device.description}")
         for offered in device.formats:
@@ -400,24 +404,26 @@ def devices() -> None:
 
 @app.command("bench")
 def bench_machine(
-    video: Annotated[str, typer.Argument(help="A recording of your own, or a demo")] = BENCH_VIDEO,
-    seconds: Annotated[float, typer.Option(min=1, help="Longest time for each measurement")] = 20.0,
-    rooms: Annotated[int, typer.Option(min=1, help="Live, also with so many sources of this video at once")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+    video: Annotated[str, typer.Argument(help="A recording, or a demo source")] = BENCH_VIDEO,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time per measurement")] = 20.0,
+    sources: Annotated[
+        int, typer.Option("--rooms", min=1, help="Also measure live video with this many sources at the same time")
+    ] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Measure what this machine can do: recordings, live video, each provider."""
+    """Measure the speed of this machine with recordings, live video and each provider."""
     settings = with_model(load_settings(config, set_ or []), model)
     segmenter = _open_segmenter(settings)
     with ProgressBar(video, "frames") as progress:
-        open_source(video, progress.show).close()  # a demo is rendered before anything is timed
+        open_source(video, progress.show).close()  # renders a demo now, so that this is not measured
 
     def serve_page(live: Live, browser: Browser) -> AbstractContextManager[str]:
         return web([LivePage(live, browser)], "127.0.0.1", 0, None)
 
-    found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, rooms)
+    found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, sources)
     print_bench(found, Console())
     if json_file is not None:
         with writing(json_file):
@@ -427,12 +433,15 @@ def bench_machine(
 @app.command("demo-video")
 def demo_video(
     output: Annotated[Path, typer.Argument(metavar="OUT.mp4", help="The MP4 file to write")],
-    seconds: Annotated[float, typer.Option(help="Length")] = 10.0,
-    seed: Annotated[int, typer.Option(help="Which colon, which flight")] = 1,
+    seconds: Annotated[float, typer.Option(help="Duration in seconds")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Seed of the colon and the camera path")] = 1,
     size: Annotated[str, typer.Option(help="Width x height in pixels")] = "1280x720",
     rate: Annotated[str, typer.Option(help="Frames per second, for instance 25 or 30000/1001")] = "25",
-    truth: Annotated[Path | None, typer.Option(help="FFV1 grey video: the number of the polyp, 0 none")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist")] = False,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Also write a grey FFV1 video with the number of the polyp at each pixel, 0: none"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files")] = False,
 ) -> None:
     """Render a procedural colonoscopy with known polyps."""
     try:
@@ -440,21 +449,21 @@ def demo_video(
         settings = DemoSettings(seconds, seed, width, height, Fraction(rate))
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(
-            f"cannot read --size {size} or --rate {rate}; write for instance 1280x720 and 25"
+            f"--size {size} or --rate {rate} is not valid; write for instance 1280x720 and 25"
         ) from None
     checked(settings, "demo-video")
     if truth == output:
-        raise typer.BadParameter("--truth must be another file than OUT.mp4")
+        raise typer.BadParameter("--truth and OUT.mp4 must be different files")
     for path in (output, truth):
         if path is not None and path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists already; give --overwrite to replace it")
+            raise OutputError(f"{path}: exists already; use --overwrite to replace it")
     with ProgressBar(str(output), "frames") as progress:
         render_demo(settings, output, truth, progress.show)
     typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
 
 
 def _open_segmenter(settings: Settings) -> Segmenter:
-    """What the settings ask for, having said why a GPU is not used and the like."""
+    """Open the model of the settings, and log its notes, for instance why no GPU is used."""
     segmenter = make_segmenter(settings)
     for note in segmenter.notes:
         log.warning(note)
@@ -462,10 +471,10 @@ def _open_segmenter(settings: Settings) -> Segmenter:
 
 
 def run() -> None:
-    """Entry point: errors meant for the user become one line and exit code 1."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may be any bytes
+    """Run the command line. An error for the user is printed as one line, with exit code 1."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may hold any bytes
     set_up_messages()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as polite as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems stop a job with SIGTERM: same as Ctrl-C
     try:
         app()
     except PolypstreamError as error:

@@ -1,4 +1,4 @@
-"""What `polypstream archive` prints."""
+"""The output of `polypstream archive`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polypstream.archive.ledger import Row, State
 
 
 def describe(row: Row) -> str:
-    """A recording that is finished, for people."""
+    """Describe a finished recording in one line for the user."""
     if row.state is not State.DONE:
         return f"{row.item.address}: {row.state}: {row.reason.removeprefix(f'{row.item.address}: ')}"
     rate = row.frames / row.worker_seconds if row.worker_seconds else 0.0
@@ -23,12 +23,12 @@ def describe(row: Row) -> str:
 
 
 def print_archive(rows: Sequence[Row], console: Console) -> None:
-    """How many recordings are in each state, and what is wrong with which."""
+    """Print the recordings with errors, and a table with the number of recordings in each state."""
     table = Table("state", "recordings", "gigabytes", "frames", "worker hours")
     for state in State:
-        of_it = [row for row in rows if row.state is state]
-        if of_it:
-            table.add_row(state, *_sums(of_it))
+        in_state = [row for row in rows if row.state is state]
+        if in_state:
+            table.add_row(state, *_sums(in_state))
     table.add_section()
     table.add_row("all", *_sums(rows))
     for row in rows:

@@ -1,4 +1,4 @@
-"""What `polypstream bench` prints."""
+"""The output of `polypstream bench`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
 
 
 def print_bench(found: dict[str, Any], console: Console) -> None:
-    """Show the result of `bench`."""
+    """Print the result of `bench`."""
     recorded, degradation = found["recorded"], found["degradation"]
     parts = [
         Text("\n".join(f"{name}: {value}" for name, value in found["machine"].items())),
@@ -28,39 +28,40 @@ def print_bench(found: dict[str, Any], console: Console) -> None:
 
 
 def _recorded(recorded: Recorded, provider: str, size: list[int]) -> RenderableType:
-    half, most = recorded.memory_mb
+    half, highest = recorded.memory_mb
     return Text(
         f"recorded: {recorded.frames} frames of {size[0]}x{size[1]} at {recorded.frames_per_second:.1f} per second on "
         f"{provider}; bottleneck {recorded.bottleneck}; {recorded.own_cpu_ms:.1f} ms of CPU time per frame outside "
-        f"decoder, session and encoder; memory {half:.0f} MB at half time, {most:.0f} MB at most"
+        f"decoder, session and encoder; memory {half:.0f} MB at half time, {highest:.0f} MB maximum"
     )
 
 
 def _stages(recorded: Recorded) -> RenderableType:
-    table = Table("stage", "ms per frame, waiting for a core included", title="Stages, working at the same time")
+    table = Table("stage", "ms per frame, including waits for a core", title="Stages, which run at the same time")
     for name, milliseconds in recorded.stage_ms.items():
         table.add_row(name, f"{milliseconds:.2f}")
     return table
 
 
 def _live(live: list[Shown]) -> RenderableType:
-    delays = ("delay p50", "p95", "p99", "longest")
-    columns = ("display", "frames in", "shown", "dropped", *delays, "markers' age p99")
-    table = Table(*columns, title="Live, the newest frame winning; delays and ages in ms")
+    delays = ("delay p50", "p95", "p99", "maximum")
+    columns = ("display", "frames in", "shown", "dropped", *delays, "age of markers p99")
+    table = Table(*columns, title="Live, showing the newest frame; delays and ages in ms")
     for each in live:
-        watched = ", page watched" if each.viewer else ""
+        condition = ", with a viewer" if each.viewer else ""
         if each.rooms > 1:
-            watched = f", {each.rooms} rooms (each {min(each.shown_by_room)} to {max(each.shown_by_room)} shown)"
+            shown = each.shown_by_room
+            condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} frames shown of each)"
         dropped = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items() if count) or "0"
         counts = (f"{each.frames_in} at {each.rate}/s", str(each.shown), dropped)
         table.add_row(
-            each.display + watched, *counts, *(f"{delay:.0f}" for delay in each.delay_ms), f"{each.markers_ms[2]:.0f}"
+            each.display + condition, *counts, *(f"{delay:.0f}" for delay in each.delay_ms), f"{each.markers_ms[2]:.0f}"
         )
     return table
 
 
 def _providers(providers: dict[str, dict[str, float] | str]) -> RenderableType:
-    table = Table("provider", "ms per picture, by batch size", title="The session alone")
+    table = Table("provider", "ms per image, by batch size", title="The session alone")
     for name, times in providers.items():
         if isinstance(times, str):
             table.add_row(name, times)
@@ -70,14 +71,14 @@ def _providers(providers: dict[str, dict[str, float] | str]) -> RenderableType:
 
 
 def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Shown]) -> RenderableType:
-    """After 21 CFR 876.1520(b)(2)."""
-    table = Table("question", "answer", title="What regulators ask of such a device")
+    """Make the table of the figures that 21 CFR 876.1520(b)(2) requires."""
+    table = Table("question", "answer", title="Figures that 21 CFR 876.1520 requires of such a device")
     table.add_row("algorithm performance", _performance(scores))
     psnr = degradation.encoded_psnr_db
     after = "identical" if psnr is None else f"{psnr:.1f} dB PSNR of luma"
     table.add_row(
         "pixel degradation outside the markers",
-        f"{degradation.changed} pixels changed in {degradation.frames} frames; once encoded: {after}",
+        f"{degradation.changed} pixels changed in {degradation.frames} frames; after encoding: {after}",
     )
     in_step, pass_through = (next(each for each in live if each.display == name) for name in get_args(Display))
     table.add_row(
@@ -93,5 +94,5 @@ def _delay(milliseconds: tuple[float, ...]) -> str:
 
 def _performance(scores: dict[str, Any]) -> str:
     if "mean_dice" not in scores:
-        return "the model file holds no scores"
-    return f"mean Dice {scores['mean_dice']:.3f} on {scores.get('images', '?')} pictures (in the model file)"
+        return "the model file has no scores"
+    return f"mean Dice {scores['mean_dice']:.3f} on {scores.get('images', '?')} images (from the model file)"

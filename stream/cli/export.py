@@ -1,4 +1,4 @@
-"""Commands of export/: export and inspect. Importing this is cheap; torch comes in when a command needs it."""
+"""The commands export and inspect. This module does not import torch; a command imports it when it needs it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ from polypstream.inference.segmenter import Segmenter
 def export_model(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or the seed's saunet128.pt")],
     output: Annotated[Path, typer.Option(help="The ONNX file to write")],
-    size: Annotated[int | None, typer.Option(help="Side of the pictures; as the checkpoint says without it")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the model's input in pixels; default: as in the checkpoint")
+    ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"],
-        typer.Option(help="fp16 halves the file; int8 computes in integers, faster on CPUs and a little less exact"),
+        typer.Option(
+            help="fp16 halves the file; int8 computes in 8-bit integers, faster on CPUs and slightly less accurate"
+        ),
     ] = "fp32",
     calibration: Annotated[
         Path | None, typer.Option(help="For int8: folder with images/ and masks/, on which ranges are measured")
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="JSON of `polypstream evaluate`, for the metadata")] = None,
 ) -> None:
-    """Write a self-describing ONNX model, after proof that it says the same as torch."""
+    """Write an ONNX model with metadata, after a check that its output equals that of torch."""
     with extra("train"):
-        from polypstream.export.onnx_file import export
-    proof = export(checkpoint, output, size, precision, _read_scores(scores), calibration)
-    typer.echo(f"{output}: {proof}")
+        from polypstream.export.onnx_file import ExportSettings, export
+    result = export(checkpoint, output, ExportSettings(size, precision, calibration), _read_scores(scores))
+    typer.echo(f"{output}: {result}")
 
 
 def inspect(
     model: Annotated[Path, typer.Argument(help="ONNX model")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
-    """Print what a model says about itself."""
+    """Print the metadata of a model."""
     card = Segmenter(model, "cpu").card.model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps(card, indent=2))

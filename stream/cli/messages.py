@@ -1,4 +1,4 @@
-"""Messages of the logger `polypstream` on standard error: lines for people, or JSON for programs."""
+"""Prints the messages of the logger `polypstream` to standard error, as text lines or as JSON."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from datetime import UTC, datetime
 
 
 class _Stderr(logging.Handler):
-    """Writes to what sys.stderr is now: a progress bar replaces it, to keep messages above itself."""
+    """Writes to the current sys.stderr. A progress bar replaces it, so that messages appear above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Line(logging.Formatter):
-    """One line for people."""
+    """Formats a message as one line of text."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"polypstream: {' '.join(record.getMessage().splitlines())}"
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a message as one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(
@@ -37,7 +37,7 @@ class _Json(logging.Formatter):
 
 
 def set_up_messages(level: int = logging.INFO, as_json: bool = False) -> None:
-    """Send the messages from a level on to standard error; may be called again."""
+    """Print messages of at least this level to standard error. Another call replaces the earlier setup."""
     handler = _Stderr()
     handler.setFormatter(_Json() if as_json else _Line())
     logger = logging.getLogger("polypstream")

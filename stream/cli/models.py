@@ -1,4 +1,4 @@
-"""Commands of models/: train, tune and evaluate. Importing this is cheap; torch comes in when a command needs it."""
+"""The commands train, tune and evaluate. This module does not import torch; a command imports it when it needs it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from polypstream.errors import SettingsError
 from polypstream.models.data import find_pairs, spread
 from polypstream.models.evaluation import evaluate as measure
 from polypstream.models.evaluation import (
+    evaluate_healthy_crops,
     load_model,
-    look_at_healthy_crops,
     pooled_histogram,
     summarise,
     summarise_healthy,
@@ -30,37 +30,39 @@ MAX_SAMPLES = 12
 
 def train(
     data: Annotated[
-        list[Path], typer.Argument(help="Folders with images/ and masks/; the names in a folder's train.txt, or all")
+        list[Path],
+        typer.Argument(help="Folders with images/ and masks/; images in a folder's train.txt are used, or all images"),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it is continued")],
     names: Annotated[
-        Path | None, typer.Option(help="File with the names to train on, for one folder; in place of its train.txt")
+        Path | None,
+        typer.Option(help="File with the names of the images to use, for a single folder; replaces its train.txt"),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures")] = 75,
-    size: Annotated[int, typer.Option(min=32, help="Side of the square pictures in pixels")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per step")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images")] = 75,
+    size: Annotated[int, typer.Option(min=32, help="Side of the square input in pixels")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 16,
     learning_rate: Annotated[float, typer.Option(min=0, help="Highest learning rate")] = 2e-3,
-    dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood alone")] = 1.0,
-    validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share held out for validation")] = 0.08,
-    healthy_views: Annotated[int, typer.Option(min=1, help="Views an epoch of each picture without a polyp")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of split, weights, order and augmentation")] = 0,
+    dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood only")] = 1.0,
+    validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Fraction in the validation split")] = 0.08,
+    healthy_views: Annotated[int, typer.Option(min=1, help="Views per epoch of each image without a polyp")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split, initial weights, order and augmentation")] = 0,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out scale, close-ups, palette, colour, spoiling or averaging"),
+        typer.Option(help="Part to leave out: scale, close-ups, palette, colour, spoiling or averaging"),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to start from, or EfficientNet-Lite2's ImageNet weights for the encoder"),
+        typer.Option(help="Checkpoint with the initial weights, or ImageNet weights of EfficientNet-Lite2"),
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(help="File with pictures to validate on, folder/picture a line; in place of a random share"),
+        typer.Option(help="File with the images of the validation split, one folder/image per line; default: random"),
     ] = None,
-    terms: Annotated[str, typer.Option(help="Terms of use of the data, kept in the model's metadata")] = "not stated",
+    terms: Annotated[str, typer.Option(help="Terms of use of the data, for the model's metadata")] = "not stated",
 ) -> None:
-    """Train an SA-UNet; writes checkpoint.pt, history.csv and curves.png."""
+    """Train an SA-UNet. Writes checkpoint.pt, history.csv and curves.png."""
     with extra("train"):
-        from polypstream.models.training import Recipe
+        from polypstream.models.training import Recipe, TrainingData
         from polypstream.models.training import train as run_training
     recipe = Recipe(
         epochs=epochs,
@@ -73,10 +75,9 @@ def train(
         seed=seed,
         without=tuple(sorted(without or [])),
     )
+    images = TrainingData(data, names, held_out, terms)
     with ProgressBar(str(out), "steps") as progress:
-        checkpoint = run_training(
-            data, names, out, recipe, terms, typer.echo, start=start, held_out=held_out, on_progress=progress.show
-        )
+        checkpoint = run_training(images, out, recipe, typer.echo, start, progress.show)
     typer.echo(f"best weights: {checkpoint}")
 
 
@@ -84,60 +85,64 @@ def tune(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run; it is rewritten")],
     data: Annotated[list[Path], typer.Argument(help="The folders that it was trained on")],
     size: Annotated[
-        int | None, typer.Option(min=32, help="Side of the pictures it will run on; as the checkpoint says without it")
+        int | None, typer.Option(min=32, help="Side of the model's input in pixels; default: as in the checkpoint")
     ] = None,
     views: Annotated[
         int | None,
-        typer.Option(min=1, max=2, help="2: look at each picture upside down, too; quieter, for twice the work"),
+        typer.Option(
+            min=1, max=2, help="2: process each image also rotated by 180 degrees; fewer false alarms, half the speed"
+        ),
     ] = None,
 ) -> None:
-    """Choose how sure the model must be of a finding, on the pictures held out in training."""
+    """Calibrate a model and choose the peak that a finding must reach, on the validation split of its training."""
     with extra("train"):
-        from polypstream.models.operating_point import choose_operating_point
-    with ProgressBar(str(checkpoint), "pictures") as progress:
-        point = choose_operating_point(
-            checkpoint, data, size, views, load_settings(None, []).findings.smallest, typer.echo, progress.show
-        )
-    typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} somewhere")
+        from polypstream.models.operating_point import TuningSettings, choose_operating_point
+    settings = TuningSettings(size, views, load_settings(None, []).findings.smallest)
+    with ProgressBar(str(checkpoint), "images") as progress:
+        point = choose_operating_point(checkpoint, data, settings, typer.echo, progress.show)
+    typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} at one pixel or more")
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint (.pt) or ONNX model")],
     data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/")],
-    names: Annotated[Path | None, typer.Option(help="File with the names to measure; all without it")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="File with the names of the images to use; default: all images")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="PNG with input, heat map, probability, mask and truth of some pictures")
+        Path | None, typer.Option(help="Write a PNG with input, heat map, probability, mask and truth of some images")
     ] = None,
     reliability: Annotated[
-        Path | None, typer.Option(help="PNG of how often the model is right where it says a probability")
+        Path | None, typer.Option(help="Write a PNG with the reliability diagram of the probabilities")
     ] = None,
     healthy_crops: Annotated[
-        bool, typer.Option("--healthy-crops", help="Also count findings in polyp-free crops of the pictures")
+        bool, typer.Option("--healthy-crops", help="Also count findings in polyp-free crops of the images")
     ] = False,
     provider: Annotated[str, typer.Option(help="Execution provider of an ONNX model")] = "auto",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of config.yaml, of `findings`")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of `findings` in config.yaml"),
     ] = None,
 ) -> None:
-    """Measure accuracy at each picture's own size, false alarms, calibration and speed, under the run-time rules."""
+    """Measure accuracy, false alarms, calibration and speed. Findings follow the same rules as those of `process`."""
     with extra("train"):
         loaded = load_model(model, provider)
         if samples or reliability:
             from polypstream.models.figures import draw_reliability, draw_samples
     for setting in settings or []:
         if not setting.startswith("findings."):
-            raise SettingsError(f"--set {setting}: only the settings of `findings` have a say here")
+            raise SettingsError(f"--set {setting}: only the settings of `findings` can be set here")
     rules = choose_rules(load_settings(None, settings or []).findings, loaded.threshold, loaded.peak)
     pairs = find_pairs(data, names)
-    with ProgressBar(str(data), "pictures") as progress:
+    with ProgressBar(str(data), "images") as progress:
         results = measure(loaded, rules, pairs, progress.show)
     figures = {"runs_on": loaded.runs_on, "gmac": loaded.gmac, **summarise(results)}
     if healthy_crops:
-        with ProgressBar("polyp-free crops", "pictures") as progress:
-            found = look_at_healthy_crops(loaded, rules, pairs, progress.show)
+        with ProgressBar("polyp-free crops", "images") as progress:
+            found = evaluate_healthy_crops(loaded, rules, pairs, progress.show)
         if not found:
-            typer.echo("no polyp-free crop fits into these pictures")
+            typer.echo("no polyp-free crop fits into these images")
         else:
             figures["healthy_crops"] = {f"{share:g}": summarise_healthy(found[share]) for share in sorted(found)}
             figures["all_healthy_crops"] = summarise_healthy([count for counts in found.values() for count in counts])
@@ -152,14 +157,14 @@ def evaluate(
 
 
 def _as_lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Figures for people, one a line; intervals under what they belong to."""
+    """Format figures for the terminal, one per line. An interval follows the figure to which it belongs."""
     for name, value in figures.items():
         label = indent + name.replace("_", " ")
         if name.endswith("_95"):
             yield f"{indent}  95 % interval".ljust(28) + f"{value[0]:.4f} to {value[1]:.4f}"
         elif name == "reliability":
             pairs = ", ".join(f"{each['probability']:.2f}: {each['polyp']:.2f}" for each in value)
-            yield f"{label} (probability: share that is polyp)  {pairs}"
+            yield f"{label} (probability: fraction that is polyp)  {pairs}"
         elif isinstance(value, dict):
             yield label
             yield from _as_lines(value, indent + "  ")

@@ -1,4 +1,4 @@
-"""Progress and state on a terminal; nothing at all where standard error is none."""
+"""Progress bars and status lines. Nothing is printed if standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Rate(ProgressColumn):
 
 
 class ProgressBar:
-    """Shows how far something is. Lines printed meanwhile appear above it.
+    """A progress bar. Lines that are printed while it is shown appear above it.
 
     Args:
-        name: what is worked on, for instance a path, of which the last part is shown.
-        unit: what is counted, in the plural.
+        name: label, for instance a path, of which the last part is shown.
+        unit: unit of the numbers, in the plural.
     """
 
     def __init__(self, name: str, unit: str) -> None:
@@ -45,7 +45,12 @@ class ProgressBar:
         self._task = self._bar.add_task(name.rsplit("/", 1)[-1], total=None, unit=unit)
 
     def show(self, done: int, expected: int | None) -> None:
-        """Move the bar."""
+        """Set the position of the bar.
+
+        Args:
+            done: number of units done.
+            expected: number of all units; None: unknown.
+        """
         self._bar.update(self._task, completed=done, total=expected)
 
     def __enter__(self) -> Self:
@@ -57,7 +62,7 @@ class ProgressBar:
 
 
 class StatusLines:
-    """Lines that are rewritten in place, a few times a second."""
+    """Lines of text that are updated in place a few times per second."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -65,7 +70,11 @@ class StatusLines:
         self._next = 0.0
 
     def show(self, lines: Callable[[], list[str]]) -> None:
-        """Replace the lines, if it is time to."""
+        """Replace the lines, if the last update is old enough.
+
+        Args:
+            lines: returns the new lines.
+        """
         if self._shown and time.monotonic() >= self._next:
             self._next = time.monotonic() + REFRESH_S
             self._shown.update(Text("\n".join(lines())))

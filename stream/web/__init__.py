@@ -1,1 +1,1 @@
-"""The web application: pages and the HTTP API."""
+"""The web application: its pages and the HTTP API."""

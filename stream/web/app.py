@@ -1,4 +1,4 @@
-"""The web application: its pages, the HTTP API behind them, and that API's description."""
+"""The FastAPI application: its pages, its HTTP API, and the description of the API."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from polypstream.web.guard import Guard
 from polypstream.web.page import Page
 
 HERE = Path(str(files("polypstream.web")))
-# Bodies of calls that do not bring a file.
+# Largest body of a request that does not upload a file.
 MAX_BYTES = 64 * 1024
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Return whether an address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -43,13 +43,13 @@ def is_loopback(host: str) -> bool:
 
 
 def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
-    """The application, with its guard around all that FastAPI answers, errors and refusals too.
+    """Build the application. The guard wraps all of it, so it also applies to error responses.
 
     Args:
-        pages: what it offers; the first one is at `/` too.
-        host: on which it listens. On loopback only requests for this machine's own names are answered, so that no page
-            elsewhere can reach it by a name of its own.
-        token: what every request must know, see Guard.
+        pages: the pages. The first one is also served at `/`.
+        host: address to listen on. On loopback, requests must name this machine in their Host header: otherwise a web
+            site could reach the application through a host name of its own (DNS rebinding).
+        token: which every request must have, see Guard. None: no token is needed.
     """
     app = FastAPI(
         title="polypstream",
@@ -59,7 +59,7 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
         redoc_url=None,
         max_body_size=MAX_BYTES,
         separate_input_output_schemas=False,
-        # For the description alone: the guard asks for it.
+        # For the description of the API only; the guard checks the token.
         dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else None,
     )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
@@ -89,9 +89,9 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
     def api(request: Request) -> Response:
         return render(request, "api.html", description=app.openapi())
 
-    @app.get("/healthz", response_class=PlainTextResponse, responses={503: {"description": "What is wrong"}})
+    @app.get("/healthz", response_class=PlainTextResponse, responses={503: {"description": "One problem per line"}})
     def healthz() -> Response:
-        """Whether all works: sources give pictures, inference runs, no sink complains."""
+        """Report whether everything works: sources deliver frames, inference runs, and no sink has a problem."""
         problems = [problem for page in pages for problem in page.problems()]
         return PlainTextResponse("\n".join(problems) or "ok", 503 if problems else 200)
 
@@ -99,15 +99,15 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
 
 
 async def _explain(_: Request, error: Exception) -> Response:
-    """Errors that are meant for people's eyes, to the one whose file it was; the server's own paths to its log."""
+    """Return a message for the client. Messages with paths of the server go to the log instead."""
     if isinstance(error, SourceError):
         return JSONResponse({"detail": str(error)}, 413 if isinstance(error, TooLarge) else 415)
     logging.getLogger("uvicorn.error").error("%s", error)
-    return JSONResponse({"detail": "the server cannot keep it: its disk is full, or may not be written"}, 507)
+    return JSONResponse({"detail": "the server cannot store the file: its disk is full or not writable"}, 507)
 
 
 async def _name_methods(request: Request, error: Exception) -> Response:
-    """All methods that a path has, of which Starlette names one route's; what has no route here is a file."""
+    """List all methods of a path. Starlette lists those of one route only. A path without a route is a static file."""
     assert isinstance(error, HTTPException)
     path = getattr(request.scope.get("route"), "path_format", "")
     same = [route for route in iter_route_contexts(request.app.routes) if route.path_format == path]
@@ -116,7 +116,7 @@ async def _name_methods(request: Request, error: Exception) -> Response:
 
 
 async def _explain_request(_: Request, error: Exception) -> Response:
-    """Which part of a request is wrong, without sending it back."""
+    """Say which part of a request is invalid, without repeating its content."""
     assert isinstance(error, RequestValidationError)
     problems = [{"loc": problem["loc"], "msg": problem["msg"], "type": problem["type"]} for problem in error.errors()]
     return JSONResponse({"detail": problems}, 422)

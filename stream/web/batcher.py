@@ -1,4 +1,4 @@
-"""Single pictures from many callers, given to the network together."""
+"""Collects single images of many callers into batches for the model."""
 
 from __future__ import annotations
 
@@ -9,37 +9,43 @@ import numpy as np
 from polypstream.core.pipeline import Channel
 from polypstream.inference.segmenter import Segmenter
 
-# So many callers' pictures wait; more callers wait themselves.
+# Number of images in the queue. When it is full, further callers wait until there is space.
 QUEUE = 64
 
 
 class Batcher:
-    """Segments the pictures of callers in threads of their own, as many at once as are waiting and the batch takes.
+    """Segments images of callers. A batch holds all images that wait, up to the batch size of the model.
 
     Args:
-        segmenter: that does it.
+        segmenter: the model.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
         self._waiting = Channel[tuple[np.ndarray, Future[np.ndarray]]](QUEUE)
 
-    def segment(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 RGB [size, size, 3] -> uint8 probability [size, size], once it is its turn.
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        """Wait for the probability map of an image.
+
+        Args:
+            image: uint8 RGB [size, size, 3].
+
+        Returns:
+            uint8 [size, size], 255 meaning 1.
 
         Raises:
-            Closed: the server ends.
+            Closed: the server is stopping.
         """
         answer: Future[np.ndarray] = Future()
-        self._waiting.put((picture, answer))
+        self._waiting.put((image, answer))
         return answer.result()
 
     def run(self) -> None:
-        """Work until `close`."""
+        """Process batches until `close`. Several threads may call this at the same time."""
         while jobs := self._waiting.take(self._segmenter.batch_size):
             try:
-                maps = self._segmenter.segment([picture for picture, _ in jobs])
-            except Exception as error:  # those who wait must be told; the next ones may have more luck
+                maps = self._segmenter.segment([image for image, _ in jobs])
+            except Exception as error:  # callers must get the error; the next batch may succeed
                 for _, answer in jobs:
                     answer.set_exception(error)
             else:
@@ -47,6 +53,6 @@ class Batcher:
                     answer.set_result(found)
 
     def close(self) -> None:
-        """Take no more, and end when the waiting ones are done."""
+        """Take no further images, and let `run` end when those in the queue are done."""
         self._waiting.abandon()
         self._waiting.end()

@@ -1,4 +1,4 @@
-"""What was found in a recording, as its page shows it: of a finished run's files, once, since they may be long."""
+"""The findings of a finished recording, for its page. They are read once, since the files of a run may be long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polypstream.sinks.findings import read_findings
 
 
 class FoundTrack(BaseModel):
-    """One polyp over time; findings.json has its outlines."""
+    """One track. findings.json has its outlines."""
 
     track: int
     first_s: float
@@ -26,24 +26,29 @@ class FoundTrack(BaseModel):
 
 
 class Found(BaseModel):
-    """What a page shows of a finished run, without reading its files again: they may be long."""
+    """The part of a finished run's results that its page shows."""
 
     tracks: list[FoundTrack]
     peak: float
     """Probability that a finding must reach."""
     start: float
     end: float
-    """Of the recording, in seconds."""
+    """Start and end of the recording, in seconds."""
     highest: list[float]
     """The highest probability in each column of the timeline."""
 
     def timeline(self) -> Timeline:
-        """To draw it."""
+        """Return the timeline, to be drawn."""
         return Timeline(self.start, self.end, np.array(self.highest))
 
 
 def found_in(results: Path, peak: float) -> Found:
-    """From the files of a finished run."""
+    """Read the files of a finished run.
+
+    Args:
+        results: folder of the run.
+        peak: probability that a finding must reach, 0..1.
+    """
     timeline, _ = read_table(results / "frames.csv")
     tracks = read_findings(results)["tracks"]
     highest = timeline.highest.round(3).tolist()

@@ -1,4 +1,4 @@
-"""What stands before every page and every call: who may, from where, how slowly; and our headers on every answer."""
+"""Checks of every request (token, origin, timeouts), and the security headers of every response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 COOKIE = "polypstream-token"
-# Nothing from elsewhere, no inline script, no page of another's around ours.
+# No content of other sites, no inline scripts, and no embedding in pages of other sites.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
@@ -28,28 +28,28 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 SAFE = ("GET", "HEAD", "OPTIONS")
-# Seconds in which the head of a request must be here, and for which its body may pause.
-HEAD_S, PAUSE_S = 20.0, 30.0
+# Seconds for the head of a request, and for each pause of its body.
+HEAD_TIMEOUT_S, BODY_TIMEOUT_S = 20.0, 30.0
 
 
 class Guard:
-    """Lets in who knows the token and does not come from another site; the body must keep coming.
+    """ASGI middleware that refuses requests without the token, from other sites, or with a body that stalls.
 
-    Another site's page can make a browser send a request here, though not read the answer. Browsers say where such a
-    request comes from (Fetch Metadata, or the Origin header of older ones), and a script, which says nothing, cannot
-    be made to send one.
+    A page of another site can make a browser send a request to this server, although it cannot read the response.
+    Browsers name the origin of such a request, in Fetch Metadata or in the Origin header (older browsers). Scripts
+    outside a browser name no origin. They are accepted, since another site cannot make them send a request.
 
     Args:
-        app: what is guarded.
-        token: what every request must know, as `Authorization: Bearer` or, from `/?token=` on, as a cookie; None:
-            nothing.
+        app: the application.
+        token: which every request must have: in the header `Authorization: Bearer`, or in the query `?token=`, which
+            sets a cookie for the next requests. None: no token is needed.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,33 +64,33 @@ class Guard:
             await send(message)
 
         async def in_json(message: Message) -> None:
-            """Starlette, where a body says that it is too large, says so in plain text."""
+            """Replace Starlette's plain-text response to a body that is too large by JSON."""
             nonlocal refused
             if message["type"] == "http.response.start" and _is_plain_413(message):
                 refused = True
-                await JSONResponse({"detail": "more bytes than may be"}, 413)(scope, receive, with_headers)
+                await JSONResponse({"detail": "the body is too large"}, 413)(scope, receive, with_headers)
             elif not refused:
                 await with_headers(message)
 
-        answer = self._answer(Request(scope))
-        await (answer or self._app)(scope, _without_pauses(receive), in_json)
+        refusal = self._refusal_or_redirect(Request(scope))
+        await (refusal or self._app)(scope, _with_timeout(receive), in_json)
 
-    def _answer(self, request: Request) -> Response | None:
-        """What is to be said instead of what was asked for; None: nothing."""
-        if self._token is not None and not _knows(request, self._token):
-            return PlainTextResponse("This page asks for a token: open /?token=…", 401, {"WWW-Authenticate": "Bearer"})
-        if request.method not in SAFE and not _is_from_here(request):
-            return PlainTextResponse("Another site's page may change nothing here.", 403)
+    def _refusal_or_redirect(self, request: Request) -> Response | None:
+        """Return the response that replaces that of the application; None: the request is accepted."""
+        if self._token is not None and not _has_token(request, self._token):
+            return PlainTextResponse("This page needs a token: open /?token=…", 401, {"WWW-Authenticate": "Bearer"})
+        if request.method not in SAFE and not _is_same_origin(request):
+            return PlainTextResponse("Pages of other sites cannot change anything here.", 403)
         if self._token is None or "token" not in request.query_params:
             return None
-        # Out of the address bar and its history, into a cookie that no script and no other site can use.
-        # Two slashes at its beginning would name another site.
+        # Move the token from the address bar and the history to a cookie that no script and no other site can use.
+        # A path that starts with two slashes would redirect to another site.
         response = RedirectResponse("/" + request.url.path.lstrip("/\\"), 303)
         response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
         return response
 
 
-def _knows(request: Request, token: str) -> bool:
+def _has_token(request: Request, token: str) -> bool:
     given = (
         request.query_params.get("token"),
         request.cookies.get(COOKIE),
@@ -99,7 +99,7 @@ def _knows(request: Request, token: str) -> bool:
     return any(hmac.compare_digest(each.encode(), token.encode()) for each in given if each)
 
 
-def _is_from_here(request: Request) -> bool:
+def _is_same_origin(request: Request) -> bool:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return site in ("same-origin", "none")
@@ -110,57 +110,58 @@ def _is_plain_413(start: Message) -> bool:
     return start["status"] == 413 and Headers(raw=start["headers"]).get("Content-Type", "").startswith("text/plain")
 
 
-def _without_pauses(receive: Receive) -> Receive:
-    """A body that pauses for too long is not waited for: whoever sends a byte a minute holds a place for hours."""
-    whole = False
+def _with_timeout(receive: Receive) -> Receive:
+    """Limit the pauses of a body. A client that sends one byte per minute would keep its connection for hours."""
+    complete = False
 
-    async def prompt() -> Message:
-        nonlocal whole
-        if whole:
-            return await receive()  # waits for the client to leave, however long that takes
+    async def receive_in_time() -> Message:
+        nonlocal complete
+        if complete:
+            return await receive()  # waits without a limit until the client disconnects
         try:
-            async with asyncio.timeout(PAUSE_S):
+            async with asyncio.timeout(BODY_TIMEOUT_S):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"nothing came for {PAUSE_S:g} seconds", {"Connection": "close"}) from None
-        whole = not message.get("more_body", False)
+            problem = f"no data was received for {BODY_TIMEOUT_S:g} seconds"
+            raise HTTPException(408, problem, {"Connection": "close"}) from None
+        complete = not message.get("more_body", False)
         return message
 
-    return prompt
+    return receive_in_time
 
 
-class PromptProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, for clients that finish the head of a request in time; others are hung up on.
+class HeadTimeoutProtocol(H11Protocol):
+    """HTTP/1.1 protocol of uvicorn with a timeout for the head of a request, after which the connection is closed.
 
-    uvicorn itself waits for ever, and so for whoever opens thousands of connections and sends a byte now and then.
+    uvicorn has no such timeout. A client could open thousands of connections and send a byte now and then.
     """
 
-    _hurry: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """The head of the first request must come."""
+        """Start the timer for the head of the first request."""
         super().connection_made(transport)
-        self._expect_head()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """A head that has begun must come, and so must the rest of a body that was answered before its end."""
+        """Run the timer while a head is incomplete, and while the rest of a body arrives after its response."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:
-            self._expect_head()
+            self._start_timer()
         else:
-            self._forget()
+            self._stop_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is expected any more."""
-        self._forget()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _expect_head(self) -> None:
-        if self._hurry is None:
-            hang_up: Callable[[], None] = self.transport.close
-            self._hurry = self.loop.call_later(HEAD_S, hang_up)
+    def _start_timer(self) -> None:
+        if self._head_timer is None:
+            close: Callable[[], None] = self.transport.close
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, close)
 
-    def _forget(self) -> None:
-        if self._hurry is not None:
-            self._hurry.cancel()
-            self._hurry = None
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,10 +1,10 @@
-"""Uploaded recordings: their files, and what has become of each, in a folder that outlives the server.
+"""Uploaded recordings, their files and their states, in a folder that remains when the server stops.
 
-FOLDER/library.sqlite          a row for each recording
-FOLDER/incoming/               uploads in one request, until they are whole
-FOLDER/recordings/ID/upload    as it came; its own name is in the row and never a part of a path
-FOLDER/recordings/ID/N/upload/ results of `process`, the Nth time that it was begun: the process of a server that was
-                               killed may still be writing to an older one
+FOLDER/library.sqlite          one row per recording
+FOLDER/incoming/               incomplete uploads in a single request
+FOLDER/recordings/ID/upload    the uploaded file. Its original name is in the row only, never in a path
+FOLDER/recordings/ID/N/upload/ results of the Nth attempt to process it. The process of a killed server may still write
+                               to the folder of an older attempt
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from polypstream.errors import OutputError
 
 State = Literal["uploading", "waiting", "processing", "finished", "failed", "cancelled"]
 ID_PATTERN = "^[0-9a-f]{16}$"
-# A recording that the server did not survive so often is not begun again.
+# A recording is not processed again after the server has ended unexpectedly this many times while processing it.
 MAX_CRASHES = 3
 LONGEST_NAME = 200
 DAY_S = 86400.0
-# Of the table, to be counted up when it changes.
+# Version of the table. Increase it with each change of the table.
 VERSION = 1
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS recordings (
@@ -55,14 +55,14 @@ class Entry:
 
     Attributes:
         id: 16 hexadecimal digits.
-        name: of the file as its owner calls it, for people's eyes.
-        size: of the file in bytes, as announced.
-        state: what has become of it.
-        created: seconds since 1970.
-        attempts: how often it was begun.
-        crashes: how often the server did not survive it, this time included while it is being processed.
-        message: what went wrong, or notes of a finished run.
-        tracks: how many were found, once it is finished.
+        name: original name of the file, for display only.
+        size: announced size of the file in bytes.
+        state: of its upload or processing.
+        created: time of creation, in seconds since 1970.
+        attempts: how often its processing was started.
+        crashes: how often the server ended unexpectedly while it was processed. A current attempt counts, too.
+        message: an error, or notes of a finished run.
+        tracks: number of tracks, if it is finished.
     """
 
     id: str
@@ -77,13 +77,13 @@ class Entry:
 
 
 class Library:
-    """The recordings in a folder. It can be asked from any thread; one server at a time may have it open.
+    """The recordings in a folder. All methods are thread-safe. Only one server at a time can open a folder.
 
     Args:
-        folder: made if absent.
+        folder: is created if it does not exist.
 
     Raises:
-        OutputError: it cannot be used, or another server has it open.
+        OutputError: the folder cannot be used, or another server has opened it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,52 +96,60 @@ class Library:
             self._database = sqlite3.connect(
                 folder / "library.sqlite", timeout=0.5, isolation_level=None, check_same_thread=False
             )
-            # Held until it is closed or the process dies: two servers would process each recording twice.
+            # The lock lasts until the database is closed. Two servers would process each recording twice.
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute("BEGIN EXCLUSIVE")
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
                 self._database.close()
-                raise OutputError(f"{folder}: is of another version of polypstream; give another --folder")
+                raise OutputError(f"{folder}: belongs to another version of polypstream; use another --folder")
             self._database.execute(SCHEMA)
             self._database.execute(f"PRAGMA user_version = {VERSION}")
             self._database.execute("COMMIT")
-            for left in self.incoming.iterdir():  # by a server that was killed
+            for left in self.incoming.iterdir():  # files of a server that was killed
                 shutil.rmtree(left, ignore_errors=True)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                raise OutputError(f"{folder}: another `polypstream serve` uses this folder; give --folder") from error
+                raise OutputError(f"{folder}: another `polypstream serve` uses this folder; set --folder") from error
             raise OutputError(f"{folder}: cannot be used ({error})") from error
         except sqlite3.DatabaseError as error:
             raise OutputError(f"{folder / 'library.sqlite'}: is damaged ({error}); move the folder away") from error
 
     def close(self) -> None:
-        """Let another server have it."""
+        """Close the folder, so that another server can open it."""
         with self._lock:
             self._database.close()
 
     @property
     def incoming(self) -> Path:
-        """For files that are not whole yet."""
+        """The folder of incomplete files."""
         return self.folder / "incoming"
 
     def upload_path(self, id_: str) -> Path:
-        """Where a recording's file is."""
+        """Return the path of a recording's file."""
         return self._folder_of(id_) / "upload"
 
     def results_path(self, entry: Entry) -> Path:
-        """Where its results are, or are going to be."""
+        """Return the path of a recording's results, which may not exist yet."""
         return self._folder_of(entry.id) / str(entry.attempts) / "upload"
 
     def _folder_of(self, id_: str) -> Path:
         return self.folder / "recordings" / id_
 
     def free_bytes(self) -> int:
-        """How much room there is for uploads."""
+        """Return the free space of the disk."""
         return shutil.disk_usage(self.folder).free
 
     def add(self, name: str, size: int) -> Entry:
-        """Expect a recording of so many bytes; its empty file is there."""
+        """Add a recording that will be uploaded, and create its empty file.
+
+        Args:
+            name: original name of the file.
+            size: in bytes.
+
+        Raises:
+            OutputError: the file cannot be created.
+        """
         id_ = secrets.token_hex(8)
         with writing(self.upload_path(id_)):
             self._folder_of(id_).mkdir()
@@ -155,7 +163,7 @@ class Library:
             return self._known(id_)
 
     def get(self, id_: str) -> Entry | None:
-        """A recording, if there is one of that id."""
+        """Return a recording; None if there is none with this id."""
         found = self._select("WHERE id = ?", id_)
         return found[0] if found else None
 
@@ -165,15 +173,15 @@ class Library:
         return entry
 
     def all(self) -> list[Entry]:
-        """Every recording, the newest first."""
+        """Return all recordings, the newest first."""
         return self._select("ORDER BY number DESC")
 
     def some(self, first: int, count: int) -> list[Entry]:
-        """So many of them, from the first on, counted from 0."""
+        """Return `count` recordings from index `first` on, the newest first."""
         return self._select("ORDER BY number DESC LIMIT ? OFFSET ?", count, first)
 
     def received(self, entry: Entry) -> int:
-        """Bytes of an upload that are here."""
+        """Return the number of bytes of an upload that have been received."""
         if entry.state != "uploading":
             return entry.size
         try:
@@ -182,13 +190,24 @@ class Library:
             return 0
 
     def move(self, id_: str, before: State, after: State, message: str = "") -> bool:
-        """Change a recording's state if it still is the one before; whether it was."""
+        """Change a recording's state if it still is `before`.
+
+        Returns:
+            Whether the state was changed.
+        """
         with self._lock:
             values = (after, message, id_, before)
             return self._write("UPDATE recordings SET state = ?, message = ? WHERE id = ? AND state = ?", *values) > 0
 
     def finish(self, id_: str, message: str, tracks: int, found: str) -> None:
-        """A recording that was being processed is finished."""
+        """Store the result of a recording that was being processed.
+
+        Args:
+            id_: of the recording.
+            message: notes of the run.
+            tracks: number of tracks.
+            found: JSON of the findings, for its page.
+        """
         with self._lock:
             self._write(
                 "UPDATE recordings SET state = 'finished', message = ?, tracks = ?, found = ? "
@@ -197,19 +216,27 @@ class Library:
             )
 
     def begin_again(self, id_: str) -> bool:
-        """Let a recording wait that failed or was cancelled; whether it did."""
+        """Put a recording that failed or was cancelled back into the queue.
+
+        Returns:
+            Whether it was one.
+        """
         with self._lock:
             again = "UPDATE recordings SET state = 'waiting', crashes = 0, message = '' WHERE id = ? "
             return self._write(again + "AND state IN ('failed', 'cancelled')", id_) > 0
 
     def begin_next(self) -> Entry | None:
-        """Take the recording that has waited longest; it is being processed from now on, and no other is."""
+        """Take the first recording of the queue, and mark it as the only one that is being processed.
+
+        Returns:
+            The recording; None if the queue is empty.
+        """
         with self._lock:
-            # Left by a server that was killed, or by an error.
+            # A killed server or an error may have left a recording in this state.
             self._write("UPDATE recordings SET state = 'waiting' WHERE state = 'processing'")
             for entry in self._select("WHERE state = 'waiting' ORDER BY number LIMIT 1"):
                 if entry.crashes >= MAX_CRASHES:
-                    said = f"it was begun {entry.crashes} times, and each time the server ended before it was done"
+                    said = f"it was started {entry.crashes} times, and the server ended each time before it was done"
                     self.move(entry.id, "waiting", "failed", said)
                     return self.begin_next()
                 self._write(
@@ -226,27 +253,31 @@ class Library:
         return begun
 
     def put_back(self, entry: Entry) -> None:
-        """The server ends by itself: the recording at work waits again, and has not been the end of anything."""
+        """Put the recording that is being processed back into the queue. This does not count as a crash."""
         with self._lock:
             if self.move(entry.id, "processing", "waiting"):
                 self._write("UPDATE recordings SET crashes = crashes - 1 WHERE id = ?", entry.id)
 
-    def line(self) -> dict[str, int]:
-        """For each recording that waits, by its id, how many are before it."""
+    def queue_positions(self) -> dict[str, int]:
+        """Return the number of recordings before each recording in the queue, by id."""
         return {entry.id: place for place, entry in enumerate(self._select("WHERE state = 'waiting' ORDER BY number"))}
 
     def remove_results(self, entry: Entry) -> None:
-        """Delete what a run left that came to nothing."""
+        """Delete the results of a failed run."""
         shutil.rmtree(self.results_path(entry).parent, ignore_errors=True)
 
     def remove(self, id_: str) -> None:
-        """Delete a recording with all that is its own."""
+        """Delete a recording with all its files."""
         with self._lock:
             self._write("DELETE FROM recordings WHERE id = ?", id_)
         shutil.rmtree(self._folder_of(id_), ignore_errors=True)
 
     def remove_old(self, keep_days: float) -> None:
-        """Delete what is older, unfinished uploads after a day, and files that no row knows."""
+        """Delete old recordings, incomplete uploads after a day, and files without a row in the table.
+
+        Args:
+            keep_days: age in days from which a recording is deleted, unless it waits or is being processed.
+        """
         now = time.time()
         for entry in self.all():
             untouched = now - self._touched(entry)
@@ -260,7 +291,7 @@ class Library:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _touched(self, entry: Entry) -> float:
-        """When anything of it was last written."""
+        """Return the time of the last change, in seconds since 1970."""
         times = [entry.created]
         for path in (self.upload_path(entry.id), self._folder_of(entry.id)):
             with suppress(FileNotFoundError):
@@ -268,7 +299,7 @@ class Library:
         return max(times)
 
     def found(self, id_: str) -> str:
-        """JSON of a finished run, for its page; or nothing."""
+        """Return the JSON of a finished recording's findings; empty if there is none."""
         with self._lock:
             row = self._database.execute("SELECT found FROM recordings WHERE id = ?", (id_,)).fetchone()
         return str(row[0]) if row else ""
@@ -279,10 +310,13 @@ class Library:
             return [Entry(*row) for row in rows]
 
     def _write(self, statement: str, *values: object) -> int:
-        """The number of rows that changed.
+        """Execute a statement that changes the table.
+
+        Returns:
+            The number of changed rows.
 
         Raises:
-            OutputError: the disk is full, or alike.
+            OutputError: the table cannot be written, for instance since the disk is full.
         """
         try:
             return self._database.execute(statement, values).rowcount
@@ -292,7 +326,7 @@ class Library:
 
 @contextmanager
 def open_library(folder: Path) -> Iterator[Library]:
-    """A library for the length of a block."""
+    """Open a library for the duration of a with block."""
     library = Library(folder)
     try:
         yield library

@@ -1,4 +1,4 @@
-"""The live page: sources as they come, and how they are doing."""
+"""The live page: the frames of live sources, and their status."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from polypstream.sinks.browser import Browser
 from polypstream.web.page import BINARY, Described, Render, refusal
 
 BOUNDARY = "frame"
-# Of Status.delay_ms, as Prometheus calls them.
+# Quantiles of Status.delay_ms, for Prometheus.
 QUANTILES = ("0.5", "0.95", "0.99", "1")
 LOG = logging.getLogger("uvicorn.error")
 
 
 class LivePage:
-    """Shows live sources.
+    """The page that shows live sources.
 
     Args:
-        live: what is shown; None: no source is configured, and the page says how that is done.
-        browser: the sink that keeps its pictures.
+        live: the sources. None: there is none, and the page explains how to configure one.
+        browser: the sink that has their encoded frames.
     """
 
     title, path = "Live", "/live"
@@ -38,16 +38,16 @@ class LivePage:
         self._live, self._browser, self._problem = live, browser, ""
 
     def run(self) -> None:
-        """Run what is live, where nobody else does. What goes wrong is a problem of this page alone."""
+        """Run the sources, if the caller does not run them. An error is reported as a problem of this page."""
         if self._live is None:
             return
         try:
             self._live.run(lambda: None)
         except Exception as error:
-            self._problem = f"live: it ended: {words_of(error)}"
+            self._problem = f"live: ended with an error: {words_of(error)}"
             LOG.exception("live sources")
         else:
-            LOG.warning("live: every source has ended")
+            LOG.warning("live: all sources have ended")
 
     def close(self) -> None:
         """Let `run` end."""
@@ -55,7 +55,7 @@ class LivePage:
             self._live.close()
 
     def problems(self) -> list[str]:
-        """What is wrong with sources, inference and sinks, one line each."""
+        """Return the problems of sources, inference and sinks, one line each."""
         if self._live is None:
             return []
         ended = [self._problem] if self._problem else []
@@ -65,7 +65,7 @@ class LivePage:
         return ended + sources + self._live.sink_problems()
 
     def page(self, request: Request, render: Render) -> Response:
-        """The page itself."""
+        """Render the page."""
         return render(request, "live.html", sources=self._names())
 
     def _names(self) -> list[str]:
@@ -81,13 +81,13 @@ class LivePage:
         return names[number]
 
     def router(self, render: Render) -> APIRouter:
-        """What the page asks for, and what scripts may."""
+        """Return the API of the page."""
         router = APIRouter(tags=["live"])
         browser = self._browser
 
         @router.get("/status.json")
         def status() -> list[dict[str, Any]]:
-            """How each source is doing, and its latest findings."""
+            """The status of each source, and its latest findings."""
             return [
                 asdict(each)
                 | {
@@ -105,32 +105,32 @@ class LivePage:
 
         @router.get("/metrics", response_class=PlainTextResponse)
         def metrics() -> str:
-            """The same for Prometheus."""
+            """The status of each source as metrics for Prometheus."""
             return exposition(self._statuses())
 
         @router.put("/overlay/{state}", status_code=204, response_class=Response)
         def overlay(state: Literal["on", "off"]) -> None:
-            """Switch the markers of every source on or off; the pictures flow on."""
+            """Switch the markers of all sources on or off. The video continues."""
             if self._live is not None:
                 self._live.overlay.shown = state == "on"
 
         @router.get("/live/{number}/stream", include_in_schema=False)
         async def pictures(number: int) -> Response:
-            """The live picture as JPEG after JPEG (multipart/x-mixed-replace), which ends with the source."""
+            """Stream the frames of a source as JPEG (multipart/x-mixed-replace), until the source ends."""
             parts = _parts(browser.pictures(self._known(number)))
             return StreamingResponse(parts, media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
 
         @router.get("/live/{number}/snapshot.jpg", response_class=Response, responses=JPEG)
         def snapshot(number: int) -> Response:
-            """The newest picture, all of its pixels."""
+            """The newest frame, at full size."""
             jpeg = browser.snapshot(self._known(number))
             if jpeg is None:
-                raise HTTPException(404, "there was no picture yet")
+                raise HTTPException(404, "there is no frame yet")
             return Response(jpeg, media_type="image/jpeg")
 
         @router.get("/live/{number}/findings/{finding}.jpg", response_class=Response, responses=JPEG)
         def finding_picture(number: int, finding: int) -> Response:
-            """What a finding looked like when it began."""
+            """The frame in which a finding was first shown."""
             for each in browser.findings(self._known(number)):
                 if each.number == finding:
                     return Response(each.jpeg, media_type="image/jpeg")
@@ -141,7 +141,7 @@ class LivePage:
 
 JPEG: Described = {
     200: {"content": {"image/jpeg": BINARY}},
-    404: refusal("There is none"),
+    404: refusal("There is no such image"),
 }
 
 
@@ -153,15 +153,15 @@ async def _parts(pictures: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 class _StatusCollector(Collector):
-    """Metrics of live sources as they are at one moment."""
+    """Collects the metrics of live sources from their current status."""
 
     def __init__(self, statuses: Sequence[Status]) -> None:
         self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
-        signal = GaugeMetricFamily("polypstream_signal", "Whether pictures are coming.", labels=["source"])
-        losses = CounterMetricFamily("polypstream_losses", "How often the source went away.", labels=["source"])
-        frames_in = CounterMetricFamily("polypstream_frames_in", "Frames that came in.", labels=["source"])
+        signal = GaugeMetricFamily("polypstream_signal", "1 while frames are received, otherwise 0.", labels=["source"])
+        losses = CounterMetricFamily("polypstream_losses", "How often the signal was lost.", labels=["source"])
+        frames_in = CounterMetricFamily("polypstream_frames_in", "Frames that were received.", labels=["source"])
         shown = CounterMetricFamily("polypstream_frames_shown", "Frames that were shown.", labels=["source"])
         dropped = CounterMetricFamily(
             "polypstream_frames_dropped", "Frames that were not shown.", labels=["source", "reason"]
@@ -171,7 +171,7 @@ class _StatusCollector(Collector):
         )
         delay = GaugeMetricFamily(
             "polypstream_delay_seconds",
-            "From a frame's arrival to its showing, latest frames.",
+            "Time from receiving a frame to showing it, of the latest frames.",
             labels=["source", "quantile"],
         )
         for each in self._statuses:
@@ -188,7 +188,7 @@ class _StatusCollector(Collector):
 
 
 def exposition(statuses: Sequence[Status]) -> str:
-    """Metrics in Prometheus's text format, version 0.0.4."""
+    """Format metrics in the text format of Prometheus, version 0.0.4."""
     registry = CollectorRegistry()
     registry.register(_StatusCollector(statuses))
     return generate_latest(registry).decode()

@@ -1,4 +1,4 @@
-"""What a page of the application is."""
+"""The interface of the application's pages."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-# Of responses, by their status, as FastAPI takes them for the API's description.
+# Descriptions of responses by status, for the description of the API.
 Described = dict[int | str, dict[str, Any]]
 JSON_TYPE = "application/json"
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-# What a multipart form has around its file, at most.
+# Bytes that a multipart form may have in addition to its file.
 MULTIPART_EXTRA = 64 * 1024
 
 
 class Problem(BaseModel):
-    """Why a request was refused."""
+    """The reason why a request was refused."""
 
     detail: str
 
 
 def refusal(why: str) -> dict[str, Any]:
-    """The description of a response that says why a request was refused."""
+    """Return the description of a response that refuses a request."""
     return {"model": Problem, "description": why}
 
 
-# Of calls that have a body.
+# Responses to requests that have a body.
 BODY: Described = {
-    400: refusal("The body is not what its type says"),
-    408: refusal("The body paused for too long"),
+    400: refusal("The body does not match its content type"),
+    408: refusal("The body stalled for too long"),
 }
 
 
 class Render(Protocol):
-    """Makes an HTML answer of a template."""
+    """Renders a template to an HTML response."""
 
     def __call__(self, request: Request, template: str, /, **values: Any) -> Response: ...
 
 
 class Page(Protocol):
-    """One page of the application and the HTTP API behind it.
+    """One page of the application and its HTTP API.
 
     Attributes:
-        title: in the navigation.
-        path: where it is.
+        title: text of its link in the navigation.
+        path: URL path.
     """
 
     title: str
@@ -55,5 +55,5 @@ class Page(Protocol):
     def router(self, render: Render, /) -> APIRouter: ...
 
     def problems(self) -> list[str]:
-        """What keeps it from working, for /healthz, one line each."""
+        """Return what keeps the page from working, one line each, for /healthz."""
         ...

@@ -1,4 +1,4 @@
-"""The picture page: what the network says of a picture that somebody brings."""
+"""The image page and `/api/segment`: find polyps in an uploaded image."""
 
 from __future__ import annotations
 
@@ -21,73 +21,74 @@ from polypstream.jobs.image import FORMATS, load_image, prepare_image
 from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import choose_rules
 from polypstream.web.batcher import Batcher
+from polypstream.web.finding_levels import enlarge_finding_levels, finding_levels
 from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 
 SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
-# Pictures that are decoded at the same time; a large one takes 120 MB.
-AT_ONCE = 8
-# A quality in an Accept header (RFC 9110, 12.4.2).
+# Images that are decoded at the same time. An image of 40 million pixels needs 120 MB.
+MAX_DECODED = 8
+# A quality value in an Accept header (RFC 9110, 12.4.2).
 QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 PNG_TYPE, NPZ_TYPE = "image/png", "application/x-npz"
-Layer = Literal["mask", "probability", "picture"]
+Layer = Literal["mask", "probability", "thresholds", "picture"]
 
 
 class FoundPolyp(BaseModel):
-    """One finding; places in pixels of the picture as it is looked at."""
+    """One finding. Coordinates are pixels of the upright image."""
 
     box: tuple[int, int, int, int]
     """Left, top, width, height."""
     polygon: list[int]
-    """x and y in turn."""
+    """x and y of each point, alternating."""
     probability: float
-    """The highest in it, 0 to 1."""
+    """The highest probability in the finding, 0 to 1."""
     area_fraction: float
-    """Of the picture."""
+    """Fraction of the image that the finding covers."""
 
 
 class PictureFindings(BaseModel):
-    """What was found in a picture."""
+    """The findings of one image."""
 
     width: int
     height: int
     field_of_view: tuple[int, int, int, int]
-    """What the network saw: left, top, width, height."""
+    """The part that the model saw: left, top, width, height."""
     threshold: float
     """Probability from which a pixel counts as polyp."""
     peak: float
-    """Probability that a finding must reach somewhere."""
+    """Probability that a finding must reach at one pixel or more."""
     findings: list[FoundPolyp]
     model: str
     notice: str = NOTICE
 
 
 class PicturePage:
-    """Segments pictures.
+    """The page that shows the findings of an uploaded image, with a threshold slider.
 
     Args:
-        segmenter: the network.
-        batcher: that gives it the pictures of all callers.
-        settings: of which `findings` and `serve` have a say here.
+        segmenter: the model.
+        batcher: collects the images of all callers for the model.
+        settings: `findings` and `serve` are used.
     """
 
-    title, path = "Picture", "/picture"
+    title, path = "Image", "/picture"
 
     def __init__(self, segmenter: Segmenter, batcher: Batcher, settings: Settings) -> None:
         self._card, self._size, self._batcher, self._settings = segmenter.card, segmenter.size, batcher, settings
         self._rules = choose_rules(settings.findings, self._card.threshold, self._card.peak)
-        self._places = CapacityLimiter(AT_ONCE)
+        self._limiter = CapacityLimiter(MAX_DECODED)
 
     def problems(self) -> list[str]:
-        """None: it works or there is no page."""
+        """Return an empty list: a problem of this page would keep the server from starting."""
         return []
 
     def page(self, request: Request, render: Render) -> Response:
-        """The page itself."""
+        """Render the page."""
         megabytes = self._settings.serve.picture_megabytes
         return render(request, "picture.html", rules=self._rules, samples=SAMPLES, card=self._card, megabytes=megabytes)
 
     def router(self, render: Render) -> APIRouter:
-        """What the page asks for, and what scripts may."""
+        """Return the API of the page."""
         router = APIRouter(tags=["pictures"])
         most = self._settings.serve.picture_megabytes * 1_000_000 + MULTIPART_EXTRA
 
@@ -101,46 +102,53 @@ class PicturePage:
         async def segment(
             request: Request,
             file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP or BMP")],
-            layer: Annotated[Layer, Query(description="What a PNG shows")] = "mask",
+            layer: Annotated[Layer, Query(description="Content of a PNG")] = "mask",
         ) -> Response:
-            """Find polyps in a picture.
+            """Find polyps in an image.
 
-            The Accept header chooses the answer: `application/json` (also without a preference), `image/png` (a mask
-            of its size, 0 and 255; `layer=probability` instead: 255 meaning 1; `layer=picture`: the picture as
-            it was read), or `application/x-npz` (NumPy: `probability` and `mask`, uint8 [height, width]).
+            The Accept header chooses the format of the response: `application/json` (the default), `image/png`, or
+            `application/x-npz` (NumPy: `probability` and `mask`, uint8 [height, width]).
+
+            A PNG has the size of the image. Its content is chosen by `layer`. `mask`: the findings, 0 and 255.
+            `probability`: 255 meaning 1. `thresholds`: red is the probability; green is the highest threshold at which
+            the pixel belongs to a finding, 255 meaning 1. The header `Finding-Counts` has the number of findings for
+            each threshold from 0 to 255. `picture`: the image as it was read.
             """
             wanted = choose_type(request.headers.get("Accept", "*/*"))
-            # In threads of its own, so that forty who send pictures do not keep everybody else waiting.
-            return await to_thread.run_sync(self._answer_to, file.file, wanted, layer, limiter=self._places)
+            # A separate limit on threads, so that many uploads of images do not block other requests.
+            return await to_thread.run_sync(self._respond, file.file, wanted, layer, limiter=self._limiter)
 
         return router
 
-    def _answer_to(self, file: IO[bytes], wanted: str, layer: Layer) -> Response:
-        picture = load_image(file)
+    def _respond(self, file: IO[bytes], wanted: str, layer: Layer) -> Response:
+        image = load_image(file)
         if wanted == PNG_TYPE and layer == "picture":
-            return Response(_png(picture), media_type=PNG_TYPE)
-        return _answer(self._segment(picture), wanted, layer, self._card)
+            return Response(_png(image), media_type=PNG_TYPE)
+        result = self._segment(image)
+        if wanted == JSON_TYPE:
+            return Response(_as_findings(result, self._card).model_dump_json(), media_type=JSON_TYPE)
+        return _png_response(result, layer) if wanted == PNG_TYPE else _npz_response(result)
 
-    def _segment(self, picture: np.ndarray) -> ImageResult:
-        view, model_input = prepare_image(picture, self._size)
-        return ImageResult(picture, view, self._batcher.segment(model_input), self._rules)
+    def _segment(self, image: np.ndarray) -> ImageResult:
+        view, model_input = prepare_image(image, self._size)
+        return ImageResult(image, view, self._batcher.segment(model_input), self._rules)
 
 
 RESPONSES: Described = BODY | {
     200: {"content": {PNG_TYPE: BINARY, NPZ_TYPE: BINARY}},
-    406: refusal("None of the types that the Accept header names can be had"),
-    413: refusal("The file, or its picture, is too large"),
-    415: refusal("It is not a picture that can be read"),
+    406: refusal("The Accept header names no type that is available"),
+    413: refusal("The file or its image is too large"),
+    415: refusal("The file is not a readable image"),
 }
-# What FastAPI cannot know.
+# FastAPI cannot derive this part of the description.
 ENCODING = {"file": {"contentType": ", ".join(f"image/{kind.lower()}" for kind in FORMATS)}}
 
 
 def choose_type(accept: str) -> str:
-    """The content type that an Accept header (RFC 9110, 12.5.1) likes best of those that there are.
+    """Choose the available content type that an Accept header (RFC 9110, 12.5.1) prefers.
 
     Raises:
-        HTTPException: it likes none.
+        HTTPException: the header accepts none of them.
     """
     best, best_quality = "", 0.0
     for offered in (JSON_TYPE, PNG_TYPE, NPZ_TYPE):
@@ -148,12 +156,12 @@ def choose_type(accept: str) -> str:
         if quality > best_quality:
             best, best_quality = offered, quality
     if not best:
-        raise HTTPException(406, f"there is {JSON_TYPE}, {PNG_TYPE} and {NPZ_TYPE}")
+        raise HTTPException(406, f"the available types are {JSON_TYPE}, {PNG_TYPE} and {NPZ_TYPE}")
     return best
 
 
 def _quality(accept: str, offered: str) -> float:
-    """How much a type is liked: what the header says of it itself goes before what it says of its kind, or of all."""
+    """Return the quality value of a type. A more specific range of the header takes precedence."""
     ranges = _ranges(accept)
     for kind in (offered, offered.split("/")[0] + "/*", "*/*"):
         if kind in ranges:
@@ -170,20 +178,28 @@ def _ranges(accept: str) -> dict[str, float]:
     return ranges
 
 
-def _answer(result: ImageResult, wanted: str, layer: Layer, card: ModelCard) -> Response:
-    if wanted == JSON_TYPE:
-        return Response(_as_findings(result, card).model_dump_json(), media_type=JSON_TYPE)
-    if wanted == PNG_TYPE:
-        view = result.view
-        headers = {"Field-Of-View": f"{view.x},{view.y},{view.width},{view.height}"}
-        return Response(_png(_mask(result) if layer == "mask" else result.probability_levels()), 200, headers, PNG_TYPE)
+def _png_response(result: ImageResult, layer: Layer) -> Response:
+    view = result.view
+    headers = {"Field-Of-View": f"{view.x},{view.y},{view.width},{view.height}"}
+    if layer == "mask":
+        return Response(_png(_mask(result)), 200, headers, PNG_TYPE)
+    probability = result.probability_levels()
+    if layer == "probability":
+        return Response(_png(probability), 200, headers, PNG_TYPE)
+    levels, counts = finding_levels(result.levels, result.rules)
+    headers["Finding-Counts"] = ",".join(map(str, counts))
+    highest = enlarge_finding_levels(levels, view, probability)
+    return Response(_png(np.dstack([probability, highest, np.zeros_like(highest)])), 200, headers, PNG_TYPE)
+
+
+def _npz_response(result: ImageResult) -> Response:
     packed = io.BytesIO()
     np.savez_compressed(packed, mask=_mask(result), probability=result.probability_levels())
     return Response(packed.getvalue(), media_type=NPZ_TYPE)
 
 
 def _mask(result: ImageResult) -> np.ndarray:
-    """uint8 [H, W], 0 and 255."""
+    """Return the mask as uint8 [H, W], 0 and 255."""
     return result.mask.view(np.uint8) * np.uint8(255)
 
 
@@ -209,8 +225,8 @@ def _as_findings(result: ImageResult, card: ModelCard) -> PictureFindings:
     )
 
 
-def _png(picture: np.ndarray) -> bytes:
-    """Packed quickly: masks are small however they are packed."""
+def _png(image: np.ndarray) -> bytes:
+    """Encode an image with the fastest compression. A higher level would make masks only a little smaller."""
     packed = io.BytesIO()
-    Image.fromarray(picture).save(packed, "PNG", compress_level=1)
+    Image.fromarray(image).save(packed, "PNG", compress_level=1)
     return packed.getvalue()

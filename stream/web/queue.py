@@ -1,4 +1,4 @@
-"""Works through the library's waiting recordings, one after another, each in a process of its own."""
+"""The queue of uploaded recordings, which are processed one after another, each in a separate process."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from polypstream.stages.findings import choose_rules
 from polypstream.web.found import Found, found_in
 from polypstream.web.library import Entry, Library
 
-TIDY_S = 3600.0
-# Leaves the processor to live pictures and to whoever waits for an answer.
+CLEANUP_INTERVAL_S = 3600.0
+# Live sources and requests have priority for the CPU.
 NICENESS = 5
-# After something unexpected, such as a full disk, it tries again.
-AGAIN_S = 5.0
+# Wait before a retry after an unexpected error, such as a full disk.
+RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the recording at work is.
+    """The progress of the recording that is being processed.
 
     Attributes:
         id: of the recording.
-        done: frames done.
-        of: frames that it says it has; None: unknown.
-        seconds_left: at this rate; None: unknown.
+        done: number of processed frames.
+        of: number of frames according to the file; None: unknown.
+        seconds_left: estimated remaining time at the current rate; None: unknown.
     """
 
     id: str
@@ -45,15 +45,15 @@ class Progress:
 
 
 class RecordingQueue:
-    """Processes what waits.
+    """Processes waiting recordings.
 
     Args:
-        library: of the recordings.
-        settings: of their runs.
+        library: the recordings.
+        settings: for their runs.
 
     Attributes:
-        progress: of the recording at work.
-        problem: what keeps it from working, for people; or nothing.
+        progress: of the recording that is being processed; None: there is none.
+        problem: what keeps the queue from working, as text for the user; empty: nothing.
     """
 
     def __init__(self, library: Library, settings: Settings) -> None:
@@ -65,35 +65,35 @@ class RecordingQueue:
         self.progress: Progress | None = None
         self.problem = ""
 
-    def look(self) -> None:
-        """Something waits, perhaps."""
+    def wake(self) -> None:
+        """Let `run` check for waiting recordings now."""
         self._work.set()
 
     def run(self) -> None:
-        """Work until `close`. What goes wrong with one recording, or with the disk, must not end it for the others."""
+        """Process recordings until `close`. An error of one recording or of the disk does not end it."""
         while True:
             self._work.clear()
             if self._stopping:
                 return
             try:
-                self._take_turn()
+                self._process_next()
                 self.problem = ""
             except Exception as error:
                 self.problem = f"recordings: {words_of(error)}"
                 logging.getLogger("uvicorn.error").exception("the queue of recordings")
-                self._work.wait(AGAIN_S)
+                self._work.wait(RETRY_S)
 
-    def _take_turn(self) -> None:
-        """Process the recording that is next; without one, tidy up and wait for one."""
+    def _process_next(self) -> None:
+        """Process the next recording. If there is none, delete old ones and wait."""
         entry = self._library.begin_next()
         if entry is not None:
             self._process(entry)
             return
         self._library.remove_old(self._settings.serve.keep_days)
-        self._work.wait(TIDY_S)
+        self._work.wait(CLEANUP_INTERVAL_S)
 
     def close(self) -> None:
-        """End; what is being processed is begun again by the next server."""
+        """Let `run` end. The current recording is put back into the queue, for the next server."""
         with self._lock:
             self._stopping = True
             if self._worker is not None:
@@ -101,12 +101,16 @@ class RecordingQueue:
         self._work.set()
 
     def cancel(self, id_: str) -> bool:
-        """Let go of a recording that waits or is being processed; whether it did."""
+        """Cancel a recording that waits or is being processed.
+
+        Returns:
+            Whether it was one.
+        """
         if self._library.move(id_, "waiting", "cancelled"):
             return True
         with self._lock:
             cancelled = self._library.move(id_, "processing", "cancelled")
-            if cancelled and self._worker is not None:  # only one is being processed at a time
+            if cancelled and self._worker is not None:  # the worker has this recording: it processes one at a time
                 self._worker.kill()
         return cancelled
 
@@ -137,7 +141,7 @@ class RecordingQueue:
                 if self._stopping:
                     self._library.put_back(entry)
                 else:
-                    self._file(entry, job, outcome)
+                    self._store(entry, job, outcome)
 
     def _outcome_of(self, worker: IsolatedProcessor, job: Job, entry: Entry) -> Outcome:
         began: float | None = None
@@ -151,11 +155,11 @@ class RecordingQueue:
         try:
             worker.start()
             return worker.process(job, on_progress, partial(_find, self._library.results_path(entry)))
-        except PolypstreamError as error:  # of the model
+        except PolypstreamError as error:  # the model cannot be loaded
             return Outcome(problem=error)
 
-    def _file(self, entry: Entry, job: Job, outcome: Outcome) -> None:
-        """Write down how a recording ended; what is of no use goes. A cancelled one stays so: it is not processing."""
+    def _store(self, entry: Entry, job: Job, outcome: Outcome) -> None:
+        """Store the outcome of a recording, and delete the results of a failed one. A cancelled one stays cancelled."""
         run, results = outcome.run, self._library.results_path(entry)
         message = str(outcome.problem or (run and (run.problem or "; ".join(run.notes))) or "")
         message = message.replace(job.uri, entry.name).replace(str(results), "its results")
@@ -167,7 +171,7 @@ class RecordingQueue:
 
 
 def _find(results: Path, segmenter: Segmenter, settings: Settings) -> Found | None:
-    """What was found; of a damaged recording, in what could be read of it. None: there are no results."""
+    """Read the findings of a run, which has those of the readable part of a recording. None: there are no results."""
     if not (results / "report.html").is_file():
         return None
     card = segmenter.card

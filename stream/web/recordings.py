@@ -1,4 +1,4 @@
-"""The recordings page: bring a recording, watch its progress, see what was found in it."""
+"""The recordings page: upload a recording, follow its progress, and look at its findings."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from polypstream.web.queue import RecordingQueue
 from polypstream.web.upload import append_body, save_file_field
 
 GIGA = 10**9
-# Recordings on a page.
+# Number of recordings per page.
 PAGE = 100
-# Space that uploads leave on the disk, for results.
+# Free space that uploads leave on the disk, for results.
 SPARE_BYTES = 2 * GIGA
-# A page about other people's pictures: its own styles and script and nothing else.
+# The report allows its own styles and script only, and the images of its recording.
 REPORT_POLICY = (
     "default-src 'none'; img-src data: {}; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
 )
-Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Of a recording")]
+Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recording")]
 UPLOAD: Described = BODY | {
-    413: refusal("More than may be, or than was said"),
-    507: refusal("The disk is full, or cannot be written"),
+    413: refusal("The body is larger than allowed, or than announced"),
+    507: refusal("The disk is full or not writable"),
 }
 FORM: Described = {
-    415: refusal("The body is of another type, or the file is empty"),
-    422: refusal("The form has no file in a field `file`"),
+    415: refusal("The body has another content type, or the file is empty"),
+    422: refusal("The form has no field `file` with a file"),
 }
-NOT_THERE: Described = {404: refusal("There is no such recording, or it has none yet")}
+NOT_THERE: Described = {404: refusal("There is no such recording, or it has no such result yet")}
 
 
 class ResultFile(StrEnum):
-    """What a finished run leaves."""
+    """The files of a finished run."""
 
     VIDEO = "annotated.mp4"
     MASKS = "masks.mkv"
@@ -64,90 +64,90 @@ RESULT_TYPES = {
 
 
 def in_parts(*types: str) -> Described:
-    """The responses with a file of one of these types, or with a part of it."""
+    """Describe the responses with a file of one of these types, or with a range of it."""
     whole = {kind: {"schema": {"type": "object"}} if kind == JSON_TYPE else BINARY for kind in types}
     return {
         200: {"content": whole},
-        206: {"content": whole | {"multipart/byteranges": BINARY}, "description": "The part that was asked for"},
+        206: {"content": whole | {"multipart/byteranges": BINARY}, "description": "The requested range"},
         400: {"content": {"text/plain": {}}, "description": "The Range header is malformed"},
-        416: {"content": {"text/plain": {}}, "description": "There is no such part"},
+        416: {"content": {"text/plain": {}}, "description": "There is no such range"},
     }
 
 
 class RecordingInfo(BaseModel):
-    """A recording and what has become of it."""
+    """A recording and its state."""
 
     id: str
     name: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
     received: int
-    """Of them, so many are here."""
+    """Number of bytes that have been received."""
     state: State
     message: str
-    """What went wrong, or what else to know."""
+    """An error, or notes."""
     created: datetime
     place_in_line: int | None = None
-    """How many are before it, while it waits."""
+    """Number of recordings before it in the queue, while it waits."""
     frames_done: int | None = None
     frames_expected: int | None = None
     seconds_left: float | None = None
     findings: int | None = None
-    """How many, once it is finished."""
+    """Number of findings, once it is finished."""
     tracks: list[FoundTrack] | None = None
-    """They themselves, where it was asked for by itself."""
+    """The findings, in the response for a single recording."""
     files: list[ResultFile] = []
 
 
 class Announced(BaseModel):
-    """A recording that is going to be sent in pieces."""
+    """A recording that will be uploaded in chunks."""
 
     name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     size: Annotated[int, Field(ge=1)]
 
 
 class RecordingsPage:
-    """Takes recordings and shows them.
+    """The page that takes recordings and shows their findings.
 
     Args:
-        library: that keeps them.
-        queue: that processes them.
-        settings: of which `serve` has a say here.
+        library: stores the recordings.
+        queue: processes them.
+        settings: `serve` is used.
     """
 
     title, path = "Recordings", "/recordings"
 
     def __init__(self, library: Library, queue: RecordingQueue, settings: Settings) -> None:
         self._library, self._queue = library, queue
-        self._most = round(settings.serve.recording_gigabytes * GIGA)
+        self._max_size = round(settings.serve.recording_gigabytes * GIGA)
         self._keep_days = settings.serve.keep_days
-        self._arriving: set[str] = set()
+        self._receiving: set[str] = set()
 
     def problems(self) -> list[str]:
-        """No room for uploads, or what keeps the queue from working."""
+        """Return the problems of the disk and of the queue, one line each."""
         free = self._library.free_bytes()
-        full = [] if free > SPARE_BYTES else [f"recordings: the disk is full ({free / GIGA:.1f} GB are left)"]
+        full = [] if free > SPARE_BYTES else [f"recordings: the disk is full ({free / GIGA:.1f} GB are free)"]
         return full + ([self._queue.problem] if self._queue.problem else [])
 
     def page(self, request: Request, render: Render) -> Response:
-        """The page itself."""
+        """Render the page."""
         try:
             first = max(0, int(request.query_params.get("first", "0")))
         except ValueError:
             first = 0
-        entries, line = self._library.some(first, PAGE + 1), self._library.line()
+        entries, positions = self._library.some(first, PAGE + 1), self._library.queue_positions()
         return render(
             request,
             "recordings.html",
-            recordings=[self._info(entry, line) for entry in entries[:PAGE]],
+            recordings=[self._info(entry, positions) for entry in entries[:PAGE]],
             newer=max(0, first - PAGE) if first else None,
             older=first + PAGE if len(entries) > PAGE else None,
-            most=self._most,
+            max_size=self._max_size,
             days=self._keep_days,
         )
 
     def router(self, render: Render) -> APIRouter:
-        """What the pages ask for, and what scripts may."""
+        """Return the API of the pages."""
         router = APIRouter(tags=["recordings"])
         self._add_uploads(router)
         self._add_states(router)
@@ -174,7 +174,7 @@ class RecordingsPage:
         form = {"type": "object", "required": ["file"], "properties": {"file": file}}
         in_one = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
         in_pieces = {"requestBody": {"content": {"application/octet-stream": BINARY}}}
-        announced = {"properties": {"size": {"maximum": self._most}}}
+        announced = {"properties": {"size": {"maximum": self._max_size}}}
         announcement = {"requestBody": {"content": {"application/json": {"schema": announced}}}}
 
         @router.post(
@@ -182,92 +182,93 @@ class RecordingsPage:
             status_code=201,
             openapi_extra=in_one,
             responses=UPLOAD | FORM,
-            max_body_size=self._most + MULTIPART_EXTRA,
+            max_body_size=self._max_size + MULTIPART_EXTRA,
         )
         async def send(request: Request) -> RecordingInfo:
-            """Send a recording (multipart field `file`); it is processed when it is its turn."""
-            self._see_room(int(request.headers.get("Content-Length") or 0))
+            """Upload a recording (multipart field `file`). It is processed after those that wait already."""
+            self._check_space(int(request.headers.get("Content-Length") or 0))
             with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
                 path = Path(folder) / "upload"
-                name = await save_file_field(request, path, self._see_room)
+                name = await save_file_field(request, path, self._check_space)
                 entry = self._library.add(name, path.stat().st_size)
                 path.replace(self._library.upload_path(entry.id))
             return self._enqueue(entry)
 
         @router.post("/api/uploads", status_code=201, openapi_extra=announcement, responses=UPLOAD)
         def announce(what: Announced) -> RecordingInfo:
-            """Announce a recording that is sent in pieces, so that a broken line costs one piece."""
-            if what.size > self._most:
-                raise HTTPException(413, f"recordings may have {self._most / GIGA:g} GB")
-            self._see_room(what.size)
+            """Announce a recording that is uploaded in chunks. A broken connection then costs one chunk only."""
+            if what.size > self._max_size:
+                raise HTTPException(413, f"recordings may have at most {self._max_size / GIGA:g} GB")
+            self._check_space(what.size)
             return self._info(self._library.add(what.name, what.size), {})
 
         @router.patch(
             "/api/uploads/{id}",
             openapi_extra=in_pieces,
-            responses=NOT_THERE | UPLOAD | {409: refusal("Another place is next; `received` says which")},
-            max_body_size=self._most,
+            responses=NOT_THERE | UPLOAD | {409: refusal("The next chunk has another offset; see `received`")},
+            max_body_size=self._max_size,
         )
         async def append(
             request: Request,
             id: Id,
-            offset: Annotated[int, Query(ge=0, description="Where the piece belongs, in bytes")],
+            offset: Annotated[int, Query(ge=0, description="Position of the chunk in the file, in bytes")],
         ) -> RecordingInfo:
-            """Send the next piece of an announced recording, which is processed once the last one is here.
+            """Upload the next chunk of an announced recording. It is processed when the last chunk has been received.
 
-            After a broken line ask for the recording: `received` is the offset to go on from. Where that is the end,
-            send an empty piece.
+            After a broken connection, request the recording: `received` is the offset of the next chunk. If it is the
+            end of the file, send an empty chunk.
             """
             entry = self._known(id)
             if entry.state != "uploading" or offset != self._library.received(entry):
-                raise HTTPException(409, f"{self._library.received(entry)} bytes are here, and it is {entry.state}")
-            if id in self._arriving:
-                raise HTTPException(409, "another piece of it is coming in")
-            self._arriving.add(id)
+                received = self._library.received(entry)
+                raise HTTPException(409, f"{received} bytes have been received, and the state is {entry.state}")
+            if id in self._receiving:
+                raise HTTPException(409, "another chunk of it is being received")
+            self._receiving.add(id)
             try:
-                await append_body(request, self._library.upload_path(id), entry.size - offset, self._see_room)
+                await append_body(request, self._library.upload_path(id), entry.size - offset, self._check_space)
             finally:
-                self._arriving.discard(id)
+                self._receiving.discard(id)
             return self._enqueue(entry) if self._library.received(entry) == entry.size else self._info(entry, {})
 
     def _add_states(self, router: APIRouter) -> None:
         @router.get("/api/recordings")
         def recordings() -> list[RecordingInfo]:
-            """Every recording, the newest first; of finished ones `tracks` and `files` are with each by itself."""
-            line = self._library.line()
-            return [self._info(entry, line) for entry in self._library.all()]
+            """All recordings, the newest first. Only the response for a single recording has `tracks` and `files`."""
+            positions = self._library.queue_positions()
+            return [self._info(entry, positions) for entry in self._library.all()]
 
         @router.get("/api/recordings/{id}", responses=NOT_THERE)
         def recording(id: Id) -> RecordingInfo:
-            """One recording, how far it is and what was found in it."""
+            """One recording with its progress and its findings."""
             return self._in_detail(self._known(id))
 
         @router.post(
             "/api/recordings/{id}/process",
-            responses=NOT_THERE | {409: refusal("It has neither failed nor been cancelled")},
+            responses=NOT_THERE | {409: refusal("The recording has neither failed nor been cancelled")},
         )
         def process(id: Id) -> RecordingInfo:
             """Process a recording again that failed or was cancelled."""
             entry = self._known(id)
             if entry.size > self._library.upload_path(id).stat().st_size or not self._library.begin_again(id):
-                raise HTTPException(409, f"it is {entry.state}")
-            self._queue.look()
-            return self._info(self._known(id), self._library.line())
+                raise HTTPException(409, f"the state is {entry.state}")
+            self._queue.wake()
+            return self._info(self._known(id), self._library.queue_positions())
 
         @router.post(
             "/api/recordings/{id}/cancel",
-            responses=NOT_THERE | {409: refusal("It is neither waiting nor being processed")},
+            responses=NOT_THERE | {409: refusal("The recording neither waits nor is being processed")},
         )
         def cancel(id: Id) -> RecordingInfo:
-            """Let go of a recording that waits or is being processed."""
+            """Cancel a recording that waits or is being processed."""
             entry = self._known(id)
             if not self._queue.cancel(id):
-                raise HTTPException(409, f"it is {entry.state}")
+                raise HTTPException(409, f"the state is {entry.state}")
             return self._info(self._known(id), {})
 
         @router.delete("/api/recordings/{id}", status_code=204, response_class=Response, responses=NOT_THERE)
         def delete(id: Id) -> None:
-            """Delete a recording and what was found in it."""
+            """Delete a recording and its results."""
             self._known(id)
             self._queue.cancel(id)
             self._library.remove(id)
@@ -279,15 +280,15 @@ class RecordingsPage:
             responses=NOT_THERE | in_parts(*RESULT_TYPES.values()),
         )
         def file(request: Request, id: Id, name: ResultFile) -> FileResponse:
-            """A file of the results."""
+            """One file of the results."""
             entry = self._known(id)
             path = self._library.results_path(entry) / name
             if entry.state != "finished" or not path.is_file():
-                raise HTTPException(404, "there is no such file, or not yet")
+                raise HTTPException(404, "there is no such file, or it is not finished yet")
             headers = None
             if name is ResultFile.REPORT:
-                beside = request.url_for("file", id=id, name=name).replace(path="").components
-                headers = {"Content-Security-Policy": REPORT_POLICY.format(f"{beside.scheme}://{beside.netloc}")}
+                base = request.url_for("file", id=id, name=name).replace(path="").components
+                headers = {"Content-Security-Policy": REPORT_POLICY.format(f"{base.scheme}://{base.netloc}")}
             return FileResponse(path, 200, headers, RESULT_TYPES[name])
 
         @router.get(
@@ -296,11 +297,11 @@ class RecordingsPage:
             responses=NOT_THERE | in_parts("image/jpeg"),
         )
         def snapshot(id: Id, track: Annotated[int, PathParameter(ge=1, le=10**6)]) -> FileResponse:
-            """What a track looked like at its largest."""
+            """The frame in which a track has its largest area."""
             path = self._library.results_path(self._known(id)) / SNAPSHOTS / f"track-{track}.jpg"
             if not path.is_file():
-                raise HTTPException(404, "there is no such track, or not yet")
-            # The report, in its sandbox, counts as another site.
+                raise HTTPException(404, "there is no such track, or it is not finished yet")
+            # The report runs in a sandbox, so browsers treat it as another site.
             return FileResponse(path, headers={"Cross-Origin-Resource-Policy": "cross-origin"}, media_type="image/jpeg")
 
     def _known(self, id_: str) -> Entry:
@@ -309,17 +310,17 @@ class RecordingsPage:
             raise HTTPException(404, "there is no such recording")
         return entry
 
-    def _see_room(self, size: int = 0) -> None:
+    def _check_space(self, size: int = 0) -> None:
         if self._library.free_bytes() < size + SPARE_BYTES:
-            raise HTTPException(507, "the server's disk has no room for it")
+            raise HTTPException(507, "the disk of the server has too little free space")
 
     def _enqueue(self, entry: Entry) -> RecordingInfo:
         self._library.move(entry.id, "uploading", "waiting")
-        self._queue.look()
-        return self._info(self._known(entry.id), self._library.line())
+        self._queue.wake()
+        return self._info(self._known(entry.id), self._library.queue_positions())
 
-    def _info(self, entry: Entry, line: dict[str, int]) -> RecordingInfo:
-        """What there is to say without looking into files."""
+    def _info(self, entry: Entry, positions: dict[str, int]) -> RecordingInfo:
+        """Describe a recording without reading its results."""
         progress = self._queue.progress
         info = RecordingInfo(
             id=entry.id,
@@ -331,7 +332,7 @@ class RecordingsPage:
             created=datetime.fromtimestamp(entry.created, UTC),
         )
         if entry.state == "waiting":
-            info.place_in_line = line.get(entry.id)
+            info.place_in_line = positions.get(entry.id)
         elif entry.state == "processing" and progress is not None and progress.id == entry.id:
             info.frames_done, info.frames_expected = progress.done, progress.of
             info.seconds_left = progress.seconds_left
@@ -340,8 +341,8 @@ class RecordingsPage:
         return info
 
     def _in_detail(self, entry: Entry) -> RecordingInfo:
-        """What there is to say of one recording."""
-        info, kept = self._info(entry, self._library.line()), self._library.found(entry.id)
+        """Describe a recording with its findings and files."""
+        info, kept = self._info(entry, self._library.queue_positions()), self._library.found(entry.id)
         if kept:
             results = self._library.results_path(entry)
             info.files = [name for name in ResultFile if (results / name).is_file()]

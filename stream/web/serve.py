@@ -1,4 +1,4 @@
-"""`polypstream serve`: pictures, recordings and live sources in the browser."""
+"""`polypstream serve`: images, recordings and live sources in the browser."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from polypstream.web.queue import RecordingQueue
 from polypstream.web.recordings import RecordingsPage
 from polypstream.web.server import web
 
-# Batches of pictures in the session at the same time: one fills the gaps that another leaves on some cores.
-PICTURES_AT_ONCE = 2
+# Batches of images that run in the session at the same time. A second one uses cores that the first one leaves idle.
+CONCURRENT_BATCHES = 2
 
 
 @contextmanager
@@ -36,23 +36,23 @@ def serve(
     port: int,
     token: str | None,
 ) -> Iterator[str]:
-    """Serve the whole application beside a block.
+    """Serve the whole application for the duration of a with block.
 
     Args:
-        folder: where uploads and their results are kept.
-        sources: live ones, `[NAME=]SOURCE` each. What ends or fails there ends nothing else.
-        segmenter: shared by pictures and live sources; recordings are processed elsewhere, with one of their own.
-        settings: of everything.
+        folder: of uploads and their results.
+        sources: live sources, `[NAME=]SOURCE` each. A source that ends or fails does not affect the other pages.
+        segmenter: the model for images and live sources. The process for recordings loads its own model.
+        settings: of the application and of all runs.
         host, port, token: see `web`.
 
     Yields:
         The address.
 
     Raises:
-        SettingsError: it cannot be listened there, or a source is wrong.
+        SettingsError: the server cannot listen on host and port, or a source is not valid.
         OutputError: the folder cannot be used.
     """
-    # Each picture is worked on in a thread of its own already; OpenCV's would only wait for one another.
+    # Each image is processed in its own thread already. Threads of OpenCV would only compete with each other.
     cv2.setNumThreads(1)
     browser, batcher = Browser(), Batcher(segmenter)
     opened = open_sources(sources, settings)
@@ -65,7 +65,7 @@ def serve(
             RecordingsPage(library, queue, settings),
             live,
         ]
-        for number in range(PICTURES_AT_ONCE):
+        for number in range(CONCURRENT_BATCHES):
             stack.enter_context(in_background(f"pictures-{number}", batcher.run, lambda: None))
         stack.callback(batcher.close)
         address = stack.enter_context(web(pages, host, port, token))

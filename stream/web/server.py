@@ -1,4 +1,4 @@
-"""Serves a web application beside a pipeline."""
+"""Serves a web application in a background thread."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from starlette.types import ASGIApp
 from polypstream.core.pipeline import in_background
 from polypstream.errors import SettingsError
 from polypstream.web.app import is_loopback, make_app
-from polypstream.web.guard import PromptProtocol
+from polypstream.web.guard import HeadTimeoutProtocol
 from polypstream.web.page import Page
 
-# Viewers of a live picture never leave by themselves: this long after the end they are left alone.
-GOODBYE_S = 1
+# Live streams to viewers do not end by themselves, so they are closed this long after the end.
+SHUTDOWN_TIMEOUT_S = 1
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`, `PORT` or `:PORT`, on loopback if no host is given.
+    """Parse `HOST:PORT`, `PORT` or `:PORT`.
+
+    Returns:
+        Host and port. Without a host it is 127.0.0.1.
 
     Raises:
-        SettingsError: it is none of these.
+        SettingsError: the text has none of these forms.
     """
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
@@ -34,21 +37,27 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def token_for(host: str, given: str | None) -> str | None:
-    """The token that requests must know: the one given; a new one if other machines can reach us; else none."""
+    """Return the token that requests need.
+
+    It is the given one, otherwise a new one if other machines can reach the server, otherwise None.
+    """
     return given or (None if is_loopback(host) else secrets.token_urlsafe(18))
 
 
 @contextmanager
 def web(pages: Sequence[Page], host: str, port: int, token: str | None) -> Iterator[str]:
-    """Serve the application beside a block; yields its address, with the token where one is needed.
+    """Serve the application for the duration of a with block.
 
     Args:
-        pages: what it offers.
-        host, port: where to listen; 0 lets the system choose the port.
-        token: to ask for; None: one is made up if other machines can reach us.
+        pages: of the application.
+        host, port: where to listen. With port 0 the system chooses one.
+        token: which requests need. None: a new one is created if other machines can reach the server.
+
+    Yields:
+        The address, with the token if one is needed.
 
     Raises:
-        SettingsError: it cannot be listened there.
+        SettingsError: the server cannot listen on host and port.
     """
     token = token_for(host, token)
     with serving(make_app(pages, host, token), host, port) as bound:
@@ -58,27 +67,30 @@ def web(pages: Sequence[Page], host: str, port: int, token: str | None) -> Itera
 
 @contextmanager
 def serving(app: ASGIApp, host: str, port: int) -> Iterator[int]:
-    """Serve beside a block; yields the port, which the system chooses where 0 was asked for.
+    """Serve an ASGI application for the duration of a with block.
+
+    Yields:
+        The port, which the system chooses if `port` is 0.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the server cannot listen on host and port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()  # from here on who comes waits until the server is up
+        listener.listen()  # from now on clients can connect; they wait until the server has started
     except OSError as error:
         listener.close()
         raise SettingsError(f"{host}:{port}: cannot be listened on ({error.strerror})") from error
     config = uvicorn.Config(
         app,
-        http=PromptProtocol,
+        http=HeadTimeoutProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GOODBYE_S,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     server = uvicorn.Server(config)
 

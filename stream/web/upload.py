@@ -1,4 +1,4 @@
-"""Bodies of requests, written to disk as they come; memory holds one piece at a time."""
+"""Writes bodies of requests to disk while they are received. Memory holds one chunk at a time."""
 
 from __future__ import annotations
 
@@ -18,57 +18,62 @@ from polypstream.core.files import writing
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-NAMELESS = "recording"
-# How much may come before the disk is looked at again.
-LOOK_BYTES = 16 * 2**20
+DEFAULT_NAME = "recording"
+# The free space of the disk is checked each time that this many bytes have been received.
+CHECK_BYTES = 16 * 2**20
 
 
-async def pieces_of(request: Request, see_room: Callable[[], None]) -> AsyncIterator[bytes]:
-    """A request's body as it comes; now and then it is seen that there is room for more."""
-    unseen = LOOK_BYTES
-    async for piece in request.stream():
-        unseen += len(piece)
-        if unseen >= LOOK_BYTES:
-            see_room()
-            unseen = 0
-        yield piece
+async def chunks_of(request: Request, check_space: Callable[[], None]) -> AsyncIterator[bytes]:
+    """Yield the chunks of a request's body, and call `check_space` at intervals of CHECK_BYTES."""
+    unchecked = CHECK_BYTES
+    async for chunk in request.stream():
+        unchecked += len(chunk)
+        if unchecked >= CHECK_BYTES:
+            check_space()
+            unchecked = 0
+        yield chunk
 
 
-async def append_body(request: Request, path: Path, most: int, see_room: Callable[[], None]) -> None:
-    """Append a request's body to a file; what came is kept if the line breaks.
+async def append_body(request: Request, path: Path, most: int, check_space: Callable[[], None]) -> None:
+    """Append the body of a request to a file. If the connection breaks, the received part is kept.
 
     Args:
-        request: whose body it is.
+        request: the request.
         path: of the file.
-        most: bytes that it may have.
-        see_room: raises if the disk has no room.
+        most: number of bytes that the body may have.
+        check_space: raises an exception if the disk has too little free space.
 
     Raises:
-        HTTPException: it has more, or there is no room.
-        OutputError: the disk is full, or alike.
+        HTTPException: the body has more bytes, or `check_space` raised it.
+        OutputError: the file cannot be written, for instance since the disk is full.
     """
 
-    def append(piece: bytes) -> None:
-        file.write(piece)
+    def append(chunk: bytes) -> None:
+        file.write(chunk)
         file.flush()
 
     with writing(path), path.open("ab") as file, suppress(ClientDisconnect):
-        async for piece in pieces_of(request, see_room):
-            if len(piece) > most:
-                raise HTTPException(413, "more bytes than the recording was said to have")
-            most -= len(piece)
-            await run_in_threadpool(append, piece)
+        async for chunk in chunks_of(request, check_space):
+            if len(chunk) > most:
+                raise HTTPException(413, "more bytes than the announced size of the recording")
+            most -= len(chunk)
+            await run_in_threadpool(append, chunk)
 
 
-async def save_file_field(request: Request, path: Path, see_room: Callable[[], None]) -> str:
-    """Save the field `file` of a multipart body (RFC 7578) as a file, which is closed whatever happens.
+async def save_file_field(request: Request, path: Path, check_space: Callable[[], None]) -> str:
+    """Save the field `file` of a multipart body (RFC 7578) to a file, which is closed in any case.
+
+    Args:
+        request: the request.
+        path: of the file.
+        check_space: raises an exception if the disk has too little free space.
 
     Returns:
-        Its owner's name of it.
+        The original name of the file.
 
     Raises:
-        HTTPException: there is no such field, it is empty, the body is not multipart, or `see_room` says so.
-        OutputError: the disk is full, or alike.
+        HTTPException: there is no such field, the file is empty, the body is not multipart, or `check_space` raised it.
+        OutputError: the file cannot be written, for instance since the disk is full.
     """
     kind, options = parse_options_header(request.headers.get("Content-Type"))
     if kind != b"multipart/form-data" or b"boundary" not in options:
@@ -77,39 +82,39 @@ async def save_file_field(request: Request, path: Path, see_room: Callable[[], N
         with writing(path), path.open("wb") as file:
             field = _FileField(file)
             parser = MultipartParser(options[b"boundary"], field.callbacks())
-            async for piece in pieces_of(request, see_room):
-                await run_in_threadpool(parser.write, piece)
+            async for chunk in chunks_of(request, check_space):
+                await run_in_threadpool(parser.write, chunk)
             parser.finalize()
     except ClientDisconnect:
-        raise HTTPException(400, "the line broke") from None
+        raise HTTPException(400, "the connection broke") from None
     except FormParserError as error:
         raise HTTPException(400, f"the body is not a multipart form ({error})") from error
-    if not field.whole:
+    if not field.complete:
         raise HTTPException(422, "the form has no file in a field `file`")
     if not path.stat().st_size:
         raise HTTPException(415, "the file is empty")
-    return field.name or NAMELESS
+    return field.name or DEFAULT_NAME
 
 
 class _FileField:
-    """Writes the first field `file` of a form, and no other, as it comes.
+    """Writes the first field `file` of a form to a file, and ignores all other fields.
 
     Args:
-        target: to which it is written.
+        target: the file.
 
     Attributes:
-        name: its owner's name of it.
-        whole: its end has come.
+        name: original name of the file.
+        complete: the end of the field has been received.
     """
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
         self._header, self._value, self._disposition = b"", b"", b""
-        self._wanted = self.whole = False
+        self._wanted = self.complete = False
         self.name = ""
 
     def callbacks(self) -> MultipartCallbacks:
-        """For a parser."""
+        """Return the callbacks for the parser."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._add_to_header,
@@ -136,7 +141,7 @@ class _FileField:
 
     def _choose(self) -> None:
         _, options = parse_options_header(self._disposition)
-        self._wanted = not self.whole and options.get(b"name") == b"file" and b"filename" in options
+        self._wanted = not self.complete and options.get(b"name") == b"file" and b"filename" in options
         if self._wanted:
             self.name = options[b"filename"].decode(errors="replace")
 
@@ -145,4 +150,4 @@ class _FileField:
             self._target.write(data[start:end])
 
     def _end(self) -> None:
-        self.whole = self.whole or self._wanted
+        self.complete = self.complete or self._wanted

@@ -14,6 +14,7 @@ import torch
 
 from polypstream.errors import ModelError, OutputError, SettingsError
 from polypstream.export import onnx_file
+from polypstream.export.onnx_file import ExportSettings
 from polypstream.inference.segmenter import Segmenter
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
@@ -65,8 +66,8 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
 def test_fp16_stores_every_large_tensor_in_half(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "WORTH_HALVING", 1024)  # the test's network has none as large as ours
-    onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, "fp16", {})
+    monkeypatch.setattr(onnx_file, "MIN_HALF_ELEMENTS", 1024)  # the test's network has none as large as ours
+    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16"))
     tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
     large = [tensor for tensor in tensors if np.prod(tensor.dims) >= 1024]
     assert len(large) >= 4
@@ -77,7 +78,7 @@ def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training, "OURS", SMALL)
     data, output = make_data(tmp_path / "d", count=15, size=(96, 96)), tmp_path / "m.onnx"
     recipe = training.Recipe(epochs=6, size=64, batch=4, learning_rate=1e-2)
-    checkpoint = training.train([data], None, tmp_path / "run", recipe, "free", print)
+    checkpoint = training.train(training.TrainingData([data]), tmp_path / "run", recipe, print)
     call("export", checkpoint, "--output", output, "--precision", "int8", "--calibration", data)
     kinds = {node.op_type for node in onnx.load(str(output)).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
@@ -85,14 +86,14 @@ def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pictures = [cv2.resize(read_pair(pair)[0], (64, 64)) for pair in find_pairs(data)]
     network = load_checkpoint(checkpoint)[0]
     net = PictureNet(network, 1).eval()
-    assert onnx_file.agree(net, output, pictures, 128) >= onnx_file.LEAST_AGREEMENT
+    assert onnx_file.mask_dice(net, output, pictures, 128) >= onnx_file.MIN_DICE
     network.last_blocks[1].weight.data.neg_()  # another network finds other pixels
-    assert onnx_file.agree(net, output, pictures, 128) < onnx_file.LEAST_AGREEMENT
+    assert onnx_file.mask_dice(net, output, pictures, 128) < onnx_file.MIN_DICE
 
 
 def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--calibration"):
-        onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, "int8", {})
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="int8"))
     assert not list(tmp_path.glob("*.onnx*"))
 
 
@@ -100,7 +101,7 @@ def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> N
     torch.manual_seed(0)
     network = SAUNet(**SEED).eval()
     torch.save(network.state_dict(), tmp_path / "saunet128.pt")
-    onnx_file.export(tmp_path / "saunet128.pt", tmp_path / "seed.onnx", None, "fp16", {})
+    onnx_file.export(tmp_path / "saunet128.pt", tmp_path / "seed.onnx", ExportSettings(precision="fp16"))
     segmenter = Segmenter(tmp_path / "seed.onnx", "cpu")
     assert segmenter.size == 128
     pictures = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
@@ -125,17 +126,17 @@ def test_a_model_that_disagrees_is_not_written(
 
     monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
     pictures = make_data(tmp_path / "d", count=4) if precision == "int8" else None
-    with pytest.raises(ModelError, match="too far"):
-        onnx_file.export(checkpoint, tmp_path / "m.onnx", 64, precision, {}, pictures)
+    with pytest.raises(ModelError, match="too much"):
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(None, precision, pictures))
     assert not list(tmp_path.glob("*.onnx*"))
 
 
 def test_what_cannot_be_exported_is_said(checkpoint: Path, tmp_path: Path) -> None:
     for size in (98, 0, -8):
         with pytest.raises(SettingsError, match="multiple of 4"):
-            onnx_file.export(checkpoint, tmp_path / "m.onnx", size, "fp32", {})
+            onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(size))
     with pytest.raises(OutputError, match="cannot be written"):
-        onnx_file.export(checkpoint, checkpoint / "m.onnx", 64, "fp32", {})
+        onnx_file.export(checkpoint, checkpoint / "m.onnx", ExportSettings())
     (tmp_path / "bad.pt").write_text("nothing")
     done = call("export", tmp_path / "bad.pt", "--output", tmp_path / "m.onnx", check=False)
     assert done.returncode == 1

@@ -54,8 +54,8 @@ def test_pairs_are_found_by_name_whatever_their_endings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: (d / "masks" / "p2.png").unlink(), "masks: no picture is named p2"),
-        (lambda d: [each.unlink() for each in (d / "images").iterdir()], "holds no pictures"),
+        (lambda d: (d / "masks" / "p2.png").unlink(), "masks: no image is named p2"),
+        (lambda d: [each.unlink() for each in (d / "images").iterdir()], "holds no images"),
         (lambda d: (d / "images" / "p1.jpg").write_bytes(b""), r"p1.png: p1.jpg has the same name"),
         (lambda d: (d / "images").rename(d / "pictures"), "a data set has images/ and masks/"),
     ],
@@ -223,7 +223,7 @@ def test_pictures_of_several_folders_are_told_apart(tmp_path: Path) -> None:
     one, two = make_data(tmp_path / "one", 2), make_data(tmp_path / "two", 2)
     (two / "train.txt").write_text("p1\n")
     assert [name for name, _ in named_pairs([one, two])] == ["one/p0", "one/p1", "two/p1"]
-    with pytest.raises(DataError, match="called the same"):
+    with pytest.raises(DataError, match="have the same name"):
         named_pairs([one, tmp_path / "two" / ".." / "one"])
     with pytest.raises(SettingsError, match="--names"):
         named_pairs([one, two], two / "train.txt")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from polypstream.errors import DataError, ModelError, OutputError, SettingsError
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
-from polypstream.models.training import Recipe, train
+from polypstream.models.training import Recipe, TrainingData, train
 from tests.models.test_data import make_data
 from tests.models.test_efficientnet_lite import published
 
@@ -33,6 +34,11 @@ def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Interrupted(Exception):
     """Stands for the power cut."""
+
+
+def of(*folders: Path, **more: Any) -> TrainingData:
+    """Training data of these folders."""
+    return TrainingData(folders, terms="free", **more)
 
 
 def stop_after(epochs: int) -> Callable[[str], None]:
@@ -52,11 +58,11 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     data = make_data(tmp_path / "data", 15)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     lines: list[str] = []
-    checkpoint = train([data], None, whole, RECIPE, "free", lines.append)
+    checkpoint = train(of(data), whole, RECIPE, lines.append)
     with pytest.raises(Interrupted):
-        train([data], None, broken, RECIPE, "free", stop_after(1))
+        train(of(data), broken, RECIPE, stop_after(1))
     assert len(history_of(broken)) == 1
-    train([data], None, broken, RECIPE, "free", lines.append)
+    train(of(data), broken, RECIPE, lines.append)
 
     rows = history_of(whole)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -78,20 +84,20 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
 
 def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
-    first = train([data], None, tmp_path / "first", replace(RECIPE, epochs=2), "free", print)
+    first = train(of(data), tmp_path / "first", replace(RECIPE, epochs=2), print)
     slow = replace(RECIPE, epochs=1, learning_rate=1e-9)
-    second = train([data], None, tmp_path / "second", slow, "free", print, start=first)
+    second = train(of(data), tmp_path / "second", slow, print, start=first)
     (before, _), (after, card) = load_checkpoint(first), load_checkpoint(second)
     for name, weights in before.named_parameters():
         assert torch.allclose(after.get_parameter(name), weights, atol=1e-6)
     assert card["training"]["started_from"] == "first/checkpoint.pt"
     other_split = replace(slow, seed=7, size=32, validation=0.4)
-    third = train([data], None, tmp_path / "same", other_split, "free", print, start=first)
+    third = train(of(data), tmp_path / "same", other_split, print, start=first)
     held_out = [load_checkpoint(path)[1]["training"]["validation_names"] for path in (first, third)]
     assert held_out[0] == held_out[1]
     torch.save(pack(SAUNet(**SMALL | {"widths": [4, 8], "decoder": [4]}), 64, 1, 0.5, 0.5, {}), tmp_path / "other.pt")
     with pytest.raises(ModelError, match="another architecture"):
-        train([data], None, tmp_path / "third", slow, "free", print, start=tmp_path / "other.pt")
+        train(of(data), tmp_path / "third", slow, print, start=tmp_path / "other.pt")
 
 
 def test_what_is_held_out_can_be_named(tmp_path: Path) -> None:
@@ -102,32 +108,32 @@ def test_what_is_held_out_can_be_named(tmp_path: Path) -> None:
     names = tmp_path / "held_out.txt"
     names.write_text("data/p3\n\ndata/p5.jpg\n")
     once = replace(RECIPE, epochs=1)
-    checkpoint = train([data], None, tmp_path / "run", once, "free", print, held_out=names)
+    checkpoint = train(of(data, held_out=names), tmp_path / "run", once, print)
     assert load_checkpoint(checkpoint)[1]["training"]["validation_names"] == ["data/again", "data/p3", "data/p5"]
-    with pytest.raises(SettingsError, match="has held out others"):
-        train([data], None, tmp_path / "next", once, "free", print, start=checkpoint, held_out=names)
+    with pytest.raises(SettingsError, match="held out other images"):
+        train(of(data, held_out=names), tmp_path / "next", once, print, start=checkpoint)
     names.write_text("p3\n")
-    with pytest.raises(DataError, match="names are folder/picture"):
-        train([data], None, tmp_path / "other", once, "free", print, held_out=names)
+    with pytest.raises(DataError, match="write each name as folder/image"):
+        train(of(data, held_out=names), tmp_path / "other", once, print)
     names.write_text("\n")
     with pytest.raises(DataError, match="holds no names"):
-        train([data], None, tmp_path / "other", once, "free", print, held_out=names)
+        train(of(data, held_out=names), tmp_path / "other", once, print)
     with pytest.raises(DataError, match=r"missing\.txt: cannot be read"):
-        train([data], None, tmp_path / "other", once, "free", print, held_out=tmp_path / "missing.txt")
+        train(of(data, held_out=tmp_path / "missing.txt"), tmp_path / "other", once, print)
 
 
 def test_pictures_held_out_before_that_are_not_here_are_said(tmp_path: Path) -> None:
     data, lines = make_data(tmp_path / "data", 12), list[str]()
     once = replace(RECIPE, epochs=1)
-    first = train([data], None, tmp_path / "first", once, "free", print)
-    train([data.rename(tmp_path / "other")], None, tmp_path / "next", once, "free", lines.append, start=first)
-    assert lines[0].startswith("2 of the 2 pictures that the run of")
+    first = train(of(data), tmp_path / "first", once, print)
+    train(of(data.rename(tmp_path / "other")), tmp_path / "next", once, lines.append, start=first)
+    assert lines[0].startswith("2 of the 2 images that the run of")
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     data, wild = make_data(tmp_path / "data", 12), replace(RECIPE, learning_rate=1e30)
     with pytest.raises(SettingsError, match="lower --learning-rate"):
-        train([data], None, tmp_path / "run", wild, "free", print)
+        train(of(data), tmp_path / "run", wild, print)
 
 
 def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
@@ -137,7 +143,7 @@ def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
     theirs = published(tmp_path / "imagenet.pth", "efficientnet-lite2")
     data = make_data(tmp_path / "data", 6)
     still = replace(RECIPE, epochs=1, learning_rate=1e-9)
-    checkpoint = train([data], None, tmp_path / "run", still, "free", print, start=tmp_path / "imagenet.pth")
+    checkpoint = train(of(data), tmp_path / "run", still, print, start=tmp_path / "imagenet.pth")
     network, card = load_checkpoint(checkpoint)
     kernel = network.state_dict()["downsample.1.0.depthwise.0.weight"]
     assert torch.allclose(kernel, theirs["_blocks.4._depthwise_conv.weight"], atol=1e-6)
@@ -145,14 +151,14 @@ def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
     groups = torch.load(tmp_path / "run" / "run.pt", weights_only=True)["optimizer"]["param_groups"]
     assert groups[0]["lr"] > groups[1]["lr"] > 0
     with pytest.raises(ModelError, match=r"nothing\.pth: no such checkpoint"):
-        train([data], None, tmp_path / "other", still, "free", print, start=tmp_path / "nothing.pth")
+        train(of(data), tmp_path / "other", still, print, start=tmp_path / "nothing.pth")
 
 
 def test_several_folders_are_one_data_set_and_a_folders_own_names_count(tmp_path: Path) -> None:
     one, two = make_data(tmp_path / "one", 8), make_data(tmp_path / "two", 8)
     (one / "train.txt").write_text("p0\np1\np2\np3\np4\n")
     lines: list[str] = []
-    checkpoint = train([one, two], None, tmp_path / "run", replace(RECIPE, epochs=1), "free", lines.append)
+    checkpoint = train(of(one, two), tmp_path / "run", replace(RECIPE, epochs=1), lines.append)
     training_pictures, held_out = (int(part.split()[0]) for part in lines[0].split(", ")[:2])
     assert training_pictures + held_out == 13
     assert load_checkpoint(checkpoint)[1]["training"]["data"].startswith("one and two")
@@ -167,7 +173,7 @@ def test_healthy_pictures_can_be_shown_more_often(tmp_path: Path) -> None:
     steps = []
     for views in (1, 4):
         out = tmp_path / str(views)
-        train([data], None, out, replace(RECIPE, epochs=1, healthy_views=views), "free", print)
+        train(of(data), out, replace(RECIPE, epochs=1, healthy_views=views), print)
         steps.append(torch.load(out / "run.pt", weights_only=True)["step"])
     assert steps[0] == 3
     assert steps[1] >= 3 * 2
@@ -177,7 +183,7 @@ def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     for without, equal in (((), False), (("averaging",), True)):
         out = tmp_path / ("-".join(without) or "whole")
-        train([data], None, out, replace(RECIPE, epochs=1, without=without), "free", print)
+        train(of(data), out, replace(RECIPE, epochs=1, without=without), print)
         state = torch.load(out / "run.pt", weights_only=True)
         weights = state["network"]["last_blocks.1.weight"]
         assert torch.equal(state["averaged"]["module.last_blocks.1.weight"], weights) is equal
@@ -187,41 +193,41 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train([data], None, run, RECIPE, "free", stop_after(1))
+        train(of(data), run, RECIPE, stop_after(1))
     with pytest.raises(SettingsError, match="another learning_rate"):
-        train([data], None, run, replace(RECIPE, learning_rate=1e-3), "free", print)
+        train(of(data), run, replace(RECIPE, learning_rate=1e-3), print)
 
 
 def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: Path) -> None:
     data, run = make_data(tmp_path / "data", 12), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train([data], None, run, RECIPE, "free", stop_after(1))
+        train(of(data), run, RECIPE, stop_after(1))
     with pytest.raises(SettingsError, match="another data"):
-        train([make_data(tmp_path / "other", 12)], None, run, RECIPE, "free", print)
+        train(of(make_data(tmp_path / "other", 12)), run, RECIPE, print)
     state = torch.load(run / "run.pt", weights_only=True)
     torch.save(state | {"network": {}}, run / "run.pt")
     with pytest.raises(ModelError, match="cannot be resumed"):
-        train([data], None, run, RECIPE, "free", print)
+        train(of(data), run, RECIPE, print)
     (run / "run.pt").write_bytes(b"broken")
     with pytest.raises(ModelError, match="cannot be resumed"):
-        train([data], None, run, RECIPE, "free", print)
+        train(of(data), run, RECIPE, print)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be made"):
-        train([data], None, tmp_path / "file" / "run", RECIPE, "free", print)
+    with pytest.raises(OutputError, match="cannot be created"):
+        train(of(data), tmp_path / "file" / "run", RECIPE, print)
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 2)
     with pytest.raises(SettingsError, match="multiple of 4, at least 8"):
-        train([data], None, tmp_path / "run", replace(RECIPE, size=70), "free", print)
-    with pytest.raises(SettingsError, match="--without sleep: is none of scale"):
-        train([data], None, tmp_path / "run", replace(RECIPE, without=("sleep",)), "free", print)
+        train(of(data), tmp_path / "run", replace(RECIPE, size=70), print)
+    with pytest.raises(SettingsError, match="--without sleep: must be one of scale"):
+        train(of(data), tmp_path / "run", replace(RECIPE, without=("sleep",)), print)
     with pytest.raises(DataError, match="too few"):
-        train([data], None, tmp_path / "run", RECIPE, "free", print)
+        train(of(data), tmp_path / "run", RECIPE, print)
 
 
 def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> None:
     lines: list[str] = []
     recipe = replace(RECIPE, epochs=1, batch=16)
-    train([make_data(tmp_path / "data", 4)], None, tmp_path / "run", recipe, "free", lines.append)
-    assert any("batches of 3" in line for line in lines)
+    train(of(make_data(tmp_path / "data", 4)), tmp_path / "run", recipe, lines.append)
+    assert any("batch size is 3" in line for line in lines)

@@ -24,6 +24,7 @@ import requests
 from fastapi import HTTPException
 from PIL import Image
 
+from polypstream.core.geometry import grey_level
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import prepare_image
@@ -87,6 +88,13 @@ def test_mask_map_and_arrays_are_what_the_rules_say(app: Served, red_model: Path
     assert (np.asarray(Image.open(io.BytesIO(answer.content))) == looked.probability_levels()).all()
     view = looked.view
     assert answer.headers["Field-Of-View"] == f"{view.x},{view.y},{view.width},{view.height}"
+    answer = segment(app, content, "image/png", params={"layer": "thresholds"})
+    thresholds = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert (thresholds[..., 0] == looked.probability_levels()).all()
+    assert ((thresholds[..., 1] >= grey_level(looked.rules.threshold)) == looked.mask).all()
+    counts = [int(count) for count in answer.headers["Finding-Counts"].split(",")]
+    assert len(counts) == 256
+    assert counts[grey_level(looked.rules.threshold)] == len(looked.findings)
     arrays = np.load(io.BytesIO(segment(app, content, "application/x-npz").content))
     assert (arrays["mask"] == looked.mask * 255).all()
     assert (arrays["probability"] == looked.probability_levels()).all()
@@ -245,7 +253,7 @@ def test_a_recording_can_come_in_pieces(app: Served, make: Callable[..., Path]) 
     assert append(app, id_, 0, content[:1000]).json()["received"] == 1000
     again = append(app, id_, 0, content[:1000])
     assert again.status_code == 409
-    assert again.json()["detail"] == "1000 bytes are here, and it is uploading"
+    assert again.json()["detail"] == "1000 bytes have been received, and the state is uploading"
     assert append(app, id_, 1000, content[1000:] + b"more").status_code == 413
     assert app.info(id_)["received"] == 1000
     assert append(app, id_, 1000, content[1000:]).json()["state"] in ("waiting", "processing")
@@ -331,7 +339,7 @@ def test_progress_place_in_line_and_cancel(slow: Served, long: Path, make: Calla
     assert not list((slow.folder / "recordings" / first).glob("*/upload/*"))  # half a video is of no use
     assert [slow.info(each)["state"] for each in (first, second)] == ["cancelled", "cancelled"]
     again = slow.post(f"/api/recordings/{first}/cancel")
-    assert (again.status_code, again.json()["detail"]) == (409, "it is cancelled")
+    assert (again.status_code, again.json()["detail"]) == (409, "the state is cancelled")
     assert slow.post(f"/api/recordings/{second}/process").json()["state"] in ("waiting", "processing")
     assert slow.wait_for(second, "finished")["findings"] == 1
     assert slow.post(f"/api/recordings/{second}/process").status_code == 409
@@ -432,7 +440,7 @@ def test_a_polite_end_leaves_the_recording_at_work_for_the_next_time(
 def test_an_unexpected_error_does_not_end_the_queue(
     tmp_path: Path, red_model: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polypstream.web.queue.AGAIN_S", 0.5)
+    monkeypatch.setattr("polypstream.web.queue.RETRY_S", 0.5)
     finish, fails = Library.finish, [True]
 
     def on_a_full_disk(self: Library, *values: Any) -> None:
@@ -459,7 +467,7 @@ def test_uploads_leave_room_on_the_disk(
         assert append(app, id_, 0, content).status_code == 507
         assert app.post("/api/recordings", files={"file": content}).status_code == 507
         assert app.info(id_)["received"] == 0
-        assert app.get("/healthz").text == "recordings: the disk is full (1.0 GB are left)"
+        assert app.get("/healthz").text == "recordings: the disk is full (1.0 GB are free)"
         monkeypatch.undo()
         append(app, id_, 0, content)
         app.wait_for(id_, "finished")
@@ -510,7 +518,7 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 def test_a_folder_of_another_version_is_said(tmp_path: Path) -> None:
     with open_library(tmp_path) as library:
         library._database.execute("PRAGMA user_version = 7")
-    with pytest.raises(OutputError, match="is of another version of polypstream; give another --folder"):
+    with pytest.raises(OutputError, match="belongs to another version of polypstream; use another --folder"):
         Library(tmp_path)
 
 
@@ -524,7 +532,7 @@ def test_what_the_server_does_not_survive_is_not_begun_for_ever(tmp_path: Path) 
         assert library.begin_next() is None
         (entry,) = library.all()
         assert entry.state == "failed"
-        assert entry.message.startswith("it was begun 3 times, and each time the server ended")
+        assert entry.message.startswith("it was started 3 times, and the server ended each time")
 
 
 def test_old_recordings_are_deleted_and_new_ones_are_not(library: Library) -> None:

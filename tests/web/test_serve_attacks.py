@@ -348,7 +348,7 @@ def test_too_large_a_body_is_not_awaited(app: Served, path: str) -> None:
         connection.putheader("Content-Type", kind["Content-Type"])
         connection.endheaders()
         answer = answer_of(connection.getresponse())
-    assert detail(answer, 413) == "more bytes than may be"
+    assert detail(answer, 413) == "the body is too large"
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
@@ -433,8 +433,8 @@ def test_what_is_no_upload_is_refused(app: Served, headers: dict[str, str], body
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "HEAD_S", 0.6)
-    monkeypatch.setattr(guard, "PAUSE_S", 0.6)
+    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.6)
+    monkeypatch.setattr(guard, "BODY_TIMEOUT_S", 0.6)
 
 
 def connect(app: Served, sent: bytes) -> socket.socket:
@@ -487,7 +487,7 @@ def test_a_head_that_trickles_is_not_awaited_for_ever(app: Served) -> None:
 def test_a_body_that_pauses_is_not_awaited_for_ever(app: Served, path: str) -> None:
     head, _, said = until_closed(connect(app, body_of(path))).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
-    assert json.loads(said)["detail"] == "nothing came for 0.6 seconds"
+    assert json.loads(said)["detail"] == "no data was received for 0.6 seconds"
 
 
 @pytest.mark.usefixtures("hasty", "unchanged")
@@ -512,8 +512,8 @@ def test_a_body_that_nobody_wants_is_not_awaited_for_ever(app: Served, path: str
 
 @pytest.mark.usefixtures("hasty")
 def test_many_slow_ones_leave_the_others_their_answers(app: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "HEAD_S", 3.0)
-    monkeypatch.setattr(guard, "PAUSE_S", 3.0)
+    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(guard, "BODY_TIMEOUT_S", 3.0)
     slow = [connect(app, b"GET / HT") for _ in range(100)] + [connect(app, body_of("/api/segment")) for _ in range(100)]
     picture = form(blank("PNG", 64, 64))
     started = time.monotonic()
@@ -625,7 +625,7 @@ def test_nothing_is_said_to_who_does_not_know_the_token(tmp_path: Path, red_mode
             ):
                 answer = ask(app, method, path, headers=wrong)
                 assert answer.status == 401, (method, path, wrong)
-                said = b"" if method == "HEAD" else "This page asks for a token: open /?token=…".encode()
+                said = b"" if method == "HEAD" else "This page needs a token: open /?token=…".encode()
                 assert answer.body == said
         assert ask(app, "GET", "/?token=wrong").status == 401
         assert ask(app, "GET", "/api/recordings?token=secret").headers["location"] == "/api/recordings"
@@ -672,7 +672,7 @@ def small_files() -> Iterator[None]:
 @pytest.mark.usefixtures("small_files", "unchanged")
 def test_a_disk_that_takes_no_more_is_not_shown(app: Served) -> None:
     said = detail(ask(app, "POST", "/api/recordings", form(bytes(MEGA)), FORM), 507)
-    assert "cannot keep it" in said
+    assert "cannot store the file" in said
     id_ = announce(app, MEGA)
     detail(ask(app, "PATCH", f"/api/uploads/{id_}?offset=0", bytes(MEGA)), 507)
     assert app.info(id_)["state"] == "uploading"

@@ -1,5 +1,5 @@
 "use strict";
-// Asks the server; what is not well becomes an error whose message is for people.
+// Sends a request to the server. A failure becomes an error with a message for the user.
 
 async function ask(url, options = {}) {
   let answer;
@@ -13,15 +13,16 @@ async function ask(url, options = {}) {
 }
 
 function reasonOf(status, text) {
-  if (status === 401) return "the token is another one now; open the address that the server printed";
+  if (status === 401) return "the token has changed; open the address that the server printed";
   try {
     const detail = JSON.parse(text).detail;
     return typeof detail === "string" ? detail : detail.map((each) => each.msg).join("; ");
   } catch {
-    return text || `the server answered ${status}`;
+    return text || `the server responded with ${status}`;
   }
 }
 
+// Shows a message on the page.
 function say(text) {
   document.querySelector("[data-value=said]").textContent = text;
 }

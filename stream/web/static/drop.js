@@ -1,5 +1,5 @@
 "use strict";
-// Files for a page: chosen, dropped anywhere on it, or pasted. `take` is given a list of them.
+// Calls `take` with a list of files that the user chooses, drops anywhere on the page, or pastes.
 
 function receiveFiles(take) {
   const zone = document.querySelector(".drop");
@@ -7,7 +7,7 @@ function receiveFiles(take) {
   const give = (files) => files.length && take([...files]);
   input.addEventListener("change", () => {
     give(input.files);
-    input.value = ""; // so that the same file can be chosen again
+    input.value = ""; // the same file can then be chosen again
   });
   addEventListener("paste", (event) => give(event.clipboardData.files));
   addEventListener("dragover", (event) => {

@@ -1,10 +1,10 @@
 "use strict";
-// Asks once a second how the sources are doing, and writes it beside their pictures.
+// Requests the status of the sources once per second, and shows it next to their video.
 
 const sections = [...document.querySelectorAll(".source")];
 const controls = document.querySelector(".controls").elements;
-let speaker = null;
-let asking = false;
+let audio = null;
+let refreshing = false;
 
 function say(section, name, text) {
   section.querySelector(`[data-value=${name}]`).textContent = text;
@@ -35,22 +35,22 @@ function showFindings(section, findings) {
 }
 
 function beep() {
-  if (!controls.sound.checked || speaker === null) return;
-  const tone = speaker.createOscillator();
-  const volume = speaker.createGain();
+  if (!controls.sound.checked || audio === null) return;
+  const tone = audio.createOscillator();
+  const volume = audio.createGain();
   tone.frequency.value = 880;
-  volume.gain.setValueAtTime(0.2, speaker.currentTime);
-  volume.gain.exponentialRampToValueAtTime(0.001, speaker.currentTime + 0.15);
-  tone.connect(volume).connect(speaker.destination);
+  volume.gain.setValueAtTime(0.2, audio.currentTime);
+  volume.gain.exponentialRampToValueAtTime(0.001, audio.currentTime + 0.15);
+  tone.connect(volume).connect(audio.destination);
   tone.start();
-  tone.stop(speaker.currentTime + 0.15);
+  tone.stop(audio.currentTime + 0.15);
 }
 
 function show(section, status) {
-  const well = status.signal && !status.problem;
-  section.querySelector(".light").className = `light ${well ? "good" : "bad"}`;
+  const ready = status.signal && !status.problem;
+  section.querySelector(".light").className = `light ${ready ? "good" : "bad"}`;
   const sinks = status.sinks.map((sink) => (sink.problem ? `${sink.name}: ${sink.problem}` : sink.doing));
-  const state = well ? "ready" : status.problem || (status.ended ? "ended" : "no signal");
+  const state = ready ? "ready" : status.problem || (status.ended ? "ended" : "no signal");
   say(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
   const delay = status.delay_ms;
   say(section, "delay", delay ? `${delay[0].toFixed(0)} ms (99 %: ${delay[2].toFixed(0)})` : "–");
@@ -65,44 +65,44 @@ function show(section, status) {
   showFindings(section, status.findings);
 }
 
-// A picture whose line broke keeps its last frame and never comes back by itself.
-function showPictures(there) {
+// After a broken connection a stream keeps its last frame and does not reconnect, so it must be requested again.
+function showStreams(connected) {
   for (const section of sections) {
     const picture = section.querySelector(".picture");
-    if (!there) picture.removeAttribute("src");
+    if (!connected) picture.removeAttribute("src");
     else if (!picture.hasAttribute("src")) picture.src = `/live/${section.dataset.number}/stream?again=${Date.now()}`;
   }
 }
 
-async function look() {
-  if (asking || document.hidden) return;
-  asking = true;
+async function refresh() {
+  if (refreshing || document.hidden) return;
+  refreshing = true;
   try {
     const answer = await fetch("/status.json", { signal: AbortSignal.timeout(3000) });
     const statuses = await answer.json();
     controls.overlay.checked = statuses[0].overlay;
-    showPictures(true);
+    showStreams(true);
     sections.forEach((section, number) => show(section, statuses[number]));
   } catch {
-    showPictures(false);
+    showStreams(false);
     for (const section of sections) {
       section.querySelector(".light").className = "light bad";
       say(section, "state", "polypstream does not answer");
     }
   }
-  asking = false;
+  refreshing = false;
 }
 
 controls.overlay.addEventListener("change", () => {
   const state = controls.overlay.checked ? "on" : "off";
   fetch(`/overlay/${state}`, { method: "PUT" });
 });
-// Browsers let a page sound only after its reader has touched it.
+// Browsers allow sound only after the user has interacted with the page.
 controls.sound.addEventListener("change", () => {
-  speaker ??= new AudioContext();
-  speaker.resume();
+  audio ??= new AudioContext();
+  audio.resume();
 });
-// Each picture holds one of the few lines that a browser has to a server.
-document.addEventListener("visibilitychange", () => (document.hidden ? showPictures(false) : look()));
-setInterval(look, 1000);
-look();
+// Each stream uses one of the few connections that a browser opens to a server.
+document.addEventListener("visibilitychange", () => (document.hidden ? showStreams(false) : refresh()));
+setInterval(refresh, 1000);
+refresh();

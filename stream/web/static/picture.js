@@ -1,11 +1,11 @@
 "use strict";
-// Sends a picture away, gets the probability of each pixel back, and draws from it; the threshold acts here.
+// The image page: uploads an image, and draws the probability of each pixel and the findings. The server applies the
+// rules of findings for all thresholds at once; this script only compares numbers, so the slider needs no request.
 
-const bring = document.querySelector(".bring");
+const upload = document.querySelector(".bring");
 const form = document.querySelector(".sliders").elements;
-const peak = Math.ceil(bring.dataset.peak * 255);
 const MARKER = [0x40, 0xff, 0x60];
-// Probability 0 to 1 in equal steps: the colours between which the heat map's lie.
+// Colours of the heat map at equal steps of the probability from 0 to 1; other colours are interpolated.
 const HEAT = [[20, 20, 120], [0, 140, 200], [60, 200, 90], [250, 210, 40], [220, 40, 30]];
 const HEAT_OF = heatColours();
 let shown = null;
@@ -15,7 +15,7 @@ async function segment(file, layer) {
   const body = new FormData();
   body.append("file", file);
   const answer = await ask(`/api/segment?layer=${layer}`, { method: "POST", body, headers: { Accept: "image/png" } });
-  return { bitmap: await createImageBitmap(await answer.blob()), view: answer.headers.get("Field-Of-View") };
+  return { bitmap: await createImageBitmap(await answer.blob()), counts: answer.headers.get("Finding-Counts") };
 }
 
 function pixelsOf(bitmap) {
@@ -25,42 +25,47 @@ function pixelsOf(bitmap) {
   return context.getImageData(0, 0, bitmap.width, bitmap.height).data;
 }
 
-// The picture as the server has read it; browsers do not show every format, nor turn all as it does.
-async function pictureOf(file, width, height) {
+// One of the four channels of pixels.
+function channelOf(pixels, channel) {
+  const values = new Uint8Array(pixels.length / 4);
+  for (let place = 0; place < values.length; place++) values[place] = pixels[4 * place + channel];
+  return values;
+}
+
+// The image as the server read it. The browser cannot decode every format, and does not rotate each file as the server.
+async function imageOf(file, width, height) {
   const own = await createImageBitmap(file).catch(() => null);
   if (own?.width === width && own.height === height) return own;
   return (await segment(file, "picture")).bitmap;
 }
 
-async function look(file) {
-  const name = file.name || "picture";
+async function show(file) {
+  const name = file.name || "image";
   const mine = (latest += 1);
   shown = null;
   document.querySelector(".looked").hidden = true;
   say(`${name} …`);
   try {
-    const { bitmap, view } = await segment(file, "probability");
+    const { bitmap, counts } = await segment(file, "thresholds");
     const { width, height } = bitmap;
-    const picture = pixelsOf(await pictureOf(file, width, height));
-    if (mine !== latest) return; // another one was chosen meanwhile
-    const colours = pixelsOf(bitmap);
-    const probability = new Uint8Array(width * height);
-    for (let place = 0; place < probability.length; place++) probability[place] = colours[4 * place];
-    const [, , across, down] = view.split(",").map(Number);
-    shown = { name, width, height, probability, picture, smallest: bring.dataset.smallest * across * down };
+    const image = pixelsOf(await imageOf(file, width, height));
+    if (mine !== latest) return; // the user has chosen another image since
+    const pixels = pixelsOf(bitmap);
+    const [probability, highest] = [channelOf(pixels, 0), channelOf(pixels, 1)];
+    shown = { name, width, height, image, probability, highest, counts: counts.split(",").map(Number) };
   } catch (error) {
     if (mine === latest) say(`${name}: ${error.message}`);
     return;
   }
-  form.threshold.value = Math.round(bring.dataset.threshold * 100);
+  form.threshold.value = Math.round(upload.dataset.threshold * 100);
   document.querySelector(".looked").hidden = false;
-  draw("input", shown.picture);
+  draw("input", shown.image);
   draw("heat", heatMap());
   draw("probability", inGrey(shown.probability));
   drawMask();
 }
 
-// Pixels are red, green, blue and opacity in turn. Plain loops: a picture may have forty million.
+// Pixels are red, green, blue and opacity in turn. Plain loops, since an image may have 40 million pixels.
 function inGrey(values) {
   const pixels = new Uint8ClampedArray(4 * values.length);
   for (let place = 0; place < values.length; place++) {
@@ -71,27 +76,27 @@ function inGrey(values) {
 }
 
 function heatMap() {
-  const pixels = new Uint8ClampedArray(shown.picture);
+  const pixels = new Uint8ClampedArray(shown.image);
   for (let place = 0; place < shown.probability.length; place++) {
     const value = shown.probability[place];
-    const share = 0.15 + (0.5 * value) / 255;
+    const opacity = 0.15 + (0.5 * value) / 255;
     for (let channel = 0; channel < 3; channel++) {
       const under = pixels[4 * place + channel];
-      pixels[4 * place + channel] = under + share * (HEAT_OF[3 * value + channel] - under);
+      pixels[4 * place + channel] = under + opacity * (HEAT_OF[3 * value + channel] - under);
     }
   }
   return pixels;
 }
 
-// For each of 256 probabilities its colour.
+// The colour of each probability, 0..255.
 function heatColours() {
   const colours = new Uint8ClampedArray(3 * 256);
   for (let value = 0; value < 256; value++) {
-    const place = (value / 255) * (HEAT.length - 1);
-    const low = Math.min(Math.floor(place), HEAT.length - 2);
+    const step = (value / 255) * (HEAT.length - 1);
+    const low = Math.min(Math.floor(step), HEAT.length - 2);
     for (let channel = 0; channel < 3; channel++) {
-      const [under, over] = [HEAT[low][channel], HEAT[low + 1][channel]];
-      colours[3 * value + channel] = under + (place - low) * (over - under);
+      const [from, to] = [HEAT[low][channel], HEAT[low + 1][channel]];
+      colours[3 * value + channel] = from + (step - low) * (to - from);
     }
   }
   return colours;
@@ -103,38 +108,13 @@ function draw(name, pixels) {
   canvas.getContext("2d").putImageData(new ImageData(pixels, shown.width, shown.height), 0, 0);
 }
 
-// What is at or above the threshold; of findings alone, the blobs that are large and sure enough.
+// Returns the mask at a threshold of 0 to 1, and the number of findings. For each pixel `highest` has the highest threshold
+// at which it belongs to a finding by the rules of the server. So a comparison gives the findings of the server.
+// Without `findingsOnly` the mask has all pixels whose probability reaches the threshold.
 function maskAt(threshold, findingsOnly) {
-  const { width, height, probability } = shown;
-  const level = Math.max(1, Math.ceil(threshold * 255));
-  const mask = new Uint8Array(probability.length);
-  const stack = new Int32Array(probability.length);
-  let found = 0;
-  for (let start = 0; start < probability.length; start++) {
-    if (mask[start] || probability[start] < level) continue;
-    let [filled, taken, highest] = [1, 0, 0];
-    stack[0] = start;
-    mask[start] = 1;
-    while (taken < filled) {
-      const place = stack[taken++];
-      highest = Math.max(highest, probability[place]);
-      const [x, y] = [place % width, Math.floor(place / width)];
-      for (let row = Math.max(0, y - 1); row <= Math.min(height - 1, y + 1); row++) {
-        for (let column = Math.max(0, x - 1); column <= Math.min(width - 1, x + 1); column++) {
-          const next = row * width + column;
-          if (!mask[next] && probability[next] >= level) {
-            mask[next] = 1;
-            stack[filled++] = next;
-          }
-        }
-      }
-    }
-    const counts = filled >= shown.smallest && highest >= Math.max(level, peak);
-    found += counts;
-    const mark = counts || !findingsOnly ? 2 : 3;
-    for (let index = 0; index < filled; index++) mask[stack[index]] = mark;
-  }
-  return { mask: mask.map((value) => (value === 2 ? 255 : 0)), found };
+  const level = Math.ceil(255 * threshold);
+  const levels = findingsOnly ? shown.highest : shown.probability;
+  return { mask: levels.map((each) => (each >= level ? 255 : 0)), found: shown.counts[level] };
 }
 
 function drawMask() {
@@ -143,7 +123,7 @@ function drawMask() {
   const { mask, found } = maskAt(threshold, form.findings.checked);
   const { width, height } = shown;
   draw("mask", inGrey(mask));
-  draw("contour", shown.picture);
+  draw("contour", shown.image);
   const context = document.getElementById("contour").getContext("2d");
   const thick = Math.max(1, Math.round(height / 270));
   context.fillStyle = `rgb(${MARKER})`;
@@ -169,12 +149,12 @@ function download(event) {
   });
 }
 
-receiveFiles((files) => look(files[0]));
+receiveFiles((files) => show(files[0]));
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {
     try {
       const answer = await ask(button.dataset.sample);
-      look(new File([await answer.blob()], button.dataset.sample.split("/").pop()));
+      show(new File([await answer.blob()], button.dataset.sample.split("/").pop()));
     } catch (error) {
       say(error.message);
     }

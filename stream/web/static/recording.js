@@ -1,10 +1,10 @@
 "use strict";
-// One recording: follows its progress; when it is finished, takes the video to the finding that is clicked on.
+// The page of one recording: shows its progress, and seeks in the finished video to the finding that is clicked on.
 
 const section = document.querySelector(".recording");
 const video = section.querySelector("video");
 
-async function follow() {
+async function refresh() {
   try {
     const page = new DOMParser().parseFromString(await (await ask(location.pathname)).text(), "text/html");
     const fresh = page.querySelector(".recording");
@@ -16,38 +16,38 @@ async function follow() {
   }
 }
 
-function choose() {
+function seekToTrack() {
   markTrack();
   const bar = section.querySelector(".bar.chosen");
   if (bar) video.currentTime = bar.dataset.first;
 }
 
-function showHead() {
+function showPosition() {
   const head = section.querySelector(".head");
   const { start, end } = section.dataset;
   const place = Math.min(1, Math.max(0, (video.currentTime - start) / (end - start)));
-  // The timeline is drawn 6 units into a picture of 1212.
+  // The timeline starts at 6 of 1212 units of its drawing.
   head.style.left = `${((6 + 1199 * place) / 1212) * 100}%`;
   head.hidden = false;
 }
 
 if (video) {
-  video.addEventListener("timeupdate", showHead);
+  video.addEventListener("timeupdate", showPosition);
   video.addEventListener("error", () => {
     say("This browser cannot play the video; download annotated.mp4 instead.");
   });
-  // Also when the same one is clicked on again, which changes no address.
+  // Not a hashchange event: a second click on the same link does not change the URL.
   section.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#track-']");
     if (!link) return;
     event.preventDefault();
     history.replaceState(null, "", link.getAttribute("href"));
-    choose();
+    seekToTrack();
     video.scrollIntoView({ block: "nearest" });
   });
-  video.addEventListener("loadedmetadata", choose);
+  video.addEventListener("loadedmetadata", seekToTrack);
 } else if (["uploading", "waiting", "processing"].includes(section.dataset.state)) {
-  setInterval(follow, 1000);
+  setInterval(refresh, 1000);
 }
 for (const button of section.querySelectorAll("[data-act]")) {
   button.addEventListener("click", async () => {
@@ -57,6 +57,6 @@ for (const button of section.querySelectorAll("[data-act]")) {
       say(error.message);
       return;
     }
-    follow();
+    refresh();
   });
 }

@@ -1,7 +1,7 @@
 "use strict";
-// Sends recordings in pieces, so that a broken line costs one piece; keeps the list of recordings as it is.
+// Uploads recordings in chunks, so that a broken connection costs one chunk only, and keeps the list up to date.
 
-const PIECE = 8 * 1024 * 1024;
+const CHUNK = 8 * 1024 * 1024;
 const LONGEST_WAIT_S = 30;
 const list = document.getElementById("recordings");
 const waiting = [];
@@ -32,29 +32,29 @@ function rowOf(file) {
   return upload;
 }
 
-// XMLHttpRequest, since fetch does not tell how much of a body is gone.
-function sendPiece(upload, id, offset) {
+// XMLHttpRequest, since fetch does not report the progress of an upload.
+function sendChunk(upload, id, offset) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     upload.request = request;
     request.upload.addEventListener("progress", (event) => (upload.progress.value = offset + event.loaded));
     request.addEventListener("load", () => resolve(request));
-    request.addEventListener("error", () => reject(new Error("the line is broken")));
+    request.addEventListener("error", () => reject(new Error("the connection is broken")));
     request.addEventListener("abort", () => reject(new Error("stopped")));
     request.open("PATCH", `/api/uploads/${id}?offset=${offset}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
-    request.send(upload.file.slice(offset, offset + PIECE));
+    request.send(upload.file.slice(offset, offset + CHUNK));
   });
 }
 
-// Only what this browser began is gone on with: recorders give files of one size the same names, over and over.
+// Only uploads that this browser started are continued: recorders reuse the same name for files of the same size.
 const keyOf = (file) => `upload ${file.name} ${file.size} ${file.lastModified}`;
 
-async function begin(file) {
-  const begun = localStorage.getItem(keyOf(file));
-  if (begun) {
+async function start(file) {
+  const started = localStorage.getItem(keyOf(file));
+  if (started) {
     try {
-      const recording = await (await ask(`/api/recordings/${begun}`)).json();
+      const recording = await (await ask(`/api/recordings/${started}`)).json();
       if (recording.state === "uploading") return recording;
     } catch (error) {
       if (error.status !== 404) throw error;
@@ -70,30 +70,30 @@ async function begin(file) {
   return recording;
 }
 
-// One piece, or the question how far it is; after a broken line that is not known here.
-async function goOn(upload) {
+// Sends the next chunk. Its offset is requested from the server, since it is unknown after a broken connection.
+async function sendNext(upload) {
   const known = upload.recording ? await (await ask(`/api/recordings/${upload.recording.id}`)).json() : null;
-  const recording = (upload.recording = known ?? (await begin(upload.file)));
+  const recording = (upload.recording = known ?? (await start(upload.file)));
   upload.progress.value = recording.received;
   if (recording.state !== "uploading") return true;
-  const request = await sendPiece(upload, recording.id, recording.received);
+  const request = await sendChunk(upload, recording.id, recording.received);
   if (request.status >= 400) {
     throw Object.assign(new Error(reasonOf(request.status, request.response)), { status: request.status });
   }
   return JSON.parse(request.response).state !== "uploading";
 }
 
-// What time may mend: no line, a piece that the server still waits for, its disk.
-const mayPass = (error) => !error.status || error.status >= 500 || [408, 409].includes(error.status);
+// Errors after which a retry may succeed: no connection, a previous chunk that still occupies the server, a full disk.
+const isTransient = (error) => !error.status || error.status >= 500 || [408, 409].includes(error.status);
 
 async function send(upload) {
   for (let failures = 0, done = false; !done && !upload.stopped; ) {
     try {
-      done = await goOn(upload);
+      done = await sendNext(upload);
       failures = 0;
       upload.note.textContent = "";
     } catch (error) {
-      if (!upload.stopped && !mayPass(error)) throw error;
+      if (!upload.stopped && !isTransient(error)) throw error;
       failures += 1;
       upload.note.textContent = `${error.message}; trying again`;
       await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(LONGEST_WAIT_S, 2 ** (failures - 1))));
@@ -102,7 +102,7 @@ async function send(upload) {
   if (!upload.stopped) localStorage.removeItem(keyOf(upload.file));
 }
 
-// One after another: several at once would only share the line.
+// One after another: concurrent uploads would only share the bandwidth.
 async function sendWaiting() {
   if (busy) return;
   busy = true;
@@ -123,18 +123,18 @@ async function sendWaiting() {
 async function refresh() {
   if (refreshing || document.hidden) return;
   refreshing = true;
-  const line = document.querySelector("[data-value=line]");
+  const connection = document.querySelector("[data-value=connection]");
   try {
     const page = new DOMParser().parseFromString(await (await ask(location.href)).text(), "text/html");
     replaceList(page.getElementById("recordings"));
-    line.textContent = "";
+    connection.textContent = "";
   } catch (error) {
-    line.textContent = error.message;
+    connection.textContent = error.message;
   }
   refreshing = false;
 }
 
-// A list that is replaced takes the keyboard's place with it.
+// Replacing the list removes the keyboard focus, so it is restored.
 function replaceList(fresh) {
   if (fresh.innerHTML === list.innerHTML || list.matches(":active")) return;
   const focused = document.activeElement.closest("tr")?.dataset.id;
@@ -147,7 +147,7 @@ list.addEventListener("click", async (event) => {
   const { act, name } = event.target.dataset;
   if (!act) return;
   const { id } = event.target.closest("tr").dataset;
-  if (act === "delete" && !confirm(`Delete ${name} and what was found in it?`)) return;
+  if (act === "delete" && !confirm(`Delete ${name} and its results?`)) return;
   try {
     if (act === "delete") await ask(`/api/recordings/${id}`, { method: "DELETE" });
     else await ask(`/api/recordings/${id}/${act}`, { method: "POST" });
