@@ -64,11 +64,13 @@ def test_one_wrong_time_is_mended_and_the_others_stay(place: int, by: int) -> No
     # A first time that is too early is a pause after it.
     wrong = [(place, TOLD[place])] if place or by > 0 else []
     assert changed(with_one(place, TOLD[place] + by)) == wrong
+    assert mend(with_one(place, TOLD[place] + by))[1].mended == len(wrong)
 
 
 def test_a_last_time_that_nothing_confirms_is_believed_if_it_is_near() -> None:
     assert changed(with_one(29, TOLD[29] + 1_800_000)) == [(29, TOLD[29])]
-    assert changed(with_one(29, TOLD[29] + 20_000)) == []
+    assert changed(with_one(29, TOLD[28] + 60_000)) == []
+    assert changed(with_one(29, TOLD[28] + 60_001)) == [(29, TOLD[29])]
 
 
 def test_two_wrong_times_in_a_row_are_mended() -> None:
@@ -93,6 +95,14 @@ def test_missing_times_lie_between_their_neighbours() -> None:
     assert mend([None] * 5)[0] == [0, 40, 80, 120, 160]
     assert mend([None] * 5)[1].missing == 5
     assert mend([0, None, None, 60, 100])[0] == [0, 20, 40, 60, 100], "as much room as there is"
+    assert mend([None] * 4, duration=0)[0] == [0, 1, 2, 3], "no two have the same"
+
+
+def test_a_shift_that_is_known_from_the_beginning_is_added_to_all_times() -> None:
+    mender = TimestampMender[int](MS, 2**31 - 1, 500, lambda told, follows: follows - told)
+    items = [(number, time, 40) for number, time in enumerate(with_one(7, None))]
+    assert [time for _, time in mender.mend(items)] == [time + 500 for time in TOLD]
+    assert (mender.missing, mender.mended) == (1, 0)
 
 
 @pytest.mark.parametrize("after", [3, 12, 30])
@@ -172,6 +182,23 @@ def test_as_few_items_are_held_as_can_be() -> None:
         held.append(number + 1 - corrector.count)
     assert set(held[WINDOW:14]) == {1}, "one item waits to see an ordinary one after it"
     assert max(held) < WINDOW
+
+
+@pytest.mark.parametrize(("step", "waiting"), [(1000, 1), (1001, WINDOW - 1)])
+def test_a_step_of_up_to_a_second_is_not_doubted(step: int, waiting: int) -> None:
+    mender = TimestampMender[int](MS, 2**31 - 1, 0, lambda told, follows: follows - told)
+    for number in range(20):
+        mender.add(number, step * number, 40)
+        assert all(time == step * place for place, time in mender.settled())
+    assert 20 - mender.count == waiting
+
+
+@pytest.mark.parametrize(("gap", "following"), [(80, 1040), (81, 1041 + 760)])
+def test_a_clock_is_believed_again_after_two_ordinary_steps_at_most(gap: int, following: int) -> None:
+    """Five items have times of the beginning, from 40 on, and are moved by 760; then the old clock goes on."""
+    times, _ = mend([*TOLD[:20], *TOLD[1:6], *(time + 960 + gap for time in TOLD)])
+    assert times[:25] == [40 * number for number in range(25)]
+    assert times[25:] == [time + following for time in TOLD]
 
 
 def test_shifts_add_up_to_the_origin() -> None:

@@ -102,6 +102,14 @@ def test_no_region_where_nothing_reaches_the_threshold() -> None:
     assert region_above(np.full((64, 64), 127, np.uint8), FieldOfView(0, 0, 640, 480), 0.5) is None
 
 
+def test_what_reaches_the_threshold_everywhere_is_the_whole_view() -> None:
+    region = region_above(np.full((64, 64), 128, np.uint8), FieldOfView(20, 10, 333, 201), 0.5)
+    assert region is not None
+    assert (region.x, region.y, region.mask.shape) == (20, 10, (201, 333))
+    assert region.mask.min() == 255
+    assert (region.probability == 128).all()
+
+
 @pytest.mark.parametrize(("threshold", "level"), [(0.5, 128), (1 / 255, 1), (0.001, 1), (0.999, 255)])
 def test_a_threshold_is_the_lowest_level_that_counts(threshold: float, level: int) -> None:
     assert grey_level(threshold) == level

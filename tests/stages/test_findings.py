@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Findings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, Motion
 from polypstream.core.geometry import FieldOfView
 from polypstream.stages.findings import FindingsTracker, Rules, choose_rules, find_blobs, find_region
 
 VIEW = FieldOfView(40, 20, 300, 200)
+Box = tuple[int, int, int, int]
 
 
 def two_blobs(faint: int, strong: int) -> np.ndarray:
@@ -90,6 +91,44 @@ def test_each_outline_has_the_number_of_its_track() -> None:
     assert shown == [{(20, 20): 1}, {(20, 20): 1, (80, 10): 2}, {(20, 20): 1, (80, 10): 2, (50, 90): 3}]
 
 
+def steady_frame(seconds: Fraction, smoothed: Box | None, sure: bool, moved_by: int | None) -> Frame:
+    """The smoothed map has a box; the network is as sure of it, or sees nothing; the picture moved to the right."""
+    frame = Frame(0, av.VideoFrame(360, 240, "yuv420p"), int(seconds * 100), Fraction(1, 100))
+    frame.view, frame.smoothed = VIEW, np.zeros((100, 100), np.uint8)
+    if smoothed is not None:
+        left, top, right, bottom = smoothed
+        frame.smoothed[top:bottom, left:right] = 250
+    frame.probability = frame.smoothed if sure else np.zeros((100, 100), np.uint8)
+    origin = np.dstack(np.meshgrid(np.arange(100), np.arange(100))).astype(np.float32) - np.float32([moved_by or 0, 0])
+    frame.motion = None if moved_by is None else Motion(origin, np.ones((100, 100), np.float32))
+    return frame
+
+
+def box_of(frame: Frame) -> Box | None:
+    """The one finding of a frame, in places of the map."""
+    if not frame.outlines:
+        return None
+    (outline,) = frame.outlines
+    assert frame.tracks == [1]
+    (left, top), (right, bottom) = outline.min(axis=0) - (VIEW.x, VIEW.y), outline.max(axis=0) - (VIEW.x, VIEW.y)
+    return round(left / 3), round(top / 2), round((right + 1) / 3), round((bottom + 1) / 2)
+
+
+def test_steady_findings_follow_the_smoothed_map_and_the_pictures_motion() -> None:
+    tracker, small, large = FindingsTracker(Rules(0.5, peak=0.9), steady=True), (20, 20, 40, 40), (20, 20, 50, 40)
+    frames = [
+        steady_frame(Fraction(0), small, True, None),
+        steady_frame(Fraction(4, 100), large, False, 0),  # not seen now, and still shown as far as the map reaches
+        steady_frame(Fraction(8, 100), None, False, 10),  # held where the wall took it
+        steady_frame(Fraction(9, 100), large, True, -10),
+        steady_frame(Fraction(60, 100), large, False, 0),
+        steady_frame(Fraction(120, 100), large, False, 0),  # faint for more than a second, however the map looks
+    ]
+    for frame in frames:
+        tracker([frame])
+    assert [box_of(frame) for frame in frames] == [small, large, (30, 20, 60, 40), large, large, None]
+
+
 def test_a_blob_must_be_large_enough() -> None:
     probability = np.zeros((100, 100), np.uint8)
     probability[20:30, 20:30] = 250
@@ -126,14 +165,17 @@ def test_a_finding_in_the_hole_of_another_has_an_outline_too() -> None:
 
 def test_the_outline_runs_where_the_probability_crosses_the_threshold() -> None:
     probability = np.full((100, 100), 120, np.uint8)
-    probability[:, 50:] = 200
+    probability[30:70, 30:70] = 200
     region, _ = find_region(probability, VIEW, Rules(0.5))
     assert region is not None
     found = np.zeros((240, 360), np.uint8)
     found[region.slices] = region.mask
-    # A tenth of the way from the middle of column 49 to that of column 50; a column is three picture pixels wide.
-    edge = VIEW.x + 3 * 49.5 + 3 * (128 - 120) / (200 - 120)
-    assert abs(np.flatnonzero(found[100]).min() - edge) <= 1
+    # A tenth of the way from the middle of place 29 to that of place 30, and nine from 69 to 70. A place is three
+    # picture pixels wide and two high.
+    first, last = 29.5 + (128 - 120) / (200 - 120), 69.5 + (200 - 128) / (200 - 120)
+    columns, rows = np.flatnonzero(found[120]), np.flatnonzero(found[:, 190])
+    assert [columns.min(), columns.max() + 1] == pytest.approx([VIEW.x + 3 * first, VIEW.x + 3 * last], abs=0.6)
+    assert [rows.min(), rows.max() + 1] == pytest.approx([VIEW.y + 2 * first, VIEW.y + 2 * last], abs=0.6)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,32 @@ def test_after_two_seconds_of_nothing_no_motion_is_looked_for() -> None:
     assert [frame.motion is not None for frame in frames] == [False] + [True] * 50 + [False] * 23 + [True]
 
 
+def test_a_place_counts_for_the_less_the_less_it_looks_like_before() -> None:
+    """A light falls on the right half, by which its weight falls to 1/e."""
+    frames = list(frames_of(0, 5))
+    frames[-1].model_input[:, 64:] += 12
+    frames[-1].probability = nothing()
+    TemporalSmoother()(frames)
+    assert frames[-1].motion is not None
+    trust, expected = frames[-1].motion.trust, 250 * np.exp(-1 / RATE / 0.05)
+    assert trust[40:90, 20:60].mean() > 0.95
+    assert trust[40:90, 68:108].mean() == pytest.approx(np.exp(-1), abs=0.1)
+    assert frames[-1].smoothed[64, 56] == pytest.approx(expected, rel=0.1)
+    assert frames[-1].smoothed[64, 72] == pytest.approx(expected / np.e, rel=0.3)
+
+
+def test_what_comes_into_view_is_not_what_was_there() -> None:
+    """However dark it is: nothing before the border is as dark."""
+    frames = list(frames_of(4, 6))
+    for frame in frames:
+        frame.model_input //= 8
+    TemporalSmoother()(frames)
+    assert frames[-1].motion is not None
+    trust = frames[-1].motion.trust
+    assert trust[:, 20:100].mean() > 0.95
+    assert trust[10:-10, -2:].mean() < 0.05
+
+
 def test_another_field_of_view_begins_anew() -> None:
     smoother = TemporalSmoother()
     frames = list(frames_of(0, 4))

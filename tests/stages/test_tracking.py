@@ -247,13 +247,28 @@ def test_what_is_seen_again_after_a_leap_is_held_again() -> None:
     assert tracker.update(0.12, STILL, np.zeros((SIZE, SIZE), np.uint8), []) is not None
 
 
-def test_what_has_left_the_picture_is_forgotten() -> None:
+@pytest.mark.parametrize(("by", "stays", "place"), [(40, 1, 60), (-40, 2, 40)])
+def test_what_has_left_the_picture_is_forgotten(by: int, stays: int, place: int) -> None:
     tracker = Tracker(True)
-    see(tracker, 0.0, [(30, 50), (80, 50)], None)
-    see(tracker, 0.04, [(70, 50)], still(x=40))
-    assert [track.number for track in tracker.state.tracks] == [1]
-    see(tracker, 0.08, [], still(x=40))
+    see(tracker, 0.0, [(20, 50), (80, 50)], None)
+    assert see(tracker, 0.04, [(place, 50)], still(x=by)) == [stays]
+    assert [track.number for track in tracker.state.tracks] == [stays]
+    see(tracker, 0.08, [], still(x=2 * by))
     assert tracker.state.tracks == []
+
+
+@pytest.mark.parametrize("both_sure", [True, False])
+def test_the_parts_of_a_polyp_count_together(both_sure: bool) -> None:
+    """Each by itself would be small, and so would have to last longer."""
+    tracker, whole, apart = begun(), np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
+    whole[45:55, 40:62] = 1
+    apart[45:55, 40:50], apart[45:55, 52:62] = 1, 2
+    assert tracker.update(1.0, STILL, whole, [Blob(1, 0.03, True)]) is None
+    parts = [Blob(1, 0.03, both_sure), Blob(2, 0.03, True)]
+    assert tracker.update(1.04, STILL, apart, parts) is None
+    shown = tracker.update(1.08, STILL, apart, parts)
+    assert shown is not None
+    assert shown.numbers[shown.slots[50, 57]] == 1
 
 
 def test_a_map_of_another_size_has_other_tracks() -> None:
