@@ -292,8 +292,8 @@ class Recording:
     @property
     def was_corrected(self) -> bool:
         """Whether frames or timestamps read so far differ from those in the file."""
-        corrector = self._corrector
-        return bool(corrector.corrected or 0 < corrector.missing < corrector.count or self.shifts.restarts or self._changed)
+        times = self._corrector
+        return bool(times.corrected or 0 < times.missing < times.count or self.shifts.restarts or self._changed)
 
     def _note_times(self) -> None:
         missing, mended = self._corrector.missing, self._corrector.corrected

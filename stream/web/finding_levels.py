@@ -33,7 +33,7 @@ def finding_levels(probability: np.ndarray, rules: Rules) -> tuple[np.ndarray, l
     for level in map(int, np.unique(probability[probability > 0])):
         labels, blobs = find_blobs(probability, probability, replace(rules, threshold=level / 255))
         is_finding = np.zeros(LEVELS, bool)
-        is_finding[[blob.label for blob in blobs if blob.sure]] = True
+        is_finding[[blob.label for blob in blobs if blob.confident]] = True
         highest[is_finding[labels]] = level
         counts[before + 1 : level + 1] = np.count_nonzero(is_finding)
         before = level

@@ -99,10 +99,10 @@ def test_missing_times_lie_between_their_neighbours() -> None:
 
 
 def test_a_shift_that_is_known_from_the_beginning_is_added_to_all_times() -> None:
-    mender = TimestampMender[int](MS, 2**31 - 1, 500, lambda told, follows: follows - told)
+    corrector = TimestampCorrector[int](MS, 2**31 - 1, 500, lambda told, follows: follows - told)
     items = [(number, time, 40) for number, time in enumerate(with_one(7, None))]
-    assert [time for _, time in mender.mend(items)] == [time + 500 for time in TOLD]
-    assert (mender.missing, mender.mended) == (1, 0)
+    assert [time for _, time in corrector.correct(items)] == [time + 500 for time in TOLD]
+    assert (corrector.missing, corrector.corrected) == (1, 0)
 
 
 @pytest.mark.parametrize("after", [3, 12, 30])
@@ -129,10 +129,10 @@ def test_four_items_that_advance_among_themselves_are_another_clock(wrong: int, 
         return follows - told
 
     told = [*TOLD[:10], *(time - 1_800_000 for time in TOLD[10 : 10 + wrong]), *TOLD[10 + wrong :]]
-    times, mender = mend(told, restart=restart)
+    times, corrector = mend(told, restart=restart)
     assert times == TOLD
     assert len(asked) == restarts
-    assert mender.corrected == (0 if restarts else wrong)
+    assert corrector.corrected == (0 if restarts else wrong)
 
 
 def test_a_clock_that_steps_back_a_little_keeps_its_spacing() -> None:
@@ -186,11 +186,11 @@ def test_as_few_items_are_held_as_can_be() -> None:
 
 @pytest.mark.parametrize(("step", "waiting"), [(1000, 1), (1001, WINDOW - 1)])
 def test_a_step_of_up_to_a_second_is_not_doubted(step: int, waiting: int) -> None:
-    mender = TimestampMender[int](MS, 2**31 - 1, 0, lambda told, follows: follows - told)
+    corrector = TimestampCorrector[int](MS, 2**31 - 1, 0, lambda told, follows: follows - told)
     for number in range(20):
-        mender.add(number, step * number, 40)
-        assert all(time == step * place for place, time in mender.settled())
-    assert 20 - mender.count == waiting
+        corrector.add(number, step * number, 40)
+        assert all(time == step * place for place, time in corrector.settled())
+    assert 20 - corrector.count == waiting
 
 
 @pytest.mark.parametrize(("gap", "following"), [(80, 1040), (81, 1041 + 760)])
