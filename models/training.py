@@ -354,7 +354,7 @@ class Run:
         """Write the state of the run, and checkpoint.pt if this epoch has the lowest validation loss so far.
 
         The loss also measures how well the probabilities are calibrated. The Dice of the masks does not, and it changes
-        much with single polyps (docs/model-card.md).
+        much with single polyps (docs/model-tries.md).
 
         Args:
             row: of history.csv.

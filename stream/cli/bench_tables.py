@@ -54,9 +54,8 @@ def _live(live: list[Shown]) -> RenderableType:
             condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} frames shown of each)"
         dropped = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items() if count) or "0"
         counts = (f"{each.frames_in} at {each.rate}/s", str(each.shown), dropped)
-        table.add_row(
-            each.display + condition, *counts, *(f"{delay:.0f}" for delay in each.delay_ms), f"{each.markers_ms[2]:.0f}"
-        )
+        latencies = (*each.delay_ms, each.markers_ms[2]) if each.shown else ()
+        table.add_row(each.display + condition, *counts, *(f"{latency:.0f}" for latency in latencies))
     return table
 
 
@@ -89,6 +88,8 @@ def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Show
 
 
 def _delay(milliseconds: tuple[float, ...]) -> str:
+    if not milliseconds:
+        return "no frame was shown"
     return f"{milliseconds[0]:.1f} ms (median), {milliseconds[2]:.1f} ms (99 %)"
 
 

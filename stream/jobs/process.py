@@ -248,7 +248,7 @@ class RecordingPipeline:
         try:
             sinks.append(("table", FramesTable(folder / "frames.csv")))
             self.findings = FindingsFile(folder, self._about())
-            sinks.append(("findings", self.findings))
+            sinks.append(("findings file", self.findings))
             if masks:
                 sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
         except BaseException:

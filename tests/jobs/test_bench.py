@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from polypstream.cli.bench_tables import _live, _questions
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.bench import LiveRun, measure_degradation, measure_live, measure_recorded
+from polypstream.jobs.bench import Degradation, LiveRun, measure_degradation, measure_live, measure_recorded
 from polypstream.jobs.live import Live
 from polypstream.sinks.browser import Browser
 from polypstream.sources.recording import Recording
@@ -81,6 +84,22 @@ def test_a_session_too_slow_for_the_rate_drops_frames_and_stays_current(
     assert live.delay_ms[0] >= 100
     assert live.delay_ms[3] < 1000  # waiting for its turn and for itself, but in no queue
     assert live.markers_ms == live.delay_ms
+
+
+def test_without_a_shown_frame_there_are_no_latencies(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_down(segmenter, 0.1, monkeypatch)
+    strict = Settings.model_validate({"live": {"max_staleness": 0.01}})
+    video = make(frames=30)
+    live = [
+        measure_live(lambda: Recording(video), segmenter, strict, LiveRun(display, 30), 1.0, no_page)
+        for display in ("in-step", "pass-through")
+    ]
+    assert (live[0].shown, live[0].delay_ms, live[0].markers_ms) == (0, (), ())
+    console = Console(file=io.StringIO(), width=200)
+    console.print(_live(live), _questions({}, Degradation(1, 0, None), live))
+    assert "in-step no frame was shown" in console.file.getvalue()
 
 
 def test_in_pass_through_the_picture_does_not_wait_for_a_slow_session(

@@ -87,6 +87,10 @@ def test_every_frame_and_pts_survive(make: Make, red_model: Path, wanted: dict[s
     assert [float(row["pts_s"]) for row in rows] == pytest.approx([float(pts) for pts in expected], abs=1e-6)
     summary = summary_of(folder)
     assert summary["frames_in"] == summary["frames_out"] == len(expected)
+    assert set(summary["seconds_per_stage"]) == {  # type: ignore[call-overload]
+        *("decode", "crop", "quality", "segment", "smooth", "findings", "overlay"),
+        *("encode", "table", "findings file", "masks"),
+    }
 
 
 def test_the_disc_is_found_where_it_is(make: Make, red_model: Path) -> None:
