@@ -295,7 +295,7 @@ def dicom_objects(
     for path in written:
         typer.echo(path)
     if not written:
-        typer.echo(f"{recording}: it has no findings, so there is nothing to write")
+        typer.echo(f"{recording}: nothing was found in it, so there is nothing to write")
 
 
 @app.command("live")
@@ -395,7 +395,7 @@ def devices() -> None:
     """List the capture devices of this machine and the formats that they offer."""
     found = list_devices()
     if not found:
-        typer.echo("no capture device; a capture card must be a V4L2 (Linux), DirectShow or AVFoundation device")
+        typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")
     for device in found:
         typer.echo(f"{device.address}  {device.description}")
         for offered in device.formats:

@@ -46,8 +46,10 @@ def enlarge_finding_levels(highest: np.ndarray, view: FieldOfView, probability: 
     An image pixel belongs to a finding at a threshold if both hold, as in `find_region`:
 
     - its interpolated probability reaches the threshold;
-    - one of the four map pixels from which it is interpolated belongs to a finding. The four are 8-connected, so they
-      cannot belong to different blobs.
+    - one of the four map pixels from which it is interpolated belongs to a finding. The four touch each other, so those
+      that reach the threshold belong to the same blob.
+
+    A few pixels may differ by rounding, and `find_region` also removes specks that are smaller than a map pixel.
 
     Args:
         highest: uint8 [h, w], of `finding_levels`.
