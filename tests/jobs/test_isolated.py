@@ -104,16 +104,25 @@ def test_a_second_interruption_does_not_wait(make: Make, red_model: Path, tmp_pa
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+LARGE_MESSAGES = """
+from polypstream.jobs import isolated
+class Large(isolated._Progress):
+    def __init__(self, done, expected, padding=""):
+        super().__init__(done, expected)
+    def __reduce__(self):
+        return Large, (self.done, self.expected, "x" * 30_000)
+isolated._Progress = Large
+from polypstream.__main__ import main
+main()
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
 def test_a_command_that_is_stopped_does_not_stop_its_recording(make: Make, red_model: Path, tmp_path: Path) -> None:
     """Ctrl-Z; what the child has to say of its progress, nobody reads then."""
-    script = (
-        "import polypstream.jobs.isolated as i; i._Progress = lambda *a: ('x' * 30_000,); "
-        "from polypstream.__main__ import main; main()"
-    )
     wanted = ["--output", str(tmp_path / "out"), "--model", str(red_model), "--set", "output.video.preset=placebo"]
     recording = make(frames=150, options={"preset": "ultrafast"})
-    running = subprocess.Popen([sys.executable, "-c", script, "process", str(recording), *wanted])
+    running = subprocess.Popen([sys.executable, "-c", LARGE_MESSAGES, "process", str(recording), *wanted])
     until(lambda: has_rows(tmp_path / "out" / "clip" / "frames.csv", 5))
     running.send_signal(signal.SIGSTOP)
     until(lambda: (tmp_path / "out" / "clip" / "report.html").exists())
