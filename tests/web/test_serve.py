@@ -25,6 +25,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from polypstream.core.geometry import grey_level
+from polypstream.core.pipeline import in_background
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import prepare_image
@@ -160,18 +161,16 @@ def test_pictures_that_wait_go_together(red_model: Path) -> None:
     def ask(number: int) -> None:
         answers[number] = batcher.segment(pictures[number])
 
-    threads = [threading.Thread(target=batcher.run), *(threading.Thread(target=ask, args=(n,)) for n in range(9))]
-    threads[0].start()
-    threads[1].start()
-    assert begun.wait(10)
-    for thread in threads[2:]:
-        thread.start()
-    until(lambda: len(batcher._waiting._items) == 8)
-    go.set()
-    for thread in threads[1:]:
-        thread.join(10)
-    batcher.close()
-    threads[0].join(10)
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(9)]
+    with in_background("batcher", batcher.run, batcher.close):
+        threads[0].start()
+        assert begun.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        until(lambda: len(batcher._waiting._items) == 8)
+        go.set()
+        for thread in threads:
+            thread.join(10)
     assert batches == [1, 8]
     for number in range(9):
         assert (answers[number] == number * 15).all()
@@ -189,14 +188,11 @@ def test_a_failing_session_is_told_to_those_who_wait_and_the_next_ones_may_pass(
     fails.insert(0, False)
     segmenter.segment = sometimes  # type: ignore[method-assign]
     batcher = Batcher(segmenter)
-    thread = threading.Thread(target=batcher.run)
-    thread.start()
     red = np.full((128, 128, 3), (100, 0, 0), np.uint8)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        batcher.segment(red)
-    assert np.array_equal(batcher.segment(red), np.full((128, 128), 150, np.uint8))
-    batcher.close()
-    thread.join(10)
+    with in_background("batcher", batcher.run, batcher.close):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            batcher.segment(red)
+        assert np.array_equal(batcher.segment(red), np.full((128, 128), 150, np.uint8))
 
 
 def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: Callable[..., Path]) -> None:
