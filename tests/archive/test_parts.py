@@ -200,6 +200,7 @@ def test_frames_blanked_in_all_parts_are_counted_once(make: Make, red_model: Pat
     assert [note for note in notes if BLANKED in note] == [f"25 {BLANKED}"]  # the last third  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_track_goes_through_the_boundaries_and_keeps_its_number(make: Make, red_model: Path) -> None:
     """The disc is there from the first frame to two thirds."""
     twice = Twice(make(frames=250, width=160, height=120, options={"g": "25"}), red_model, 2)

@@ -39,6 +39,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "c.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Path, precision: str) -> None:
     output, scores = tmp_path / "m.onnx", tmp_path / "s.json"
@@ -63,6 +64,7 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
     assert str(Path(onnx_file.__file__).parents[1]).encode() not in output.read_bytes()  # no path of the machine
 
 
+@pytest.mark.slow
 def test_fp16_stores_every_large_tensor_in_half(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +76,7 @@ def test_fp16_stores_every_large_tensor_in_half(
     assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in large)
 
 
+@pytest.mark.slow
 def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "OURS", SMALL)
     data, output = make_data(tmp_path / "d", count=15, size=(96, 96)), tmp_path / "m.onnx"
@@ -97,6 +100,7 @@ def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.onnx*"))
 
 
+@pytest.mark.slow
 def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SAUNet(**SEED).eval()
@@ -111,6 +115,7 @@ def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path) -> N
     assert expected.std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "shift"), [("fp32", 0.1), ("int8", -5.0)])
 def test_a_model_that_disagrees_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: onnx_file.Precision, shift: float

@@ -47,6 +47,7 @@ def test_a_second_probe_says_what_the_first_said() -> None:
         assert str(probe(provider)) == str(probe(provider))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", [name for name in HERE if name not in providers.GPU])
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int, pictures: list[np.ndarray]) -> None:

@@ -66,6 +66,7 @@ def assert_alike(found: np.ndarray, truth: np.ndarray) -> None:
     assert np.count_nonzero(found & truth) / np.count_nonzero(found | truth) > 0.93
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco", "yolo", "cvat", "labelme"])
 def test_public_readers_see_the_disc(name: str, annotate: Callable[..., Path], tmp_path: Path) -> None:
     python = Path(sys.prefix) / "readers" / "bin" / "python"
@@ -221,6 +222,7 @@ def polygons_of(name: str, folder: Path, frame: int, width: int, height: int) ->
     return [np.array([[float(x) for x in point.split(",")] for point in points.split(";")]) for points in wanted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco", "yolo", "labelme", "png", "cvat"])
 @pytest.mark.parametrize(("rotation", "shape"), [(90, Fraction(1)), (180, Fraction(3, 2)), (270, Fraction(2, 3))])
 def test_what_a_player_turns_is_annotated_as_it_is_shown(
@@ -294,6 +296,7 @@ def test_odd_sizes_keep_their_pixels(tmp_path: Path, red_model: Path) -> None:
         assert np.abs(found.astype(int) - picture(clip, frame)).mean() < 3
 
 
+@pytest.mark.slow
 def test_what_can_go_wrong_is_said(processed: tuple[Path, Path], tmp_path: Path, red_model: Path) -> None:
     recording, results = processed
 

@@ -211,6 +211,7 @@ def test_damaged_recordings_are_named_and_what_could_be_read_plays(tmp_path: Pat
         assert f"The {written} frames" in line
 
 
+@pytest.mark.slow
 def test_damage_anywhere_never_ends_in_a_traceback(tmp_path: Path, make, red_model: Path) -> None:
     names = []
     for extension, audio in (("mp4", "aac"), ("mkv", "aac"), ("ts", "mp2"), ("flv", "aac")):

@@ -129,6 +129,7 @@ def run_of(*rows: tuple[int, int, float, int]) -> Run:
 # Reading
 
 
+@pytest.mark.slow
 def test_a_dicom_video_is_processed_like_the_video_in_it(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_the_best_frame_is_the_largest_then_the_surest_then_the_first() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "aspect"), [(240, None), (720, Fraction(4, 3))])
 def test_capture_and_segmentation_are_the_frame_and_its_mask(
     make: Callable[..., Path], red_model: Path, tmp_path: Path, height: int, aspect: Fraction | None
@@ -282,6 +284,7 @@ def test_capture_and_segmentation_are_the_frame_and_its_mask(
     assert capture.get("PixelAspectRatio") == ([3, 4] if aspect else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotation", [90, -90, 180])
 def test_a_turned_recording_is_upright_in_both_objects(
     make: Callable[..., Path], red_model: Path, tmp_path: Path, rotation: int
@@ -301,6 +304,7 @@ def test_a_turned_recording_is_upright_in_both_objects(
     assert capture.PixelAspectRatio == ([3, 4] if rotation == 180 else [4, 3])
 
 
+@pytest.mark.slow
 def test_the_segmentation_says_what_it_is_of_and_by_what(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:
@@ -349,6 +353,7 @@ def test_all_tracks_of_a_run_are_in_one_study_and_two_series(
     assert "frame 0)" in objects_of(run, 2)[0].ImageComments
 
 
+@pytest.mark.slow
 def test_the_patient_of_a_dicom_recording_is_taken_over(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:
@@ -387,6 +392,7 @@ def test_a_deidentified_run_takes_nothing_over(make: Callable[..., Path], red_mo
     assert shown[~outside].any(axis=1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_without_a_patient_the_objects_have_the_runs_name(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:
@@ -398,6 +404,7 @@ def test_without_a_patient_the_objects_have_the_runs_name(
         assert (dataset.PatientID, dataset.PatientName) == ("Größe_" + "x" * 56, "")
 
 
+@pytest.mark.slow
 def test_objects_are_replaced_only_if_told_so(make: Callable[..., Path], red_model: Path, tmp_path: Path) -> None:
     video = make()
     run = process(video, tmp_path / "results", red_model)
@@ -420,6 +427,7 @@ def test_objects_are_replaced_only_if_told_so(make: Callable[..., Path], red_mod
     assert list((run / "dicom").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_recording_and_a_run_without_findings(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:

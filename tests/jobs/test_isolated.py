@@ -196,6 +196,7 @@ def test_progress_comes_from_the_other_process(processor: IsolatedProcessor, mak
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.slow
 def test_ended_from_another_thread_it_says_so(processor: IsolatedProcessor, make: Make, tmp_path: Path) -> None:
     recording = make(frames=3000, options={"preset": "ultrafast"})
     threading.Timer(1.0, processor.kill).start()

@@ -268,6 +268,7 @@ LINKS = {
 }
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize("scheme", LINKS)
 def test_a_stream_that_goes_away_is_picked_up_when_it_returns(
@@ -470,6 +471,7 @@ def sent(data: bytes, stay: bool) -> Iterator[LiveSource]:
             yield source
 
 
+@pytest.mark.slow
 def test_a_viewer_that_stops_reading_does_not_keep_the_program(make: Callable[..., Path], segmenter: Segmenter) -> None:
     settings = Settings.model_validate({"live": {"max_staleness": 60.0}, "output": {"video": {"crf": 0}}})
     with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -702,6 +704,7 @@ def test_a_sink_that_fails_fails_alone(make: Callable[..., Path], segmenter: Seg
     assert live.failed_sinks() == ["r.mp4: the disk is full; what was written so far is kept", "the screen is gone"]
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("push", "listen"),
@@ -782,6 +785,7 @@ def test_a_push_goes_on_in_another_size(peer: Callable[[str, str], Peer], segmen
     assert not live.failed_sinks()
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_killed_plays_to_within_two_seconds(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
 ) -> None:

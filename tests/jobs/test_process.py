@@ -295,6 +295,7 @@ def test_raw_aac_of_a_transport_stream_gets_the_header_that_mp4_wants(make: Make
         assert sum(frame.samples for frame in file.decode(file.streams.audio[0])) > 2 * 48000
 
 
+@pytest.mark.slow
 def test_several_recordings_share_one_call_and_results_are_not_overwritten(make: Make, red_model: Path) -> None:
     first, second = make(name="a.mp4", frames=5), make(name="b.mp4", frames=5)
     output = first.parent / "out"
@@ -307,6 +308,7 @@ def test_several_recordings_share_one_call_and_results_are_not_overwritten(make:
     call("process", first, "--output", output, "--model", red_model, "--overwrite")
 
 
+@pytest.mark.slow
 def test_interruption_finishes_the_files(make: Make, red_model: Path) -> None:
     folder, process_ = _start_long_run(make, red_model)
     process_.send_signal(signal.SIGINT)
@@ -316,6 +318,7 @@ def test_interruption_finishes_the_files(make: Make, red_model: Path) -> None:
     assert summary_of(folder)["complete"] is False
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_playable_video(make: Make, red_model: Path) -> None:
     folder, process_ = _start_long_run(make, red_model)
     process_.kill()
@@ -367,6 +370,7 @@ def test_findings_say_who_when_and_where(make: Make, red_model: Path) -> None:
         assert next(file.decode(video=0)).width == clip.width
 
 
+@pytest.mark.slow
 def test_overwriting_leaves_no_old_snapshots(make: Make, red_model: Path, tmp_path: Path) -> None:
     video = make(frames=10)
     arguments = ("process", video, "--output", tmp_path / "out", "--model", red_model)

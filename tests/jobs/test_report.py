@@ -56,6 +56,7 @@ def test_with_the_truth_it_says_how_right_the_run_was(run: Path) -> None:
         assert row in page
 
 
+@pytest.mark.slow
 def test_a_million_frames_fit_into_ten_megabytes(run: Path) -> None:
     """An archive's longest day: a million frames and a thousand tracks, each with a snapshot."""
     found = json.loads((run / "findings.json").read_text())

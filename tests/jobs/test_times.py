@@ -298,6 +298,7 @@ RARE = {
 }
 
 
+@pytest.mark.slow
 def test_an_archive_takes_rare_endings_with_the_results_of_process(
     run: Callable[..., Ran],  # noqa: F811
     annotate: Callable[[Path], ProcessResult],

@@ -176,6 +176,7 @@ def test_pcm_of_many_channels_as_sdi_recorders_write_it_is_encoded(
     assert abs(heard(outcome.run.folder / "annotated.mp4").pitch - PITCH) < 5
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 def test_a_recording_with_ac3_that_is_killed_plays_to_within_two_seconds(
     make: Callable[..., Path], red_model: Path, tmp_path: Path
@@ -266,6 +267,7 @@ def test_the_default_track_of_sound_stays_the_default(
         assert [bool(track.disposition & track.disposition.default) for track in file.streams.audio] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal")
 def test_interrupted_pictures_and_sound_end_together(
     make: Callable[..., Path], red_model: Path, tmp_path: Path

@@ -135,6 +135,7 @@ def test_calibration_by_hand_and_of_a_fair_model() -> None:
     assert calibration_error(reliability(fair)) < 0.01
 
 
+@pytest.mark.slow
 def test_healthy_pictures_crops_and_calibration_are_reported(tmp_path: Path, red_model: Path) -> None:
     data = make_data(tmp_path / "d", size=(320, 200))
     for part in ("images", "masks"):

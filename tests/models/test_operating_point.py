@@ -32,6 +32,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "c.pt"
 
 
+@pytest.mark.slow
 def test_the_checkpoint_keeps_the_size_and_the_peak(tmp_path: Path, checkpoint: Path) -> None:
     data = make_data(tmp_path / "d", size=(128, 96))
     weights = load_checkpoint(checkpoint)[0].state_dict()
@@ -57,6 +58,7 @@ def test_the_temperature_makes_probabilities_true() -> None:
     assert find_temperature([(odds[:100], truth[:100]), (odds[100:], truth[100:])]) == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_tuned_is_said(tmp_path: Path, checkpoint: Path) -> None:
     data = make_data(tmp_path / "d", count=3)  # p4 is not among them
     done = call("tune", checkpoint, data, check=False)

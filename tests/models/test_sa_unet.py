@@ -65,6 +65,7 @@ def test_logits_have_the_pictures_size(architecture: Architecture) -> None:
     )
 
 
+@pytest.mark.slow
 def test_our_network_is_real_time_sized() -> None:
     assert 1 < gmac_of(SAUNet(**OURS).eval(), 352, views=2) <= 10
 

@@ -54,6 +54,7 @@ def history_of(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 15)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -82,6 +83,7 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: P
     assert torch.load(checkpoint, weights_only=True)["format"].startswith("polypstream")
 
 
+@pytest.mark.slow
 def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     first = train(of(data), tmp_path / "first", replace(RECIPE, epochs=2), print)
@@ -122,6 +124,7 @@ def test_what_is_held_out_can_be_named(tmp_path: Path) -> None:
         train(of(data, held_out=tmp_path / "missing.txt"), tmp_path / "other", once, print)
 
 
+@pytest.mark.slow
 def test_pictures_held_out_before_that_are_not_here_are_said(tmp_path: Path) -> None:
     data, lines = make_data(tmp_path / "data", 12), list[str]()
     once = replace(RECIPE, epochs=1)
@@ -136,6 +139,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         train(of(data), tmp_path / "run", wild, print)
 
 
+@pytest.mark.slow
 def test_it_starts_from_imagenet_weights_which_learn_more_slowly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +170,7 @@ def test_several_folders_are_one_data_set_and_a_folders_own_names_count(tmp_path
     assert {name.split("/")[0] for name in held_out_names} <= {"one", "two"}
 
 
+@pytest.mark.slow
 def test_healthy_pictures_can_be_shown_more_often(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 15)
     for index in range(10):  # without a polyp
@@ -179,6 +184,7 @@ def test_healthy_pictures_can_be_shown_more_often(tmp_path: Path) -> None:
     assert steps[1] >= 3 * 2
 
 
+@pytest.mark.slow
 def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     for without, equal in (((), False), (("averaging",), True)):
@@ -189,6 +195,7 @@ def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
         assert torch.equal(state["averaged"]["module.last_blocks.1.weight"], weights) is equal
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
     run = tmp_path / "run"
@@ -198,6 +205,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         train(of(data), run, replace(RECIPE, learning_rate=1e-3), print)
 
 
+@pytest.mark.slow
 def test_other_data_in_the_same_folder_and_a_broken_state_are_refused(tmp_path: Path) -> None:
     data, run = make_data(tmp_path / "data", 12), tmp_path / "run"
     with pytest.raises(Interrupted):
@@ -226,6 +234,7 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
         train(of(data), tmp_path / "run", RECIPE, print)
 
 
+@pytest.mark.slow
 def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> None:
     lines: list[str] = []
     recipe = replace(RECIPE, epochs=1, batch=16)

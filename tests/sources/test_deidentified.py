@@ -123,6 +123,7 @@ def cleaned(named: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.usefixtures("ffmpeg")
 class TestEverythingWritten:
+    @pytest.mark.slow
     def test_no_file_holds_the_name(self, cleaned: Path) -> None:
         files = [path for path in cleaned.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} >= {".mp4", ".mkv", ".csv", ".json", ".html", ".jpg", ".png", ".xml"}
@@ -270,6 +271,7 @@ def test_a_view_that_is_not_found_is_an_error(tmp_path: Path, model: Path) -> No
     assert all(luma.max() <= 20 for luma in frames_of(tmp_path / "out" / "dark" / "annotated.mp4", "gray"))
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_run_do_not_stay_among_the_results(tmp_path: Path, named: Path, model: Path) -> None:
     results = tmp_path / named.stem
     call("process", named, "--output", tmp_path, "--model", model)

@@ -62,6 +62,7 @@ def test_the_video_is_the_rendering_and_the_truth_its_polyps(tmp_path: Path, siz
         assert file.streams.video[0].codec_context.colorspace == 1
 
 
+@pytest.mark.slow
 def test_a_demo_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     uri = "demo:?seconds=0.4&seed=3&size=160x120"
@@ -73,6 +74,7 @@ def test_a_demo_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(list((tmp_path / "polypstream").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_demo_is_processed_like_a_recording(tmp_path: Path) -> None:
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     call("process", "demo:?seconds=1&seed=2&size=192x144", "--output", tmp_path, "--masks", **cache)
@@ -81,6 +83,7 @@ def test_a_demo_is_processed_like_a_recording(tmp_path: Path) -> None:
     assert len(pts_of(folder / "annotated.mp4")) == 25
 
 
+@pytest.mark.slow
 def test_demo_video_writes_both_files_or_says_why(tmp_path: Path) -> None:
     arguments = ["--seconds", 0.4, "--seed", 3, "--size", "160x120", "--truth", tmp_path / "t" / "truth.mkv"]
     call("demo-video", tmp_path / "v" / "demo.mp4", *arguments)
