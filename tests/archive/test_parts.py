@@ -344,12 +344,12 @@ def test_whatever_decides_what_follows_is_compared(changes: dict[str, object], a
 
 
 def with_track(known: Boundary, **changes: object) -> Boundary:
-    return replace(known, track=replace(known.track, **changes))
+    return replace(known, tracker=replace(known.tracker, **changes))
 
 
 def with_smoother(known: Boundary, **changes: object) -> Boundary:
-    assert known.steady is not None
-    return replace(known, steady=replace(known.steady, **changes))
+    assert known.smoother is not None
+    return replace(known, smoother=replace(known.smoother, **changes))
 
 
 @pytest.mark.parametrize(
@@ -357,14 +357,14 @@ def with_smoother(known: Boundary, **changes: object) -> Boundary:
     [
         pytest.param(lambda known: replace(known, pts=1001), id="pts"),
         pytest.param(lambda known: replace(known, digest=8), id="pixels"),
-        pytest.param(lambda known: replace(known, steady=None), id="no smoother"),
+        pytest.param(lambda known: replace(known, smoother=None), id="no smoother"),
         pytest.param(lambda known: with_smoother(known, before=9.0), id="time"),
         pytest.param(lambda known: with_smoother(known, view=FieldOfView(0, 0, 4, 2)), id="view"),
         pytest.param(lambda known: with_smoother(known, grey=np.ones((64, 64), np.uint8)), id="picture"),
         pytest.param(lambda known: with_track(known, before=9.0), id="time of the tracker"),
         pytest.param(lambda known: with_track(known, places=np.ones((4, 4), np.uint8)), id="places"),
         pytest.param(
-            lambda known: with_track(known, tracks=[replace(known.track.tracks[0], position_unknown=True)]),
+            lambda known: with_track(known, tracks=[replace(known.tracker.tracks[0], position_unknown=True)]),
             id="position unknown",
         ),
         pytest.param(lambda known: with_track(known, tracks=[]), id="no tracks"),

@@ -64,7 +64,7 @@ def test_one_wrong_time_is_mended_and_the_others_stay(place: int, by: int) -> No
     # A first time that is too early is a pause after it.
     wrong = [(place, TOLD[place])] if place or by > 0 else []
     assert changed(with_one(place, TOLD[place] + by)) == wrong
-    assert mend(with_one(place, TOLD[place] + by))[1].mended == len(wrong)
+    assert mend(with_one(place, TOLD[place] + by))[1].corrected == len(wrong)
 
 
 def test_a_last_time_that_nothing_confirms_is_believed_if_it_is_near() -> None:

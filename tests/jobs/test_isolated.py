@@ -264,7 +264,7 @@ def test_a_picture_that_the_muxer_loses_is_found(
 
     def lossy(self: AnnotatedVideo) -> None:
         if next(count) == 5:
-            self._held = None
+            self._previous_packet = None
         release(self)
 
     monkeypatch.setattr(AnnotatedVideo, "_release", lossy)

@@ -71,6 +71,7 @@ def test_a_replay_keeps_its_pace_and_every_frame(make: Callable[..., Path], segm
     assert any(frame.region is not None for frame in kept.frames)
 
 
+@pytest.mark.realtime
 def test_a_source_faster_than_the_machine_drops_and_stays_current(
     make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_the_picture_goes_on_without_markers_where_inference_fails(
     assert "inference fails: device lost" in describe(live.status()[0])
 
 
+@pytest.mark.realtime
 def test_in_pass_through_the_picture_does_not_wait_for_its_markers(
     make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +270,7 @@ LINKS = {
 }
 
 
+@pytest.mark.realtime
 @pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize("scheme", LINKS)
@@ -408,6 +411,7 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     assert [frame.has_signal for frame in kept.frames] == [False] * 3
 
 
+@pytest.mark.realtime
 def test_an_interruption_does_not_wait_for_the_next_attempt(segmenter: Segmenter) -> None:
     settings = Settings.model_validate({"live": {"longest_wait": 60.0}})
     live = Live(open_sources([f"room=tcp://127.0.0.1:{free_port()}"], settings), segmenter, settings, [])

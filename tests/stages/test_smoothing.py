@@ -117,7 +117,7 @@ def test_a_place_counts_for_the_less_the_less_it_looks_like_before() -> None:
     frames[-1].probability = nothing()
     TemporalSmoother()(frames)
     assert frames[-1].motion is not None
-    trust, expected = frames[-1].motion.trust, 250 * np.exp(-1 / RATE / 0.05)
+    trust, expected = frames[-1].motion.similarity, 250 * np.exp(-1 / RATE / 0.05)
     assert trust[40:90, 20:60].mean() > 0.95
     assert trust[40:90, 68:108].mean() == pytest.approx(np.exp(-1), abs=0.1)
     assert frames[-1].smoothed[64, 56] == pytest.approx(expected, rel=0.1)
@@ -131,7 +131,7 @@ def test_what_comes_into_view_is_not_what_was_there() -> None:
         frame.model_input //= 8
     TemporalSmoother()(frames)
     assert frames[-1].motion is not None
-    trust = frames[-1].motion.trust
+    trust = frames[-1].motion.similarity
     assert trust[:, 20:100].mean() > 0.95
     assert trust[10:-10, -2:].mean() < 0.05
 
