@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ import numpy as np
 import onnxruntime as ort
 
 from polypstream.errors import ModelError, ProviderError
+
+log = logging.getLogger(__name__)
 
 Provider = Literal["cuda", "tensorrt", "openvino", "cpu"]
 FASTEST_FIRST: tuple[Provider, ...] = ("tensorrt", "cuda", "openvino", "cpu")
@@ -98,6 +101,7 @@ def choose(wanted: str) -> tuple[list[Provider], list[str]]:
         if wanted not in ("auto", provider):
             continue
         absent = probe(provider)
+        log.debug("provider %s: %s", provider, absent or "can be used")
         if absent is None:
             present.append(provider)
         elif wanted == provider:

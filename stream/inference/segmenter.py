@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from polypstream.core.frame import Frame
 from polypstream.errors import ModelError, ProviderError
 from polypstream.inference.model_card import INPUT, OUTPUT, ModelCard
 from polypstream.inference.providers import GPU, choose, open_session, warm_up
+
+log = logging.getLogger(__name__)
 
 
 class Segmenter:
@@ -68,6 +71,7 @@ class Segmenter:
         self.size = self.card.input_size
         shapes = [(count, self.size, self.size, 3) for count in range(1, self.batch_size + 1)]
         warm_up(self._session, self.provider, shapes)
+        log.debug("%s: runs on %s, %d images at once", self.model, self.provider, self.batch_size)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Set the probability map of each frame.

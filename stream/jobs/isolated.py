@@ -5,11 +5,13 @@ To cancel a recording, end the child. The child also ends when its parent ends, 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +29,8 @@ from polypstream.jobs.setup import make_segmenter
 
 # Called in the child after a recording; its return value is sent back.
 Then = Callable[[Segmenter, Settings], Any]
+LOGGER = "polypstream"
+_SENDING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,15 @@ class _Progress:
 
     done: int
     expected: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _LogMessage:
+    """Message of the child for the parent's logging."""
+
+    logger: str
+    level: int
+    text: str
 
 
 class _Interrupted:
@@ -98,7 +111,8 @@ class IsolatedProcessor:
             return
         forks = self.fork and sys.platform == "linux"
         parent_end, child_end = multiprocessing.Pipe()
-        arguments = (child_end, parent_end if forks else None, self.settings, self.niceness)
+        level = logging.getLogger(LOGGER).getEffectiveLevel()
+        arguments = (child_end, parent_end if forks else None, self.settings, self.niceness, level)
         kind = multiprocessing.context.ForkProcess if forks else multiprocessing.context.SpawnProcess
         self._child = kind(target=_run_child, args=arguments, name="polypstream-recordings", daemon=True)
         self._child.start()
@@ -148,7 +162,9 @@ class IsolatedProcessor:
         assert self._child is not None
         assert self._connection is not None
         try:
-            return self._connection.recv()
+            while isinstance(message := self._connection.recv(), _LogMessage):
+                logging.getLogger(message.logger).log(message.level, "%s", message.text)
+            return message
         except (EOFError, ConnectionError):
             self._child.join()
             self._connection.close()
@@ -198,7 +214,9 @@ def _describe_exit(code: int | None) -> str:
 # The functions below run in the child.
 
 
-def _run_child(connection: Connection, parent_end: Connection | None, settings: Settings, niceness: int) -> None:
+def _run_child(
+    connection: Connection, parent_end: Connection | None, settings: Settings, niceness: int, log_level: int
+) -> None:
     """Process the jobs that arrive through the connection until it is closed.
 
     Args:
@@ -206,10 +224,14 @@ def _run_child(connection: Connection, parent_end: Connection | None, settings: 
         parent_end: after a fork, the parent's end, which the child must close.
         settings: settings of all runs.
         niceness: niceness of the child.
+        log_level: level from which messages go to the parent.
     """
     if parent_end is not None:
         parent_end.close()  # otherwise the connection would stay open after the parent's death
     _set_up_child(niceness)
+    logger = logging.getLogger(LOGGER)
+    logger.handlers[:] = [_Forwarder(connection)]
+    logger.setLevel(log_level)
     try:
         segmenter = make_segmenter(settings)
     except PolypstreamError as error:
@@ -240,6 +262,21 @@ def _set_up_child(niceness: int) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
         os.close(nothing)
+
+
+class _Forwarder(logging.Handler):
+    """Sends log messages to the parent. The child has no standard error of its own.
+
+    A message that does not fit into the pipe is left out: a stopped parent must not stop the child.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _can_send(self._connection):
+            _send(self._connection, _LogMessage(record.name, record.levelno, record.getMessage()))
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
@@ -276,6 +313,7 @@ def _can_send(connection: Connection) -> bool:
 
 def _send(connection: Connection, what: object) -> None:
     try:
-        connection.send(what)
+        with _SENDING:  # threads of the pipeline log, too
+            connection.send(what)
     except (BrokenPipeError, ConnectionError):  # the parent is gone, so there is no further work
         os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ from polypstream.sinks.tables import FramesTable
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
+log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int | None], None]
 # Called with some value that changes whenever the processing makes progress.
 OnActivity = Callable[[object], None]
@@ -266,6 +268,7 @@ class RecordingPipeline:
         Raises:
             PolypstreamError: the results are not complete, for another reason than damage of the recording.
         """
+        log.debug("%s: %s, %s", self.source.name, self.source.format, self.view)
         started = time.monotonic()
         problem: BaseException | None = None
 
@@ -281,6 +284,7 @@ class RecordingPipeline:
         notes = [*self.source.notes, *self.video.notes]
         damage = [*self.source.damage, *self.video.damage]
         run = ProcessResult(self.source.name, self.folder, self.video.frames, time.monotonic() - started, notes, damage)
+        log.debug("%s: %d frames in %.1f s, encoded by %s", run.name, run.frames, run.seconds, self.video.encoder)
         self._write_summary(run, problem)
         if problem is not None:
             raise problem

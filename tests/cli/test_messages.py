@@ -53,6 +53,15 @@ def test_quiet_leaves_errors_alone(tmp_path: Path) -> None:
     assert "broken.mp4" in quiet.stderr
 
 
+def test_verbose_also_tells_what_the_child_does(make: Callable[..., Path], red_model: Path, tmp_path: Path) -> None:
+    done = call(
+        "-v", "process", make(frames=3, **SMALL), "--output", tmp_path / "results", "--model", red_model,
+        "--set", "inference.provider=cpu",
+    )  # fmt: skip
+    assert f"polypstream: {red_model}: runs on cpu" in done.stderr
+    assert "3 frames in" in done.stderr
+
+
 def test_a_message_is_one_line_and_goes_where_standard_error_is_now(
     logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
