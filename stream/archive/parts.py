@@ -19,7 +19,7 @@ from polypstream.core.geometry import FieldOfView
 from polypstream.core.protocols import Source
 from polypstream.errors import PolypstreamError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.process import OnActivity, ProcessResult, RecordingPipeline
+from polypstream.jobs.process import Job, OnActivity, ProcessResult, RecordingPipeline
 from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
@@ -121,29 +121,23 @@ class PartOfRecording:
 
 
 def process_part(
-    path: Path,
-    title: str,
+    job: Job,
     plan: Plan,
     part: Part,
-    folder: Path,
     before: Path | None,
     segmenter: Segmenter,
     settings: Settings,
-    masks: bool,
     on_activity: OnActivity = lambda _: None,
 ) -> ProcessResult:
     """Annotate one part of a recording, for `join_parts`.
 
     Args:
-        path: the recording.
-        title: name of the recording in the results.
+        job: the recording; `output` is the empty folder for the results of the part, `title` its name in them.
         plan: plan of the recording.
         part: part of the plan.
-        folder: empty folder for the results.
         before: verified results of the part before. The stages continue from their state. None: the stages see only the
             overlap, and their state must be compared later.
         segmenter, settings, on_activity: as for `process`.
-        masks: write masks.mkv too.
 
     Returns:
         The results.
@@ -152,10 +146,10 @@ def process_part(
         CannotJoin: the frames cannot be decoded without those before them.
         PolypstreamError: as by `process`.
     """
-    recording = open_source(str(path))
+    folder, recording = job.output, open_source(job.uri)
     try:
         assert isinstance(recording, Recording)
-        recording.name = title
+        recording.name = job.title or recording.name
         view = FieldOfView(*plan.view)
         source: Source = PartOfRecording(recording, part)
         if settings.deidentify.enabled:
@@ -167,7 +161,7 @@ def process_part(
             frames = _prepare_stages(frames, part.start, stages, end_before, folder)
         part_frames = _PartFrames(frames, part.end, 1 / recording.format.time_base)
         pipeline = RecordingPipeline(
-            source, view, folder, segmenter, settings, masks, iter(part_frames), stages, part.start or 0
+            source, view, folder, segmenter, settings, job.masks, iter(part_frames), stages, part.start or 0
         )
         run = pipeline.run(lambda *_: None, on_activity)
         if recording.was_corrected:

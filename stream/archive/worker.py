@@ -213,19 +213,9 @@ class Worker:
         item, part = task.item, plan.parts[task.part]
         folder = working_folder / "part"
         folder.mkdir()
+        job = Job(str(path), folder, self._job.masks, title=item.address)
         with self._previous_results(task, plan) as before, Watchdog() as watchdog:
-            run = process_part(
-                path,
-                item.address,
-                plan,
-                part,
-                folder,
-                before,
-                self._segmenter,
-                self._job.settings,
-                self._job.masks,
-                watchdog.note,
-            )
+            run = process_part(job, plan, part, before, self._segmenter, self._job.settings, watchdog.note)
         if run.damage:
             raise SourceError("; ".join(run.damage))
         self._store.publish(folder, part_name(item, plan, task.part))

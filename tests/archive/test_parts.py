@@ -74,9 +74,8 @@ class Twice:
         """Process one part."""
         shutil.rmtree(self.parts[number], ignore_errors=True)
         self.parts[number].mkdir(parents=True)
-        how = self.segmenter, self.settings, True
-        part = self.plan.parts[number]
-        run = process_part(self.recording, str(self.recording), self.plan, part, self.parts[number], before, *how)
+        job = Job(str(self.recording), self.parts[number], masks=True)
+        run = process_part(job, self.plan, self.plan.parts[number], before, self.segmenter, self.settings)
         assert run.damage == []
 
     def compare(self) -> None:
@@ -277,9 +276,8 @@ def test_parts_encoded_differently_are_not_joined(make: Make, red_model: Path, t
     (tmp_path / "other").mkdir()
     settings = load_settings(None, ["output.video.preset=ultrafast"])
     plan, parts = twice.plan, list(twice.parts)
-    process_part(
-        twice.recording, "c", plan, plan.parts[1], tmp_path / "other", parts[0], twice.segmenter, settings, True
-    )
+    job = Job(str(twice.recording), tmp_path / "other", masks=True)
+    process_part(job, plan, plan.parts[1], parts[0], twice.segmenter, settings)
     parts[1] = tmp_path / "other"
     (tmp_path / "again").mkdir()
     with pytest.raises(CannotJoin, match="encoded differently"):
@@ -291,9 +289,8 @@ def test_a_part_whose_pictures_are_others_is_refused(make: Make, red_model: Path
     twice = Twice(make(frames=60, options=GOP), red_model, 1)
     other = make(name="other.mp4", frames=60, options=GOP, width=322)
     with pytest.raises(CannotJoin, match="not those of the whole recording"):
-        process_part(
-            other, "c", twice.plan, twice.plan.parts[1], tmp_path, twice.parts[0], twice.segmenter, twice.settings, True
-        )
+        job = Job(str(other), tmp_path, masks=True)
+        process_part(job, twice.plan, twice.plan.parts[1], twice.parts[0], twice.segmenter, twice.settings)
 
 
 def boundary(numbers: list[int], count: int, **changes: object) -> Boundary:
