@@ -1,7 +1,7 @@
 """Stage `overlay`: draw findings on a frame's YUV planes.
 
 Frames are not converted. The colour of the markers is converted to YUV once per frame format. Pixels are blended only
-in the box around the findings. A frame without findings stays untouched in the decoder's buffer.
+in the box around what is drawn. With the style "tint" a frame without findings stays untouched in the decoder's buffer.
 """
 
 from __future__ import annotations
