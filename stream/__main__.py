@@ -18,7 +18,7 @@ def main() -> None:
         SystemExit: the command has ended; the code is the exit status, INTERRUPTED (130) after Ctrl-C.
     """
     # During an import, extension modules replace KeyboardInterrupt by their own errors. No work has started yet, so
-    # the process can exit directly.
+    # the process can exit directly. The command line restores the handler when the command's modules are imported.
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     # OpenCV is imported before av. Both wheels contain an XCB library. OpenCV's windows never open if av's library is
     # loaded first.
@@ -26,7 +26,6 @@ def main() -> None:
 
     from polypstream.cli.app import run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run()
     except KeyboardInterrupt:

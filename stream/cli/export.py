@@ -12,7 +12,10 @@ from polypstream.core.extras import extra
 from polypstream.errors import DataError
 from polypstream.inference.segmenter import Segmenter
 
+app = typer.Typer()
 
+
+@app.command("export")
 def export_model(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or the seed's saunet128.pt")],
     output: Annotated[Path, typer.Option(help="The ONNX file to write")],
@@ -37,6 +40,7 @@ def export_model(
     typer.echo(f"{output}: {result}")
 
 
+@app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="ONNX model")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,

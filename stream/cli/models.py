@@ -27,7 +27,10 @@ from polypstream.stages.findings import choose_rules
 
 MAX_SAMPLES = 12
 
+app = typer.Typer()
 
+
+@app.command()
 def train(
     data: Annotated[
         list[Path],
@@ -81,6 +84,7 @@ def train(
     typer.echo(f"best weights: {checkpoint}")
 
 
+@app.command()
 def tune(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run; it is rewritten")],
     data: Annotated[list[Path], typer.Argument(help="The folders that it was trained on")],
@@ -103,6 +107,7 @@ def tune(
     typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} at one pixel or more")
 
 
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint (.pt) or ONNX model")],
     data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/")],

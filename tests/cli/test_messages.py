@@ -34,7 +34,7 @@ def test_errors_are_json_if_asked_for(make: Callable[..., Path], red_model: Path
     (line,) = done.stderr.splitlines()
     message = json.loads(line)
     assert datetime.fromisoformat(message.pop("time")).utcoffset() is not None
-    assert message == {"level": "error", "logger": "polypstream.cli.app", "message": f"{missing}: no such file"}
+    assert message == {"level": "error", "logger": "polypstream.cli.recordings", "message": f"{missing}: no such file"}
     assert done.stdout.startswith(f"{clip}: 3 frames")
 
 

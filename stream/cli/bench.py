@@ -1,0 +1,58 @@
+"""The command bench."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from polypstream.cli.bench_tables import print_bench
+from polypstream.cli.options import ConfigFile, ModelFile, Overrides, open_segmenter
+from polypstream.cli.progress import ProgressBar
+from polypstream.core.config import load_settings
+from polypstream.core.files import writing
+from polypstream.jobs.bench import bench
+from polypstream.jobs.live import Live
+from polypstream.jobs.setup import with_model
+from polypstream.sinks.browser import Browser
+from polypstream.sources.open import open_source
+from polypstream.web.live import LivePage
+from polypstream.web.server import web
+
+BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
+
+app = typer.Typer()
+
+
+@app.command("bench")
+def bench_machine(
+    video: Annotated[str, typer.Argument(help="A recording, or a demo source")] = BENCH_VIDEO,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time per measurement")] = 20.0,
+    sources: Annotated[
+        int, typer.Option("--rooms", min=1, help="Also measure live video with this many sources at the same time")
+    ] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Measure the speed of this machine with recordings, live video and each provider."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    segmenter = open_segmenter(settings)
+    with ProgressBar(video, "frames") as progress:
+        open_source(video, progress.show).close()  # renders a demo now, so that this is not measured
+
+    def serve_page(live: Live, browser: Browser) -> AbstractContextManager[str]:
+        return web([LivePage(live, browser)], "127.0.0.1", 0, None)
+
+    found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, sources)
+    print_bench(found, Console())
+    if json_file is not None:
+        with writing(json_file):
+            json_file.write_text(json.dumps(found, indent=2, default=asdict) + "\n")

@@ -1,0 +1,130 @@
+"""The commands live, serve and devices."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polypstream.cli.options import LIVE_HELP, ConfigFile, ModelFile, Overrides, open_segmenter
+from polypstream.cli.progress import StatusLines
+from polypstream.core.config import load_settings
+from polypstream.core.frame import Frame
+from polypstream.core.pipeline import POLL_S, Sink
+from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
+from polypstream.jobs.setup import with_model
+from polypstream.sinks.bell import Bell
+from polypstream.sinks.browser import Browser
+from polypstream.sinks.window import REFRESH_RATE, Windows
+from polypstream.sources.devices import list_devices
+from polypstream.web.live import LivePage
+from polypstream.web.serve import serve as serve_application
+from polypstream.web.server import parse_listen, web
+
+log = logging.getLogger(__name__)
+SERVED = Path("polypstream-served")
+
+app = typer.Typer()
+
+
+@app.command("live")
+def live_sources(
+    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
+    window: Annotated[
+        bool,
+        typer.Option("--window", help="Show it in a window; keys: o overlay, h style, s snapshot, r record, q quit"),
+    ] = False,
+    record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record the annotated video")] = None,
+    push: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]URL", help="Send the annotated video to rtsp, srt, udp, tcp or rtmp"),
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page at this address")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="POLYPSTREAM_TOKEN", help="Token for the web page; default: a new one if needed"),
+    ] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Mark polyps in live video until Ctrl-C."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    opened = open_sources(sources, settings)
+    recordings = recordings_of(record, opened, settings) if record else []
+    windows = Windows(settings.live.window) if window else None
+    browser = Browser() if serve is not None else None
+    shown: list[tuple[str, Sink[Frame]]] = [
+        (name, sink)
+        for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
+        if sink
+    ]
+    if not (recordings or push or shown):
+        log.warning("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
+    segmenter = open_segmenter(settings)
+    live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
+    if windows is not None:
+        windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
+        windows.recordings = {recording.source: recording for _, recording in recordings}
+    try:
+        with ExitStack() as stack:
+            if serve is not None and browser is not None:
+                host, port = parse_listen(serve)
+                typer.echo(stack.enter_context(web([LivePage(live, browser)], host, port, token)))
+            lines = stack.enter_context(StatusLines())
+            live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
+    finally:
+        for status in live.status():
+            typer.echo(describe(status))
+        for problem in live.failed_sinks():
+            log.error(problem)
+    if live.failed_sinks():
+        raise typer.Exit(1)
+
+
+def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
+    """Update windows and status lines. The main thread calls this while other threads process the video."""
+    if windows is not None:
+        windows.pump()
+    lines.show(lambda: [*(describe(status) for status in live.status()), *live.sink_problems()])
+
+
+@app.command("serve")
+def serve_pages(
+    host: Annotated[str, typer.Option(help="Address to listen on; other machines need a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: the system chooses one")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="POLYPSTREAM_TOKEN", help="Token for all requests; default: a new one if needed"),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for uploads and their results")] = SERVED,
+    live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Serve a web application for images, recordings and live sources, and an HTTP API, until Ctrl-C."""
+    settings = with_model(load_settings(config, set_ or []), model)
+    segmenter = open_segmenter(settings)
+    with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
+        typer.echo(address)
+        threading.Event().wait()
+
+
+@app.command()
+def devices() -> None:
+    """List the capture devices of this machine and the formats that they offer."""
+    found = list_devices()
+    if not found:
+        typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")
+    for device in found:
+        typer.echo(f"{device.address}  {device.description}")
+        for offered in device.formats:
+            typer.echo(f"    {offered}")
