@@ -86,7 +86,7 @@ class Detector:
             >>> import polypstream as pp
             >>> result = pp.Detector()("image.jpg")
             >>> len(result.findings), result.mask.shape
-            (1, (360, 640))
+            (1, (180, 320))
         """
         rgb = _rgb_of(image)
         view, model_input = prepare_image(rgb, self._segmenter.size)

@@ -34,7 +34,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def colon(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with colon.mp4, image.jpg (a frame of it) and results/colon."""
     folder = tmp_path_factory.mktemp("colon")
-    call("demo-video", folder / "colon.mp4", "--seconds", 4, "--size", "640x360")
+    call("demo-video", folder / "colon.mp4", "--seconds", 3, "--size", "320x180")
     call("process", folder / "colon.mp4", "--output", folder / "results", "--masks")
     rgb = frames_of(folder / "colon.mp4", "rgb24")[30]
     Image.fromarray(rgb).save(folder / "image.jpg", quality=95)
@@ -56,9 +56,11 @@ def test_frames_are_those_of_the_command(colon: Path) -> None:
             ours = [each for each in frame.findings if each.track_id == outline.track_id]
             assert max(each.confidence for each in ours) == pytest.approx(outline.probability, abs=1e-4)
             drawn = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [each.polygon for each in ours], 1)
-            assert (drawn != outline.mask(mask.shape[1], mask.shape[0]) // 255).mean() < 0.001  # simplified by a pixel
+            differs = drawn != outline.mask(mask.shape[1], mask.shape[0]) // 255
+            edge = cv2.morphologyEx(drawn, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
+            assert not differs[edge == 0].any()  # findings.json has corners moved by up to a pixel
         count += 1
-    assert count == 100
+    assert count == 75
     assert outlines
 
 
@@ -73,7 +75,7 @@ def test_process_writes_what_the_command_writes(colon: Path, tmp_path: Path) -> 
     assert all((ours == other).all() for ours, other in zip(*masks, strict=True))
     findings = [json.loads((folder / "findings.json").read_text()) for folder in (run.folder, theirs)]
     assert findings[0] == findings[1]
-    assert told[-1] == (100, 100)
+    assert told[-1] == (75, 75)
     with pytest.raises(OutputError, match="--overwrite"):
         pp.process(colon / "colon.mp4", tmp_path)
 
@@ -87,15 +89,15 @@ def test_a_run_is_read_back(colon: Path) -> None:
     assert run.summary["complete"] is True
     shapes = {name: (column.dtype.kind, column.shape) for name, column in run.frames.items()}
     assert shapes == {
-        "frame": ("i", (100,)),
-        "pts_s": ("f", (100,)),
-        "polyp_count": ("i", (100,)),
-        "polyp_area_fraction": ("f", (100,)),
-        "max_probability": ("f", (100,)),
-        "tracks": ("O", (100,)),
-        "blurred": ("b", (100,)),
-        "overexposed": ("b", (100,)),
-        "outside": ("b", (100,)),
+        "frame": ("i", (75,)),
+        "pts_s": ("f", (75,)),
+        "polyp_count": ("i", (75,)),
+        "polyp_area_fraction": ("f", (75,)),
+        "max_probability": ("f", (75,)),
+        "tracks": ("O", (75,)),
+        "blurred": ("b", (75,)),
+        "overexposed": ("b", (75,)),
+        "outside": ("b", (75,)),
     }
 
 

@@ -208,8 +208,8 @@ class FrameResult(Prediction):
         >>> for frame in pp.Detector().track("colon.mp4"):
         ...     for finding in frame.findings:
         ...         last = frame.seconds, finding.track_id
-        >>> round(last[0], 1), last[1]
-        (2.7, 1)
+        >>> round(last[0]), last[1]
+        (3, 1)
     """
 
     def __init__(self, frame: Frame, to_rgb: RgbConverter) -> None:

