@@ -12,12 +12,12 @@ demo: $(VENV)/.base
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not realtime"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not realtime"
 	$(BIN)/python -m pytest -m realtime
 
 # Something of every folder, in under two minutes on two cores; pyproject.toml has what each marker means.
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not (slow or browser or cluster or realtime)"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not (slow or browser or cluster or realtime)"
 
 # Capture devices, by a real driver in an emulated machine; takes minutes, and is not a part of `test`.
 test-capture: $(VENV)/.dev

@@ -41,7 +41,7 @@ from polypstream.sinks.rolling import RollingRecording
 from polypstream.sources.devices import parse_formats
 from polypstream.sources.live import open_live, parse_address
 from polypstream.stages.live import LiveViewCropper, StalenessFilter
-from tests.conftest import Kept, call, command, pts_of
+from tests.conftest import Kept, call, command, free_port, pts_of
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
 
@@ -191,12 +191,6 @@ def test_sources_share_the_session(make: Callable[..., Path], segmenter: Segment
         found = [frame for frame in frames if frame.region is not None]
         assert found
         assert all(frame.region.x + frame.region.mask.shape[1] <= width for frame in found if frame.region)
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Peer:

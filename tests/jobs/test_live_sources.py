@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -36,7 +35,7 @@ from polypstream.stages.live import LatencyMeter
 from polypstream.stages.status_overlay import draw_recording
 from polypstream.web.live import LivePage
 from polypstream.web.server import web
-from tests.conftest import Kept, call
+from tests.conftest import Kept, call, free_port
 
 pytestmark = pytest.mark.realtime
 
@@ -158,12 +157,6 @@ def test_whatever_one_source_raises_the_others_go_on(segmenter: Segmenter) -> No
     assert not bad.signal
     assert "has no attribute 'flags'" in bad.problem
     assert good.frames_in == good.shown + sum(good.dropped.values()) == 30
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def sent(recording: Path, port: int, once: bool = True) -> subprocess.Popen[bytes]:
