@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	rm -rf $(TREE) && mkdir -p $(TREE) && cp -Rp stream $(TREE)/polypstream && cp -Rp export models $(TREE)/polypstream
 	MYPYPATH=$(TREE) $(BIN)/mypy
-	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml --no-cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
