@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not realtime"
 	$(BIN)/python -m pytest -m realtime
 
-# Something of every folder, in under two minutes on two cores; pyproject.toml has what each marker means.
+# Something of every folder, without what is slow; pyproject.toml has what each marker means.
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not (slow or browser or cluster or realtime)"
 
