@@ -15,7 +15,7 @@ from polypstream.jobs import process as command
 from polypstream.jobs.image import load_image, prepare_image, to_rgb
 from polypstream.jobs.predictions import ImageResult
 from polypstream.jobs.results import Run, load_run
-from polypstream.jobs.setup import make_segmenter
+from polypstream.jobs.setup import make_segmenter, with_inference
 from polypstream.jobs.track import FrameResults
 from polypstream.stages.findings import choose_rules
 
@@ -49,12 +49,9 @@ class Detector:
     def __init__(
         self, model: str | Path | None = None, provider: str | None = None, settings: Settings | None = None
     ) -> None:
-        settings = settings or Settings()
-        changes = {"model": None if model is None else str(model), "provider": provider}
-        inference = settings.inference.model_copy(
-            update={key: value for key, value in changes.items() if value is not None}
+        self.settings = with_inference(
+            settings or Settings(), model=None if model is None else str(model), provider=provider
         )
-        self.settings = settings.model_copy(update={"inference": inference})
         self._segmenter = make_segmenter(self.settings)
         for note in self._segmenter.notes:
             log.warning(note)

@@ -22,7 +22,7 @@ from polypstream.errors import DataError, PolypstreamError, SourceError
 from polypstream.inference.model_card import SHIPPED, WEIGHTS
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import Job, OnActivity, ProcessResult, process
-from polypstream.jobs.setup import make_segmenter
+from polypstream.jobs.setup import make_segmenter, with_inference
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import results_stem
 
@@ -157,8 +157,7 @@ class Worker:
     def _own_settings(self) -> Settings:
         """Settings with the number of threads of this worker. The results state the settings without this change."""
         settings = self._job.settings
-        threads = settings.inference.threads or self._threads
-        return settings.model_copy(update={"inference": settings.inference.model_copy(update={"threads": threads})})
+        return with_inference(settings, threads=settings.inference.threads or self._threads)
 
     def work(self, task: Task) -> Outcome:
         """Process a task. Errors are returned in the outcome, not raised.

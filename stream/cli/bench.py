@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from polypstream.cli.bench_tables import print_bench
-from polypstream.cli.options import ConfigFile, ModelFile, Overrides, open_segmenter
+from polypstream.cli.options import ConfigFile, JsonFile, ModelFile, Overrides, open_segmenter, write_json
 from polypstream.cli.progress import ProgressBar
 from polypstream.core.config import load_settings
-from polypstream.core.files import writing
 from polypstream.jobs.bench import bench
 from polypstream.jobs.live import Live
 from polypstream.jobs.setup import with_model
@@ -37,7 +33,7 @@ def bench_machine(
     sources: Annotated[
         int, typer.Option("--rooms", min=1, help="Also measure live video with this many sources at the same time")
     ] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
+    json_file: JsonFile = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -54,5 +50,4 @@ def bench_machine(
     found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, sources)
     print_bench(found, Console())
     if json_file is not None:
-        with writing(json_file):
-            json_file.write_text(json.dumps(found, indent=2, default=asdict) + "\n")
+        write_json(json_file, found)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from polypstream.cli.options import JsonFile
 from polypstream.cli.progress import ProgressBar
 from polypstream.core.config import load_settings
 from polypstream.core.extras import extra
@@ -114,7 +115,7 @@ def evaluate(
     names: Annotated[
         Path | None, typer.Option(help="File with the names of the images to use; default: all images")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
+    json_file: JsonFile = None,
     samples: Annotated[
         Path | None, typer.Option(help="Write a PNG with input, heat map, probability, mask and truth of some images")
     ] = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import closing
 from fractions import Fraction
@@ -11,11 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from polypstream.cli.options import RESULTS, ConfigFile, ModelFile, Overrides
+from polypstream.cli.options import RESULTS, ConfigFile, JsonFile, ModelFile, Overrides, write_json
 from polypstream.cli.progress import ProgressBar
 from polypstream.core.config import load_settings
 from polypstream.core.extras import extra
-from polypstream.core.files import writing
 from polypstream.errors import OutputError, PolypstreamError, SourceError
 from polypstream.jobs.annotations import write_annotations
 from polypstream.jobs.isolated import IsolatedProcessor
@@ -101,7 +99,7 @@ def _process_one(processor: IsolatedProcessor, job: Job) -> ProcessResult:
 def score_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with the results of `process --masks`")],
     truth: Annotated[Path, typer.Option(help="Video of polyp numbers (demo-video --truth), or folder with masks")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare a run with the truth: Dice, polyps, time to detection, false alarms, flicker. Its report is updated."""
     figures = score(run, truth)
@@ -109,8 +107,7 @@ def score_run(
         text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
         typer.echo(name.replace("_", " ").ljust(28) + text)
     if json_file is not None:
-        with writing(json_file):
-            json_file.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
     if (run / "summary.json").is_file():
         write_report(run, figures)
 

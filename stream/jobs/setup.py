@@ -21,6 +21,17 @@ from polypstream.stages.quality import QualityInspector
 from polypstream.stages.smoothing import TemporalSmoother
 
 
+def with_inference(settings: Settings, **changes: str | int | None) -> Settings:
+    """Settings with other values in the section `inference`.
+
+    Args:
+        settings: the settings.
+        changes: values by name; None: keep the settings' value.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    return settings.model_copy(update={"inference": settings.inference.model_copy(update=given)})
+
+
 def with_model(settings: Settings, model: Path | None) -> Settings:
     """Settings with another model.
 
@@ -28,9 +39,7 @@ def with_model(settings: Settings, model: Path | None) -> Settings:
         settings: the settings.
         model: the ONNX file; None: keep the settings' model.
     """
-    if model is None:
-        return settings
-    return settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": str(model)})})
+    return with_inference(settings, model=None if model is None else str(model))
 
 
 def with_deidentification(settings: Settings) -> Settings:
