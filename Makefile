@@ -11,13 +11,17 @@ demo: $(VENV)/.base
 	@echo "The demo recording is rendered once, which takes about half a minute; then it is processed."
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
+# Three test processes for two cores: tests wait a third of the time, for processes and clocks. Those that measure delays
+# use a quarter of a core each.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+SPREAD := -n $(shell expr \( 3 \* $(CORES) + 1 \) / 2) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not realtime"
-	$(BIN)/python -m pytest -m realtime
+	$(BIN)/python -m pytest $(SPREAD) -m "not realtime"
+	$(BIN)/python -m pytest -n $(CORES) --dist load -m realtime
 
 # Something of every folder, without what is slow; pyproject.toml has what each marker means.
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not (slow or browser or cluster or realtime)"
+	$(BIN)/python -m pytest $(SPREAD) -m "not (slow or browser or cluster or realtime)"
 
 # Capture devices, by a real driver in an emulated machine; takes minutes, and is not a part of `test`.
 test-capture: $(VENV)/.dev

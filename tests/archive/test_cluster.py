@@ -23,7 +23,7 @@ from polypstream.archive.storage import HIDDEN, LOCK
 from polypstream.core.config import Settings
 from polypstream.errors import OutputError
 from polypstream.jobs.process import Job, process
-from polypstream.jobs.setup import make_segmenter
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.demo import open_demo
 from tests.conftest import Clip as Wanted
 from tests.conftest import audio_packets_of, call, command, frames_of, make_clip, pts_of
@@ -136,10 +136,13 @@ def finished(output: Path) -> int:
 
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], cluster: Any, tmp_path: Path) -> None:
+def test_fifty_recordings_survive_a_node_and_a_driver(
+    masters: list[Path], red_model: Path, cluster: Any, tmp_path: Path
+) -> None:
     copies = fill(tmp_path / "in", masters)
     output = tmp_path / "out"
-    arguments = ["archive", str(tmp_path / "in"), "--output", str(output), "--masks", "--segment-seconds", "1"]
+    options = ["--output", str(output), "--model", str(red_model), "--masks", "--segment-seconds", "1"]
+    arguments = ["archive", str(tmp_path / "in"), *options]
     driver_inside = [*command(), *arguments, "--address", cluster.address]
     driver = subprocess.Popen(driver_inside, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -164,7 +167,8 @@ def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], clust
         row = rows[str(tmp_path / "in" / f"broken{number}.mp4")]
         assert row.state is State.BROKEN
         assert f"{row.item.address}: broken: " in again.stdout
-    _compare(copies, tmp_path / "in", output, tmp_path / "process")
+    settings = with_model(Settings(), red_model)
+    _compare(copies, tmp_path / "in", output, tmp_path / "process", settings)
     kept = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".mp4", ".json", ".mkv")}
     third = call(*arguments, check=False)
     assert "to process" not in third.stderr
@@ -173,11 +177,11 @@ def test_fifty_recordings_survive_a_node_and_a_driver(masters: list[Path], clust
     assert {path.name for path in (output / HIDDEN).rglob("*") if path.is_file()} == {LOCK}
 
 
-def _compare(copies: dict[Path, Path], inputs: Path, output: Path, folder: Path) -> None:
+def _compare(copies: dict[Path, Path], inputs: Path, output: Path, folder: Path, settings: Settings) -> None:
     """Tables, findings, masks, times and sound are those of `process`, bit for bit."""
-    segmenter = make_segmenter(Settings())
+    segmenter = make_segmenter(settings)
     wholes = {
-        master: process(Job(str(master), folder, masks=True), segmenter, Settings()).folder
+        master: process(Job(str(master), folder, masks=True), segmenter, settings).folder
         for master in dict.fromkeys(copies.values())
     }
     masks = {whole: frames_of(whole / "masks.mkv", "gray") for whole in wholes.values()}

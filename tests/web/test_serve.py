@@ -315,7 +315,7 @@ def children_of(pid: int) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording that takes a while."""
-    clip = Clip(name="long.mp4", width=640, height=480, frames=600, options={"preset": "ultrafast"})
+    clip = Clip(name="long.mp4", width=640, height=480, frames=400, options={"preset": "ultrafast"})
     return make_clip(tmp_path_factory.mktemp("long"), clip)
 
 
@@ -323,7 +323,7 @@ def test_progress_place_in_line_and_cancel(slow: Served, long: Path, make: Calla
     first, second, third = slow.send(long), slow.send(make(frames=10)), slow.send(make(frames=10))
     until(lambda: (slow.info(first)["frames_done"] or 0) > 20)
     info = slow.info(first)
-    assert info["frames_expected"] == 600
+    assert info["frames_expected"] == 400
     assert info["seconds_left"] > 0
     assert [slow.info(each)["place_in_line"] for each in (second, third)] == [0, 1]
     assert slow.post(f"/api/recordings/{second}/cancel").json()["state"] == "cancelled"
@@ -412,7 +412,7 @@ def test_a_killed_server_comes_back_with_its_queue(
         assert after.wait_for(waiting, "finished", seconds=120)["name"] == "clip.mp4"
         video = after.get(f"/api/recordings/{being_processed}/files/annotated.mp4").content
         with av.open(io.BytesIO(video)) as file:
-            assert sum(1 for _ in file.decode(video=0)) == 600
+            assert sum(1 for _ in file.decode(video=0)) == 400
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
 
