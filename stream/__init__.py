@@ -44,7 +44,7 @@ __all__ = [
     "process",
 ]
 
-# Loaded when they are used: the command must start quickly, and must load OpenCV before PyAV (see __main__).
+# Loaded when they are used: the command must start quickly, and must load OpenCV before PyAV.
 _MODULES = {
     "Detector": "polypstream.api",
     "process": "polypstream.api",
@@ -65,8 +65,7 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("polypstream")
     if name not in _MODULES:
         raise AttributeError(f"module 'polypstream' has no attribute {name!r}")
-    import cv2  # noqa: F401  # before av: see __main__
-
+    import_module("polypstream.core.extras").load_opencv()
     return getattr(import_module(_MODULES[name]), name)
 
 

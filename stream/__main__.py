@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-INTERRUPTED = 130
+from polypstream.errors import INTERRUPTED
 
 
 def main() -> None:
@@ -20,10 +20,6 @@ def main() -> None:
     # During an import, extension modules replace KeyboardInterrupt by their own errors. No work has started yet, so
     # the process can exit directly. The command line restores the handler when the command's modules are imported.
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    # OpenCV is imported before av. Both wheels contain an XCB library. OpenCV's windows never open if av's library is
-    # loaded first.
-    import cv2  # noqa: F401
-
     from polypstream.cli.app import run
 
     try:

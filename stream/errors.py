@@ -14,6 +14,9 @@ Each message has one or two sentences. It says what is wrong, with which file or
 The command line prints the message on standard error and exits with 1. A traceback is a bug.
 """
 
+# Exit status of the command line after Ctrl-C.
+INTERRUPTED = 130
+
 
 class PolypstreamError(Exception):
     """Base class of all errors that are meant for the user."""

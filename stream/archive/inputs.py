@@ -13,15 +13,8 @@ from typing import IO
 
 from polypstream.archive.storage import file_system, is_address
 from polypstream.errors import DataError, PolypstreamError, SourceError
+from polypstream.sources.open import RECORDING_ENDINGS
 from polypstream.sources.recording import results_stem
-
-# File endings of recordings in folders.
-ENDINGS = {
-    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dcm", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h264", ".h265",
-    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".rm", ".rmvb", ".tod", ".ts", ".vc1",
-    ".vob", ".vro", ".webm", ".wmv", ".wtv", ".y4m",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +86,7 @@ def _in_folder(folder: Path) -> Iterator[Item]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(root, name)
-            is_recording = path.suffix.lower() in ENDINGS
+            is_recording = path.suffix.lower() in RECORDING_ENDINGS
             if not name.startswith("."):
                 yield _item(path, _name(str(path.relative_to(folder))) if is_recording else "")
 
@@ -118,7 +111,7 @@ def _in_file_system(address: str) -> Iterator[Item]:
     for each, info in sorted(files.items()):
         if info.get("type") == "file":
             inside = os.path.relpath(each, root)
-            named = PurePosixPath(each).suffix.lower() in ENDINGS or each == path
+            named = PurePosixPath(each).suffix.lower() in RECORDING_ENDINGS or each == path
             version = str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or info.get("size"))
             yield Item(system.unstrip_protocol(each), _name(inside) if named else "", info["size"], version)
 

@@ -14,13 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 from polypstream.cli.messages import set_up_messages
+from polypstream.core.notice import NOTICE
 from polypstream.errors import PolypstreamError
-from polypstream.inference.model_card import NOTICE
 
 log = logging.getLogger(__name__)
 # The modules of the commands, in the order of `--help`.
 MODULES = {
-    "process": "recordings",
+    "process": "process",
     "live": "live",
     "serve": "live",
     "archive": "archive",
@@ -40,7 +40,7 @@ MODULES = {
 
 
 class _Commands(Mapping[str, Any]):
-    """Commands by name. The module of a command is imported when the command is called: each one starts quickly."""
+    """Commands by name. The module of a command is imported when the command is called."""
 
     def __getitem__(self, name: str) -> Any:
         module = import_module(f"polypstream.cli.{MODULES[name]}")
@@ -65,7 +65,8 @@ app = typer.Typer(
     cls=_Group,
     help=f"Find polyps in endoscope video, frame by frame. {NOTICE}",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -79,14 +80,14 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version_: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version")
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print more messages")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="On standard error print errors only")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print messages as JSON, one object per line")] = False,
 ) -> None:
     """Options of all commands."""
-    # The command's modules are imported now, before which Ctrl-C ends the process at once (see __main__).
+    # Until now Ctrl-C ended the process at once (see __main__); while the command imports what it needs, it does so again.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     set_up_messages(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO, log_json)
 

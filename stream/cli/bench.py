@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from polypstream.cli.bench_tables import print_bench
-from polypstream.cli.options import ConfigFile, JsonFile, ModelFile, Overrides, open_segmenter, write_json
-from polypstream.cli.progress import ProgressBar
-from polypstream.core.config import load_settings
-from polypstream.jobs.bench import bench
-from polypstream.jobs.live import Live
-from polypstream.jobs.setup import with_model
-from polypstream.sinks.browser import Browser
-from polypstream.sources.open import open_source
-from polypstream.web.live import LivePage
-from polypstream.web.server import web
+from polypstream.cli.options import (
+    ConfigFile,
+    JsonFile,
+    ModelFile,
+    Overrides,
+    group,
+    importing,
+    open_segmenter,
+    read_settings,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from polypstream.jobs.live import Live
+    from polypstream.sinks.browser import Browser
 
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
-app = typer.Typer()
+app = group()
 
 
 @app.command("bench")
@@ -38,8 +41,17 @@ def bench_machine(
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Measure the speed of this machine with recordings, live video and each provider."""
-    settings = with_model(load_settings(config, set_ or []), model)
+    """Measure the speed of this machine."""
+    with importing():
+        from rich.console import Console
+
+        from polypstream.cli.bench_tables import print_bench
+        from polypstream.cli.progress import ProgressBar
+        from polypstream.jobs.bench import bench
+        from polypstream.sources.open import open_source
+        from polypstream.web.live import LivePage
+        from polypstream.web.server import web
+    settings = read_settings(config, set_, model)
     segmenter = open_segmenter(settings)
     with ProgressBar(video, "frames") as progress:
         open_source(video, progress.show).close()  # renders a demo now, so that this is not measured

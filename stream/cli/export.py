@@ -1,4 +1,4 @@
-"""The commands export and inspect. This module does not import torch; a command imports it when it needs it."""
+"""The commands export and inspect."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from polypstream.cli.figures import as_lines
+from polypstream.cli.options import group, importing
 from polypstream.core.extras import extra
 from polypstream.errors import DataError
-from polypstream.inference.segmenter import Segmenter
 
-app = typer.Typer()
+app = group()
 
 
 @app.command("export")
 def export_model(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or the seed's saunet128.pt")],
-    output: Annotated[Path, typer.Option(help="The ONNX file to write")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The ONNX file to write")],
     size: Annotated[
         int | None, typer.Option(help="Side of the model's input in pixels; default: as in the checkpoint")
     ] = None,
@@ -33,8 +34,11 @@ def export_model(
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="JSON of `polypstream evaluate`, for the metadata")] = None,
 ) -> None:
-    """Write an ONNX model with metadata, after a check that its output equals that of torch."""
-    with extra("train"):
+    """Write an ONNX model from a checkpoint.
+
+    It is written only if its output equals that of torch.
+    """
+    with importing(), extra("train"):
         from polypstream.export.onnx_file import ExportSettings, export
     result = export(checkpoint, output, ExportSettings(size, precision, calibration), _read_scores(scores))
     typer.echo(f"{output}: {result}")
@@ -42,16 +46,20 @@ def export_model(
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(help="ONNX model")],
+    model: Annotated[str, typer.Argument(help="ONNX file, or shipped, shipped-float or shipped-int8")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
     """Print the metadata of a model."""
-    card = Segmenter(model, "cpu").card.model_dump(mode="json")
+    # Not in importing(): this command needs no OpenCV.
+    from polypstream.inference.model_card import model_file
+    from polypstream.inference.segmenter import inspect_model
+
+    card = inspect_model(model_file(model)).model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps(card, indent=2))
         return
-    for name, value in card.items():
-        typer.echo(f"{name:18} {json.dumps(value) if isinstance(value, dict) else value}")
+    for line in as_lines(card):
+        typer.echo(line)
 
 
 def _read_scores(path: Path | None) -> dict[str, Any]:

@@ -7,29 +7,32 @@ import threading
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polypstream.cli.options import LIVE_HELP, ConfigFile, ModelFile, Overrides, open_segmenter
-from polypstream.cli.progress import StatusLines
-from polypstream.core.config import load_settings
-from polypstream.core.frame import Frame
-from polypstream.core.pipeline import POLL_S, Sink
-from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
-from polypstream.jobs.setup import with_model
-from polypstream.sinks.bell import Bell
-from polypstream.sinks.browser import Browser
-from polypstream.sinks.window import REFRESH_RATE, Windows
-from polypstream.sources.devices import list_devices
-from polypstream.web.live import LivePage
-from polypstream.web.serve import serve as serve_application
-from polypstream.web.server import parse_listen, web
+from polypstream.cli.options import (
+    LIVE_HELP,
+    ConfigFile,
+    ModelFile,
+    Overrides,
+    group,
+    importing,
+    open_segmenter,
+    read_settings,
+)
+
+if TYPE_CHECKING:
+    from polypstream.cli.progress import StatusLines
+    from polypstream.core.frame import Frame
+    from polypstream.core.pipeline import Sink
+    from polypstream.jobs.live import Live
+    from polypstream.sinks.window import Windows
 
 log = logging.getLogger(__name__)
 SERVED = Path("polypstream-served")
 
-app = typer.Typer()
+app = group()
 
 
 @app.command("live")
@@ -56,7 +59,16 @@ def live_sources(
     set_: Overrides = None,
 ) -> None:
     """Mark polyps in live video until Ctrl-C."""
-    settings = with_model(load_settings(config, set_ or []), model)
+    with importing():
+        from polypstream.cli.progress import StatusLines
+        from polypstream.core.pipeline import POLL_S
+        from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
+        from polypstream.sinks.bell import Bell
+        from polypstream.sinks.browser import Browser
+        from polypstream.sinks.window import REFRESH_RATE, Windows
+        from polypstream.web.live import LivePage
+        from polypstream.web.server import parse_listen, web
+    settings = read_settings(config, set_, model)
     opened = open_sources(sources, settings)
     recordings = recordings_of(record, opened, settings) if record else []
     windows = Windows(settings.live.window) if window else None
@@ -91,6 +103,8 @@ def live_sources(
 
 def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
     """Update windows and status lines. The main thread calls this while other threads process the video."""
+    from polypstream.jobs.live import describe
+
     if windows is not None:
         windows.pump()
     lines.show(lambda: [*(describe(status) for status in live.status()), *live.sink_problems()])
@@ -110,8 +124,10 @@ def serve_pages(
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Serve a web application for images, recordings and live sources, and an HTTP API, until Ctrl-C."""
-    settings = with_model(load_settings(config, set_ or []), model)
+    """Serve web pages and an HTTP API: images, recordings, live sources."""
+    with importing():
+        from polypstream.web.serve import serve as serve_application
+    settings = read_settings(config, set_, model)
     segmenter = open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)
@@ -120,7 +136,9 @@ def serve_pages(
 
 @app.command()
 def devices() -> None:
-    """List the capture devices of this machine and the formats that they offer."""
+    """List the capture devices of this machine and their formats."""
+    with importing():
+        from polypstream.sources.devices import list_devices
     found = list_devices()
     if not found:
         typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")

@@ -1,34 +1,20 @@
-"""The commands train, tune and evaluate. This module does not import torch; a command imports it when it needs it."""
+"""The commands train, tune and evaluate."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from polypstream.cli.options import JsonFile
-from polypstream.cli.progress import ProgressBar
-from polypstream.core.config import load_settings
+from polypstream.cli.figures import as_lines
+from polypstream.cli.options import JsonFile, group, importing, write_json
 from polypstream.core.extras import extra
 from polypstream.errors import SettingsError
-from polypstream.models.data import find_pairs, spread
-from polypstream.models.evaluation import evaluate as measure
-from polypstream.models.evaluation import (
-    evaluate_healthy_crops,
-    load_model,
-    pooled_histogram,
-    summarise,
-    summarise_healthy,
-    write_output,
-)
-from polypstream.stages.findings import choose_rules
 
 MAX_SAMPLES = 12
 
-app = typer.Typer()
+app = group()
 
 
 @app.command()
@@ -37,7 +23,10 @@ def train(
         list[Path],
         typer.Argument(help="Folders with images/ and masks/; images in a folder's train.txt are used, or all images"),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it is continued")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the run; an interrupted run in it is continued"),
+    ],
     names: Annotated[
         Path | None,
         typer.Option(help="File with the names of the images to use, for a single folder; replaces its train.txt"),
@@ -64,8 +53,12 @@ def train(
     ] = None,
     terms: Annotated[str, typer.Option(help="Terms of use of the data, for the model's metadata")] = "not stated",
 ) -> None:
-    """Train an SA-UNet. Writes checkpoint.pt, history.csv and curves.png."""
-    with extra("train"):
+    """Train an SA-UNet.
+
+    Writes checkpoint.pt, history.csv and curves.png.
+    """
+    with importing(), extra("train"):
+        from polypstream.cli.progress import ProgressBar
         from polypstream.models.training import Recipe, TrainingData
         from polypstream.models.training import train as run_training
     recipe = Recipe(
@@ -80,8 +73,8 @@ def train(
         without=tuple(sorted(without or [])),
     )
     images = TrainingData(data, names, held_out, terms)
-    with ProgressBar(str(out), "steps") as progress:
-        checkpoint = run_training(images, out, recipe, typer.echo, start, progress.show)
+    with ProgressBar(str(output), "steps") as progress:
+        checkpoint = run_training(images, output, recipe, typer.echo, start, progress.show)
     typer.echo(f"best weights: {checkpoint}")
 
 
@@ -99,8 +92,13 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Calibrate a model and choose the peak that a finding must reach, on the validation split of its training."""
-    with extra("train"):
+    """Calibrate a model, and choose the peak that a finding must reach.
+
+    Both use the validation split of its training.
+    """
+    with importing(), extra("train"):
+        from polypstream.cli.progress import ProgressBar
+        from polypstream.core.config import load_settings
         from polypstream.models.operating_point import TuningSettings, choose_operating_point
     settings = TuningSettings(size, views, load_settings(None, []).findings.smallest)
     with ProgressBar(str(checkpoint), "images") as progress:
@@ -131,11 +129,28 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of `findings` in config.yaml"),
     ] = None,
 ) -> None:
-    """Measure accuracy, false alarms, calibration and speed. Findings follow the same rules as those of `process`."""
-    with extra("train"):
-        loaded = load_model(model, provider)
+    """Measure accuracy, false alarms, calibration and speed.
+
+    Findings follow the same rules as those of `process`.
+    """
+    with importing(), extra("train"):
+        from polypstream.cli.progress import ProgressBar
+        from polypstream.core.config import load_settings
+        from polypstream.models.data import find_pairs, spread
+        from polypstream.models.evaluation import evaluate as measure
+        from polypstream.models.evaluation import (
+            evaluate_healthy_crops,
+            load_model,
+            pooled_histogram,
+            summarise,
+            summarise_healthy,
+        )
+        from polypstream.stages.findings import choose_rules
+
         if samples or reliability:
             from polypstream.models.figures import draw_reliability, draw_samples
+    with extra("train"):  # a checkpoint needs torch, an ONNX model does not
+        loaded = load_model(model, provider)
     for setting in settings or []:
         if not setting.startswith("findings."):
             raise SettingsError(f"--set {setting}: only the settings of `findings` can be set here")
@@ -152,27 +167,11 @@ def evaluate(
         else:
             figures["healthy_crops"] = {f"{share:g}": summarise_healthy(found[share]) for share in sorted(found)}
             figures["all_healthy_crops"] = summarise_healthy([count for counts in found.values() for count in counts])
-    for line in _as_lines(figures):
+    for line in as_lines(figures):
         typer.echo(line)
     if json_file:
-        write_output(json_file, (json.dumps(figures, indent=2) + "\n").encode())
+        write_json(json_file, figures)
     if samples:
         draw_samples(loaded, rules, spread(pairs, MAX_SAMPLES), samples)
     if reliability:
         draw_reliability(pooled_histogram(results), reliability)
-
-
-def _as_lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Format figures for the terminal, one per line. An interval follows the figure to which it belongs."""
-    for name, value in figures.items():
-        label = indent + name.replace("_", " ")
-        if name.endswith("_95"):
-            yield f"{indent}  95 % interval".ljust(28) + f"{value[0]:.4f} to {value[1]:.4f}"
-        elif name == "reliability":
-            pairs = ", ".join(f"{each['probability']:.2f}: {each['polyp']:.2f}" for each in value)
-            yield f"{label} (probability: fraction that is polyp)  {pairs}"
-        elif isinstance(value, dict):
-            yield label
-            yield from _as_lines(value, indent + "  ")
-        else:
-            yield label.ljust(28) + (f"{value:.4f}" if isinstance(value, float) else str(value))

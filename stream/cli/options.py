@@ -1,30 +1,88 @@
-"""Options that several commands share, and the model that they ask for."""
+"""What several commands share: options, the imports of a command, the settings and the model that it asks for."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polypstream.core.config import Settings
-from polypstream.core.files import writing
-from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.setup import make_segmenter
+from polypstream.core.extras import load_opencv
+from polypstream.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from polypstream.core.config import Settings
+    from polypstream.inference.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
-ModelFile = Annotated[Path | None, typer.Option(help="ONNX model; default: the shipped weights")]
-ConfigFile = Annotated[Path | None, typer.Option(help="File with settings, see config.yaml")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file")]
-# The --output of `process` where the README's commands write.
+ModelFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="ONNX model  [default: shipped weights]", show_default=False)
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File with settings; `polypstream settings` prints one")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for instance overlay.opacity=0.5"),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file")]
+# The folder of results where none is given.
 RESULTS = Path("results")
 LIVE_HELP = (
     "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE or demo:"
 )
+
+
+def group() -> typer.Typer:
+    """Return a new group of commands. Its help is plain text: it loads fast, and fits every terminal."""
+    return typer.Typer(rich_markup_mode=None)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Load OpenCV, then import in this block what else a command needs. So `--help` imports nothing, and is quick.
+
+    Until the block ends, Ctrl-C ends the process at once: extension modules replace KeyboardInterrupt by errors of
+    their own, and no work has begun.
+
+    Raises:
+        MissingExtra: OpenCV, or a library of the system that it needs, is not installed.
+    """
+    previous = signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    try:
+        load_opencv()
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def read_settings(config: Path | None, overrides: list[str] | None, model: Path | None) -> Settings:
+    """Read the settings that the options --config, --set and --model ask for.
+
+    Raises:
+        SettingsError: a setting is unknown, of the wrong type or out of range.
+    """
+    from polypstream.core.config import load_settings
+    from polypstream.jobs.setup import with_model
+
+    return with_model(load_settings(config, overrides or []), model)
+
+
+def open_segmenter(settings: Settings) -> Segmenter:
+    """Open the model of the settings, and log its notes, for instance why no GPU is used."""
+    from polypstream.jobs.setup import make_segmenter
+
+    segmenter = make_segmenter(settings)
+    for note in segmenter.notes:
+        log.warning(note)
+    return segmenter
 
 
 def write_json(file: Path, figures: dict[str, Any]) -> None:
@@ -37,13 +95,7 @@ def write_json(file: Path, figures: dict[str, Any]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
+    from polypstream.core.files import writing
+
     with writing(file):
         file.write_text(json.dumps(figures, indent=2, default=asdict) + "\n")
-
-
-def open_segmenter(settings: Settings) -> Segmenter:
-    """Open the model of the settings, and log its notes, for instance why no GPU is used."""
-    segmenter = make_segmenter(settings)
-    for note in segmenter.notes:
-        log.warning(note)
-    return segmenter

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from polypstream.core.config import config_file
+from polypstream.cli.options import group
 
-app = typer.Typer()
+app = group()
 
 
 @app.command()
 def settings() -> None:
-    """Print config.yaml: all settings with their defaults and explanations."""
+    """Print all settings with their defaults and explanations (config.yaml)."""
+    from polypstream.core.config import config_file
+
     typer.echo(config_file().read_text(encoding="utf-8"), nl=False)

@@ -56,6 +56,7 @@ class Inference(Section):
 
     model: str = "shipped"
     provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
+    device: int = Field(default=0, ge=0, strict=True)
     batch_size: int = Field(default=8, ge=1, le=64, strict=True)
     threads: int = Field(default=0, ge=0, le=1024, strict=True)
 
@@ -72,9 +73,17 @@ class Findings(Section):
 class OverlaySettings(Section):
     """How findings are drawn."""
 
-    style: Literal["tint", "heatmap"] = "tint"
+    style: Literal["tint", "outline", "box", "heatmap", "none"] = "tint"
+    colour: str = Field(default="#40ff60", pattern="^#[0-9a-fA-F]{6}$")
     opacity: float = Field(default=0.3, ge=0, le=1, strict=True)
     contour: Annotated[float, BeforeValidator(_contour_width)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
+    labels: Literal["auto", "none", "number", "all"] = "auto"
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue of `colour`, 0..255."""
+        red, green, blue = bytes.fromhex(self.colour[1:])
+        return red, green, blue
 
 
 class WindowSettings(Section):
@@ -245,8 +254,44 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
         return f"{where} no such setting" + (f"; did you mean {close[0]}?" if close else "; see config.yaml")
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where} is a section, which holds settings such as {key}.{first_setting(key)}"
-    wanted = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors() if _key(each["loc"]) == key))
-    return f"{where} {wanted[0].lower()}{wanted[1:]} (it is {repr(problem['input'])[:MAX_QUOTED]})"
+    return f"{where} write {_expected(key)} (got {repr(problem['input'])[:MAX_QUOTED]})"
+
+
+def _expected(key: str) -> str:
+    """Describe the values that a setting may have, from its JSON Schema."""
+    whole = Settings.model_json_schema()
+    schema = whole
+    for name in key.split("."):
+        schema = schema["properties"][name]
+        schema = whole["$defs"][schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
+    return ", or ".join(_value_of(each) for each in reversed(schema.get("anyOf", [schema])))
+
+
+def _value_of(schema: dict[str, Any]) -> str:
+    """Describe the values that a JSON Schema of one type allows."""
+    if "const" in schema or "enum" in schema:
+        *names, last = (f"`{name}`" for name in schema.get("enum", [schema.get("const")]))
+        return f"{', '.join(names)} or {last}" if names else last
+    if schema["type"] == "boolean":
+        return "true or false"
+    if schema["type"] == "array":
+        return "four whole numbers such as [0, 0, 640, 480]"
+    if "pattern" in schema:
+        return f'text such as "{schema["default"]}"'
+    if schema["type"] == "string":
+        return "text"
+    number = "a whole number" if schema["type"] == "integer" else "a number"
+    bounds = [
+        f"{word} {schema[name]:g}"
+        for name, word in (
+            ("minimum", " from"),
+            ("exclusiveMinimum", " above"),
+            ("maximum", " to"),
+            ("exclusiveMaximum", ", below"),
+        )
+        if name in schema
+    ]
+    return "".join([number, *bounds])
 
 
 def _key(location: tuple[int | str, ...]) -> str:

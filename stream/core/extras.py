@@ -1,4 +1,4 @@
-"""Optional dependencies, which the base installation does not contain."""
+"""Packages that may not work on a machine: optional dependencies, and OpenCV, which needs libraries of the system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from polypstream.errors import MissingExtra
+
+NO_OPENCV = (
+    "OpenCV cannot be loaded ({}). On Debian or Ubuntu run: apt-get install libgl1 libglib2.0-0 libxcb1. "
+    "Or take the OpenCV without windows: pip uninstall opencv-python; pip install opencv-python-headless. "
+    "Everything but --window works with it"
+)
+
+
+def load_opencv() -> None:
+    """Import OpenCV. It must be loaded before PyAV.
+
+    Both wheels contain an XCB library. OpenCV's windows never open if PyAV's library is loaded first.
+
+    Raises:
+        MissingExtra: it is not installed, or a library of the system that it needs is not.
+    """
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(NO_OPENCV.format(error)) from error
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, Json
 
+from polypstream.core.notice import NOTICE as NOTICE
+
 INPUT = "frames"
 OUTPUT = "probability"
-NOTICE = "Research use only, not a medical device."
 
 
 class ModelCard(BaseModel):
@@ -71,3 +72,16 @@ def shipped_weights(name: str = "shipped-float") -> Path:
         The path of the ONNX file.
     """
     return Path(str(files("polypstream.models") / "weights" / WEIGHTS[name]))
+
+
+def model_file(name: str) -> Path:
+    """Return the path of the model that a user names.
+
+    Args:
+        name: "shipped", a key of WEIGHTS, or the path of an ONNX file.
+
+    Returns:
+        The path; for "shipped" that of the floating-point weights.
+    """
+    name = "shipped-float" if name == SHIPPED else name
+    return shipped_weights(name) if name in WEIGHTS else Path(name)

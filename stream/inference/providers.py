@@ -111,13 +111,14 @@ def choose(wanted: str) -> tuple[list[Provider], list[str]]:
     return present, notes
 
 
-def open_session(model: Path, provider: Provider, threads: int) -> ort.InferenceSession:
+def open_session(model: Path, provider: Provider, threads: int = 0, device: int = 0) -> ort.InferenceSession:
     """Create a session of a model file on one provider.
 
     Args:
         model: path of an ONNX file.
         provider: a provider whose `probe` is None.
         threads: CPU threads of the session; 0 leaves the number to the provider.
+        device: number of the GPU, from 0, in the order of `nvidia-smi`'s CUDA devices; other providers ignore it.
 
     Returns:
         The session.
@@ -132,7 +133,14 @@ def open_session(model: Path, provider: Provider, threads: int) -> ort.Inference
     # Idle threads of the session must not spin on the cores that decode and encode. Spinning cost a fifth of the frame
     # rate.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    names: list[str] | None = [FULL_NAMES[provider]]
+    names: list[str | tuple[str, dict[str, str]]] | None = [FULL_NAMES[provider]]
+    if provider in GPU:
+        if device and device >= count_nvidia_gpus():
+            raise ProviderError(
+                f"inference.device {device}: there is no such NVIDIA GPU; this machine has {count_nvidia_gpus()}, and "
+                "the first one has number 0"
+            )
+        names = [(FULL_NAMES[provider], {"device_id": str(device)})]
     if provider == "openvino":
         names = None
         settings = {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})} if threads else {}
@@ -154,7 +162,7 @@ def open_session(model: Path, provider: Provider, threads: int) -> ort.Inference
 def _loads_on_cpu(model: Path) -> bool:
     """Whether the model itself is valid."""
     try:
-        open_session(model, "cpu", 0)
+        open_session(model, "cpu")
     except ModelError:
         return False
     return True

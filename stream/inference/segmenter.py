@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 from pydantic import ValidationError
 
-from polypstream.core.frame import Frame
 from polypstream.errors import ModelError, ProviderError
 from polypstream.inference.model_card import INPUT, OUTPUT, ModelCard
 from polypstream.inference.providers import GPU, choose, open_session, warm_up
+
+if TYPE_CHECKING:
+    from polypstream.core.frame import Frame  # needs OpenCV and FFmpeg, which `polypstream inspect` does without
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class Segmenter:
         batch_size: the largest batch on a GPU.
         threads: CPU threads of the session; 0 leaves the number to the provider.
         cpu_model: model file that is used instead of `model` on the provider "cpu".
+        device: number of the GPU, from 0.
 
     Attributes:
         model: path of the file in use.
@@ -50,23 +54,23 @@ class Segmenter:
         batch_size: int = 8,
         threads: int = 0,
         cpu_model: Path | None = None,
+        device: int = 0,
     ) -> None:
-        if not model.is_file():
-            raise ModelError(f"{model}: no such model file")
+        _check_file(model)
         present, self.notes = choose(provider)
         for number, self.provider in enumerate(present, 1):
             self.model = cpu_model or model if self.provider == "cpu" else model
             try:
-                self._open(batch_size, threads)
+                self._open(batch_size, threads, device)
                 break
             except ProviderError as error:
                 if number == len(present):
                     raise
                 self.notes.append(f"{error}; the next best is used")
 
-    def _open(self, batch_size: int, threads: int) -> None:
+    def _open(self, batch_size: int, threads: int, device: int) -> None:
         self.batch_size = batch_size if self.provider in GPU else 1
-        self._session = open_session(self.model, self.provider, threads)
+        self._session = open_session(self.model, self.provider, threads, device)
         self.card = read_card(self._session, self.model)
         self.size = self.card.input_size
         shapes = [(count, self.size, self.size, 3) for count in range(1, self.batch_size + 1)]
@@ -113,6 +117,24 @@ class Segmenter:
         """
         maps: np.ndarray = self._session.run([OUTPUT], {INPUT: pictures})[0]
         return maps
+
+
+def inspect_model(model: Path) -> ModelCard:
+    """Read the metadata of a model file.
+
+    Args:
+        model: path of the file.
+
+    Raises:
+        ModelError: the file is missing, corrupt or not a polypstream model.
+    """
+    _check_file(model)
+    return read_card(open_session(model, "cpu"), model)
+
+
+def _check_file(model: Path) -> None:
+    if not model.is_file():
+        raise ModelError(f"{model}: no such model file")
 
 
 def read_card(session: ort.InferenceSession, model: Path) -> ModelCard:

@@ -345,7 +345,9 @@ def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmente
         segmenter: runs the model.
         settings: settings of the run.
     """
-    stages = make_stages(view, segmenter, settings)
+    # Labels are text beside the markers, and would count as changed pixels outside them.
+    overlay = settings.overlay.model_copy(update={"labels": "none"})
+    stages = make_stages(view, segmenter, settings.model_copy(update={"overlay": overlay}))
     compared: list[tuple[np.ndarray, np.ndarray]] = []
     changed = 0
     with TemporaryDirectory() as folder, closing(open_video()) as source:

@@ -235,7 +235,7 @@ class Live:
         )
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings
         rules = choose_rules(findings, card.threshold, card.peak)
-        self.overlay = Overlay(overlay.style, overlay.opacity, overlay.contour)
+        self.overlay = Overlay(overlay, "none" if overlay.labels == "auto" else overlay.labels)
         stages: NamedStages = [
             ("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings))), 1),
             ("segment", SkipInvalid(self._fail_safe), segmenter.batch_size),

@@ -15,8 +15,7 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView, Region, region_above
 from polypstream.errors import MissingExtra
 from polypstream.media.scaling import Scaler, own_size
-from polypstream.sinks.findings import peak_of
-from polypstream.stages.findings import Rules, find_region
+from polypstream.stages.findings import Rules, find_region, peak_of
 from polypstream.stages.overlay import draw_findings
 
 if TYPE_CHECKING:

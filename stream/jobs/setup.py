@@ -12,7 +12,7 @@ from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Stage
 from polypstream.core.protocols import Source
 from polypstream.errors import SettingsError
-from polypstream.inference.model_card import SHIPPED, WEIGHTS, shipped_weights
+from polypstream.inference.model_card import SHIPPED, model_file, shipped_weights
 from polypstream.inference.segmenter import Segmenter
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 from polypstream.stages.findings import FindingsTracker, choose_rules
@@ -61,13 +61,13 @@ def make_segmenter(settings: Settings) -> Segmenter:
         ModelError: the model file is missing, damaged, or was not made by polypstream.
         ProviderError: the provider does not work on this machine.
     """
-    inference, name = settings.inference, settings.inference.model
-    cpu_model: Path | None = None
-    if name == SHIPPED:
-        # The int8 model halves the time of the plain CPU provider. It was not measured with other providers.
-        name, cpu_model = "shipped-float", shipped_weights("shipped-int8")
-    model = shipped_weights(name) if name in WEIGHTS else Path(name)
-    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model)
+    inference = settings.inference
+    # The int8 model halves the time of the plain CPU provider. It was not measured with other providers.
+    cpu_model = shipped_weights("shipped-int8") if inference.model == SHIPPED else None
+    model = model_file(inference.model)
+    return Segmenter(
+        model, inference.provider, inference.batch_size, inference.threads, cpu_model, inference.device
+    )
 
 
 def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
@@ -145,5 +145,5 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> 
         segment=segmenter,
         smooth=TemporalSmoother() if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
-        overlay=Overlay(overlay.style, overlay.opacity, overlay.contour),
+        overlay=Overlay(overlay, "number" if overlay.labels == "auto" else overlay.labels),
     )

@@ -20,6 +20,7 @@ from polypstream.core.frame import Frame
 from polypstream.errors import DataError
 from polypstream.inference.model_card import NOTICE
 from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
+from polypstream.stages.findings import peak_of
 
 SCHEMA = "polypstream-findings-1"
 SNAPSHOTS = "snapshots"
@@ -222,20 +223,3 @@ def read_findings(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {SCHEMA}")
     return content
-
-
-def peak_of(frame: Frame, polygon: np.ndarray) -> int:
-    """Highest probability in the bounding box of an outline.
-
-    Args:
-        frame: the frame, with its probability map.
-        polygon: outline, int32 [n, 2], x and y in pixels of the frame.
-
-    Returns:
-        0..255.
-    """
-    view, (rows, columns) = frame.view, frame.probability.shape
-    x, y, width, height = cv2.boundingRect(polygon)
-    left, top = (x - view.x) * columns // view.width, (y - view.y) * rows // view.height
-    right, bottom = -(-(x + width - view.x) * columns // view.width), -(-(y + height - view.y) * rows // view.height)
-    return int(frame.probability[max(0, top) : bottom, max(0, left) : right].max(initial=0))

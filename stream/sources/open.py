@@ -10,6 +10,14 @@ from polypstream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
 from polypstream.sources.dicom import DicomVideo, is_dicom
 from polypstream.sources.recording import Recording, results_stem
 
+# File endings of recordings in folders.
+RECORDING_ENDINGS = {
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dcm", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".rm", ".rmvb", ".tod", ".ts", ".vc1",
+    ".vob", ".vro", ".webm", ".wmv", ".wtv", ".y4m",
+}  # fmt: skip
+
 
 def open_source(uri: str, on_progress: Callable[[int, int], None] = lambda *_: None) -> Source:
     """Open a recording or a demo.

@@ -185,3 +185,20 @@ def _track_at(outline: np.ndarray, visible: VisibleTracks, view: FieldOfView) ->
     # An outline may lie outside its blob by less than one map pixel.
     around = cv2.dilate(visible.slots, np.ones((3, 3), np.uint8))[y, x]
     return int(visible.numbers[np.bincount(around[around > 0], minlength=1).argmax()])
+
+
+def peak_of(frame: Frame, polygon: np.ndarray) -> int:
+    """Highest probability in the bounding box of an outline.
+
+    Args:
+        frame: the frame, with its probability map.
+        polygon: outline, int32 [n, 2], x and y in pixels of the frame.
+
+    Returns:
+        0..255.
+    """
+    view, (rows, columns) = frame.view, frame.probability.shape
+    x, y, width, height = cv2.boundingRect(polygon)
+    left, top = (x - view.x) * columns // view.width, (y - view.y) * rows // view.height
+    right, bottom = -(-(x + width - view.x) * columns // view.width), -(-(y + height - view.y) * rows // view.height)
+    return int(frame.probability[max(0, top) : bottom, max(0, left) : right].max(initial=0))

@@ -1,11 +1,13 @@
 """Stage `overlay`: draw findings on a frame's YUV planes.
 
 Frames are not converted. The colour of the markers is converted to YUV once per frame format. Pixels are blended only
-in the box around what is drawn. With the style "tint" a frame without findings stays untouched in the decoder's buffer.
+in the box around what is drawn. Except with the style "heatmap" a frame without findings stays untouched in the decoder's
+buffer.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import av
@@ -17,31 +19,34 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import Region, region_above
 from polypstream.media.color import to_yuv
 from polypstream.media.pictures import planes_of
+from polypstream.stages.findings import peak_of
 
-Style = Literal["tint", "heatmap"]
-MARKER_RGB = (64, 255, 96)
+Style = Literal["tint", "outline", "box", "heatmap", "none"]
+Labels = Literal["none", "number", "all"]
 # The heat map shows probabilities from this one. Lower ones are noise on healthy mucosa and would tint every frame.
 HEAT_FROM = 0.1
 # Line widths are given for a frame with this number of rows.
 REFERENCE_LINES = 1080
+# Size and line width of labels, for such a frame, and the gap between a label and its outline in pixels.
+FONT, TEXT_SCALE, TEXT_LINE, GAP = cv2.FONT_HERSHEY_SIMPLEX, 1.4, 2, 6
 
 
 class Overlay:
     """Draws the findings of each frame.
 
     Args:
-        style: "tint" draws one colour over the mask; "heatmap" colours by probability.
-        opacity: opacity of the tint, 0..1; for the heat map, the opacity where the probability is 1.
-        contour: width of the outline in pixels on a frame with 1080 rows, scaled with the height; 0 draws none.
+        settings: style, colour, opacity and width of the outline.
+        labels: text beside each finding: "none", "number" (of its track), or "all" (number and highest probability, as
+            in findings.json).
 
     Attributes:
-        style, opacity, contour: as above.
         shown: whether anything is drawn. `shown` and `style` may be set at any time, from any thread.
+        style: as in the settings.
     """
 
-    def __init__(self, style: Style, opacity: float, contour: float) -> None:
-        self.style, self.opacity, self.contour = style, opacity, contour
-        self.shown = True
+    def __init__(self, settings: OverlaySettings, labels: Labels) -> None:
+        self.style, self.opacity, self.contour = settings.style, settings.opacity, settings.contour
+        self.colour, self.labels, self.shown = settings.rgb, labels, True
         self._heat_tables: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -54,23 +59,29 @@ class Overlay:
             The same frames.
         """
         for frame in frames if self.shown else ():
-            region = frame.region
-            if self.style == "heatmap":
-                region = region_above(frame.probability, frame.view, HEAT_FROM)
-            if region is None:
-                continue
-            frame.picture.make_writable()
-            planes = planes_of(frame.picture)
-            if self.style == "heatmap":
-                self._draw_heat(frame.picture, planes, region)
-            else:
-                self._draw_tint(frame.picture, planes, region)
-            if self.contour:
-                self._draw_outlines(frame.picture, planes, frame.outlines)
+            self._draw(frame, self.style)
         return frames
 
+    def _draw(self, frame: Frame, style: Style) -> None:
+        region = region_above(frame.probability, frame.view, HEAT_FROM) if style == "heatmap" else frame.region
+        if region is None or style == "none":
+            return
+        frame.picture.make_writable()
+        planes = planes_of(frame.picture)
+        if style == "heatmap":
+            self._draw_heat(frame.picture, planes, region)
+        elif style == "tint":
+            self._draw_tint(frame.picture, planes, region)
+        if style == "box":
+            self._draw_lines(frame.picture, planes, [_box(outline) for outline in frame.outlines])
+        else:
+            self._draw_lines(frame.picture, planes, frame.outlines)
+        if self.labels != "none":
+            for outline, track in zip(frame.outlines, frame.tracks, strict=True):
+                self._draw_label(frame, planes, outline, track)
+
     def _draw_tint(self, picture: av.VideoFrame, planes: list[np.ndarray], region: Region) -> None:
-        for plane, value in zip(planes, to_yuv(MARKER_RGB, picture), strict=True):
+        for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
             part, mask = _part(plane, region, region.mask, picture)
             tinted = cv2.addWeighted(part, 1 - self.opacity, part, 0, value * self.opacity)
             cv2.copyTo(tinted, mask, part)
@@ -94,12 +105,30 @@ class Overlay:
             self._heat_tables[key] = (1 - alpha, added)
         return self._heat_tables[key]
 
-    def _draw_outlines(self, picture: av.VideoFrame, planes: list[np.ndarray], outlines: list[np.ndarray]) -> None:
+    def _draw_lines(self, picture: av.VideoFrame, planes: list[np.ndarray], polygons: list[np.ndarray]) -> None:
+        if not self.contour:
+            return
         thickness = line_width(self.contour, picture.height)
-        for plane, value in zip(planes, to_yuv(MARKER_RGB, picture), strict=True):
+        for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
             across, down = _subsampling(plane, picture)
-            scaled = outlines if (across, down) == (1, 1) else [outline // (across, down) for outline in outlines]
+            scaled = polygons if (across, down) == (1, 1) else [polygon // (across, down) for polygon in polygons]
             cv2.polylines(plane, scaled, True, round(value), max(1, round(thickness / across)))
+
+    def _draw_label(self, frame: Frame, planes: list[np.ndarray], outline: np.ndarray, track: int) -> None:
+        """Write a track's number, and its probability if asked for, beside its outline, upright when displayed."""
+        text = f"{track} {peak_of(frame, outline) / 255:.2f}" if self.labels == "all" else str(track)
+        letters, ground = _text_masks(text, frame.picture.height)
+        turn = frame.orientation
+        x, y = _label_place(turn.stored(letters).shape, outline, frame)
+        for plane, letter, dark in zip(
+            planes, to_yuv(self.colour, frame.picture), to_yuv((0, 0, 0), frame.picture), strict=True
+        ):
+            across, down = _subsampling(plane, frame.picture)
+            for mask, value in ((ground, dark), (letters, letter)):
+                small = np.ascontiguousarray(turn.stored(mask)[::down, ::across])
+                part = plane[y // down : y // down + small.shape[0], x // across : x // across + small.shape[1]]
+                small = small[: part.shape[0], : part.shape[1]]  # a frame may be smaller than its label
+                part[small > 0] = round(value)
 
 
 def draw_findings(image: np.ndarray, region: Region, outlines: list[np.ndarray]) -> None:
@@ -112,9 +141,9 @@ def draw_findings(image: np.ndarray, region: Region, outlines: list[np.ndarray])
     """
     defaults = OverlaySettings()
     part = image[region.slices]
-    tinted = cv2.addWeighted(part, 1 - defaults.opacity, np.full_like(part, MARKER_RGB), defaults.opacity, 0)
+    tinted = cv2.addWeighted(part, 1 - defaults.opacity, np.full_like(part, defaults.rgb), defaults.opacity, 0)
     cv2.copyTo(tinted, region.mask, part)
-    cv2.polylines(image, outlines, True, MARKER_RGB, line_width(defaults.contour, image.shape[0]))
+    cv2.polylines(image, outlines, True, defaults.rgb, line_width(defaults.contour, image.shape[0]))
 
 
 def line_width(contour: float, lines: int) -> int:
@@ -145,3 +174,55 @@ def _part(
     if (across, down) == (1, 1):
         return part, values
     return part, np.ascontiguousarray(values[::down, ::across])
+
+
+def _box(outline: np.ndarray) -> np.ndarray:
+    """Corners of an outline's bounding box, int32 [4, 2]."""
+    x, y, width, height = cv2.boundingRect(outline)
+    right, bottom = x + width - 1, y + height - 1
+    return np.array([(x, y), (right, y), (right, bottom), (x, bottom)], np.int32)
+
+
+@lru_cache(maxsize=256)
+def _text_masks(text: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a text for a frame with this number of rows.
+
+    Returns:
+        uint8 [h, w] with 255 on the letters, and the same with 255 on the letters and a border around them.
+    """
+    scale = lines / REFERENCE_LINES
+    size, thickness, border = max(0.4, TEXT_SCALE * scale), max(1, round(TEXT_LINE * scale)), max(1, round(3 * scale))
+    (width, height), below = cv2.getTextSize(text, FONT, size, thickness)
+    letters = np.zeros((height + below + 2 * border, width + 2 * border), np.uint8)
+    cv2.putText(letters, text, (border, height + border), FONT, size, 255, thickness)
+    cv2.threshold(letters, 127, 255, cv2.THRESH_BINARY, letters)  # OpenCV 5 smooths letters whatever it is told
+    # Sizes are rough: the mask is cut to the letters and their border.
+    ground = cv2.dilate(letters, np.ones((2 * border + 1, 2 * border + 1), np.uint8))
+    x, y, width, height = cv2.boundingRect(ground)
+    box = np.s_[y : y + height, x : x + width]
+    return letters[box], ground[box]
+
+
+def _label_place(label: tuple[int, ...], outline: np.ndarray, frame: Frame) -> tuple[int, int]:
+    """Choose where a label stands: above the outline as displayed, inside the frame, at even coordinates.
+
+    Args:
+        label: height and width of the label as stored.
+        outline: int32 [n, 2].
+        frame: the frame.
+
+    Returns:
+        x and y of the label's left top corner in the stored frame.
+    """
+    x, y, width, height = cv2.boundingRect(outline)
+    turn, gap = frame.orientation, max(2, round(GAP * frame.picture.height / REFERENCE_LINES))
+    # The side that is the upper one when displayed, and the corner at the left of it.
+    if turn.swapped:
+        x = x + width + gap if turn.upside_down else x - label[1] - gap
+        y = y + height - label[0] if turn.mirrored else y
+    else:
+        x = x + width - label[1] if turn.mirrored else x
+        y = y + height + gap if turn.upside_down else y - label[0] - gap
+    x = min(max(x, 0), max(0, frame.picture.width - label[1]))
+    y = min(max(y, 0), max(0, frame.picture.height - label[0]))
+    return x & ~1, y & ~1

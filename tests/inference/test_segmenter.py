@@ -98,6 +98,25 @@ def test_a_session_that_fell_back_is_refused(monkeypatch: pytest.MonkeyPatch, re
         Segmenter(red_model, "cuda")
 
 
+def test_the_gpu_of_the_settings_is_asked_for(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """No GPU is needed to see what ONNX Runtime is asked for."""
+    asked: list[object] = []
+
+    def refuse(model: str, options: object, providers: object) -> None:
+        asked.append(providers)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", refuse)
+    monkeypatch.setattr(providers, "count_nvidia_gpus", lambda: 2)
+    for device in (0, 1):
+        with pytest.raises(ModelError):
+            providers.open_session(red_model, "cuda", device=device)
+    ids = [providers_[0][1] for providers_ in asked[::2]]  # after each, the CPU is asked whether the model is valid
+    assert ids == [{"device_id": "0"}, {"device_id": "1"}]
+    with pytest.raises(ProviderError, match=r"inference\.device 2: .*this machine has 2"):
+        providers.open_session(red_model, "cuda", device=2)
+
+
 def test_auto_goes_on_when_a_provider_fails_after_all(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
     if "cuda" in HERE:
         pytest.skip("this machine has CUDA")
@@ -126,7 +145,7 @@ def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_mo
 
     monkeypatch.setattr(segment, "choose", lambda _: (["cuda"], []))
     monkeypatch.setattr(
-        segment, "open_session", lambda model, _, threads: providers.open_session(model, "cpu", threads)
+        segment, "open_session", lambda model, _, threads, device: providers.open_session(model, "cpu", threads)
     )
     segmenter = Segmenter(red_model, "auto", batch_size=4)
     sizes: list[int] = []

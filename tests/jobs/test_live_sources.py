@@ -131,7 +131,7 @@ def test_the_model_is_chosen_once_the_provider_has_opened(monkeypatch: pytest.Mo
     """After a fallback the plain CPU has its own, the 8-bit one."""
     monkeypatch.setattr("polypstream.inference.segmenter.choose", lambda wanted: (["openvino", "cpu"], []))
 
-    def refused(model: Path, provider: str, threads: int) -> object:
+    def refused(model: Path, provider: str, threads: int, device: int) -> object:
         if provider == "openvino":
             raise ProviderError("inference.provider openvino cannot run it")
         return open_session(model, "cpu", threads)

@@ -14,7 +14,8 @@ import pytest
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.sinks.findings import FindingsFile, peak_of
+from polypstream.sinks.findings import FindingsFile
+from polypstream.stages.findings import peak_of
 
 WIDTH, HEIGHT = 320, 240
 Box = tuple[int, int, int, int]

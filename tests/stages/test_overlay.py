@@ -7,16 +7,20 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
+from polypstream.core.config import OverlaySettings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
+from polypstream.core.orientation import Orientation
 from polypstream.media.pictures import planes_of
 from polypstream.sources.recording import Recording
 from polypstream.stages.findings import FindingsTracker, Rules
-from polypstream.stages.overlay import MARKER_RGB, Overlay
+from polypstream.stages.overlay import Labels, Overlay, _text_masks
 
+MARKER_RGB = OverlaySettings().rgb
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le"]
 
 
@@ -34,17 +38,21 @@ def with_square(frame: Frame, view: FieldOfView, level: int = 255) -> Frame:
     return FindingsTracker(Rules(0.5), steady=False)([frame])[0]
 
 
+def drawn_by(labels: Labels = "none", **settings: object) -> Overlay:
+    return Overlay(OverlaySettings.model_validate(settings), labels)
+
+
 def copies(frame: Frame) -> list[np.ndarray]:
     return [plane.copy() for plane in planes_of(frame.picture)]
 
 
-@pytest.mark.parametrize("style", ["tint", "heatmap"])
+@pytest.mark.parametrize("style", ["tint", "heatmap", "outline", "box"])
 def test_a_picture_without_findings_is_the_decoders_own(make: Callable[..., Path], style: str) -> None:
     """Bit for bit, also after drawing on the pictures between: the decoder's references are never touched."""
     recording = Recording(make(frames=40, options={"g": "40", "bf": "2"}))
     clean = [copies(frame) for frame in Recording(recording.path).frames()]
     view = FieldOfView(0, 0, 320, 240)
-    overlay = Overlay(style, 0.7, 8)  # type: ignore[arg-type]
+    overlay = drawn_by(style=style, opacity=0.7, contour=8.0)
     for frame, expected in zip(recording.frames(), clean, strict=True):
         address = frame.picture.planes[0].buffer_ptr
         if frame.index % 2:
@@ -64,7 +72,7 @@ def test_the_tint_blends_inside_and_leaves_the_rest(pixel_format: str, size: tup
     frame = grey_frame(pixel_format, *size)
     before = frame.picture.to_ndarray(format="rgb24").astype(int)
     view = FieldOfView(20, 10, 280, 220)
-    Overlay("tint", 0.5, 0)([with_square(frame, view)])
+    drawn_by(opacity=0.5, contour=0)([with_square(frame, view)])
     after = frame.picture.to_ndarray(format="rgb24").astype(int)
     centre = after[120, 160]
     assert np.abs(centre - (before[120, 160] + MARKER_RGB) / 2).max() <= 6
@@ -81,7 +89,7 @@ def test_the_heat_map_follows_the_probability(pixel_format: str) -> None:
     colours = []
     for level in (60, 128, 255):
         frame = with_square(grey_frame(pixel_format), view, level)
-        Overlay("heatmap", 0.8, 0)([frame])
+        drawn_by(style="heatmap", opacity=0.8, contour=0)([frame])
         colours.append(frame.picture.to_ndarray(format="rgb24")[120, 160].astype(int))
     cold, middle, hot = colours
     assert cold[2] > cold[0]  # blue
@@ -94,12 +102,73 @@ def test_the_heat_map_follows_the_probability(pixel_format: str) -> None:
 def test_the_outline_runs_along_the_edge(pixel_format: str) -> None:
     view = FieldOfView(0, 0, 320, 240)
     frame = with_square(grey_frame(pixel_format), view)
-    Overlay("tint", 0, 9)([frame])
+    drawn_by(style="outline", contour=9.0)([frame])
     after = frame.picture.to_ndarray(format="rgb24").astype(int)
     x, y = frame.outlines[0].min(axis=0)
     assert np.abs(after[120, x] - MARKER_RGB).max() <= 40
     assert np.abs(after[y, 160] - MARKER_RGB).max() <= 40
     assert np.abs(after[120, 160] - 90).max() <= 2
+
+
+@pytest.mark.parametrize("pixel_format", FORMATS)
+def test_a_box_has_the_colour_of_the_settings_and_leaves_its_inside(pixel_format: str) -> None:
+    frame = grey_frame(pixel_format)
+    frame.view, frame.probability = FieldOfView(0, 0, 320, 240), np.zeros((64, 64), np.uint8)
+    cv2.circle(frame.probability, (32, 32), 15, 255, -1)
+    FindingsTracker(Rules(0.5), steady=False)([frame])
+    drawn_by(style="box", colour="#ff0040", contour=9.0)([frame])
+    after = frame.picture.to_ndarray(format="rgb24").astype(int)
+    (x, y), (right, bottom) = frame.outlines[0].min(axis=0), frame.outlines[0].max(axis=0)
+    assert np.abs(after[y, x] - (255, 0, 64)).max() <= 50
+    assert np.abs(after[bottom, right] - (255, 0, 64)).max() <= 50
+    assert np.abs(after[120, 160] - 90).max() <= 2
+
+
+def test_style_none_draws_nothing() -> None:
+    frame = with_square(grey_frame("yuv420p"), FieldOfView(0, 0, 320, 240))
+    before = copies(frame)
+    drawn_by("all", style="none")([frame])
+    assert all(np.array_equal(*planes) for planes in zip(before, copies(frame), strict=True))
+
+
+@pytest.mark.parametrize("turn", [(False, False, False), (False, True, True), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize("pixel_format", FORMATS)
+def test_a_label_stands_upright_above_its_finding_as_displayed(
+    pixel_format: str, turn: tuple[bool, bool, bool]
+) -> None:
+    frame = with_square(grey_frame(pixel_format, 1280, 960), FieldOfView(0, 0, 1280, 960))
+    frame.orientation, frame.tracks = Orientation(*turn), [7]
+    plain = grey_frame(pixel_format, 1280, 960)
+    drawn_by("number", contour=0, opacity=0)([frame])
+    changed = np.abs(frame.picture.to_ndarray(format="rgb24").astype(int) - plain.picture.to_ndarray(format="rgb24"))
+    text = frame.orientation.plane((changed.max(axis=2) > 60).astype(np.uint8))
+    found = frame.orientation.plane(cv2.fillPoly(np.zeros((960, 1280), np.uint8), frame.outlines, 1))
+    x, y, width, height = cv2.boundingRect(text)
+    left, top, *_ = cv2.boundingRect(found)
+    assert height > width  # a digit is
+    assert y + height <= top
+    assert abs(x - left) < 12
+    seven = text[y : y + height, x : x + width]
+    assert seven[: height // 4].mean() > 1.5 * seven[-height // 4 :].mean()  # its bar is at its top
+
+
+def test_a_label_with_everything_says_number_and_probability() -> None:
+    frame, bare = (with_square(grey_frame("yuv444p", 1280, 960), FieldOfView(0, 0, 1280, 960), 237) for _ in range(2))
+    frame.tracks = [7]
+    drawn_by("all")([frame])
+    drawn_by("none")([bare])
+    changed = (planes_of(frame.picture)[0] != planes_of(bare.picture)[0]).astype(np.uint8)
+    x, y, width, height = cv2.boundingRect(changed)
+    _, expected = _text_masks("7 0.93", 960)  # 237 of 255
+    assert np.array_equal(255 * changed[y : y + height, x : x + width], expected)
+
+
+def test_a_label_fits_into_a_small_frame_and_into_its_corner() -> None:
+    frame = grey_frame("yuv420p", 32, 16)
+    frame.view, frame.probability = FieldOfView(0, 0, 32, 16), np.full((64, 64), 255, np.uint8)
+    FindingsTracker(Rules(0.5), steady=False)([frame])
+    frame.tracks = [123456]
+    drawn_by("all")([frame])
 
 
 def test_touching_blobs_are_one_finding_and_separate_ones_two() -> None:
