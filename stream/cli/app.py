@@ -87,7 +87,7 @@ def options(
     log_json: Annotated[bool, typer.Option("--log-json", help="Print messages as JSON, one object per line")] = False,
 ) -> None:
     """Options of all commands."""
-    # Until now Ctrl-C ended the process at once (see __main__); while the command imports what it needs, it does so again.
+    # Until now Ctrl-C ended the process at once (see __main__). It does so again while the command imports.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     set_up_messages(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO, log_json)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polypstream.cli.options import (
+    Commands,
     ConfigFile,
     JsonFile,
     ModelFile,
     Overrides,
-    group,
     importing,
     open_segmenter,
     read_settings,
@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
-app = group()
+app = Commands()
 
 
 @app.command("bench")
 def bench_machine(
-    video: Annotated[str, typer.Argument(help="A recording, or a demo source")] = BENCH_VIDEO,
-    seconds: Annotated[float, typer.Option(min=1, help="Longest time per measurement")] = 20.0,
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A recording, or a demo source")] = BENCH_VIDEO,
+    seconds: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest time per measurement")] = 20.0,
     sources: Annotated[
-        int, typer.Option("--rooms", min=1, help="Also measure live video with this many sources at the same time")
+        int,
+        typer.Option(
+            "--rooms", min=1, metavar="N", help="Also measure live video with this many sources at the same time"
+        ),
     ] = 1,
     json_file: JsonFile = None,
     model: ModelFile = None,

@@ -9,30 +9,37 @@ from typing import Annotated, Any, Literal
 import typer
 
 from polypstream.cli.figures import as_lines
-from polypstream.cli.options import group, importing
+from polypstream.cli.options import Commands, importing
 from polypstream.core.extras import extra
 from polypstream.errors import DataError
 
-app = group()
+app = Commands()
 
 
 @app.command("export")
 def export_model(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or the seed's saunet128.pt")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training run, or the seed's saunet128.pt")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The ONNX file to write")],
     size: Annotated[
-        int | None, typer.Option(help="Side of the model's input in pixels; default: as in the checkpoint")
+        int | None,
+        typer.Option(metavar="PIXELS", help="Side of the model's input in pixels; default: as in the checkpoint"),
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"],
         typer.Option(
+            metavar="fp32|fp16|int8",
             help="fp16 halves the file; int8 computes in 8-bit integers, faster on CPUs and slightly less accurate"
         ),
     ] = "fp32",
     calibration: Annotated[
-        Path | None, typer.Option(help="For int8: folder with images/ and masks/, on which ranges are measured")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For int8: folder with images/ and masks/, on which ranges are measured"),
     ] = None,
-    scores: Annotated[Path | None, typer.Option(help="JSON of `polypstream evaluate`, for the metadata")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="JSON of `polypstream evaluate`, for the metadata")
+    ] = None,
 ) -> None:
     """Write an ONNX model from a checkpoint.
 
@@ -46,7 +53,7 @@ def export_model(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="ONNX file, or shipped, shipped-float or shipped-int8")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file, or shipped, shipped-float or shipped-int8")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
     """Print the metadata of a model."""

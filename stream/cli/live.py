@@ -13,10 +13,10 @@ import typer
 
 from polypstream.cli.options import (
     LIVE_HELP,
+    Commands,
     ConfigFile,
     ModelFile,
     Overrides,
-    group,
     importing,
     open_segmenter,
     read_settings,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SERVED = Path("polypstream-served")
 
-app = group()
+app = Commands()
 
 
 @app.command("live")
@@ -52,7 +52,9 @@ def live_sources(
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(envvar="POLYPSTREAM_TOKEN", help="Token for the web page; default: a new one if needed"),
+        typer.Option(
+            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Token for the web page; default: a new one if needed"
+        ),
     ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
@@ -112,19 +114,25 @@ def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
 
 @app.command("serve")
 def serve_pages(
-    host: Annotated[str, typer.Option(help="Address to listen on; other machines need a token")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: the system chooses one")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; other machines need a token")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0: the system chooses one")
+    ] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(envvar="POLYPSTREAM_TOKEN", help="Token for all requests; default: a new one if needed"),
+        typer.Option(
+            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Token for all requests; default: a new one if needed"
+        ),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for uploads and their results")] = SERVED,
+    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for uploads and their results")] = SERVED,
     live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Serve web pages and an HTTP API: images, recordings, live sources."""
+    """Serve web pages and an HTTP API."""
     with importing():
         from polypstream.web.serve import serve as serve_application
     settings = read_settings(config, set_, model)

@@ -8,50 +8,74 @@ from typing import Annotated
 import typer
 
 from polypstream.cli.figures import as_lines
-from polypstream.cli.options import JsonFile, group, importing, write_json
+from polypstream.cli.options import Commands, JsonFile, importing, write_json
 from polypstream.core.extras import extra
 from polypstream.errors import SettingsError
 
 MAX_SAMPLES = 12
 
-app = group()
+app = Commands()
 
 
 @app.command()
 def train(
     data: Annotated[
         list[Path],
-        typer.Argument(help="Folders with images/ and masks/; images in a folder's train.txt are used, or all images"),
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folders with images/ and masks/; images in a folder's train.txt are used, or all images",
+        ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the run; an interrupted run in it is continued"),
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder of the run; an interrupted run in it is continued"
+        ),
     ],
     names: Annotated[
         Path | None,
-        typer.Option(help="File with the names of the images to use, for a single folder; replaces its train.txt"),
+        typer.Option(
+            metavar="FILE", help="File with the names of the images to use, for a single folder; replaces its train.txt"
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images")] = 75,
-    size: Annotated[int, typer.Option(min=32, help="Side of the square input in pixels")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Highest learning rate")] = 2e-3,
-    dice: Annotated[float, typer.Option(min=0, help="Weight of the Dice loss; 0: maximum likelihood only")] = 1.0,
-    validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="Fraction in the validation split")] = 0.08,
-    healthy_views: Annotated[int, typer.Option(min=1, help="Views per epoch of each image without a polyp")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of split, initial weights, order and augmentation")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the training images")] = 75,
+    size: Annotated[int, typer.Option(min=32, metavar="PIXELS", help="Side of the square input in pixels")] = 256,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images per step")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0, metavar="RATE", help="Highest learning rate")] = 2e-3,
+    dice: Annotated[
+        float, typer.Option(min=0, metavar="WEIGHT", help="Weight of the Dice loss; 0: maximum likelihood only")
+    ] = 1.0,
+    validation: Annotated[
+        float, typer.Option(min=0.01, max=0.5, metavar="FRACTION", help="Fraction in the validation split")
+    ] = 0.08,
+    healthy_views: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Views per epoch of each image without a polyp")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of split, initial weights, order and augmentation")
+    ] = 0,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Part to leave out: scale, close-ups, palette, colour, spoiling or averaging"),
+        typer.Option(
+            metavar="PART", help="Part to leave out: scale, close-ups, palette, colour, spoiling or averaging"
+        ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint with the initial weights, or ImageNet weights of EfficientNet-Lite2"),
+        typer.Option(
+            metavar="FILE", help="Checkpoint with the initial weights, or ImageNet weights of EfficientNet-Lite2"
+        ),
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(help="File with the images of the validation split, one folder/image per line; default: random"),
+        typer.Option(
+            metavar="FILE",
+            help="File with the images of the validation split, one folder/image per line; default: random",
+        ),
     ] = None,
-    terms: Annotated[str, typer.Option(help="Terms of use of the data, for the model's metadata")] = "not stated",
+    terms: Annotated[
+        str, typer.Option(metavar="TEXT", help="Terms of use of the data, for the model's metadata")
+    ] = "not stated",
 ) -> None:
     """Train an SA-UNet.
 
@@ -80,21 +104,30 @@ def train(
 
 @app.command()
 def tune(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run; it is rewritten")],
-    data: Annotated[list[Path], typer.Argument(help="The folders that it was trained on")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training run; it is rewritten")
+    ],
+    data: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="The folders that it was trained on")],
     size: Annotated[
-        int | None, typer.Option(min=32, help="Side of the model's input in pixels; default: as in the checkpoint")
+        int | None,
+        typer.Option(
+            min=32, metavar="PIXELS", help="Side of the model's input in pixels; default: as in the checkpoint"
+        ),
     ] = None,
     views: Annotated[
         int | None,
         typer.Option(
-            min=1, max=2, help="2: process each image also rotated by 180 degrees; fewer false alarms, half the speed"
+            min=1,
+            max=2,
+            metavar="N",
+            help="2: process each image also rotated by 180 degrees; fewer false alarms, half the speed",
         ),
     ] = None,
 ) -> None:
-    """Calibrate a model, and choose the peak that a finding must reach.
+    """Calibrate a trained model.
 
-    Both use the validation split of its training.
+    Also chooses the peak that a finding must reach. Both use the validation split
+    of its training.
     """
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
@@ -108,22 +141,26 @@ def tune(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint (.pt) or ONNX model")],
-    data: Annotated[Path, typer.Argument(help="Folder with images/ and masks/")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint (.pt) or ONNX model")],
+    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with images/ and masks/")],
     names: Annotated[
-        Path | None, typer.Option(help="File with the names of the images to use; default: all images")
+        Path | None, typer.Option(metavar="FILE", help="File with the names of the images to use; default: all images")
     ] = None,
     json_file: JsonFile = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Write a PNG with input, heat map, probability, mask and truth of some images")
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Write a PNG with input, heat map, probability, mask and truth of some images"
+        ),
     ] = None,
     reliability: Annotated[
-        Path | None, typer.Option(help="Write a PNG with the reliability diagram of the probabilities")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Write a PNG with the reliability diagram of the probabilities"),
     ] = None,
     healthy_crops: Annotated[
         bool, typer.Option("--healthy-crops", help="Also count findings in polyp-free crops of the images")
     ] = False,
-    provider: Annotated[str, typer.Option(help="Execution provider of an ONNX model")] = "auto",
+    provider: Annotated[str, typer.Option(metavar="NAME", help="Execution provider of an ONNX model")] = "auto",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of `findings` in config.yaml"),

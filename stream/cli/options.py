@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from polypstream.core.extras import load_opencv
 from polypstream.errors import INTERRUPTED
@@ -40,9 +41,25 @@ LIVE_HELP = (
 )
 
 
-def group() -> typer.Typer:
-    """Return a new group of commands. Its help is plain text: it loads fast, and fits every terminal."""
-    return typer.Typer(rich_markup_mode=None)
+class _Command(TyperCommand):
+    """A command whose help does not show the Python types of its arguments."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for param in self.params:
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
+
+
+class Commands(typer.Typer):
+    """A group of commands. Their help is plain text: it loads fast, and fits every terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(rich_markup_mode=None)
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        """Add a command, as `typer.Typer.command` does."""
+        return super().command(name, cls=_Command, **options)
 
 
 @contextmanager

@@ -41,11 +41,11 @@ def load_image(file: IO[bytes] | Path) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"more pixels than {MAX_PIXELS // 10**6} million") from error
     except UnidentifiedImageError as error:
-        raise SourceError(f"not a picture that can be read; send {', '.join(FORMATS)}") from error
+        raise SourceError(f"not an image that can be read; the formats are {', '.join(FORMATS)}") from error
     except SourceError:
         raise
     except Exception as error:  # Pillow may raise anything for a damaged file
-        raise SourceError("the picture is damaged or not whole") from error
+        raise SourceError("the image is damaged or incomplete") from error
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         SourceError: the image is grey with 32 bits.
     """
     if image.mode in ("I", "F"):
-        raise SourceError("a grey picture of 32 bits; save it with 8 or 16")
+        raise SourceError("a grey image of 32 bits; save it with 8 or 16")
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))

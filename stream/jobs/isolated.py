@@ -24,6 +24,7 @@ from polypstream.core.config import Settings
 from polypstream.core.watchdog import EXIT_CODE, STALL_TIMEOUT_S, Watchdog
 from polypstream.errors import PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.images import process_images
 from polypstream.jobs.process import Job, OnProgress, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter
 
@@ -298,7 +299,8 @@ def _run_job(
 
         run, problem = None, None
         try:
-            run = process(job, segmenter, settings, on_progress, watchdog.note)
+            one = process_images if job.images else process
+            run = one(job, segmenter, settings, on_progress, watchdog.note)
         except PolypstreamError as error:
             problem = error
         except KeyboardInterrupt:

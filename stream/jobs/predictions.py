@@ -64,7 +64,7 @@ class Prediction(ABC):
 
     @property
     @abstractmethod
-    def _region(self) -> Region | None:
+    def region(self) -> Region | None:
         """The part of the image that contains all findings; None if there are none."""
 
     @property
@@ -76,8 +76,8 @@ class Prediction(ABC):
     def mask(self) -> np.ndarray:
         """Mask of all findings, bool [H, W]."""
         mask = np.zeros(self._shape, bool)
-        if self._region is not None:
-            mask[self._region.slices] = self._region.mask > 0
+        if self.region is not None:
+            mask[self.region.slices] = self.region.mask > 0
         return mask
 
     @cached_property
@@ -104,8 +104,8 @@ class Prediction(ABC):
             uint8 RGB [H, W, 3].
         """
         image = self.image.copy()
-        if self._region is not None:
-            draw_findings(image, self._region, [finding.polygon for finding in self.findings])
+        if self.region is not None:
+            draw_findings(image, self.region, [finding.polygon for finding in self.findings])
         return image
 
     def to_supervision(self) -> supervision.Detections:
@@ -172,7 +172,8 @@ class ImageResult(Prediction):
         return find_region(self.levels, self.view, self.rules)
 
     @property
-    def _region(self) -> Region | None:
+    def region(self) -> Region | None:
+        """The part of the image that contains all findings; None if there are none."""
         return self._found[0]
 
     @cached_property
@@ -226,7 +227,8 @@ class FrameResult(Prediction):
         return self._frame.picture.height, self._frame.picture.width
 
     @property
-    def _region(self) -> Region | None:
+    def region(self) -> Region | None:
+        """The part of the frame that contains all findings; None if there are none."""
         return self._frame.region
 
     @cached_property

@@ -18,6 +18,7 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import Source
+from polypstream.core.watchdog import STALL_TIMEOUT_S
 from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
 from polypstream.inference.model_card import NOTICE
 from polypstream.inference.segmenter import Segmenter
@@ -35,7 +36,11 @@ OnProgress = Callable[[int, int | None], None]
 OnActivity = Callable[[object], None]
 # Prefix of the folders that `polypstream masks` writes among a run's results.
 ANNOTATIONS = "annotations-"
-RESULTS = ("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv")
+# Files that a run writes.
+RESULTS = (
+    *("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv"),
+    *(f"{SNAPSHOTS}/track-*.jpg", "dicom/track-*.dcm", "masks/*.png", "annotated/*.jpg"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,9 @@ class Job:
         output: folder for the results of all recordings.
         masks: write masks.mkv too.
         overwrite: replace existing results.
-        name: name for the results of a de-identified recording, in place of its own.
+        name: name of the folder of results: of a set of images, or of a de-identified recording in place of its own.
         title: name of the recording in its results and in error messages; None: its path.
+        images: the images to process, each by itself; empty: `uri` is a recording.
     """
 
     uri: str
@@ -57,6 +63,7 @@ class Job:
     overwrite: bool = False
     name: str | None = None
     title: str | None = None
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(slots=True)
@@ -70,6 +77,9 @@ class ProcessResult:
         seconds: wall time.
         notes: information for the user, one phrase each.
         damage: damage found in the recording, one phrase each.
+        polyps: number of tracks; of a set of images, number of findings.
+        first_s, last_s: time of the first and the last frame that show one, in seconds; None: no frame does.
+        images_with_polyps: number of images with findings; None: it is a recording.
     """
 
     name: str
@@ -78,13 +88,18 @@ class ProcessResult:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+    polyps: int = 0
+    first_s: float | None = None
+    last_s: float | None = None
+    images_with_polyps: int | None = None
 
     @property
     def problem(self) -> str:
         """What is wrong with the results, for the user; empty if they are complete."""
         if not self.damage:
             return ""
-        rest = f"The {self.frames} frames that could be read are in {self.folder}"
+        kind = "frames" if self.images_with_polyps is None else "images"
+        rest = f"The {self.frames} {kind} that could be read are in {self.folder}"
         return f"{self.name}: damaged: {'; '.join(self.damage)}. {rest}"
 
 
@@ -102,7 +117,7 @@ def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
     """
     folder = (name or stem_of(uri)).casefold()  # some file systems ignore case
     if folder in taken:
-        raise OutputError(f"{uri}: its results would overwrite those of {taken[folder]}; give it a call of its own")
+        raise OutputError(f"{uri}: has the same result folder as {taken[folder]}; use another --output for it")
     taken[folder] = uri
 
 
@@ -179,17 +194,16 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
         The folder.
 
     Raises:
-        OutputError: results exist and may not be replaced, or the folder cannot be written. Also if the new results are
-            de-identified and the folder holds annotations of an earlier run, whose images are not.
+        OutputError: finished results exist and may not be replaced, another run may be writing to the folder, or it
+            cannot be written. Also if the new results are de-identified and the folder holds annotations of an earlier
+            run, whose images are not.
     """
     try:
-        existing = [folder / name for name in RESULTS if (folder / name).exists()]
-        existing += (folder / SNAPSHOTS).glob("track-*.jpg")
-        existing += folder.glob("dicom/track-*.dcm")
+        existing = [each for pattern in RESULTS for each in folder.glob(pattern)]
         if recording and any(path.samefile(recording) for path in existing):
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
-            raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
+            _check_unfinished(folder)
         annotations = next(folder.glob(f"{ANNOTATIONS}*"), None)
         if annotations and deidentified:
             raise OutputError(f"{annotations}: has pictures of an earlier run; move it away, or delete it")
@@ -283,7 +297,15 @@ class RecordingPipeline:
             problem = error
         notes = [*self.source.notes, *self.video.notes]
         damage = [*self.source.damage, *self.video.damage]
-        run = ProcessResult(self.source.name, self.folder, self.video.frames, time.monotonic() - started, notes, damage)
+        run = ProcessResult(
+            self.source.name,
+            self.folder,
+            self.video.frames,
+            time.monotonic() - started,
+            notes,
+            damage,
+            **self.findings.found,
+        )
         log.debug("%s: %d frames in %.1f s, encoded by %s", run.name, run.frames, run.seconds, self.video.encoder)
         self._write_summary(run, problem)
         if problem is not None:
@@ -334,6 +356,7 @@ class RecordingPipeline:
             "picture_size": [self.source.format.width, self.source.format.height],
             "frames_in": self.pipeline.work["decode"].items,
             "frames_out": run.frames,
+            **self.findings.found,
             "wall_seconds": round(run.seconds, 3),
             "frames_per_second": round(run.frames / run.seconds, 2),
             "seconds_per_stage": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
@@ -344,6 +367,66 @@ class RecordingPipeline:
         except OutputError:
             if problem is None:
                 raise
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read summary.json.
+
+    Args:
+        folder: folder of the results.
+
+    Returns:
+        Its content; None: there is none, or it cannot be read.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def _check_unfinished(folder: Path) -> None:
+    """Check that the results in a folder are those of a run that was interrupted or failed. They may be replaced.
+
+    Raises:
+        OutputError: they are finished, or another run may be writing them.
+    """
+    summary = read_summary(folder)
+    if summary is not None and summary.get("problem"):
+        return
+    table = folder / "frames.csv"
+    if summary is not None or not table.is_file():
+        raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
+    # A killed run leaves no summary. A running one writes a row at least once in this time, or its watchdog ends it.
+    if time.time() - table.stat().st_mtime < STALL_TIMEOUT_S:
+        raise OutputError(
+            f"{folder}: was written less than a minute ago, perhaps by a run that goes on; wait, or give --overwrite"
+        )
+
+
+def read_result(folder: Path) -> ProcessResult | None:
+    """Read what an earlier run found.
+
+    Args:
+        folder: folder of the results.
+
+    Returns:
+        The result; None: there is none, or it is unfinished.
+    """
+    summary = read_summary(folder)
+    if summary is None or summary.get("problem"):
+        return None
+    return ProcessResult(
+        str(summary.get("input", folder.name)),
+        folder,
+        summary.get("frames_out", 0),
+        summary.get("wall_seconds", 0.0),
+        damage=summary.get("damage", []),
+        polyps=summary.get("polyps", 0),
+        first_s=summary.get("first_s"),
+        last_s=summary.get("last_s"),
+        images_with_polyps=summary.get("images_with_polyps"),
+    )
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -65,9 +65,7 @@ def make_segmenter(settings: Settings) -> Segmenter:
     # The int8 model halves the time of the plain CPU provider. It was not measured with other providers.
     cpu_model = shipped_weights("shipped-int8") if inference.model == SHIPPED else None
     model = model_file(inference.model)
-    return Segmenter(
-        model, inference.provider, inference.batch_size, inference.threads, cpu_model, inference.device
-    )
+    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model, inference.device)
 
 
 def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
@@ -130,6 +128,16 @@ class Stages:
         yield "overlay", self.overlay, 1
 
 
+def make_overlay(settings: Settings) -> Overlay:
+    """Make the overlay for recordings and images.
+
+    Args:
+        settings: settings of the run.
+    """
+    overlay = settings.overlay
+    return Overlay(overlay, "number" if overlay.labels == "auto" else overlay.labels)
+
+
 def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Stages:
     """Make the stages that the settings ask for.
 
@@ -138,12 +146,12 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> 
         segmenter: runs the model; may be shared by several recordings.
         settings: settings of the run.
     """
-    card, overlay, findings = segmenter.card, settings.overlay, settings.findings
+    card, findings = segmenter.card, settings.findings
     return Stages(
         crop=ViewCropper(view, segmenter.size),
         quality=QualityInspector(),
         segment=segmenter,
         smooth=TemporalSmoother() if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
-        overlay=Overlay(overlay, "number" if overlay.labels == "auto" else overlay.labels),
+        overlay=make_overlay(settings),
     )

@@ -122,6 +122,16 @@ class FindingsFile:
         with writing(self._path):
             self._spool.write(json.dumps(outline, separators=(",", ":")).encode() + b"\n")
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """Number of tracks, and the times of the first and the last frame that show one: a part of summary.json."""
+        tracks = self._tracks.values()
+        return {
+            "polyps": len(tracks),
+            "first_s": round(min(track.first for track in tracks), 6) if tracks else None,
+            "last_s": round(max(track.last for track in tracks), 6) if tracks else None,
+        }
+
     def exact_tracks(self) -> dict[int, ExactTrack]:
         """Exact values of each track, by its number. findings.json rounds or omits them."""
         return {

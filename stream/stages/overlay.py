@@ -1,8 +1,8 @@
 """Stage `overlay`: draw findings on a frame's YUV planes.
 
 Frames are not converted. The colour of the markers is converted to YUV once per frame format. Pixels are blended only
-in the box around what is drawn. Except with the style "heatmap" a frame without findings stays untouched in the decoder's
-buffer.
+in the box around what is drawn. A frame without findings stays untouched in the decoder's buffer, except with the
+style "heatmap".
 """
 
 from __future__ import annotations

@@ -250,7 +250,9 @@ def test_interlaced_pictures_stay_interlaced(make: Make, red_model: Path) -> Non
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain CPU provider poses as CUDA, since on a CPU pictures run one by one whatever the settings say."""
     monkeypatch.setattr(segmenter, "choose", lambda _: (["cuda"], []))
-    monkeypatch.setattr(segmenter, "open_session", lambda model, _, threads, device: open_session(model, "cpu", threads))
+    monkeypatch.setattr(
+        segmenter, "open_session", lambda model, _, threads, device: open_session(model, "cpu", threads)
+    )
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -1,0 +1,309 @@
+"""The command process."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polypstream.cli.options import (
+    RESULTS,
+    Commands,
+    ConfigFile,
+    ModelFile,
+    Overrides,
+    importing,
+    read_settings,
+)
+from polypstream.errors import OutputError, PolypstreamError, SourceError
+
+if TYPE_CHECKING:
+    from polypstream.jobs.isolated import IsolatedProcessor
+    from polypstream.jobs.process import Job, ProcessResult
+
+log = logging.getLogger(__name__)
+INPUTS = (
+    "Recordings, images, folders of them, patterns such as 'frames/%04d.png' or '*.avi', demo:?seed=1, or - for "
+    "standard input"
+)
+# Endings of files, which no folder of results should have.
+FILE_ENDINGS = {".avi", ".csv", ".json", ".jpg", ".mkv", ".mov", ".mp4", ".png"}
+
+app = Commands()
+
+
+@dataclass(slots=True)
+class Row:
+    """One line of the table of several recordings.
+
+    Attributes:
+        uri: the recording, or the set of images.
+        state: done, skipped, damaged or failed.
+        result: what was found; None: nothing is known.
+        problem: why it failed.
+    """
+
+    uri: str
+    state: str
+    result: ProcessResult | None = None
+    problem: str = ""
+
+
+@app.command()
+def process(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUTS)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results; each input gets a folder in it"),
+    ] = RESULTS,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Also write masks.mkv; of images, masks are always written")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace finished results")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Skip finished results; the default where several inputs are given")
+    ] = False,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Also write a table with one row per input")
+    ] = None,
+    model: ModelFile = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Keep only the endoscope's field of view; see docs/deidentification.md")
+    ] = False,
+    hash_names: Annotated[
+        Path | None,
+        typer.Option(metavar="SALT_FILE", help="De-identify, and name results by a salted hash of the file name"),
+    ] = None,
+) -> None:
+    """Mark polyps in recordings and images, and list them.
+
+    A recording gets a folder with annotated.mp4, frames.csv, findings.json,
+    snapshots, report.html, summary.json and, with --masks, masks.mkv. Images get
+    masks, annotated copies, frames.csv, findings.json and report.html.
+
+    Settings that are often changed with --set: findings.peak, findings.steady,
+    overlay.style, overlay.colour, overlay.labels, inference.provider,
+    inference.device, output.video.crf. `polypstream settings` explains them all.
+    """
+    with importing():
+        from polypstream.jobs.inputs import find_inputs
+        from polypstream.jobs.isolated import IsolatedProcessor
+        from polypstream.jobs.process import Job
+        from polypstream.jobs.setup import with_deidentification
+        from polypstream.sources.deidentified import hashed_name, read_salt
+    settings = read_settings(config, set_, model)
+    salt = None if hash_names is None else read_salt(hash_names)
+    if deidentify or salt:
+        settings = with_deidentification(settings)
+    _check_output(output)
+    named = find_inputs(inputs)
+    for problem in named.problems:
+        log.error(problem)
+    if named.others:
+        log.info(f"{named.others} files of the folders are neither recordings nor images; they are left out")
+    jobs = [
+        Job(
+            each.uri,
+            output,
+            masks,
+            overwrite,
+            each.name or (hashed_name(Path(each.uri).name, salt) if salt else None),
+            images=each.images,
+        )
+        for each in named.found
+    ]
+    skip = (skip_existing or len(jobs) > 1) and not overwrite
+    with closing(IsolatedProcessor(settings, fork=True)) as processor:
+        processor.start()
+        for note in processor.notes:
+            log.warning(note)
+        rows = list(_process_all(processor, jobs, skip))
+    if len(rows) > 1:
+        for line in table_of(rows):
+            typer.echo(line)
+    if summary is not None:
+        write_table(summary, rows)
+    if named.problems or any(row.problem for row in rows):
+        raise typer.Exit(1)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder of results that looks like a file.
+
+    Raises:
+        OutputError: it does.
+    """
+    if output.suffix.lower() in FILE_ENDINGS and not output.is_dir():
+        raise OutputError(
+            f"--output {output}: looks like a file. --output is a folder, in which each recording gets a folder with "
+            f"annotated.mp4 and the other results; for instance --output {output.with_suffix('')}"
+        )
+
+
+def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> Iterator[Row]:
+    """Process the jobs one after another. Results and errors are printed as they come."""
+    from polypstream.jobs.process import claim_folder, read_result
+    from polypstream.sources.open import stem_of
+
+    taken: dict[str, str] = {}
+    for number, job in enumerate(jobs, 1):
+        place = f"{number} of {len(jobs)}: " if len(jobs) > 1 else ""
+        try:
+            claim_folder(job.uri, job.name, taken)
+            folder = job.output / (job.name or stem_of(job.uri))
+            done = read_result(folder) if skip else None
+            if done is not None:
+                typer.echo(f"{place}{job.uri}: skipped, has results already; --overwrite replaces them")
+                yield Row(job.uri, "skipped", done)
+                continue
+            result = _process_one(processor, job, place)
+            for note in result.notes:
+                typer.echo(f"{job.uri}: {note}")
+            if result.problem:
+                log.error(result.problem)
+            else:
+                typer.echo(f"{place}{job.uri}: {describe(result)}; open {result.folder / 'report.html'}")
+            yield Row(job.uri, "damaged" if result.problem else "done", result, result.problem)
+        except PolypstreamError as error:
+            log.error(error)
+            yield Row(job.uri, "failed", problem=str(error))
+        except KeyboardInterrupt:
+            log.error(f"{job.uri}: interrupted; the results so far are kept")
+            raise
+
+
+def _process_one(processor: IsolatedProcessor, job: Job, place: str) -> ProcessResult:
+    """Process one recording, or one set of images.
+
+    Raises:
+        PolypstreamError: there are no results.
+    """
+    with importing():
+        from polypstream.cli.progress import ProgressBar
+        from polypstream.jobs.inputs import STANDARD_INPUT
+    processor.start()  # starts a new process if the previous recording crashed it
+    with ExitStack() as stack:
+        if job.uri == STANDARD_INPUT:
+            job = replace(job, uri=stack.enter_context(_standard_input(job.output)), title="standard input")
+        progress = stack.enter_context(
+            ProgressBar(place + job.uri.rsplit("/", 1)[-1], "images" if job.images else "frames")
+        )
+        outcome = processor.process(job, progress.show)
+    if outcome.run is None:
+        raise outcome.problem or SourceError(f"{job.uri}: cannot be processed")
+    return outcome.run
+
+
+@contextmanager
+def _standard_input(output: Path) -> Iterator[str]:
+    """Write standard input to a file beside the results: a recording is read more than once.
+
+    Yields:
+        The path of the file, which is deleted at the end.
+
+    Raises:
+        SourceError: standard input is a terminal, or empty.
+        OutputError: the file cannot be written.
+    """
+    from polypstream.core.files import writing
+
+    if sys.stdin.isatty():
+        raise SourceError("-: standard input is a terminal; for instance: ffmpeg … -f mpegts - | polypstream process -")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".standard-input-") as folder:
+        path = Path(folder, "stdin")
+        log.info("standard input: is read to its end first, since a recording is read more than once")
+        with writing(path), path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        if not path.stat().st_size:
+            raise SourceError("-: standard input is empty")
+        yield str(path)
+
+
+def describe(result: ProcessResult) -> str:
+    """Say what was found, and how fast.
+
+    Args:
+        result: of a recording or of a set of images.
+    """
+    from polypstream.core.formatting import clock
+
+    number = f"{result.polyps or 'no'} {'polyp' if result.polyps == 1 else 'polyps'}"
+    rate = f"{result.frames / max(result.seconds, 1e-9):.1f} per second"
+    if result.images_with_polyps is not None:
+        several = result.frames != 1
+        where = f" in {result.images_with_polyps} images" if several and result.polyps else ""
+        return f"{number}{where}, {result.frames} {'images' if several else 'image'} in {result.seconds:.1f} s ({rate})"
+    if result.first_s is not None and result.last_s is not None:
+        number += f" ({clock(result.first_s)} to {clock(result.last_s)})"
+    return f"{number}, {result.frames} frames in {result.seconds:.1f} s ({rate})"
+
+
+def table_of(rows: list[Row]) -> Iterator[str]:
+    """Lines of a table of several recordings, at most 80 characters long.
+
+    Args:
+        rows: the recordings.
+    """
+    from polypstream.core.formatting import clock
+
+    yield f"{'input':32}{'state':>8}{'polyps':>8}{'first seen':>12}{'last seen':>12}{'frames':>8}"
+    for row in rows:
+        name = row.uri.rsplit("/", 1)[-1] or row.uri
+        name = name if len(name) <= 31 else f"{name[:14]}…{name[-16:]}"
+        result = row.result
+        times = [
+            "-" if result is None or when is None else clock(when)
+            for when in (() if result is None else (result.first_s, result.last_s)) or (None, None)
+        ]
+        polyps, frames = ("-", "-") if result is None else (str(result.polyps), str(result.frames))
+        yield f"{name:32}{row.state:>8}{polyps:>8}{times[0]:>12}{times[1]:>12}{frames:>8}"
+    states = [row.state for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    found = sum(1 for row in rows if row.result is not None and row.result.polyps)
+    yield f"{len(rows)} inputs: {counts}; polyps in {found}"
+
+
+def write_table(file: Path, rows: list[Row]) -> None:
+    """Write the table of several recordings as CSV.
+
+    Args:
+        file: the file to write.
+        rows: the recordings.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from polypstream.core.files import write_atomically
+
+    with (
+        write_atomically(file) as path,
+        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as text,
+    ):
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["input", "state", "polyps", "first_s", "last_s", "frames", "seconds", "folder", "problem"])
+        for row in rows:
+            result = row.result
+            figures: list[object] = [""] * 6
+            if result is not None:
+                figures = [
+                    result.polyps,
+                    "" if result.first_s is None else result.first_s,
+                    "" if result.last_s is None else result.last_s,
+                    result.frames,
+                    round(result.seconds, 3),
+                    result.folder,
+                ]
+            table.writerow([row.uri, row.state, *figures, row.problem])

@@ -1,0 +1,298 @@
+"""`polypstream process` for images: each one by itself, with masks, annotated copies, a table and a contact sheet."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from polypstream.core.config import Settings
+from polypstream.core.files import write_atomically, writing
+from polypstream.core.frame import Frame
+from polypstream.core.notice import NOTICE
+from polypstream.errors import SettingsError, SourceError
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.image import load_image, prepare_image
+from polypstream.jobs.predictions import ImageResult
+from polypstream.jobs.process import Job, OnActivity, OnProgress, ProcessResult, prepare_folder, write_summary
+from polypstream.jobs.report import MAX_BYTES, SNAPSHOT_QUALITY, SNAPSHOT_WIDTH, environment
+from polypstream.jobs.setup import make_overlay
+from polypstream.media.scaling import Scaler, own_size
+from polypstream.stages.findings import choose_rules
+from polypstream.stages.overlay import Overlay
+
+SCHEMA = "polypstream-images-1"
+HEADER = ("image", "polyp_count", "polyp_area_fraction", "max_probability")
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One image on the contact sheet.
+
+    Attributes:
+        name: file name of the image.
+        polyps: number of findings.
+        highest: highest probability, 0..1.
+        annotated: path of the annotated copy, relative to the report.
+        picture: the same as a data URL, or that path.
+    """
+
+    name: str
+    polyps: int
+    highest: float
+    annotated: str
+    picture: str
+
+
+def process_images(
+    job: Job,
+    segmenter: Segmenter,
+    settings: Settings,
+    on_progress: OnProgress = lambda *_: None,
+    on_activity: OnActivity = lambda _: None,
+) -> ProcessResult:
+    """Find polyps in images, each by itself, and write the results to `job.output`/`job.name`/.
+
+    Args:
+        job: the images, and where to write.
+        segmenter: runs the model.
+        settings: settings of the run.
+        on_progress: called as on_progress(done, total) with numbers of images.
+        on_activity: called with a value that changes while there is progress.
+
+    Returns:
+        The results. An image that cannot be read is named in `damage`.
+
+    Raises:
+        SettingsError: the settings ask for de-identification, or for a field of view of their own.
+        OutputError: results exist already, or cannot be written.
+        SourceError: no image can be read.
+        KeyboardInterrupt: the user interrupted; the files cover the images that are done.
+    """
+    if settings.deidentify.enabled:
+        raise SettingsError(f"{job.uri}: --deidentify is for recordings; images are not de-identified")
+    if settings.view.field_of_view != "auto":
+        raise SettingsError(f"{job.uri}: view.field_of_view is for recordings; in images it is found, write `auto`")
+    folder = prepare_folder(job.output / (job.name or "images"), None, job.overwrite, deidentified=False)
+    run = ImageRun(job, folder, segmenter, settings)
+    problem = "interrupted"
+    try:
+        for number, path in enumerate(job.images, 1):
+            run.add(path)
+            on_activity(number)
+            on_progress(number, len(job.images))
+        problem = ""
+    finally:
+        run.finish(problem or ("" if run.result.frames else "no image can be read"))
+    if not run.result.frames:
+        raise SourceError(f"{job.uri}: no image can be read: {'; '.join(run.result.damage)}")
+    return run.result
+
+
+@dataclass(slots=True)
+class ImageRun:
+    """Writes the results of a set of images.
+
+    Args:
+        job: the images.
+        folder: folder of the results, which exists.
+        segmenter, settings: as for `process_images`.
+
+    Attributes:
+        result: the results so far.
+    """
+
+    job: Job
+    folder: Path
+    segmenter: Segmenter
+    settings: Settings
+    result: ProcessResult = field(init=False)
+    _names: dict[Path, str] = field(init=False)
+    _found: list[dict[str, Any]] = field(default_factory=list)
+    _rows: list[tuple[object, ...]] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
+    _draw: Drawing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.result = ProcessResult(self.job.uri, self.folder, images_with_polyps=0)
+        self._names = result_names(self.job.images)
+        self._draw = Drawing(make_overlay(self.settings))
+        with writing(self.folder):
+            for name in ("masks", "annotated"):
+                (self.folder / name).mkdir(exist_ok=True)
+
+    def add(self, path: Path) -> None:
+        """Process one image. Damage is noted in the result.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        try:
+            if not path.is_file():
+                raise SourceError("no such file")
+            rgb = load_image(path)
+        except SourceError as error:
+            self.result.damage.append(f"{path.name}: {error}")
+            return
+        card, name = self.segmenter.card, self._names[path]
+        view, model_input = prepare_image(rgb, self.segmenter.size)
+        rules = choose_rules(self.settings.findings, card.threshold, card.peak)
+        image = ImageResult(rgb, view, self.segmenter.segment([model_input])[0], rules)
+        _write_image(self.folder / "masks" / f"{name}.png", image.mask.astype(np.uint8) * 255)
+        _write_image(self.folder / "annotated" / f"{name}.jpg", self._draw(image))
+        self._note(path, image)
+
+    def _note(self, path: Path, image: ImageResult) -> None:
+        """Add an image to the table, to findings.json and to the result."""
+        height, width = image.mask.shape
+        highest, share = int(image.levels.max()) / 255, float(image.mask.mean())
+        self._rows.append((path.name, len(image.findings), f"{share:.6f}", f"{highest:.4f}"))
+        self._found.append(
+            {
+                "image": path.name,
+                "width": width,
+                "height": height,
+                "field_of_view": [image.view.x, image.view.y, image.view.width, image.view.height],
+                "findings": [
+                    {
+                        "number": number,
+                        "probability": round(finding.confidence, 4),
+                        "area_fraction": round(cv2.contourArea(finding.polygon) / (width * height), 6),
+                        "box": list(finding.box),
+                        "polygon": finding.polygon.ravel().tolist(),
+                    }
+                    for number, finding in enumerate(image.findings, 1)
+                ],
+            }
+        )
+        self.result.frames += 1
+        self.result.polyps += len(image.findings)
+        self.result.images_with_polyps = (self.result.images_with_polyps or 0) + bool(image.findings)
+
+    def finish(self, problem: str) -> None:
+        """Write the tables and the report.
+
+        Args:
+            problem: why the results are not complete; empty: they are.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        self.result.seconds = time.monotonic() - self._started
+        with write_atomically(self.folder / "frames.csv") as path, path.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([HEADER, *self._rows])
+        about = {
+            "input": self.job.uri,
+            "model": {"file": str(self.segmenter.model), **self.segmenter.card.model_dump(mode="json")},
+            "settings": self.settings.model_dump(mode="json"),
+            "polypstream": version("polypstream"),
+        }
+        with write_atomically(self.folder / "findings.json") as path:
+            content = {"schema": SCHEMA, "notice": NOTICE, **about, "images": self._found}
+            path.write_text(json.dumps(content, indent=1) + "\n")
+        summary = self._summary(about, problem)
+        write_summary(self.folder, summary)
+        self._write_report(summary)
+
+    def _summary(self, about: dict[str, Any], problem: str) -> dict[str, Any]:
+        result = self.result
+        return {
+            **about,
+            "complete": not problem and not result.damage,
+            "problem": problem or None,
+            "damage": result.damage,
+            "notes": self.segmenter.notes,
+            "provider": self.segmenter.provider,
+            "frames_in": len(self.job.images),
+            "frames_out": result.frames,
+            "polyps": result.polyps,
+            "images_with_polyps": result.images_with_polyps,
+            "wall_seconds": round(result.seconds, 3),
+            "notice": NOTICE,
+        }
+
+    def _write_report(self, summary: dict[str, Any]) -> None:
+        page = environment().get_template("images_report.html").render(summary=summary, sheets=list(self._sheets()))
+        with writing(self.folder / "report.html"):
+            (self.folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+
+    def _sheets(self) -> Iterator[Sheet]:
+        """The images of the contact sheet. They are inside the file until MAX_BYTES are used, then links."""
+        bytes_left = MAX_BYTES
+        by_name = {path.name: path for path in self.job.images}
+        for found, row in zip(self._found, self._rows, strict=True):
+            annotated = f"annotated/{self._names[by_name[found['image']]]}.jpg"
+            picture = annotated
+            if bytes_left > 0:
+                picture = _thumbnail(self.folder / annotated)
+                bytes_left -= len(picture)
+            yield Sheet(found["image"], len(found["findings"]), float(str(row[3])), annotated, picture)
+
+
+def result_names(images: tuple[Path, ...]) -> dict[Path, str]:
+    """Names of the results of images: the file name without its ending; with it, where two images share that name.
+
+    Args:
+        images: paths of images in one folder.
+    """
+    stems = Counter(image.stem.casefold() for image in images)
+    return {image: image.stem if stems[image.stem.casefold()] == 1 else image.name for image in images}
+
+
+class Drawing:
+    """Draws the findings of images as the overlay draws them on frames.
+
+    Args:
+        overlay: the overlay.
+    """
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._to_yuv = Scaler("yuvj444p", own_size, colours=":out_color_matrix=bt709:out_range=full")
+        self._to_bgr = Scaler("bgr24", own_size)
+
+    def __call__(self, image: ImageResult) -> np.ndarray:
+        """Draw the findings on a copy of an image.
+
+        Returns:
+            uint8 BGR [H, W, 3].
+        """
+        frame = Frame(0, self._to_yuv(av.VideoFrame.from_ndarray(image.image, "rgb24")), 0, Fraction(1))
+        frame.view, frame.probability, frame.region = image.view, image.levels, image.region
+        frame.outlines = [finding.polygon for finding in image.findings]
+        frame.tracks = list(range(1, len(frame.outlines) + 1))
+        self._overlay([frame])
+        drawn: np.ndarray = self._to_bgr(frame.picture).to_ndarray()
+        return drawn
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image in the format of its file's ending."""
+    _, content = cv2.imencode(
+        path.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    )
+    with writing(path):
+        path.write_bytes(content.tobytes())
+
+
+def _thumbnail(path: Path) -> str:
+    """An annotated image, smaller, as a data URL."""
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    height = max(1, round(image.shape[0] * SNAPSHOT_WIDTH / image.shape[1]))
+    smaller = cv2.resize(image, (SNAPSHOT_WIDTH, height), interpolation=cv2.INTER_AREA)
+    _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, SNAPSHOT_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
