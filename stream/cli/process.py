@@ -197,7 +197,7 @@ def _process_one(processor: IsolatedProcessor, job: Job, place: str) -> ProcessR
         if job.uri == STANDARD_INPUT:
             job = replace(job, uri=stack.enter_context(_standard_input(job.output)), title="standard input")
         progress = stack.enter_context(
-            ProgressBar(place + job.uri.rsplit("/", 1)[-1], "images" if job.images else "frames")
+            ProgressBar(place + Path(job.uri).name, "images" if job.images else "frames")
         )
         outcome = processor.process(job, progress.show)
     if outcome.run is None:

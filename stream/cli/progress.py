@@ -8,18 +8,52 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
 REFRESH_S = 0.25
+# Longest name beside a bar; with it the bar fits into 80 columns.
+MAX_NAME = 16
 
 
-class _Rate(ProgressColumn):
-    """Units per second."""
+class _Words(ProgressColumn):
+    """A column of text.
+
+    Args:
+        words_of: returns the text.
+    """
+
+    def __init__(self, words_of: Callable[[Task], str]) -> None:
+        super().__init__()
+        self._words_of = words_of
 
     def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text(f"{rate:6.1f} {task.fields['unit']}/s" if rate else "", style="progress.data.speed")
+        return Text(self._words_of(task), no_wrap=True)
+
+
+def _name(task: Task) -> str:
+    name = task.description
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2 - 1]}…{name[-MAX_NAME // 2 :]}"
+
+
+def _count(task: Task) -> str:
+    total = "" if task.total is None else f" of {task.total:.0f}"
+    return f"{task.completed:.0f}{total} {task.fields['unit']}"
+
+
+def _rate(task: Task) -> str:
+    rate = task.finished_speed or task.speed
+    return f"{rate:.{0 if rate >= 10 else 1}f} per second" if rate else ""
+
+
+def _time_left(task: Task) -> str:
+    seconds = task.time_remaining
+    if seconds is None or task.finished:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.0f} s left"
+    minutes = round(seconds / 60)
+    return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min left"
 
 
 class ProgressBar:
@@ -33,11 +67,11 @@ class ProgressBar:
     def __init__(self, name: str, unit: str) -> None:
         console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:.0f} {task.fields[unit]}"),
-            _Rate(),
-            TimeRemainingColumn(),
+            _Words(_name),
+            BarColumn(bar_width=8),
+            _Words(_count),
+            _Words(_rate),
+            _Words(_time_left),
             console=console,
             transient=True,
             disable=not console.is_terminal,

@@ -86,7 +86,7 @@ def test_of_several_pictures_the_first_is_taken() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"<svg/>", b"GIF89a" + bytes(20), b"%PDF-1.4"])
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    with pytest.raises(SourceError, match="not a picture that can be read; send JPEG"):
+    with pytest.raises(SourceError, match="not an image that can be read; the formats are JPEG"):
         load_image(io.BytesIO(content))
 
 

@@ -320,7 +320,7 @@ def test_what_claims_a_little_is_known(app: Served, claim: Callable[[int, int], 
     """The files above are refused for their size, and not for being none."""
     answer = ask(app, "POST", "/api/segment", form(claim(8, 8)), FORM)
     assert answer.status in (200, 415)
-    assert "not a picture that can be read" not in answer.body.decode()
+    assert "not an image that can be read" not in answer.body.decode()
 
 
 @pytest.mark.usefixtures("unchanged")

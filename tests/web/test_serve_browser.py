@@ -199,7 +199,7 @@ def test_samples_other_formats_downloads_and_wrong_files(
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
     element(driver, ".drop input").send_keys(str(text))
-    until(lambda: said(driver).startswith("notes.txt: not a picture that can be read"))
+    until(lambda: said(driver).startswith("notes.txt: not an image that can be read"))
     assert not element(driver, ".looked").is_displayed()  # the one before is not taken for it
 
 

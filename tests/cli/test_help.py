@@ -1,0 +1,50 @@
+"""Help: quick, plain, and without what it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from polypstream.cli.app import MODULES
+from tests.conftest import call, command
+
+# Each takes longer to import than the rest of the help.
+HEAVY = ("cv2", "numpy", "av", "onnxruntime", "fastapi", "jinja2", "rich", "torch", "ray")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_help_is_plain_and_fits_80_columns(name: str) -> None:
+    shown = call(name, "-h", COLUMNS="80").stdout
+    assert shown == call(name, "--help", COLUMNS="80").stdout
+    assert shown.startswith("Usage: polypstream")
+    assert max(map(len, shown.splitlines())) <= 80
+    for ugly in ("<bool>", "<str>", "<path>", "<int", "<float", "list[", "╭", "Literal"):
+        assert ugly not in shown
+
+
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    shown = call("--help", COLUMNS="80").stdout
+    commands = shown.partition("Commands:")[2].split("\n")[1:]
+    assert [line.split()[0] for line in commands if line] == list(MODULES)
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands if line)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["-V"], *([name, "--help"] for name in MODULES)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys; from polypstream.__main__ import main\n"
+        f"sys.argv = ['polypstream', *{arguments!r}]\n"
+        "try: main()\n"
+        f"finally: print('imported', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "imported []" in done.stdout, done.stdout[-200:] + done.stderr
+
+
+def test_completion_is_offered() -> None:
+    shown = subprocess.run(
+        [*command(), "--show-completion", "bash"], capture_output=True, text=True, env={"SHELL": "/bin/bash", "PATH": "/bin"}
+    )
+    assert "_polypstream_completion" in shown.stdout + shown.stderr

@@ -1,0 +1,133 @@
+"""`polypstream process` as it is typed: what it takes, says and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Clip, call, command, make_clip, summary_of
+
+SMALL = {"width": 160, "height": 120}
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two recordings, of which one shows no polyp, and a damaged one. It is in the current folder."""
+    folder = tmp_path / "ward"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    make_clip(folder, Clip(name="a.mp4", frames=30, **SMALL))
+    make_clip(folder, Clip(name="b.avi", codec="mjpeg", pixel_format="yuvj420p", frames=1, **SMALL))
+    (folder / "c.mp4").write_bytes(b"no recording")
+    return folder
+
+
+def model(red_model: Path) -> tuple[str, ...]:
+    return ("--model", str(red_model), "--set", "inference.provider=cpu")
+
+
+def test_one_recording_says_what_was_found_and_what_to_open(recordings: Path, red_model: Path) -> None:
+    done = call("process", "ward/a.mp4", *model(red_model))  # into results
+    summary = summary_of(Path("results/a"))
+    assert summary["polyps"] == 1
+    assert done.stdout.startswith("ward/a.mp4: 1 polyp (0:00:00.0 to 0:00:00.8), 30 frames in ")
+    assert done.stdout.rstrip().endswith("open results/a/report.html")
+    nothing = call("process", "ward/a.mp4", "-o", "none", *model(red_model), "--set", "findings.smallest=0.9")
+    assert nothing.stdout.startswith("ward/a.mp4: no polyps, 30 frames in ")
+
+
+def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Path, red_model: Path) -> None:
+    call("process", "ward/a.mp4", *model(red_model))
+    before = Path("results/a/findings.json").stat().st_mtime_ns
+    done = call("process", "ward", "--summary", "runs.csv", *model(red_model), check=False)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[0] == "1 of 3: ward/a.mp4: skipped, has results already; --overwrite replaces them"
+    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (0:00:00.0 to 0:00:00.0), 1 frames in ")
+    assert lines[-1] == "3 inputs: 1 skipped, 1 done, 1 failed; polyps in 2"
+    assert max(map(len, lines[2:])) <= 80
+    assert Path("results/a/findings.json").stat().st_mtime_ns == before
+    assert done.stderr.count("ward/c.mp4: ") == 1
+    rows = list(csv.DictReader(Path("runs.csv").read_text().splitlines()))
+    assert [(row["input"], row["state"], row["polyps"], row["frames"]) for row in rows] == [
+        ("ward/a.mp4", "skipped", "1", "30"),
+        ("ward/b.avi", "done", "1", "1"),
+        ("ward/c.mp4", "failed", "", ""),
+    ]
+    assert rows[2]["problem"].startswith("ward/c.mp4: not a recording")
+    assert float(rows[0]["last_s"]) == pytest.approx(0.76, abs=0.05)
+    again = call("process", "ward", "--overwrite", *model(red_model), check=False)
+    assert again.stdout.splitlines()[-1] == "3 inputs: 2 done, 1 failed; polyps in 2"
+    assert Path("results/a/findings.json").stat().st_mtime_ns > before
+
+
+def test_one_finished_recording_is_refused_unless_told_to_skip_it(recordings: Path, red_model: Path) -> None:
+    call("process", "ward/a.mp4", *model(red_model))
+    done = call("process", "ward/a.mp4", *model(red_model), check=False)
+    assert done.returncode == 1
+    assert "results/a: holds results already; give --overwrite" in done.stderr
+    assert "skipped" in call("process", "ward/a.mp4", "--skip-existing", *model(red_model)).stdout
+
+
+def test_an_interrupted_recording_is_done_again(recordings: Path, red_model: Path) -> None:
+    call("process", "ward/a.mp4", *model(red_model))
+    path = Path("results/a/summary.json")
+    path.write_text(json.dumps(summary_of(path.parent) | {"problem": "interrupted", "complete": False}))
+    assert "1 polyp" in call("process", "ward/a.mp4", *model(red_model)).stdout
+    path.unlink()  # killed, just now or a while ago
+    done = call("process", "ward/a.mp4", *model(red_model), check=False)
+    assert "was written less than a minute ago" in done.stderr
+    os.utime(path.parent / "frames.csv", (0, 0))
+    assert "1 polyp" in call("process", "ward/a.mp4", *model(red_model)).stdout
+    assert summary_of(path.parent)["complete"]
+
+
+def test_images_and_recordings_go_together(recordings: Path, red_model: Path) -> None:
+    for name in ("f0001.png", "f0002.png"):
+        subprocess.run(["ffmpeg", "-loglevel", "error", "-i", "ward/a.mp4", "-frames:v", "1", f"ward/{name}"], check=True)
+    (recordings / "c.mp4").unlink()
+    done = call("process", "ward", *model(red_model))
+    assert "3 of 3: ward: 2 polyps in 2 images, 2 images in " in done.stdout
+    assert Path("results/ward/masks/f0002.png").is_file()
+    one = call("process", "ward/f0001.png", *model(red_model))
+    assert one.stdout.startswith("ward/f0001.png: 1 polyp, 1 image in ")
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska"])
+def test_standard_input_is_read(recordings: Path, red_model: Path, container: str) -> None:
+    ffmpeg = ["ffmpeg", "-loglevel", "error", "-i", "ward/a.mp4", "-c", "copy", "-f", container, "-"]
+    with subprocess.Popen(ffmpeg, stdout=subprocess.PIPE) as sender:
+        done = subprocess.run([*command(), "process", "-", *model(red_model)], stdin=sender.stdout, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"30 frames" in done.stdout
+    assert summary_of(Path("results/stdin"))["input"] == "standard input"
+    assert [path.name for path in Path("results").iterdir()] == ["stdin"], "the copy of standard input is left"
+
+
+def test_empty_standard_input_is_said(recordings: Path, red_model: Path) -> None:
+    words = [*command(), "process", "-", *model(red_model)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "polypstream: -: standard input is empty"
+
+
+def test_an_output_that_looks_like_a_file_is_asked_about(recordings: Path) -> None:
+    done = call("process", "ward/a.mp4", "--output", "out.mp4", check=False)
+    assert done.returncode == 1
+    assert "--output out.mp4: looks like a file" in done.stderr
+    assert not Path("out.mp4").exists()
+
+
+def test_quiet_says_errors_only(recordings: Path, red_model: Path) -> None:
+    (recordings / "notes.txt").touch()
+    usual = call("process", "ward", *model(red_model), check=False)
+    quiet = call("-q", "process", "ward", *model(red_model), check=False)
+    assert "1 files of the folders are neither recordings nor images" in usual.stderr
+    assert "neither" not in quiet.stderr
+    assert "ward/c.mp4: " in quiet.stderr
