@@ -16,22 +16,56 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("masks")
 def annotation_masks(
-    recording: Annotated[str, typer.Argument(help="A processed recording")],
-    name: Annotated[AnnotationFormat, typer.Option("--format", help="Format that the annotation tool reads")],
-    results: Annotated[Path, typer.Option(help="The --output of `process`, or the folder of the run")] = RESULTS,
+    recordings: Annotated[list[str], typer.Argument(metavar="RECORDING", help="Processed recordings")],
+    name: Annotated[
+        AnnotationFormat,
+        typer.Option("--format", case_sensitive=False, help="Format that the annotation tool reads"),
+    ],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The --output of `process`, or the folder of the run. Give it once for all recordings, or once for "
+            f"each. Default: {RESULTS}"
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: annotations-FORMAT in the folder of the run")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write; default: annotations-FORMAT in the folder of the run, or in --results if there are "
+            "several recordings",
+        ),
     ] = None,
     every: Annotated[float, typer.Option(min=0, help="Seconds between annotated frames; 0: all frames")] = 0.0,
+    only_findings: Annotated[
+        bool, typer.Option("--only-findings", help="Leave out frames that show no finding")
+    ] = False,
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="FRACTION",
+            help="Fraction of the recordings for the validation split (yolo, coco); default: 0.2 for yolo with several "
+            "recordings, 0 otherwise",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing annotations")] = False,
 ) -> None:
-    """Write the findings of a run for annotation tools: CVAT, Label Studio, FiftyOne, labelme, Ultralytics."""
+    """Write the findings of runs as one data set for annotation tools: CVAT, Label Studio, FiftyOne, labelme,
+    Ultralytics."""
     from polypstream.cli.progress import ProgressBar
-    from polypstream.jobs.annotations import write_annotations
+    from polypstream.jobs.annotations import Selection, write_annotations
 
-    with ProgressBar(recording, "frames") as progress:
-        folder, pictures, found = write_annotations(recording, results, name, output, every, overwrite, progress.show)
-    typer.echo(f"{recording}: {found} findings in {pictures} pictures -> {folder}")
+    selection = Selection(every, only_findings)
+    with ProgressBar(recordings[0] if len(recordings) == 1 else f"{len(recordings)} recordings", "frames") as progress:
+        folder, entries = write_annotations(
+            recordings, results or [RESULTS], name, output, selection, validation, overwrite, progress.show
+        )
+    for recording, entry in zip(recordings, entries, strict=True):
+        split = f", split {entry.split}" if entry.split else ""
+        typer.echo(f"{recording}: {entry.findings} findings in {entry.pictures} pictures{split} -> {folder}")
 
 
 @app.command("dicom")

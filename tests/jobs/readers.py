@@ -76,7 +76,7 @@ def read_labelme(folder: Path) -> dict[str, np.ndarray]:
     from PIL import Image
 
     masks = {}
-    for path in sorted(folder.glob("*_*.json")):
+    for path in sorted((folder / "images").glob("*.json")):
         read = read_label_file(str(path))
         width, height = Image.open(BytesIO(read.image_data)).size
         nothing = np.zeros((height, width), np.uint8)

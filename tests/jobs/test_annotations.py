@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from polypstream.errors import DataError
-from polypstream.jobs.annotation_formats import Annotated, Coco, Cvat, Labelme, Png, Yolo
+from polypstream.jobs.annotation_formats import Annotated, Coco, Cvat, Labelme, Png, RecordingInSet, Writer, Yolo
 from polypstream.jobs.results import Outline, load_run
 from polypstream.models.data import find_pairs, read_pair
 from tests.conftest import Clip, call, disc, make_clip, picture
@@ -118,9 +118,16 @@ PICTURES = [
 ]
 
 
+def begun(format_: type[Writer], folder: Path, size: tuple[int, int], frames: int) -> Writer:
+    """A writer that waits for the images of one recording."""
+    writer = format_(folder)
+    writer.begin(RecordingInSet("x", size, frames))
+    return writer
+
+
 def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     """CVAT has one polygon a frame in a track, and `outside` where it is not seen."""
-    writer = Cvat(tmp_path, 64, 48, 50)
+    writer = begun(Cvat, tmp_path, (64, 48), 50)
     # It is shown up to frame 14, and again up to 35.
     seen = {0: ([SMALL, LARGE], 14), 10: ([LARGE], 14), 20: ([], 0), 30: ([LARGE], 35), 40: ([], 0)}
     for frame, (polygons, end) in seen.items():
@@ -133,7 +140,7 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
 
 
 def test_coco_says_where_and_which(tmp_path: Path) -> None:
-    writer = Coco(tmp_path, 64, 48, 50)
+    writer = begun(Coco, tmp_path, (64, 48), 50)
     for each in PICTURES:
         writer.write(each)
     writer.close()
@@ -148,9 +155,9 @@ def test_coco_says_where_and_which(tmp_path: Path) -> None:
 
 
 def test_labelme_says_where_and_which(tmp_path: Path) -> None:
-    writer = Labelme(tmp_path, 64, 48, 50)
+    writer = begun(Labelme, tmp_path, (64, 48), 50)
     writer.write(PICTURES[0])
-    content = json.loads((tmp_path / "a.json").read_text())
+    content = json.loads((tmp_path / "images" / "a.json").read_text())
     assert (content["imagePath"], content["imageWidth"], content["imageHeight"]) == ("a.jpg", 64, 48)
     assert [shape["group_id"] for shape in content["shapes"]] == [7, 7, 3]
     assert [shape["points"] for shape in content["shapes"]] == [
@@ -159,7 +166,7 @@ def test_labelme_says_where_and_which(tmp_path: Path) -> None:
 
 
 def test_a_mask_has_all_findings_of_its_picture(tmp_path: Path) -> None:
-    writer = Png(tmp_path, 64, 48, 50)
+    writer = begun(Png, tmp_path, (64, 48), 50)
     for each in PICTURES[:2]:
         writer.write(each)
     expected = np.zeros((48, 64), np.uint8)
@@ -169,7 +176,7 @@ def test_a_mask_has_all_findings_of_its_picture(tmp_path: Path) -> None:
 
 
 def test_cvats_tracks_are_pieces_of_which_the_largest_is_the_first(tmp_path: Path) -> None:
-    writer = Cvat(tmp_path, 64, 48, 50)
+    writer = begun(Cvat, tmp_path, (64, 48), 50)
     for each in PICTURES:
         writer.write(each)
     writer.close()
@@ -192,7 +199,7 @@ def test_cvats_tracks_are_pieces_of_which_the_largest_is_the_first(tmp_path: Pat
 
 
 def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
-    writer = Yolo(tmp_path, 100, 50, 1)
+    writer = begun(Yolo, tmp_path, (100, 50), 1)
     writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0]))
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
@@ -201,6 +208,7 @@ def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
     writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0]))
     shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
     assert (min(shares), max(shares)) == (0.98, 1.0)  # x 98 to 100 of 100, y 49 to 50 of 50
+    writer.close()
     assert "path" not in (tmp_path / "data.yaml").read_text()  # which Ultralytics takes from wherever it is started
 
 
@@ -216,7 +224,10 @@ def polygons_of(name: str, folder: Path, frame: int, width: int, height: int) ->
         lines = (folder / "labels" / "train" / f"{stem}.txt").read_text().splitlines()
         return [np.reshape([float(x) for x in line.split()[1:]], (-1, 2)) * (width, height) for line in lines]
     if name == "labelme":
-        return [np.array(shape["points"]) for shape in json.loads((folder / f"{stem}.json").read_text())["shapes"]]
+        return [
+            np.array(shape["points"])
+            for shape in json.loads((folder / "images" / f"{stem}.json").read_text())["shapes"]
+        ]
     polygons = ElementTree.parse(folder / "annotations.xml").getroot().iter("polygon")
     wanted = [each.get("points") or "" for each in polygons if each.get("frame") == str(frame)]
     return [np.array([[float(x) for x in point.split(",")] for point in points.split(";")]) for points in wanted]
