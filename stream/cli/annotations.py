@@ -1,4 +1,4 @@
-"""The commands masks and dicom. What they work with is imported when they run, so that their help appears at once."""
+"""The commands masks and dicom. They import what they need when they run, so that help starts quickly."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ def annotation_masks(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing annotations")] = False,
 ) -> None:
-    """Write the findings of runs as one data set for annotation tools: CVAT, Label Studio, FiftyOne, labelme,
-    Ultralytics."""
+    """Write the findings of runs for annotation tools: CVAT, Label Studio, FiftyOne, labelme, Ultralytics.
+
+    Several recordings become one data set.
+    """
     from polypstream.cli.progress import ProgressBar
     from polypstream.jobs.annotations import Selection, write_annotations
 
