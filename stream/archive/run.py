@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from polypstream.archive.driver import Driver, Workers
@@ -89,7 +89,7 @@ def archive(
         rows = ledger.rows()
         if all(row.state in FINISHED for row in rows.values()):
             store.remove(f"{HIDDEN}/{PARTS}")
-        return [rows[item.address] for item in items]
+        return [replace(rows[item.address], item=item) for item in items]
 
 
 def _begin_ledger(ledger: Ledger, store: Store, job: ArchiveJob, salt: bytes | None, overwrite: bool) -> dict[str, Any]:
