@@ -165,7 +165,8 @@ def _inputs_of(recordings: Sequence[str], results: Sequence[Path]) -> list[_Inpu
         )
     inputs: list[_Input] = []
     first_track = 1
-    for recording, folder in zip(recordings, results if len(results) > 1 else results * len(recordings), strict=True):
+    folders = results if len(results) > 1 else [results[0]] * len(recordings)
+    for recording, folder in zip(recordings, folders, strict=True):
         run = find_run(recording, folder)
         for other in inputs:
             if run.folder.samefile(other.folder):
