@@ -148,7 +148,7 @@ def test_a_wrong_image_is_said(red_model: Path, image: object, said: str) -> Non
 
 def test_a_file_that_is_no_image_is_named(red_model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(SourceError, match=r"text\.jpg: not a picture"):
+    with pytest.raises(SourceError, match=r"text\.jpg: not an image"):
         Detector(red_model)(tmp_path / "text.jpg")
 
 

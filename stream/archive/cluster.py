@@ -34,6 +34,22 @@ WARNING_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 
 
+def import_ray() -> Any:
+    """Import Ray.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+    """
+    with extra("cluster"):
+        # Set before the import: Ray must not send usage data of a hospital's machine to anyone.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+    return ray
+
+
 class Share(NamedTuple):
     """Number of workers, and the resources of each.
 
@@ -147,13 +163,9 @@ class Pool:
         workers: int | None,
         engine: Engine | None = None,
     ) -> None:
-        with extra("cluster"):
-            # Set before the import: Ray must not send usage data of a hospital's machine to anyone.
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            import ray
-        self._ray, self._job = ray, job
+        self._ray, self._job = import_ray(), job
         self._connect(address)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self.share = share_out(nodes, workers, job.settings.inference.provider)
         if not self.share.cpus:
             raise SettingsError("--address: the cluster has no CPUs")
@@ -186,11 +198,12 @@ class Pool:
                     except ConnectionError:  # a busy head node may need longer for another client than Ray waits
                         self._ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
-            where = "on this machine" if address is None else f"at {address}"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if address is not None and address.startswith("ray://"):
-                reason += "; where a cluster asks for a token, set RAY_AUTH_MODE=token, and see docs/scaling.md"
-            raise SettingsError(f"--address: no Ray cluster can be had {where} ({reason})") from error
+            if address is None:
+                raise PolypstreamError(f"Ray cannot be started on this machine ({reason})") from error
+            if address.startswith("ray://"):
+                reason += "; if the cluster requires a token, set RAY_AUTH_MODE=token, see docs/scaling.md"
+            raise SettingsError(f"--address: no running Ray cluster found at {address} ({reason})") from error
 
     def _start_worker(self) -> None:
         """Ask Ray for one more worker. It starts when enough resources are free."""
@@ -249,7 +262,9 @@ class Pool:
             ready, _ = self._ray.wait(results, num_returns=len(results), timeout=0)
             ready = ready or self._ray.wait(results, timeout=seconds)[0]
         except ConnectionError as error:
-            raise PolypstreamError(f"the Ray cluster was lost ({error}); the same command goes on") from error
+            raise PolypstreamError(
+                f"the connection to the Ray cluster was lost ({error}); run the same command again to continue"
+            ) from error
         return [slot for slot in self._slots if slot.result in ready]
 
     def _receive(self, slot: _WorkerSlot) -> Outcome | None:
@@ -275,7 +290,7 @@ class Pool:
         self._ray.kill(slot.actor)
         had_started = slot.state is not _State.STARTING
         if had_started:
-            log.warning(f"a worker on {slot.node} died; its work is done by another ({reason})")
+            log.warning(f"a worker on {slot.node} died; another worker repeats its task ({reason})")
         else:
             self._start_failures += 1
         if had_started or self._start_failures <= MAX_START_FAILURES:
@@ -288,7 +303,7 @@ class Pool:
         slot.node, self._start_failures = info.node, 0
         wanted, problem = self.engine or info.engine, info.problem
         if info.version != self._job.version:
-            problem = f"it has polypstream {info.version}, this is {self._job.version}"
+            problem = f"it has polypstream {info.version}, but this machine has {self._job.version}"
         elif wanted and info.engine and info.engine != wanted:
             what = f"runs on {info.engine.provider} instead of {wanted.provider}"
             if info.engine.provider == wanted.provider:
@@ -308,8 +323,8 @@ class Pool:
         if missing and time.monotonic() - self._last_warning > WARNING_INTERVAL_S:
             self._last_warning = time.monotonic()
             log.warning(
-                f"{missing} of {self.share.workers} workers are not ready yet: they load their model, or wait for "
-                f"{self.share.cpus:g} CPUs" + (" and a GPU" if self.share.gpus else "") + " that are free"
+                f"{missing} of {self.share.workers} workers are not ready yet: they load the model, or wait for "
+                f"{self.share.cpus:g} free CPUs" + (" and a free GPU" if self.share.gpus else "")
             )
 
     def close(self) -> None:

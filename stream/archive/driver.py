@@ -252,7 +252,14 @@ class Driver:
         self._bytes_done += item.size
         run = outcome.run
         reason = outcome.problem or "; ".join(run.notes if run else [])
-        self._update(item, state=state, reason=reason, frames=run.frames if run else 0, parts=count if run else 0)
+        self._update(
+            item,
+            state=state,
+            reason=reason,
+            frames=run.frames if run else 0,
+            parts=count if run else 0,
+            tracks=outcome.tracks if run else None,
+        )
         self._on_finished(self._rows[item])
 
     def _update(self, item: Item, **changes: Any) -> None:

@@ -6,15 +6,19 @@ import csv
 import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from polypstream.archive.storage import file_system, is_address
 from polypstream.errors import DataError, PolypstreamError, SourceError
+from polypstream.sources.deidentified import hashed_name
 from polypstream.sources.open import RECORDING_ENDINGS
 from polypstream.sources.recording import results_stem
+
+# Begins the address of a recording whose name is hashed.
+HASHED = "hashed:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +26,34 @@ class Item:
     """A recording of an archive.
 
     Attributes:
-        address: absolute path, or an fsspec address.
+        address: absolute path, or an fsspec address; HASHED and a hash of it if names are hashed.
         name: name of the folder of its results, with `/` between folders.
         size: size in bytes; 0 if the recording does not exist.
         version: changes when the recording changes.
+        hidden_address: absolute path or fsspec address that `address` is the hash of. It is not stored in the ledger;
+            empty: names are not hashed, or it is not known.
     """
 
     address: str
     name: str
     size: int
     version: str
+    hidden_address: str = field(default="", compare=False)
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether its name is hashed."""
+        return self.address.startswith(HASHED)
+
+    @property
+    def location(self) -> str:
+        """Absolute path or fsspec address from which it is read."""
+        return self.hidden_address or self.address
+
+    @property
+    def label(self) -> str:
+        """What results and the ledger call it: its address, or the hash of its name."""
+        return self.name if self.is_hashed else self.address
 
 
 def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int]:
@@ -57,10 +79,37 @@ def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int
         items = [item for item in _items_of(text) if named or not _is_within(item.address, output)]
         recordings = [item for item in items if item.name]
         if not recordings:
-            raise SourceError(f"{text}: holds no recording" if items else f"{text}: there is no such recording")
+            raise SourceError(f"{text}: holds no recording" if items else _not_found(text))
         others += len(items) - len(recordings)
         found |= {item.address: item for item in recordings if item.address not in found}
     return list(found.values()), others
+
+
+def _not_found(text: str) -> str:
+    if glob.has_magic(text):
+        return f"{text}: no file has a name of this pattern"
+    return f"{text}: no such file or folder"
+
+
+def hash_names(items: Sequence[Item], salt: bytes) -> list[Item]:
+    """Replace everything that names the recordings by salted hashes. The same salt gives the same hashes.
+
+    The result folder gets the hash of the file name, as in `polypstream process --hash-names`.
+
+    Args:
+        items: the recordings.
+        salt: secret bytes, as `read_salt` returns them.
+    """
+    return [
+        Item(
+            HASHED + hashed_name(item.address, salt),
+            hashed_name(PurePosixPath(item.address).name, salt),
+            item.size,
+            hashed_name(item.version, salt),
+            item.address,
+        )
+        for item in items
+    ]
 
 
 def _items_of(text: str) -> Iterator[Item]:
@@ -206,8 +255,9 @@ def _free_name(item: Item, taken: Collection[str], folders: Collection[str]) -> 
     path = PurePosixPath(item.name)
     while any(folder in taken for folder in _folders_of(str(path))):
         path = PurePosixPath(*(f"{part}_" for part in path.parts[:-1]), path.name)
-    # Two recordings that differ only in their ending get the ending, others get a number.
-    whole = str(path.parent / PurePosixPath(item.address).name.strip("."))
+    # Two recordings that differ only in their ending get the ending, others get a number. If names are hashed, the
+    # second of two files of the same name gets the hash of its address.
+    whole = str(path.parent / PurePosixPath(item.address.removeprefix(HASHED)).name.strip("."))
     candidates = chain([str(path), whole], (f"{whole}-{number}" for number in count(2)))
     return next(name for name in candidates if name.casefold() not in taken and name.casefold() not in folders)
 

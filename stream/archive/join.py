@@ -107,7 +107,7 @@ def _renumberings(parts: Sequence[Path]) -> list[TrackRenumbering]:
     for before, part in pairwise(parts):
         boundary = renumbering_at(load_boundary(before / END), load_boundary(part / BEGIN))
         if boundary is None:
-            raise CannotJoin(f"{part}: does not go on as {before} ended")
+            raise CannotJoin(f"{part}: does not continue in the state in which {before} ended")
         found.append(found[-1].after(boundary))
     return found
 
@@ -230,7 +230,7 @@ def _stream_like(file: OutputContainer, videos: Sequence[Path]) -> VideoStream:
             if video == videos[0]:
                 stream = file.add_stream_from_template(container.streams.video[0])
     if len(set(headers)) > 1:
-        raise CannotJoin("its parts were encoded differently, as by machines with and without a hardware encoder")
+        raise CannotJoin("its parts were encoded differently, for instance with and without a hardware encoder")
     return stream
 
 

@@ -21,14 +21,15 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS recordings (
     address TEXT PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, version TEXT NOT NULL,
     state TEXT NOT NULL, reason TEXT NOT NULL, frames INTEGER NOT NULL, parts INTEGER NOT NULL,
-    worker_seconds REAL NOT NULL, changed TEXT NOT NULL);
+    worker_seconds REAL NOT NULL, changed TEXT NOT NULL, tracks INTEGER);
 CREATE TABLE IF NOT EXISTS runs (settings TEXT NOT NULL);
 """
 WRITE = (
-    "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET "
+    "INSERT INTO recordings (address, name, size, version, state, reason, frames, parts, worker_seconds, changed, "
+    "tracks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET "
     "name = excluded.name, size = excluded.size, version = excluded.version, state = excluded.state, "
     "reason = excluded.reason, frames = excluded.frames, parts = excluded.parts, "
-    "worker_seconds = excluded.worker_seconds, changed = excluded.changed"
+    "worker_seconds = excluded.worker_seconds, changed = excluded.changed, tracks = excluded.tracks"
 )
 
 
@@ -57,6 +58,8 @@ class Row:
         frames: number of frames written.
         parts: number of parts in which it was processed; 1: as a whole; 0: not yet processed.
         worker_seconds: time that workers spent on it, in seconds.
+        tracks: number of polyps found, each followed over time; None: there are no results, or an earlier version of
+            polypstream made them and did not count.
     """
 
     item: Item
@@ -65,6 +68,7 @@ class Row:
     frames: int = 0
     parts: int = 0
     worker_seconds: float = 0.0
+    tracks: int | None = None
 
 
 class Ledger:
@@ -82,6 +86,9 @@ class Ledger:
         try:
             self._file = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             self._file.executescript(SCHEMA)
+            columns = {row[1] for row in self._file.execute("PRAGMA table_info(recordings)")}
+            # Ledgers of earlier versions have no such column. It is added when something is written.
+            self._has_tracks = "tracks" in columns
         except sqlite3.Error as error:
             raise DataError(f"{path}: cannot be used as the ledger of an archive ({error})") from error
 
@@ -118,7 +125,8 @@ class Ledger:
 
     def rows(self) -> dict[str, Row]:
         """All recordings by address, in the order in which they were added."""
-        columns = "address, name, size, version, state, reason, frames, parts, worker_seconds"
+        columns = "address, name, size, version, state, reason, frames, parts, worker_seconds, "
+        columns += "tracks" if self._has_tracks else "NULL"
         with self._using() as file:
             found = file.execute(f"SELECT {columns} FROM recordings ORDER BY rowid").fetchall()
         rows = (tuple(map(_from_column, row)) for row in found)
@@ -133,10 +141,13 @@ class Ledger:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._using() as file:
             file.execute("BEGIN")
+            if not self._has_tracks:
+                file.execute("ALTER TABLE recordings ADD COLUMN tracks INTEGER")
+                self._has_tracks = True
             for row in rows:
                 item = row.item
                 texts = (item.address, item.name, item.size, item.version, str(row.state), row.reason)
-                numbers = (row.frames, row.parts, round(row.worker_seconds, 3), now)
+                numbers = (row.frames, row.parts, round(row.worker_seconds, 3), now, row.tracks)
                 file.execute(WRITE, tuple(map(_to_column, (*texts, *numbers))))
             file.execute("COMMIT")
 

@@ -153,7 +153,7 @@ def process_part(
         view = FieldOfView(*plan.view)
         source: Source = PartOfRecording(recording, part)
         if settings.deidentify.enabled:
-            source = Deidentified(source, view, settings, since=part.start)
+            source = Deidentified(source, view, settings, job.name, part.start)
         stages = make_stages(view, segmenter, settings)
         frames: Iterator[Frame] = source.frames()
         if part.start is not None:
@@ -165,7 +165,7 @@ def process_part(
         )
         run = pipeline.run(lambda *_: None, on_activity)
         if recording.was_corrected:
-            raise CannotJoin("its times or pictures had to be mended, which goes on from one part to the next")
+            raise CannotJoin("its timestamps or frames were corrected, and a correction affects the parts that follow")
         if part.end is not None:
             save_boundary(Boundary(*part_frames.last(), *state_of(stages)), folder / END)
         with writing(folder / TRACKS):

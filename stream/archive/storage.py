@@ -176,7 +176,7 @@ def open_store(output: str) -> Store:
 
 def _check_replaceable(place: str, has_results: bool) -> None:
     if not has_results:
-        raise OutputError(f"{place}: is not a folder of results, and is not replaced; move it away")
+        raise OutputError(f"{place}: is not a folder of results, so it is not replaced; move it to another place")
 
 
 class FolderStore:
@@ -229,7 +229,9 @@ class FolderStore:
         try:
             lock = FileLock(hidden / LOCK).acquire(timeout=LOCK_TIMEOUT_S)
         except Timeout as error:
-            raise OutputError(f"{self.root}: another `polypstream archive` is at work on it") from error
+            raise OutputError(
+                f"{self.root}: another `polypstream archive` is running on this folder; wait until it has ended"
+            ) from error
         except OSError as error:
             raise OutputError(f"{self.root}: cannot be locked ({error.strerror})") from error
         with lock:

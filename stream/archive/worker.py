@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from polypstream.archive.inputs import Item
@@ -23,6 +23,7 @@ from polypstream.inference.model_card import SHIPPED, WEIGHTS
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import Job, OnActivity, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter, with_inference
+from polypstream.sinks.findings import read_findings
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import results_stem
 
@@ -81,6 +82,7 @@ class Outcome:
 
     Attributes:
         run: the results; None: there are none.
+        tracks: number of tracks in the results of a whole recording.
         plan: plan of a recording that is to be processed in parts.
         problem: why there are no results, or not all; empty if there is no problem.
         broken: the recording is the cause, so another attempt would fail too.
@@ -89,6 +91,7 @@ class Outcome:
     """
 
     run: ProcessResult | None = None
+    tracks: int = 0
     plan: Plan | None = None
     problem: str = ""
     broken: bool = False
@@ -176,14 +179,14 @@ class Worker:
         except Exception as error:
             message = str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
             outcome = Outcome(problem=message)
-        return replace(outcome, seconds=time.monotonic() - started)
+        return replace(_without_names(outcome, task.item), seconds=time.monotonic() - started)
 
     def _do(self, task: Task) -> Outcome:
         item, plan = task.item, task.plan
         with (
-            fetched(item.address) as path,
+            fetched(item.location) as path,
             self._store.working_folder() as working_folder,
-            _address_in_errors(item.address, path),
+            _label_in_errors(item, path),
         ):
             if task.kind == "begin":
                 plan = self._plan(path)
@@ -193,13 +196,22 @@ class Worker:
                 return self._part(task, plan, path, working_folder)
             with Watchdog() as watchdog:
                 if plan is None:
-                    job = Job(str(path), working_folder, self._job.masks, title=item.address)
-                    run = process(job, self._segmenter, self._job.settings, on_activity=watchdog.note)
+                    run = process(
+                        self._job_of(item, path, working_folder),
+                        self._segmenter,
+                        self._job.settings,
+                        on_activity=watchdog.note,
+                    )
                 else:
                     run = self._join(item, plan, path, working_folder, watchdog.note)
+            tracks = len(read_findings(run.folder)["tracks"])
             self._store.publish(run.folder, item.name)
             problem = run.problem.replace(str(run.folder), f"{self._store.root}/{item.name}")
-            return Outcome(run, problem=problem, broken=bool(problem))
+            return Outcome(run, tracks, problem=problem, broken=bool(problem))
+
+    def _job_of(self, item: Item, path: Path, folder: Path) -> Job:
+        name = item.name if item.is_hashed else None
+        return Job(str(path), folder, self._job.masks, name=name, title=item.label)
 
     def _plan(self, path: Path) -> Plan | None:
         source = open_source(str(path))
@@ -212,7 +224,7 @@ class Worker:
         item, part = task.item, plan.parts[task.part]
         folder = working_folder / "part"
         folder.mkdir()
-        job = Job(str(path), folder, self._job.masks, title=item.address)
+        job = self._job_of(item, path, folder)
         with self._previous_results(task, plan) as before, Watchdog() as watchdog:
             run = process_part(job, plan, part, before, self._segmenter, self._job.settings, watchdog.note)
         if run.damage:
@@ -226,7 +238,7 @@ class Worker:
         return self._store.local_folder(part_name(task.item, plan, task.part - 1), BOUNDARY_FILES)
 
     def _join(self, item: Item, plan: Plan, path: Path, working_folder: Path, on_activity: OnActivity) -> ProcessResult:
-        folder = working_folder / results_stem(path)
+        folder = working_folder / (item.name if item.is_hashed else results_stem(path))
         folder.mkdir()
         with self._store.local_folder(parts_name(item, plan)) as parts:
             names = [parts / str(part.number) for part in plan.parts]
@@ -265,9 +277,24 @@ def part_name(item: Item, plan: Plan, number: int) -> str:
 
 
 @contextmanager
-def _address_in_errors(address: str, path: Path) -> Iterator[None]:
-    """Replace the path of a local copy in error messages with the address of the recording."""
+def _label_in_errors(item: Item, path: Path) -> Iterator[None]:
+    """Replace the path of a local copy in error messages with what the recording is called."""
     try:
         yield
     except PolypstreamError as error:
-        raise type(error)(str(error).replace(str(path), address)) from error
+        raise type(error)(str(error).replace(str(path), item.label)) from error
+
+
+def _without_names(outcome: Outcome, item: Item) -> Outcome:
+    """The outcome for the ledger: if names are hashed, no text in it holds the address or the name of the recording."""
+    if not item.is_hashed:
+        return outcome
+
+    def hashed(text: str) -> str:
+        # An object store says its addresses without the scheme.
+        for secret in (item.location, item.location.rpartition("://")[2], PurePosixPath(item.location).name):
+            text = text.replace(secret, item.name)
+        return text
+
+    run = outcome.run and replace(outcome.run, notes=[hashed(note) for note in outcome.run.notes])
+    return replace(outcome, run=run, problem=hashed(outcome.problem))

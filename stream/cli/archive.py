@@ -1,76 +1,123 @@
-"""The commands archive and archive status."""
+"""The commands archive run and archive status."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
-from polypstream.archive.cluster import Pool
-from polypstream.archive.ledger import Row, State
-from polypstream.archive.run import archive, read_ledger
-from polypstream.archive.storage import is_address
-from polypstream.archive.worker import ArchiveJob, Engine
-from polypstream.cli.archive_tables import describe as describe_row
-from polypstream.cli.archive_tables import print_archive
-from polypstream.cli.options import ConfigFile, ModelFile, Overrides
-from polypstream.cli.progress import ProgressBar
-from polypstream.core.config import load_settings
-from polypstream.jobs.setup import with_deidentification, with_model
+from polypstream.cli.options import Commands, ConfigFile, ModelFile, Overrides, importing, read_settings, write_json
+
+if TYPE_CHECKING:
+    from polypstream.archive.cluster import Pool
+    from polypstream.archive.ledger import Row
+    from polypstream.archive.worker import Engine
 
 log = logging.getLogger(__name__)
 MEGA = 10**6
 
-app = typer.Typer()
+app = Commands()
 
 
 class _ArchiveGroup(TyperGroup):
-    """Runs `archive INPUT...` as `archive run INPUT...`, unless the first word is a subcommand."""
+    """Runs `archive INPUT...` as `archive run INPUT...`, unless the first word is a subcommand. Without words: help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+        args = args or ["--help"]
+        if args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
-archive_app = typer.Typer(cls=_ArchiveGroup, pretty_exceptions_enable=False)
-app.add_typer(archive_app, name="archive", help="Annotate archives of recordings, on one machine or on a cluster.")
+archive_app = Commands(cls=_ArchiveGroup)
+app.add_typer(
+    archive_app,
+    name="archive",
+    short_help="Process many recordings, also on a cluster.",
+    help="""Process many recordings, on one machine or on a cluster.
+
+    `run` is the default: `polypstream archive INPUT... -o FOLDER` is the same as
+    `polypstream archive run INPUT... -o FOLDER`. `polypstream archive run --help` lists its options.""",
+)
 
 
 @archive_app.command("run")
 def archive_recordings(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Recordings, folders, glob patterns or CSV manifests; also s3://"),
+        typer.Argument(metavar="INPUT", help="Recordings, folders, glob patterns or CSV manifests; also s3://"),
     ],
-    output: Annotated[str, typer.Option(help="Folder for the results and the ledger; also s3://")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results and the ledger; also s3://")
+    ],
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; default: this machine")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; default: this machine"
+        ),
     ] = None,
     segment_seconds: Annotated[
-        float, typer.Option(min=0, help="Split long recordings into parts of about this many seconds; 0: never")
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Split long recordings into parts of about this many seconds; 0: never"
+        ),
     ] = 60.0,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of workers; default: one per GPU, or one per 4 CPUs")
+        int | None, typer.Option(min=1, metavar="N", help="Number of workers; default: one per GPU, or one per 4 CPUs")
     ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also write masks.mkv")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results of other settings, and other files of the same name")
+        bool,
+        typer.Option("--overwrite", help="Replace existing results, also those made with other settings"),
     ] = False,
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Keep only the endoscope's field of view; see docs/deidentification.md")
     ] = False,
+    hash_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SALT_FILE",
+            help="De-identify, and name results and ledger entries by a salted hash of the file name",
+        ),
+    ] = None,
 ) -> None:
-    """Annotate an archive. A further run processes what is missing or failed. `archive status DIR` prints its state."""
-    settings = with_model(load_settings(config, set_ or []), None if model is None else model.absolute())
+    """Annotate an archive.
+
+    A further run processes what is missing or failed.
+    """
+    with importing():
+        from polypstream.archive.cluster import Pool, import_ray
+
+        import_ray()  # If it is missing, nothing else needs to be said.
+        from polypstream.archive.ledger import State
+        from polypstream.archive.run import archive
+        from polypstream.archive.storage import is_address
+        from polypstream.archive.worker import ArchiveJob
+        from polypstream.cli.archive_tables import describe, lines_of_totals
+        from polypstream.cli.progress import ProgressBar
+        from polypstream.jobs.setup import with_deidentification
+        from polypstream.sources.deidentified import read_salt
+    salt = None if hash_names is None else read_salt(hash_names)
+    settings = read_settings(config, set_, None if model is None else model.absolute())
+    if deidentify or salt:
+        settings = with_deidentification(settings)
     output = output if is_address(output) else str(Path(output).absolute())
-    job = ArchiveJob(output, with_deidentification(settings) if deidentify else settings, masks, segment_seconds)
+    job = ArchiveJob(output, settings, masks, segment_seconds)
+    told: set[str] = set()
     with ProgressBar(output, "MB") as progress:
+
+        def on_finished(row: Row) -> None:
+            told.add(row.item.address)
+            if row.state is State.DONE:
+                typer.echo(describe(row))
+            else:
+                log.error(describe(row))
 
         def on_progress(done: int, of: int) -> None:
             progress.show(done // MEGA, of // MEGA)
@@ -79,25 +126,40 @@ def archive_recordings(
             return Pool(job, address, workers, engine)
 
         try:
-            rows = archive(inputs, job, make_workers, overwrite, _print_row, on_progress)
+            rows = archive(inputs, job, make_workers, overwrite, on_finished, on_progress, salt)
         except KeyboardInterrupt:
-            log.error(f"{output}: interrupted; the same command continues it")
+            log.error(f"{output}: interrupted; run the same command again to continue")
             raise
-    print_archive(rows, Console())
-    if any(row.state is not State.DONE for row in rows):
+    problems = [row for row in rows if row.state is not State.DONE]
+    for row in problems:
+        if row.item.address not in told:  # an earlier run found it
+            log.error(describe(row))
+    typer.echo("\n".join(lines_of_totals(rows)))
+    if problems:
         raise typer.Exit(1)
-
-
-def _print_row(row: Row) -> None:
-    if row.state is State.DONE:
-        typer.echo(describe_row(row))
-    else:
-        log.error(describe_row(row))
 
 
 @archive_app.command("status")
 def archive_status(
-    output: Annotated[str, typer.Argument(metavar="DIR", help="The --output of an archive")],
+    output: Annotated[str, typer.Argument(metavar="FOLDER", help="The --output of an archive")],
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE.csv", help="Also write the table to this file")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="Also write the table to this file")
+    ] = None,
 ) -> None:
-    """Print the state of each recording of an archive."""
-    print_archive(read_ledger(output), Console())
+    """List the recordings of an archive, also during a run.
+
+    For each recording it prints the state, the number of polyps, and what is wrong.
+    """
+    with importing():
+        from polypstream.archive.run import read_ledger
+        from polypstream.cli.archive_tables import lines_of_recordings, lines_of_totals, records_of, write_csv
+    rows = read_ledger(output)
+    for line in (*lines_of_recordings(rows), "", *lines_of_totals(rows)):
+        typer.echo(line)
+    if csv_file is not None:
+        write_csv(csv_file, rows)
+    if json_file is not None:
+        write_json(json_file, {"recordings": records_of(rows)})

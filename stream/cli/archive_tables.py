@@ -1,47 +1,121 @@
-"""The output of `polypstream archive`."""
+"""The output of `polypstream archive`: lines, tables as plain text, CSV and JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from rich.console import Console
-from rich.table import Table
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from polypstream.archive.ledger import Row, State
+from polypstream.core.files import writing
+
+PROBLEMS = (State.BROKEN, State.FAILED, State.BLOCKED)
+FIELDS = ("recording", "results", "state", "frames", "polyps", "parts", "bytes", "worker_seconds", "reason")
 
 
 def describe(row: Row) -> str:
-    """Describe a finished recording in one line for the user."""
+    """Describe a finished recording in one line for the user.
+
+    The line begins with the address of the recording, as in `process`, also if names are hashed. It begins with the
+    hash if the row was read from the ledger, which does not hold the address then.
+    """
+    name = row.item.hidden_address or row.item.label
     if row.state is not State.DONE:
-        return f"{row.item.address}: {row.state}: {row.reason.removeprefix(f'{row.item.address}: ')}"
+        return f"{name}: {row.state}: {_reason_of(row)}"
     rate = row.frames / row.worker_seconds if row.worker_seconds else 0.0
     parts = f" in {row.parts} parts" if row.parts > 1 else ""
     noted = f" ({row.reason})" if row.reason else ""
-    return (
-        f"{row.item.address}: {row.frames} frames{parts}, {rate:.1f} per second of a worker -> {row.item.name}{noted}"
-    )
+    polyps = "1 polyp" if row.tracks == 1 else f"{row.tracks} polyps"
+    return f"{name}: {row.frames} frames{parts}, {polyps}, {rate:.1f} frames per second -> {row.item.name}{noted}"
 
 
-def print_archive(rows: Sequence[Row], console: Console) -> None:
-    """Print the recordings with errors, and a table with the number of recordings in each state."""
-    table = Table("state", "recordings", "gigabytes", "frames", "worker hours")
-    for state in State:
-        in_state = [row for row in rows if row.state is state]
-        if in_state:
-            table.add_row(state, *_sums(in_state))
-    table.add_section()
-    table.add_row("all", *_sums(rows))
-    for row in rows:
-        if row.state in (State.BROKEN, State.FAILED, State.BLOCKED):
-            console.print(describe(row), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+def _reason_of(row: Row) -> str:
+    return row.reason.removeprefix(f"{row.item.label}: ")
 
 
-def _sums(rows: Iterable[Row]) -> tuple[str, ...]:
-    rows = list(rows)
-    return (
+def lines_of_recordings(rows: Sequence[Row]) -> Iterator[str]:
+    """A table with a line for each recording. It ends with the reason if there is a problem."""
+    head = ["state", "frames", "polyps", "worker seconds", "recording"]
+    cells = [
+        [
+            row.state,
+            str(row.frames),
+            "-" if row.tracks is None else str(row.tracks),
+            f"{row.worker_seconds:.1f}",
+            f"{row.item.label}: {_reason_of(row)}" if row.state in PROBLEMS else row.item.label,
+        ]
+        for row in rows
+    ]
+    return _aligned([head, *cells], "<>>><")
+
+
+def lines_of_totals(rows: Sequence[Row]) -> Iterator[str]:
+    """A table with a line for each state: the number of recordings, their sizes, and what was found."""
+    head = ["state", "recordings", "gigabytes", "frames", "polyps", "worker hours"]
+    states = [(state, [row for row in rows if row.state is state]) for state in State]
+    cells = [[name, *_sums_of(some)] for name, some in [*states, ("all", rows)] if some or name == "all"]
+    return _aligned([head, *cells], "<>>>>>")
+
+
+def _sums_of(rows: Sequence[Row]) -> list[str]:
+    return [
         str(len(rows)),
         f"{sum(row.item.size for row in rows) / 1e9:.2f}",
         str(sum(row.frames for row in rows)),
+        str(sum(row.tracks or 0 for row in rows)),
         f"{sum(row.worker_seconds for row in rows) / 3600:.2f}",
-    )
+    ]
+
+
+def _aligned(lines: Sequence[Sequence[str]], alignments: str) -> Iterator[str]:
+    """Lines of text with aligned columns.
+
+    Args:
+        lines: the cells.
+        alignments: for each column `<` or `>`.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        aligned = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, alignments, widths, strict=True))
+        yield "  ".join(aligned).rstrip()
+
+
+def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The recordings as plain values, with the keys FIELDS. `polyps` is None if it is not known."""
+    return [
+        dict(
+            zip(
+                FIELDS,
+                (
+                    row.item.label,
+                    row.item.name,
+                    str(row.state),
+                    row.frames,
+                    row.tracks,
+                    row.parts,
+                    row.item.size,
+                    round(row.worker_seconds, 3),
+                    row.reason,
+                ),
+                strict=True,
+            )
+        )
+        for row in rows
+    ]
+
+
+def write_csv(file: Path, rows: Sequence[Row]) -> None:
+    """Write a CSV file with a line for each recording and the columns FIELDS.
+
+    Args:
+        file: the file to write.
+        rows: the recordings.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(file), file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        table = csv.DictWriter(opened, FIELDS)
+        table.writeheader()
+        table.writerows(records_of(rows))

@@ -30,7 +30,7 @@ def export_model(
         Literal["fp32", "fp16", "int8"],
         typer.Option(
             metavar="fp32|fp16|int8",
-            help="fp16 halves the file; int8 computes in 8-bit integers, faster on CPUs and slightly less accurate"
+            help="fp16 halves the file; int8 computes in 8-bit integers, faster on CPUs and slightly less accurate",
         ),
     ] = "fp32",
     calibration: Annotated[

@@ -54,8 +54,8 @@ class _Command(TyperCommand):
 class Commands(typer.Typer):
     """A group of commands. Their help is plain text: it loads fast, and fits every terminal."""
 
-    def __init__(self) -> None:
-        super().__init__(rich_markup_mode=None)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(rich_markup_mode=None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Any:
         """Add a command, as `typer.Typer.command` does."""

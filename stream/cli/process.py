@@ -196,9 +196,7 @@ def _process_one(processor: IsolatedProcessor, job: Job, place: str) -> ProcessR
     with ExitStack() as stack:
         if job.uri == STANDARD_INPUT:
             job = replace(job, uri=stack.enter_context(_standard_input(job.output)), title="standard input")
-        progress = stack.enter_context(
-            ProgressBar(place + Path(job.uri).name, "images" if job.images else "frames")
-        )
+        progress = stack.enter_context(ProgressBar(place + Path(job.uri).name, "images" if job.images else "frames"))
         outcome = processor.process(job, progress.show)
     if outcome.run is None:
         raise outcome.problem or SourceError(f"{job.uri}: cannot be processed")

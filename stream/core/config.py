@@ -249,7 +249,7 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
         None,
     )
     where = f"{origin}:" if origin else f"{file}: {key}:"
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
         close = difflib.get_close_matches(key.lower(), known_keys(), 1, 0.5)
         return f"{where} no such setting" + (f"; did you mean {close[0]}?" if close else "; see config.yaml")
     if problem["type"] in ("model_type", "model_attributes_type"):

@@ -1,16 +1,16 @@
 """File formats of annotation tools. Each format is a folder that the tool imports.
 
-A writer takes annotated images one by one and finishes its files when it is closed. Coordinates are pixels from the
-top left corner of the image as displayed. If the images are written beside the annotations, displayed means rotated
-and with square pixels; otherwise it means rotated only. A track is one polyp. It keeps its number if the format can
-store one.
+A writer takes the annotated images of one recording after another and finishes its files when it is closed. Coordinates
+are pixels from the top left corner of the image as displayed. If the images are written beside the annotations,
+displayed means rotated and with square pixels; otherwise it means rotated only. A track is one polyp. It keeps its
+number if the format can store one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from xml.etree import ElementTree
@@ -21,10 +21,28 @@ import numpy as np
 from polypstream.core.orientation import Orientation
 from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.results import Outline
+from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 
+TRAIN, VALIDATION = "train", "val"
 LABEL = "polyp"
 # Format version that labelme checks.
 LABELME_VERSION = "5.5.0"
+
+
+class RecordingInSet(NamedTuple):
+    """A recording of the data set.
+
+    Attributes:
+        name: its name in the data set. No other recording has it.
+        size: width and height of the displayed images in pixels.
+        frames: number of frames of the recording.
+        split: TRAIN or VALIDATION; empty: the data set is not split.
+    """
+
+    name: str
+    size: tuple[int, int]
+    frames: int
+    split: str = ""
 
 
 class Annotated(NamedTuple):
@@ -44,18 +62,20 @@ class Annotated(NamedTuple):
 
 
 class Writer(Protocol):
-    """Writes images of one size and their annotations into a folder.
+    """Writes images and their annotations into a folder.
 
     Args:
         folder: folder to write into.
-        width, height: size of the displayed images in pixels.
-        frames: number of frames of the recording.
 
     Attributes:
-        images: folder for the images, as JPEG; None: the format needs no images.
+        has_splits: the format has a place for a validation split.
+        default_validation: fraction of several recordings that goes into the validation split if the user gives none.
     """
 
-    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None: ...
+    has_splits: bool
+    default_validation: float
+
+    def __init__(self, folder: Path) -> None: ...
 
     @staticmethod
     def shown(orientation: Orientation) -> Orientation:
@@ -66,12 +86,18 @@ class Writer(Protocol):
         """
         ...
 
-    @property
-    def images(self) -> Path | None:
-        """Folder for the images, as JPEG; None: the format needs no images."""
+    def begin(self, recording: RecordingInSet) -> Path | None:
+        """Begin the images of a recording.
+
+        Args:
+            recording: the recording.
+
+        Returns:
+            Folder for its images, as JPEG; None: the format needs no images.
+        """
 
     def write(self, picture: Annotated) -> None:
-        """Add an image. The image file itself is written by the caller."""
+        """Add an image of the recording that was begun last. The image file itself is written by the caller."""
 
     def close(self) -> None:
         """Finish the files."""
@@ -79,6 +105,9 @@ class Writer(Protocol):
 
 class _WithPictures:
     """A format with image files."""
+
+    has_splits = False
+    default_validation = 0.0
 
     @staticmethod
     def shown(orientation: Orientation) -> Orientation:
@@ -89,26 +118,48 @@ class _WithPictures:
 class Coco(_WithPictures):
     """COCO instances in the layout of CVAT and Datumaro: annotations/instances_default.json, images/default/.
 
-    An annotation is one track in one image: one or more polygons, with `track_id` and `score`.
+    With splits, the names are `train` and `val` instead of `default`. An annotation is one track in one image: one or
+    more polygons, with `track_id` and `score`. Each id is unique, also over both splits.
     Source: https://cocodataset.org/#format-data
     """
 
-    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
-        self.images, self._file = folder / "images" / "default", folder / "annotations" / "instances_default.json"
-        self._size = width, height
-        for place in (self.images, self._file.parent):
-            place.mkdir(parents=True)
-        self._pictures: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
+    has_splits = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files = folder, folder / "annotations"
+        self._files.mkdir(parents=True)
+        self._contents: dict[str, dict[str, Any]] = {}
+        self._picture_ids, self._annotation_ids = count(1), count(1)
+
+    def begin(self, recording: RecordingInSet) -> Path:
+        """See Writer."""
+        subset = recording.split or "default"
+        if subset not in self._contents:
+            self._contents[subset] = {
+                "info": {
+                    "description": f"Pre-annotations by polypstream. {NOTICE}",
+                    "outline_tolerance_px": OUTLINE_TOLERANCE_PX,
+                },
+                "licenses": [],
+                "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
+                "images": [],
+                "annotations": [],
+            }
+        self._content, self._size = self._contents[subset], recording.size
+        images = self._folder / "images" / subset
+        images.mkdir(parents=True, exist_ok=True)
+        return images
 
     def write(self, picture: Annotated) -> None:
         """Add the annotations of an image."""
-        number, (width, height) = len(self._pictures) + 1, self._size
-        self._pictures.append({"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height})
+        number, (width, height) = next(self._picture_ids), self._size
+        self._content["images"].append(
+            {"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height}
+        )
         for outline in picture.outlines:
-            self._annotations.append(
+            self._content["annotations"].append(
                 {
-                    "id": len(self._annotations) + 1,
+                    "id": next(self._annotation_ids),
                     "image_id": number,
                     "category_id": 1,
                     "segmentation": [polygon.ravel().tolist() for polygon in _polygons_of(outline)],
@@ -121,24 +172,23 @@ class Coco(_WithPictures):
             )
 
     def close(self) -> None:
-        """Write the JSON file."""
-        content = {
-            "info": {"description": f"Pre-annotations by polypstream. {NOTICE}"},
-            "licenses": [],
-            "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
-            "images": self._pictures,
-            "annotations": self._annotations,
-        }
-        self._file.write_text(json.dumps(content))
+        """Write the JSON files."""
+        for subset, content in self._contents.items():
+            (self._files / f"instances_{subset}.json").write_text(json.dumps(content))
 
 
 class Png(_WithPictures):
     """images/ and masks/ with equal file names, mask values 0 and 255: the layout that `polypstream train` reads."""
 
-    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
-        self.images, self._masks, self._size = folder / "images", folder / "masks", (width, height)
-        for place in (self.images, self._masks):
-            place.mkdir()
+    def __init__(self, folder: Path) -> None:
+        self._images, self._masks = folder / "images", folder / "masks"
+        for place in (self._images, self._masks):
+            place.mkdir(parents=True)
+
+    def begin(self, recording: RecordingInSet) -> Path:
+        """See Writer."""
+        self._size = recording.size
+        return self._images
 
     def write(self, picture: Annotated) -> None:
         """Write the mask of an image."""
@@ -156,16 +206,27 @@ class Yolo(_WithPictures):
     """Segmentation labels of Ultralytics: data.yaml, images/train/, labels/train/ with a line for each polygon.
 
     A line is the class, 0, and x y x y … as shares of the image's width and height. An image without findings has an
-    empty file. data.yaml has no `path`, so the folder that contains it is used.
+    empty file. The validation split is in images/val/ and labels/val/. data.yaml has no `path`, so the folder that
+    contains it is used. Its `val` must exist: without a validation split, it is the folder of the training split.
     Source: https://docs.ultralytics.com/datasets/segment/
     """
 
-    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
-        self.images, self._labels = folder / "images" / "train", folder / "labels" / "train"
-        self._size = np.array([width, height], np.float64)
-        for place in (self.images, self._labels):
-            place.mkdir(parents=True)
-        (folder / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n  0: {LABEL}\n")
+    has_splits = True
+    default_validation = 0.2
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._splits: set[str] = set()
+
+    def begin(self, recording: RecordingInSet) -> Path:
+        """See Writer."""
+        split = recording.split or TRAIN
+        self._splits.add(split)
+        self._size = np.array(recording.size, np.float64)
+        images, self._labels = (self._folder / part / split for part in ("images", "labels"))
+        for place in (images, self._labels):
+            place.mkdir(parents=True, exist_ok=True)
+        return images
 
     def write(self, picture: Annotated) -> None:
         """Write the label file of an image."""
@@ -177,17 +238,35 @@ class Yolo(_WithPictures):
         (self._labels / f"{picture.name}.txt").write_text("".join(f"{line}\n" for line in lines))
 
     def close(self) -> None:
-        """Do nothing: the label files are written already."""
+        """Write data.yaml."""
+        has_validation = VALIDATION in self._splits
+        remark = "" if has_validation else "  # there is no validation split"
+        lines = [
+            f"# Pre-annotations by polypstream. {NOTICE}",
+            f"# Polygons are simplified with a tolerance of {OUTLINE_TOLERANCE_PX:g} pixel of the recording.",
+            f"train: images/{TRAIN}",
+            f"val: images/{VALIDATION if has_validation else TRAIN}{remark}",
+            "names:",
+            f"  0: {LABEL}",
+        ]
+        (self._folder / "data.yaml").write_text("".join(f"{line}\n" for line in lines))
 
 
 class Labelme(_WithPictures):
-    """A JSON file beside each image, with a polygon for each outline. The group of a polygon is its track.
+    """images/ with a JSON file beside each image, which has a polygon for each outline. A polygon's group is its track.
 
+    Only these JSON files are in that folder, because tools for labelme read every JSON file of a folder.
     Source: https://github.com/wkentaro/labelme
     """
 
-    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
-        self.images, self._size = folder, (width, height)
+    def __init__(self, folder: Path) -> None:
+        self._images = folder / "images"
+        self._images.mkdir(parents=True)
+
+    def begin(self, recording: RecordingInSet) -> Path:
+        """See Writer."""
+        self._size = recording.size
+        return self._images
 
     def write(self, picture: Annotated) -> None:
         """Write the JSON file of an image."""
@@ -212,7 +291,7 @@ class Labelme(_WithPictures):
             "imageHeight": self._size[1],
             "imageWidth": self._size[0],
         }
-        (self.images / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
+        (self._images / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
 
     def close(self) -> None:
         """Do nothing: the JSON files are written already."""
@@ -235,17 +314,20 @@ class _Shape(NamedTuple):
 class Cvat:
     """CVAT for video 1.1: annotations.xml with tracks, for a task whose data are the recording itself.
 
-    A track has a polygon in each annotated frame, and CVAT interpolates between them. It is marked as outside from the
-    first frame that does not show the polyp. If a polyp has several pieces, the smaller ones are separate tracks. CVAT
-    rotates a recording as its metadata say, and does not correct the pixel shape.
+    A task has one video, so that each of several recordings has a file of its own, NAME.xml. A track has a polygon in
+    each annotated frame, and CVAT interpolates between them. It is marked as outside from the first frame that does not
+    show the polyp. If a polyp has several pieces, the smaller ones are separate tracks. CVAT rotates a recording as its
+    metadata say, and does not correct the pixel shape.
     Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
     """
 
-    def __init__(self, folder: Path, width: int, height: int, frames: int) -> None:
-        self.images = None
-        self._path, self._size, self._count = folder / "annotations.xml", (width, height), frames
-        self._frames: list[int] = []
-        self._pieces: dict[tuple[int, int], list[_Shape]] = {}
+    has_splits = False
+    default_validation = 0.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._recording: RecordingInSet | None = None
+        self._files: list[Path] = []
 
     @staticmethod
     def shown(orientation: Orientation) -> Orientation:
@@ -255,6 +337,13 @@ class Cvat:
             orientation: orientation of the recording.
         """
         return orientation.turned_only
+
+    def begin(self, recording: RecordingInSet) -> None:
+        """See Writer."""
+        self._finish_recording()
+        self._recording = recording
+        self._frames: list[int] = []
+        self._pieces: dict[tuple[int, int], list[_Shape]] = {}
 
     def write(self, picture: Annotated) -> None:
         """Add the polygons of a frame."""
@@ -266,37 +355,46 @@ class Cvat:
         self._frames.append(picture.frame)
 
     def close(self) -> None:
-        """Write annotations.xml."""
+        """Write the file of the last recording."""
+        self._finish_recording()
+        if len(self._files) == 1:
+            self._files[0].rename(self._folder / "annotations.xml")
+
+    def _finish_recording(self) -> None:
+        if self._recording is None:
+            return
         root = ElementTree.Element("annotations")
         ElementTree.SubElement(root, "version").text = "1.1"
-        root.append(self._meta())
+        root.append(_meta_of(self._recording))
         for number, key in enumerate(sorted(self._pieces)):
             track = ElementTree.SubElement(root, "track", id=str(number), label=LABEL, source="auto")
-            self._add_shapes(track, self._pieces[key])
+            self._add_shapes(track, self._pieces[key], self._recording.frames)
         ElementTree.indent(root)
-        ElementTree.ElementTree(root).write(self._path, encoding="utf-8", xml_declaration=True)
+        self._files.append(self._folder / f"{self._recording.name}.xml")
+        ElementTree.ElementTree(root).write(self._files[-1], encoding="utf-8", xml_declaration=True)
 
-    def _meta(self) -> ElementTree.Element:
-        meta = ElementTree.Element("meta")
-        task = ElementTree.SubElement(meta, "task")
-        ElementTree.SubElement(task, "size").text = str(self._count)
-        ElementTree.SubElement(task, "mode").text = "interpolation"
-        label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
-        ElementTree.SubElement(label, "name").text = LABEL
-        ElementTree.SubElement(label, "attributes")
-        size = ElementTree.SubElement(task, "original_size")
-        for name, value in zip(("width", "height"), self._size, strict=True):
-            ElementTree.SubElement(size, name).text = str(value)
-        return meta
-
-    def _add_shapes(self, track: ElementTree.Element, shapes: Sequence[_Shape]) -> None:
+    def _add_shapes(self, track: ElementTree.Element, shapes: Sequence[_Shape], frames: int) -> None:
         for shape, following in zip_longest(shapes, shapes[1:]):
             _add_polygon(track, self._frames[shape.place], shape.polygon, outside=False)
             outside_from = shape.end + 1
             if shape.place + 1 < len(self._frames) and (following is None or following.place > shape.place + 1):
                 outside_from = min(outside_from, self._frames[shape.place + 1])
-            if outside_from < (self._frames[following.place] if following else self._count):
+            if outside_from < (self._frames[following.place] if following else frames):
                 _add_polygon(track, outside_from, shape.polygon, outside=True)
+
+
+def _meta_of(recording: RecordingInSet) -> ElementTree.Element:
+    meta = ElementTree.Element("meta")
+    task = ElementTree.SubElement(meta, "task")
+    ElementTree.SubElement(task, "size").text = str(recording.frames)
+    ElementTree.SubElement(task, "mode").text = "interpolation"
+    label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
+    ElementTree.SubElement(label, "name").text = LABEL
+    ElementTree.SubElement(label, "attributes")
+    size = ElementTree.SubElement(task, "original_size")
+    for name, value in zip(("width", "height"), recording.size, strict=True):
+        ElementTree.SubElement(size, name).text = str(value)
+    return meta
 
 
 def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:

@@ -1,13 +1,15 @@
-"""`polypstream masks`: findings of a finished run as pre-annotations for annotation tools."""
+"""`polypstream masks`: findings of finished runs as pre-annotations for annotation tools."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import pairwise
+from dataclasses import asdict, dataclass
+from itertools import chain, count, pairwise
 from pathlib import Path
 
 import cv2
@@ -15,19 +17,21 @@ from av import VideoFrame
 
 from polypstream.core.files import writing
 from polypstream.core.orientation import Orientation
-from polypstream.errors import OutputError
+from polypstream.errors import DataError, OutputError, SettingsError
 from polypstream.inference.model_card import NOTICE
-from polypstream.jobs.annotation_formats import FORMATS, Annotated
+from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
 from polypstream.jobs.process import ANNOTATIONS, OnProgress
 from polypstream.jobs.results import (
     Run,
     best_outlines,
     find_run,
     frames_again,
+    load_run,
     open_again,
     shown_until,
 )
 from polypstream.media.scaling import shown
+from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 
 JPEG_QUALITY = 95
 # A frame that is early by at most this many seconds counts as on time.
@@ -36,59 +40,211 @@ EARLY_S = 1e-4
 ABOUT = "about.json"
 
 
-def write_annotations(
-    recording: str,
-    results: Path,
-    name: str,
-    output: Path | None = None,
-    every: float = 0.0,
-    overwrite: bool = False,
-    on_progress: OnProgress = lambda *_: None,
-) -> tuple[Path, int, int]:
-    """Write the findings of a finished run, and the images, in the format of an annotation tool.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which frames are annotated.
 
-    Args:
-        recording: the recording that was processed: its path, or a demo's address.
-        results: folder that was given to `process --output`, or the folder of this run.
-        name: format, a key of FORMATS.
-        output: folder to write; None: annotations-<name>/ in the folder of the run.
+    Attributes:
         every: seconds between annotated frames; 0: every frame. A track that no such frame shows is annotated in the
             frame that shows it best.
+        only_findings: leave out frames that show no finding.
+    """
+
+    every: float = 0.0
+    only_findings: bool = False
+
+    def frames_of(self, run: Run) -> set[int]:
+        """Numbers of the frames of a run to annotate."""
+        sampled = _sampled(run.frames["pts_s"].tolist(), self.every)
+        chosen = sampled | _unseen(run, sampled)
+        return chosen & run.outlines().keys() if self.only_findings else chosen
+
+
+@dataclass(slots=True)
+class AnnotatedRecording:
+    """A recording of a data set of annotations.
+
+    Attributes:
+        name: its name in the data set, with which the names of its images begin.
+        split: `train` or `val`; empty: the data set is not split.
+        first_track: number of its track 1 in the data set.
+        pictures: number of annotated frames.
+        findings: number of findings in them.
+    """
+
+    name: str
+    split: str
+    first_track: int
+    pictures: int = 0
+    findings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A recording and its run.
+
+    Attributes:
+        recording: its path, or a demo's address.
+        folder: folder of the run.
+        frames: number of frames of the recording.
+        entry: its entry in the data set.
+    """
+
+    recording: str
+    folder: Path
+    frames: int
+    entry: AnnotatedRecording
+
+
+def write_annotations(
+    recordings: Sequence[str],
+    results: Sequence[Path],
+    name: str,
+    output: Path | None = None,
+    selection: Selection | None = None,
+    validation: float | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+) -> tuple[Path, list[AnnotatedRecording]]:
+    """Write the findings of finished runs, and the images, as one data set in the format of an annotation tool.
+
+    Args:
+        recordings: the recordings that were processed: paths, or addresses of demos.
+        results: the folder that was given to `process --output`, or the folder of the run. One for all recordings, or
+            one for each.
+        name: format, a key of FORMATS.
+        output: folder to write; None: annotations-<name>/ in the folder of the run, or in the folder of the results if
+            there are several recordings.
+        selection: which frames are annotated; None: all.
+        validation: fraction of the recordings that goes into the validation split, 0..1. Each recording is in one split
+            only. None: the format's default.
         overwrite: replace the output of an earlier call.
-        on_progress: called as on_progress(done, total) with frame counts; total is None if unknown.
+        on_progress: called as on_progress(done, total) with frame counts.
 
     Returns:
-        The folder, the number of annotated frames, and the number of findings in them.
+        The folder, and the recordings in the data set, in the order of `recordings`.
 
     Raises:
-        DataError: there is no such run, or it is not a run of this recording.
-        SourceError: the recording cannot be read.
+        DataError: a run is missing, or is not a run of its recording.
+        SourceError: a recording cannot be read.
+        SettingsError: the arguments do not fit together.
         OutputError: the folder cannot be written, or is not empty and may not be replaced.
     """
-    run = find_run(recording, results)
-    target = output or run.folder / f"{ANNOTATIONS}{name}"
-    times, stretches = run.frames["pts_s"].tolist(), shown_until(run)
-    chosen = _sampled(times, every) | _unseen(run, _sampled(times, every))
-    pictures, findings = 0, 0
-    with _replacing(target, overwrite) as folder, closing(open_again(run, recording)) as source:
-        orientation = FORMATS[name].shown(source.format.orientation)
-        writer = FORMATS[name](folder, *orientation.size(*run.picture_size), len(times))
+    inputs = _inputs_of(recordings, results)
+    _assign_splits([each.entry for each in inputs], name, validation)
+    target, total, done = output or _default_target(inputs, results, name), sum(each.frames for each in inputs), 0
+    with _replacing(target, overwrite) as folder:
+        writer, origins = FORMATS[name](folder), []
+        for each in inputs:
+
+            def on_frame(frames: int, _: int | None, before: int = done) -> None:
+                on_progress(before + frames, total)
+
+            run = load_run(each.folder)
+            _write_recording(each, run, selection or Selection(), writer, target, on_frame)
+            origins.append({**asdict(each.entry), **run.about})
+            done += each.frames
+        about = {"notice": NOTICE, "format": name, "outline_tolerance_px": OUTLINE_TOLERANCE_PX, "recordings": origins}
+        with writing(target):
+            writer.close()
+            (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    return target, [each.entry for each in inputs]
+
+
+def _inputs_of(recordings: Sequence[str], results: Sequence[Path]) -> list[_Input]:
+    """Find the runs of all recordings, and check that they can be read.
+
+    Raises:
+        DataError: a run is missing or cannot be read, or two recordings have the same one.
+        SettingsError: there are neither one folder of results nor as many as recordings.
+    """
+    if len(results) not in (1, len(recordings)):
+        raise SettingsError(
+            f"--results: there are {len(results)} folders for {len(recordings)} recordings; give one folder for all "
+            "recordings, or one for each recording in the same order"
+        )
+    inputs: list[_Input] = []
+    first_track = 1
+    folders = results if len(results) > 1 else [results[0]] * len(recordings)
+    for recording, folder in zip(recordings, folders, strict=True):
+        run = find_run(recording, folder)
+        for other in inputs:
+            if run.folder.samefile(other.folder):
+                raise DataError(
+                    f"{recording} and {other.recording}: both have their results in {run.folder}; give --results once "
+                    "for each recording"
+                )
+        name = _unique_name(run.folder.resolve().name, {other.entry.name for other in inputs})
+        entry = AnnotatedRecording(name, "", first_track)
+        inputs.append(_Input(recording, run.folder, len(run.frames["pts_s"]), entry))
+        first_track += max((track.track_id for track in run.tracks), default=0)
+    return inputs
+
+
+def _unique_name(name: str, taken: Iterable[str]) -> str:
+    """The name, or the name with a number. Folders are not added to it: they are often named after people."""
+    folded = {each.casefold() for each in taken}  # some file systems ignore case
+    candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(candidate for candidate in candidates if candidate.casefold() not in folded)
+
+
+def _assign_splits(entries: Sequence[AnnotatedRecording], name: str, validation: float | None) -> None:
+    """Set the split of each recording. The choice depends on the names only, not on their order.
+
+    Raises:
+        SettingsError: the format has no splits, or there is only one recording.
+    """
+    if validation and not FORMATS[name].has_splits:
+        with_splits = " and ".join(each for each, writer in FORMATS.items() if writer.has_splits)
+        raise SettingsError(f"--validation: {name} has no validation split; {with_splits} have one")
+    if validation and len(entries) < 2:
+        raise SettingsError("--validation: give two or more recordings; all frames of a recording are in one split")
+    if validation is None:
+        validation = FORMATS[name].default_validation if len(entries) > 1 else 0.0
+    if not validation:
+        return
+    chosen = min(max(1, round(validation * len(entries))), len(entries) - 1)
+    by_hash = sorted(entries, key=lambda entry: hashlib.sha256(entry.name.encode("utf-8", "surrogateescape")).digest())
+    for place, entry in enumerate(by_hash):
+        entry.split = VALIDATION if place < chosen else TRAIN
+
+
+def _default_target(inputs: Sequence[_Input], results: Sequence[Path], name: str) -> Path:
+    if len(inputs) == 1:
+        return inputs[0].folder / f"{ANNOTATIONS}{name}"
+    if len(results) == 1:
+        return results[0] / f"{ANNOTATIONS}{name}"
+    raise SettingsError("--output: give a folder for the annotations, because there are several folders of results")
+
+
+def _write_recording(
+    each: _Input, run: Run, selection: Selection, writer: Writer, target: Path, on_progress: OnProgress
+) -> None:
+    """Write the images and annotations of one recording, and count them in its entry."""
+    entry, stretches, chosen = each.entry, shown_until(run), selection.frames_of(run)
+    with closing(open_again(run, each.recording)) as source:
+        orientation = writer.shown(source.format.orientation)
         encode = _jpeg_encoder(orientation)
+        with writing(target):
+            images = writer.begin(
+                RecordingInSet(entry.name, orientation.size(*run.picture_size), each.frames, entry.split)
+            )
         for frame, outlines in frames_again(run, source, on_progress):
             if frame.index not in chosen:
                 continue
-            name_of_files = f"{run.folder.name}_{frame.index:06d}"
-            displayed = [outline.shown(orientation, *run.picture_size) for outline in outlines]
+            name_of_files = f"{entry.name}_{frame.index:06d}"
+            displayed = [
+                outline.shown(orientation, *run.picture_size)._replace(
+                    track_id=outline.track_id + entry.first_track - 1
+                )
+                for outline in outlines
+            ]
             ends = [stretches[outline.track_id, frame.index] for outline in outlines]
             with writing(target):
-                if writer.images:
-                    (writer.images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
+                if images:
+                    (images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
                 writer.write(Annotated(name_of_files, frame.index, displayed, ends))
-            pictures, findings = pictures + 1, findings + len(outlines)
-        with writing(target):
-            writer.close()
-            (folder / ABOUT).write_text(json.dumps({"notice": NOTICE, **run.about}, indent=2) + "\n")
-    return target, pictures, findings
+            entry.pictures, entry.findings = entry.pictures + 1, entry.findings + len(outlines)
 
 
 def _sampled(times: Sequence[float], every: float) -> set[int]:

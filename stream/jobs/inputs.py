@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -95,9 +96,9 @@ def _files_of(argument: str) -> Iterator[Path | str]:
         yield argument
     elif address := ADDRESS.match(argument):
         raise SourceError(_explain_address(argument, address[1].lower()))
-    elif path.is_dir():
+    elif os.path.isdir(argument):  # unlike Path.is_dir, it accepts any text
         yield from _in_folder(path)
-    elif path.exists():
+    elif os.path.lexists(argument):
         yield path
     elif NUMBER.search(path.name):
         yield from _in_sequence(path)

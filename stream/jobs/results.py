@@ -256,13 +256,10 @@ def best_outlines(run: Run) -> dict[int, list[Outline]]:
     Returns:
         Outlines by frame number, one for each track.
     """
-    outlines = [outline for frame in run.outlines().values() for outline in frame]
-    best: dict[int, Outline] = {}
-    for outline in sorted(outlines, key=lambda outline: (_area(outline), outline.probability), reverse=True):
-        best.setdefault(outline.track_id, outline)
     frames: dict[int, list[Outline]] = {}
-    for outline in best.values():
-        frames.setdefault(outline.frame, []).append(outline)
+    for track in run.tracks:
+        best = max(track.outlines, key=lambda outline: (_area(outline), outline.probability, -outline.frame))
+        frames.setdefault(best.frame, []).append(best)
     return frames
 
 

@@ -24,6 +24,7 @@ from polypstream.core.config import Settings
 from polypstream.errors import OutputError
 from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
+from polypstream.sources.deidentified import hashed_name
 from polypstream.sources.demo import open_demo
 from tests.conftest import Clip as Wanted
 from tests.conftest import audio_packets_of, call, command, frames_of, make_clip, pts_of
@@ -153,7 +154,7 @@ def test_fifty_recordings_survive_a_node_and_a_driver(
         driver.send_signal(signal.SIGKILL)
         said = driver.communicate()[1]
     assert "a worker on" in said
-    assert "its work is done by another" in said
+    assert "another worker repeats its task" in said
     before = finished(output)
     assert 28 <= before < GOOD + BROKEN
     again = call(*arguments, "--address", cluster.client, check=False)
@@ -166,7 +167,7 @@ def test_fifty_recordings_survive_a_node_and_a_driver(
     for number in range(BROKEN):
         row = rows[str(tmp_path / "in" / f"broken{number}.mp4")]
         assert row.state is State.BROKEN
-        assert f"{row.item.address}: broken: " in again.stdout
+        assert again.stderr.count(f"{row.item.address}: broken: ") == 1
     settings = with_model(Settings(), red_model)
     _compare(copies, tmp_path / "in", output, tmp_path / "process", settings)
     kept = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".mp4", ".json", ".mkv")}
@@ -211,11 +212,33 @@ def test_without_a_cluster_ray_is_started_here(
 
 
 @pytest.mark.cluster
+def test_a_broken_recording_is_told_once_by_each_run(make: Make, red_model: Path, tmp_path: Path) -> None:
+    """Also if names are hashed: the terminal shows which recording got which hash, as with `process`."""
+    good, broken, salt = make(frames=5), tmp_path / "broken.mp4", tmp_path / "salt"
+    broken.write_bytes(b"nothing")
+    salt.write_text("0123456789abcdef" * 2)
+    options = ("--output", tmp_path / "out", "--model", red_model, "--workers", 1, "--hash-names", salt)
+    done = call("archive", good, broken, *options, check=False)
+    assert done.returncode == 1
+    said = (done.stdout + done.stderr).splitlines()
+    (line,) = (line for line in said if "broken:" in line)
+    assert line.startswith(f"polypstream: {broken}: broken: not a recording")
+    assert f"{good}: 5 frames, 1 track, " in done.stdout
+    assert f" -> {hashed_name(good.name, salt.read_bytes())}" in done.stdout
+    again = call("archive", good, broken, *options, check=False)
+    assert again.stderr.splitlines() == [line]
+    name = hashed_name(broken.name, salt.read_bytes())
+    status = call("archive", "status", tmp_path / "out").stdout
+    assert str(broken) not in status
+    assert sum(name in line for line in status.splitlines()) == 1
+
+
+@pytest.mark.cluster
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto", "nowhere"])
 def test_a_cluster_that_is_not_there_is_an_error(make: Make, tmp_path: Path, address: str) -> None:
     done = call("archive", make(frames=5), "--output", tmp_path / "out", "--address", address, check=False)
     assert done.returncode == 1
-    assert f"--address: no Ray cluster can be had at {address}" in done.stderr.splitlines()[-1]
+    assert f"--address: no running Ray cluster found at {address}" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.cluster

@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,10 +24,12 @@ from polypstream.archive.ledger import LEDGER, Ledger, Row, State
 from polypstream.archive.run import archive, read_ledger
 from polypstream.archive.storage import HIDDEN, LOCK
 from polypstream.archive.worker import ArchiveJob, Engine, Outcome, Task, Worker, part_name
+from polypstream.cli.archive_tables import describe
 from polypstream.core.config import load_settings
 from polypstream.errors import DataError, OutputError, SourceError
 from polypstream.jobs.process import Job, process
-from polypstream.jobs.setup import make_segmenter, with_model
+from polypstream.jobs.setup import make_segmenter, with_deidentification, with_model
+from polypstream.sources.deidentified import hashed_name
 from tests.conftest import audio_packets_of, call, frames_of, make_red_model, pts_of, summary_of
 
 Make = Callable[..., Path]
@@ -110,10 +114,10 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
         overwrite: bool = False,
         settings: Sequence[str] = (),
         workers: int = 2,
+        salt: bytes | None = None,
     ) -> Ran:
-        job = ArchiveJob(
-            str(tmp_path / "out"), with_model(load_settings(None, list(settings)), red_model), True, seconds
-        )
+        chosen = with_model(load_settings(None, list(settings)), red_model)
+        job = ArchiveJob(str(tmp_path / "out"), with_deidentification(chosen) if salt else chosen, True, seconds)
         pools: list[Here] = []
         told: list[Row] = []
 
@@ -121,7 +125,7 @@ def run(tmp_path: Path, red_model: Path) -> Callable[..., Ran]:
             pools.append(Here(job, workers, dies, engine))
             return pools[-1]
 
-        rows = archive([str(each) for each in inputs], job, make_workers, overwrite, told.append)
+        rows = archive([str(each) for each in inputs], job, make_workers, overwrite, told.append, salt=salt)
         return Ran({row.item.address: row for row in rows}, told, pools[0].done if pools else [])
 
     return run
@@ -321,7 +325,7 @@ def test_results_in_the_way_are_not_replaced_unasked(make: Make, run: Callable[.
     (tmp_path / "out" / "one" / "summary.json").write_text("{}")  # of another run
     ran = run(one, two)
     assert ran.states() == {"one": State.BLOCKED, "two": State.DONE}
-    assert "is there already; give --overwrite" in ran.rows[str(one)].reason
+    assert "exists already; give --overwrite" in ran.rows[str(one)].reason
     assert run(one, two).states() == {"one": State.BLOCKED, "two": State.DONE}
     assert (tmp_path / "out" / "one" / "mine.txt").read_text() == "keep me"
     assert run(one, two, overwrite=True).states() == {"one": State.DONE, "two": State.DONE}
@@ -333,7 +337,7 @@ def test_results_of_other_settings_are_not_mixed(make: Make, run: Callable[..., 
     with pytest.raises(Killed):
         run(one, dies=kill_at(3))
     other = ["overlay.opacity=0.5"]
-    with pytest.raises(OutputError, match="made with another settings"):
+    with pytest.raises(OutputError, match="made with other settings"):
         run(one, two, settings=other)
     ran = run(one, two, settings=other, overwrite=True)
     assert sum(task.kind == "part" for task in ran.tasks) == 3
@@ -344,7 +348,7 @@ def test_two_drivers_do_not_share_an_archive(make: Make, run: Callable[..., Ran]
     recording = make(frames=10, **SMALL)
 
     def second(_: Task) -> None:
-        with pytest.raises(OutputError, match="another `polypstream archive` is at work"):
+        with pytest.raises(OutputError, match="another `polypstream archive` is running"):
             run(recording)
         assert [row.state for row in read_ledger(str(tmp_path / "out"))] == [State.BEGUN]
 
@@ -368,7 +372,7 @@ def test_what_is_no_folder_of_results_is_never_replaced(make: Make, run: Callabl
     content = {path: path.read_bytes() for path in (one, two)}
     ran = run(one, two, overwrite=True)
     assert ran.states() == {"a": State.DONE, "a.mp4": State.FAILED}
-    assert "is not a folder of results, and is not replaced" in ran.rows[str(two)].reason
+    assert "is not a folder of results, so it is not replaced" in ran.rows[str(two)].reason
     assert content == {path: path.read_bytes() for path in content}
     assert (tmp_path / "in" / ".archive" / "mine.txt").read_text() == "keep me"
     with pytest.raises(SourceError):
@@ -593,16 +597,18 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: str, said: 
 
 @pytest.mark.parametrize("text", ["gone", "gone/*.mp4", "in/out"])
 def test_an_input_that_means_nothing_is_refused(tree: Path, text: str) -> None:
-    with pytest.raises(SourceError, match=r"no such recording|holds no recording"):
+    with pytest.raises(
+        SourceError, match=r"no such file or folder|no file has a name of this pattern|holds no recording"
+    ):
         addresses(tree, text)
 
 
 def test_the_ledger_is_a_table_that_any_tool_reads(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
     run(make(frames=10, **SMALL))
     with sqlite3.connect(tmp_path / "out" / LEDGER) as database:
-        rows = database.execute("SELECT name, state, frames, parts FROM recordings").fetchall()
+        rows = database.execute("SELECT name, state, frames, parts, tracks FROM recordings").fetchall()
         settings = json.loads(database.execute("SELECT settings FROM runs").fetchone()[0])
-    assert rows == [("clip", "done", 10, 1)]
+    assert rows == [("clip", "done", 10, 1, 1)]
     assert settings["masks"] is True
 
 
@@ -610,3 +616,160 @@ def test_status_of_nothing_is_an_error(tmp_path: Path) -> None:
     done = call("archive", "status", tmp_path, check=False)
     assert done.returncode == 1
     assert "holds no archive" in done.stderr
+
+
+# Hashed names
+
+SALT, SECRET = b"0123456789abcdef" * 2, "meier"
+LARGE = {"width": 320, "height": 240, "options": {"g": "10"}}
+
+
+def content_of(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(folder), path.read_bytes()
+
+
+def assert_nameless(folder: Path) -> None:
+    """No file of an archive, nor its name, says who or where it was."""
+    for path, content in content_of(folder):
+        assert SECRET not in str(path).lower()
+        assert SECRET.encode() not in content.lower(), path
+
+
+@pytest.fixture
+def secret_files(make: Make, tmp_path: Path) -> dict[str, Path]:
+    """Recordings of a patient: a short one, one in parts, two of the same name, a broken one, a missing one."""
+    for folder in ("ward-meier", "ward-meier/2"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    files = {
+        "short": make(name="in/ward-meier/meier-1.mp4", frames=10, **LARGE),
+        "parts": make(name="in/ward-meier/meier-2.mp4", frames=60, audio=["aac"], **LARGE),
+        "same name": make(name="in/ward-meier/2/meier-1.mp4", frames=12, **LARGE),
+        "broken": tmp_path / "in" / "ward-meier" / "meier-3.mp4",
+        "missing": tmp_path / "in" / "ward-meier" / "meier-4.mp4",
+    }
+    files["broken"].write_bytes(b"nothing")
+    lines = "".join(f"{path},meier\n" for path in files.values())
+    (tmp_path / "list.csv").write_text(f"recording,name\n{lines}")
+    return files
+
+
+@pytest.mark.slow
+def test_hashed_names_are_all_that_an_archive_holds(
+    secret_files: dict[str, Path], run: Callable[..., Ran], tmp_path: Path, red_model: Path
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "list.csv", salt=SALT, dies=kill_at(2))
+    assert_nameless(tmp_path / "out")
+    ran = run(tmp_path / "list.csv", salt=SALT)
+    assert_nameless(tmp_path / "out")
+    rows = read_ledger(str(tmp_path / "out"))
+    assert [row.state for row in rows] == [State.DONE] * 3 + [State.BROKEN, State.FAILED]
+    # The results are those of `process --hash-names`.
+    names = {key: hashed_name(path.name, SALT) for key, path in secret_files.items()}
+    assert {row.item.name for row in ran.rows.values()} >= set(names.values())
+    settings = with_deidentification(with_model(load_settings(None, []), red_model))
+    for key, parts in (("short", 1), ("parts", 3)):
+        job = Job(str(secret_files[key]), tmp_path / "process", True, name=names[key])
+        whole = process(job, make_segmenter(settings), settings).folder
+        results = tmp_path / "out" / names[key]
+        for name in ("frames.csv", "findings.json"):
+            assert (results / name).read_bytes() == (whole / name).read_bytes()
+        assert summary_of(results).get("parts", 1) == parts
+
+
+def test_a_further_run_finds_its_recordings_by_their_hashes(
+    secret_files: dict[str, Path], run: Callable[..., Ran], make: Make, tmp_path: Path
+) -> None:
+    short = secret_files["short"]
+    first = run(short, salt=SALT)
+    again = run(short, salt=SALT)
+    assert again.tasks == []
+    assert again.rows == first.rows
+    make(name=str(short.relative_to(tmp_path)), frames=20, **LARGE)
+    (changed,) = run(short, salt=SALT).rows.values()
+    assert (changed.frames, changed.item.name) == (20, hashed_name(short.name, SALT))
+
+
+def test_names_of_two_kinds_are_never_mixed(
+    secret_files: dict[str, Path], run: Callable[..., Ran], make: Make, tmp_path: Path
+) -> None:
+    short = secret_files["short"]
+    run(short, salt=SALT)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="hashed with another salt"):
+            run(short, salt=SALT[::-1], overwrite=overwrite)
+        with pytest.raises(OutputError, match="its results have hashed names; give --hash-names"):
+            run(short, settings=["deidentify.enabled=true"], overwrite=overwrite)
+    shutil.rmtree(tmp_path / "out")
+    run(short, settings=["deidentify.enabled=true"])
+    with pytest.raises(OutputError, match="its results have the names of the recordings; give another --output"):
+        run(short, salt=SALT, overwrite=True)
+
+
+# The command
+
+
+def test_status_has_a_row_for_each_recording(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    good, broken = make(frames=10, **SMALL), tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    run(good, broken)
+    table, js = tmp_path / "table.csv", tmp_path / "table.json"
+    lines = call("archive", "status", tmp_path / "out", "--csv", table, "--json", js).stdout.splitlines()
+    assert lines[0].split() == ["state", "frames", "polyps", "worker", "seconds", "recording"]
+    assert lines[1].split()[:3] == ["done", "10", "1"]
+    assert lines[1].endswith(f" {good}")
+    assert f"{broken}: not a recording" in lines[2]
+    assert sum(str(broken) in line for line in lines) == 1
+    assert lines[-1].split()[:2] == ["all", "2"]
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["recording"], row["results"], row["state"], row["frames"], row["polyps"]) for row in rows] == [
+        (str(good), "clip", "done", "10", "1"),
+        (str(broken), "broken", "broken", "0", ""),
+    ]
+    assert [row["polyps"] for row in json.loads(js.read_text())["recordings"]] == [1, None]
+
+
+def test_a_ledger_without_tracks_is_read_and_goes_on(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    one, two = make(name="one.mp4", frames=10, **SMALL), make(name="two.mp4", frames=10, **SMALL)
+    run(one)
+    with sqlite3.connect(tmp_path / "out" / LEDGER) as database:
+        database.execute("ALTER TABLE recordings DROP COLUMN tracks")
+        facts = json.loads(database.execute("SELECT settings FROM runs").fetchone()[0])
+        del facts["names"]
+        database.execute("UPDATE runs SET settings = ?", [json.dumps(facts)])
+    assert [row.tracks for row in read_ledger(str(tmp_path / "out"))] == [None]
+    assert call("archive", "status", tmp_path / "out").stdout.splitlines()[1].split()[:3] == ["done", "10", "-"]
+    ran = run(one, two)
+    assert [task.item.name for task in ran.tasks] == ["two"]
+    assert [row.tracks for row in ran.rows.values()] == [None, 1]
+
+
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_help_lists_both_commands(words: list[str]) -> None:
+    said = call("archive", *words).stdout
+    assert "\n  run " in said
+    assert "\n  status " in said
+
+
+def test_what_is_not_installed_is_said_first(tmp_path: Path) -> None:
+    """Before the salt, the settings or the inputs are looked at."""
+    program = "import sys; sys.modules.update(ray=None); from polypstream.__main__ import main; main()"
+    words = ["archive", "nowhere", "--output", str(tmp_path), "--hash-names", "nothing", "--set", "no.such=1"]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("polypstream: this command needs ray, which is not installed; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_lines_name_recordings_as_process_does() -> None:
+    hashed = Item("hashed:1", "abc", 1, "1", "/in/meier.mp4")
+    assert describe(Row(hashed, State.DONE, "", 100, 1, 2.0, 1)) == (
+        "/in/meier.mp4: 100 frames, 1 track, 50.0 frames per second -> abc"
+    )
+    assert describe(Row(hashed, State.BROKEN, "abc: not a recording")) == "/in/meier.mp4: broken: not a recording"
+    stored = Item("hashed:1", "abc", 1, "1")
+    assert describe(Row(stored, State.BROKEN, "abc: not a recording")) == "abc: broken: not a recording"

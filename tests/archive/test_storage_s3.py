@@ -18,8 +18,8 @@ from polypstream.archive.storage import ObjectStore
 from polypstream.archive.worker import ArchiveJob, Engine, Task
 from polypstream.core.config import load_settings
 from polypstream.errors import OutputError, SourceError
-from polypstream.jobs.setup import with_model
-from tests.archive.test_run import Here, Killed, compare, kill_at
+from polypstream.jobs.setup import with_deidentification, with_model
+from tests.archive.test_run import LARGE, SALT, SECRET, Here, Killed, assert_nameless, compare, kill_at
 from tests.conftest import call
 
 Make = Callable[..., Path]
@@ -80,17 +80,22 @@ def put(path: Path, address: str) -> None:
 
 
 def run(
-    bucket: str, model: Path, *inputs: str, dies: Callable[[Task], str | None] = lambda _: None
+    bucket: str,
+    model: Path,
+    *inputs: str,
+    dies: Callable[[Task], str | None] = lambda _: None,
+    salt: bytes | None = None,
 ) -> tuple[dict[str, Row], list[Task]]:
     """Archive from and into a bucket; rows by name, and the workers' tasks."""
-    job = ArchiveJob(f"{bucket}/out", with_model(load_settings(None, []), model), True, 0.8)
+    settings = with_model(load_settings(None, []), model)
+    job = ArchiveJob(f"{bucket}/out", with_deidentification(settings) if salt else settings, True, 0.8)
     pools: list[Here] = []
 
     def make_workers(engine: Engine | None) -> Here:
         pools.append(Here(job, 2, dies, engine))
         return pools[-1]
 
-    rows = archive(inputs, job, make_workers, False, lambda _: None)
+    rows = archive(inputs, job, make_workers, False, lambda _: None, salt=salt)
     return {row.item.name: row for row in rows}, pools[0].done if pools else []
 
 
@@ -183,3 +188,14 @@ def test_the_command_with_ray_and_a_bucket(make: Make, bucket: str, server: str,
     assert f"{bucket}/in/clip.mp4: 60 frames in 2 parts" in done.stdout
     assert "done" in call("archive", "status", out, **environment(server)).stdout
     assert LEDGER in call("archive", "status", f"{bucket}/in", check=False, **environment(server)).stderr
+
+
+def test_hashed_names_are_all_that_a_bucket_gets(make: Make, bucket: str, red_model: Path, tmp_path: Path) -> None:
+    put(make(frames=30, **LARGE), f"{bucket}/in-{SECRET}/{SECRET}.mp4")
+    (tmp_path / "broken").write_bytes(b"nothing")
+    put(tmp_path / "broken", f"{bucket}/in-{SECRET}/{SECRET}-2.mp4")
+    (tmp_path / "list.csv").write_text(f"recording\n{bucket}/in-{SECRET}\n{bucket}/in-{SECRET}/{SECRET}-3.mp4\n")
+    rows, _ = run(bucket, red_model, str(tmp_path / "list.csv"), salt=SALT)
+    assert sorted(row.state for row in rows.values()) == [State.BROKEN, State.DONE, State.FAILED]
+    assert_nameless(fetch(bucket, "", tmp_path / "got"))
+    assert run(bucket, red_model, f"{bucket}/in-{SECRET}", salt=SALT)[1] == []

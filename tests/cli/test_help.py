@@ -45,6 +45,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_completion_is_offered() -> None:
     shown = subprocess.run(
-        [*command(), "--show-completion", "bash"], capture_output=True, text=True, env={"SHELL": "/bin/bash", "PATH": "/bin"}
+        [*command(), "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        env={"SHELL": "/bin/bash", "PATH": "/bin"},
     )
     assert "_polypstream_completion" in shown.stdout + shown.stderr

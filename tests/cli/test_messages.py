@@ -34,23 +34,8 @@ def test_errors_are_json_if_asked_for(make: Callable[..., Path], red_model: Path
     (line,) = done.stderr.splitlines()
     message = json.loads(line)
     assert datetime.fromisoformat(message.pop("time")).utcoffset() is not None
-    assert message == {"level": "error", "logger": "polypstream.cli.recordings", "message": f"{missing}: no such file"}
+    assert message == {"level": "error", "logger": "polypstream.cli.process", "message": f"{missing}: no such file"}
     assert done.stdout.startswith(f"{clip}: 3 frames")
-
-
-def test_quiet_leaves_errors_alone(tmp_path: Path) -> None:
-    usual = call("archive", tmp_path / "none", "--output", tmp_path / "out", check=False)
-    quiet = call("-q", "archive", tmp_path / "none", "--output", tmp_path / "out", check=False)
-    assert usual.stderr == quiet.stderr != ""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("no recording")
-    (folder / "broken.mp4").write_text("no recording")
-    usual = call("archive", folder, "--output", tmp_path / "first", check=False)
-    quiet = call("-q", "archive", folder, "--output", tmp_path / "second", check=False)
-    assert "1 files with other endings" in usual.stderr
-    assert "other endings" not in quiet.stderr
-    assert "broken.mp4" in quiet.stderr
 
 
 def test_verbose_also_tells_what_the_child_does(make: Callable[..., Path], red_model: Path, tmp_path: Path) -> None:

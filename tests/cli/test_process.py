@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,9 @@ def test_an_interrupted_recording_is_done_again(recordings: Path, red_model: Pat
 
 def test_images_and_recordings_go_together(recordings: Path, red_model: Path) -> None:
     for name in ("f0001.png", "f0002.png"):
-        subprocess.run(["ffmpeg", "-loglevel", "error", "-i", "ward/a.mp4", "-frames:v", "1", f"ward/{name}"], check=True)
+        subprocess.run(
+            ["ffmpeg", "-loglevel", "error", "-i", "ward/a.mp4", "-frames:v", "1", f"ward/{name}"], check=True
+        )
     (recordings / "c.mp4").unlink()
     done = call("process", "ward", *model(red_model))
     assert "3 of 3: ward: 2 polyps in 2 images, 2 images in " in done.stdout

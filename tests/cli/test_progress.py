@@ -21,7 +21,10 @@ with ProgressBar("12 of 123: a-very-long-name-of-a-recording-2024-01-01.mp4", "f
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(
     ("expected", "words"),
-    [(180_000, r"12 of.*\.mp4 .* 100020 of 180000 frames [\d.]+ per second 2 h \d\d min left"), (None, r"100020 frames")],
+    [
+        (180_000, r"12 of.*\.mp4 .* 100020 of 180000 frames [\d.]+ per second 2 h \d\d min left"),
+        (None, r"100020 frames"),
+    ],
 )
 def test_it_says_everything_in_words(expected: int | None, words: str) -> None:
     program = "import os; os.environ.update(COLUMNS='80', TERM='xterm')\n" + PROGRAM.format(expected=expected)

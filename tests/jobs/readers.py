@@ -19,51 +19,61 @@ def read_coco(folder: Path) -> dict[str, np.ndarray]:
     from pycocotools.coco import COCO
     from supervision import DetectionDataset
 
-    file = folder / "annotations" / "instances_default.json"
-    coco = COCO(str(file))
-    masks = {}
-    for picture in coco.loadImgs(coco.getImgIds()):
-        annotations = coco.loadAnns(coco.getAnnIds(picture["id"]))
-        nothing = np.zeros((picture["height"], picture["width"]), np.uint8)
-        masks[Path(picture["file_name"]).stem] = np.maximum.reduce([nothing, *map(coco.annToMask, annotations)])
+    masks: dict[str, np.ndarray] = {}
+    tracks, categories = set(), []
+    for file in sorted((folder / "annotations").glob("instances_*.json")):
+        coco = COCO(str(file))
+        categories.append(coco.loadCats(coco.getCatIds()))
+        for picture in coco.loadImgs(coco.getImgIds()):
+            annotations = coco.loadAnns(coco.getAnnIds(picture["id"]))
+            nothing = np.zeros((picture["height"], picture["width"]), np.uint8)
+            masks[Path(picture["file_name"]).stem] = np.maximum.reduce([nothing, *map(coco.annToMask, annotations)])
+        tracks |= {annotation["attributes"]["track_id"] for annotation in coco.anns.values()}
+        images = folder / "images" / file.stem.removeprefix("instances_")
+        pictures = DetectionDataset.from_coco(str(images), str(file), force_masks=True)
+        assert sum(len(found) for _, _, found in pictures) == len(coco.anns)
+    assert all(each == categories[0] for each in categories)
     items = list(Dataset.import_from(str(folder), "coco_instances"))
-    assert {item.id for item in items} == set(masks)
-    assert {item.media_as(type(item.media)).size for item in items} == {mask.shape for mask in masks.values()}
-    tracks = {annotation.attributes["track_id"] for item in items for annotation in item.annotations}
-    assert tracks == {annotation["attributes"]["track_id"] for annotation in coco.anns.values()}
-    pictures = DetectionDataset.from_coco(str(folder / "images" / "default"), str(file), force_masks=True)
-    assert sum(len(found) for _, _, found in pictures) == len(coco.anns)
+    assert sorted(item.id for item in items) == sorted(masks)
+    assert all(item.media_as(type(item.media)).size == masks[item.id].shape for item in items)
+    assert {annotation.attributes["track_id"] for item in items for annotation in item.annotations} == tracks
     return masks
 
 
 def read_yolo(folder: Path) -> dict[str, np.ndarray]:
-    """By supervision."""
+    """By supervision, the splits that data.yaml names."""
+    import yaml
     from supervision import DetectionDataset
 
-    pictures = DetectionDataset.from_yolo(
-        str(folder / "images" / "train"), str(folder / "labels" / "train"), str(folder / "data.yaml"), force_masks=True
-    )
-    assert pictures.classes == ["polyp"]
-    masks = {}
-    for path, picture, found in pictures:
-        nothing = np.zeros(picture.shape[:2], np.uint8)
-        masks[Path(path).stem] = np.maximum.reduce([nothing, *found.mask.astype(np.uint8)] if len(found) else [nothing])
+    content = yaml.safe_load((folder / "data.yaml").read_text())
+    masks: dict[str, np.ndarray] = {}
+    for images in sorted({content["train"], content["val"]}):
+        labels = folder / images.replace("images", "labels")
+        pictures = DetectionDataset.from_yolo(
+            str(folder / images), str(labels), str(folder / "data.yaml"), force_masks=True
+        )
+        assert pictures.classes == ["polyp"]
+        for path, picture, found in pictures:
+            each = [np.zeros(picture.shape[:2], np.uint8), *(found.mask.astype(np.uint8) if len(found) else ())]
+            assert Path(path).stem not in masks
+            masks[Path(path).stem] = np.maximum.reduce(each)
     return masks
 
 
 def read_cvat(folder: Path) -> dict[str, np.ndarray]:
-    """By Datumaro; the names are the numbers of the frames."""
+    """By Datumaro; the names are those of the file and the numbers of the frames."""
     from datumaro import Dataset
     from pycocotools import mask
 
-    root = (folder / "annotations.xml").read_text()
-    height, width = (int(root.split(f"<{name}>")[1].split("<")[0]) for name in ("height", "width"))
     masks = {}
-    for item in Dataset.import_from(str(folder / "annotations.xml"), "cvat"):
-        shown = [each for each in item.annotations if not each.attributes["outside"]]
-        decoded = [mask.decode(mask.frPyObjects([each.points], height, width))[..., 0] for each in shown]
-        nothing = np.zeros((height, width), np.uint8)
-        masks[str(item.attributes["frame"])] = np.maximum.reduce([nothing, *decoded])
+    for file in sorted(folder.glob("*.xml")):
+        root = file.read_text()
+        height, width = (int(root.split(f"<{name}>")[1].split("<")[0]) for name in ("height", "width"))
+        for item in Dataset.import_from(str(file), "cvat"):
+            visible = [each for each in item.annotations if not each.attributes["outside"]]
+            decoded = [mask.decode(mask.frPyObjects([each.points], height, width))[..., 0] for each in visible]
+            nothing = np.zeros((height, width), np.uint8)
+            masks[f"{file.stem}_{item.attributes['frame']:06d}"] = np.maximum.reduce([nothing, *decoded])
     return masks
 
 
@@ -76,7 +86,7 @@ def read_labelme(folder: Path) -> dict[str, np.ndarray]:
     from PIL import Image
 
     masks = {}
-    for path in sorted(folder.glob("*_*.json")):
+    for path in sorted((folder / "images").glob("*.json")):
         read = read_label_file(str(path))
         width, height = Image.open(BytesIO(read.image_data)).size
         nothing = np.zeros((height, width), np.uint8)

@@ -15,10 +15,15 @@ import cv2
 import numpy as np
 import pytest
 
-from polypstream.errors import DataError
-from polypstream.jobs.annotation_formats import Annotated, Coco, Cvat, Labelme, Png, Yolo
+from polypstream.core.config import load_settings
+from polypstream.errors import DataError, SettingsError
+from polypstream.jobs.annotation_formats import Annotated, Coco, Cvat, Labelme, Png, RecordingInSet, Writer, Yolo
+from polypstream.jobs.annotations import Selection, write_annotations
+from polypstream.jobs.process import Job, process
 from polypstream.jobs.results import Outline, load_run
+from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.models.data import find_pairs, read_pair
+from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 from tests.conftest import Clip, call, disc, make_clip, picture
 
 # The disc is in the first 20 of 30 frames; every fifth of a second at 25 a second.
@@ -66,21 +71,25 @@ def assert_alike(found: np.ndarray, truth: np.ndarray) -> None:
     assert np.count_nonzero(found & truth) / np.count_nonzero(found | truth) > 0.93
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["coco", "yolo", "cvat", "labelme"])
-def test_public_readers_see_the_disc(name: str, annotate: Callable[..., Path], tmp_path: Path) -> None:
+def read_by_others(name: str, folder: Path, tmp_path: Path) -> dict[str, np.ndarray]:
+    """By the name of each picture, the mask that the format's public reader sees."""
     python = Path(sys.prefix) / "readers" / "bin" / "python"
     if not python.is_file():
         pytest.skip("needs the formats' public readers: make .venv/.readers")
-    folder = annotate(name, "--every", EVERY)
     read = [python, Path(__file__).with_name("readers.py"), name, folder, tmp_path / "read.npz"]
     done = subprocess.run([*map(str, read)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    masks = np.load(tmp_path / "read.npz")
-    # CVAT's tracks name frames that show something, and the first one after.
-    expected = {str(frame) if name == "cvat" else f"clip_{frame:06d}": frame for frame in FRAMES}
-    if name == "cvat":
-        del expected["25"]
+    return dict(np.load(tmp_path / "read.npz"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coco", "yolo", "cvat", "labelme"])
+def test_public_readers_see_the_disc(name: str, annotate: Callable[..., Path], tmp_path: Path) -> None:
+    masks = read_by_others(name, annotate(name, "--every", EVERY), tmp_path)
+    stem = "annotations" if name == "cvat" else "clip"
+    expected = {f"{stem}_{frame:06d}": frame for frame in FRAMES}
+    if name == "cvat":  # CVAT's tracks name frames that show something, and the first one after.
+        del expected[f"{stem}_000025"]
     assert set(masks) == set(expected)
     for name_of_picture, frame in expected.items():
         assert_alike(masks[name_of_picture], disc_of(frame))
@@ -118,9 +127,16 @@ PICTURES = [
 ]
 
 
+def begun(format_: type[Writer], folder: Path, size: tuple[int, int], frames: int) -> Writer:
+    """A writer that waits for the images of one recording."""
+    writer = format_(folder)
+    writer.begin(RecordingInSet("x", size, frames))
+    return writer
+
+
 def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     """CVAT has one polygon a frame in a track, and `outside` where it is not seen."""
-    writer = Cvat(tmp_path, 64, 48, 50)
+    writer = begun(Cvat, tmp_path, (64, 48), 50)
     # It is shown up to frame 14, and again up to 35.
     seen = {0: ([SMALL, LARGE], 14), 10: ([LARGE], 14), 20: ([], 0), 30: ([LARGE], 35), 40: ([], 0)}
     for frame, (polygons, end) in seen.items():
@@ -133,7 +149,7 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
 
 
 def test_coco_says_where_and_which(tmp_path: Path) -> None:
-    writer = Coco(tmp_path, 64, 48, 50)
+    writer = begun(Coco, tmp_path, (64, 48), 50)
     for each in PICTURES:
         writer.write(each)
     writer.close()
@@ -148,9 +164,9 @@ def test_coco_says_where_and_which(tmp_path: Path) -> None:
 
 
 def test_labelme_says_where_and_which(tmp_path: Path) -> None:
-    writer = Labelme(tmp_path, 64, 48, 50)
+    writer = begun(Labelme, tmp_path, (64, 48), 50)
     writer.write(PICTURES[0])
-    content = json.loads((tmp_path / "a.json").read_text())
+    content = json.loads((tmp_path / "images" / "a.json").read_text())
     assert (content["imagePath"], content["imageWidth"], content["imageHeight"]) == ("a.jpg", 64, 48)
     assert [shape["group_id"] for shape in content["shapes"]] == [7, 7, 3]
     assert [shape["points"] for shape in content["shapes"]] == [
@@ -159,7 +175,7 @@ def test_labelme_says_where_and_which(tmp_path: Path) -> None:
 
 
 def test_a_mask_has_all_findings_of_its_picture(tmp_path: Path) -> None:
-    writer = Png(tmp_path, 64, 48, 50)
+    writer = begun(Png, tmp_path, (64, 48), 50)
     for each in PICTURES[:2]:
         writer.write(each)
     expected = np.zeros((48, 64), np.uint8)
@@ -169,7 +185,7 @@ def test_a_mask_has_all_findings_of_its_picture(tmp_path: Path) -> None:
 
 
 def test_cvats_tracks_are_pieces_of_which_the_largest_is_the_first(tmp_path: Path) -> None:
-    writer = Cvat(tmp_path, 64, 48, 50)
+    writer = begun(Cvat, tmp_path, (64, 48), 50)
     for each in PICTURES:
         writer.write(each)
     writer.close()
@@ -192,7 +208,7 @@ def test_cvats_tracks_are_pieces_of_which_the_largest_is_the_first(tmp_path: Pat
 
 
 def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
-    writer = Yolo(tmp_path, 100, 50, 1)
+    writer = begun(Yolo, tmp_path, (100, 50), 1)
     writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0]))
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
@@ -201,12 +217,15 @@ def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
     writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0]))
     shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
     assert (min(shares), max(shares)) == (0.98, 1.0)  # x 98 to 100 of 100, y 49 to 50 of 50
+    writer.close()
     assert "path" not in (tmp_path / "data.yaml").read_text()  # which Ultralytics takes from wherever it is started
 
 
-def polygons_of(name: str, folder: Path, frame: int, width: int, height: int) -> list[np.ndarray]:
+def polygons_of(
+    name: str, folder: Path, frame: int, width: int, height: int, recording: str = "turned"
+) -> list[np.ndarray]:
     """The polygons of a frame, float [n, 2] in pixels, as the format has them."""
-    stem = f"turned_{frame:06d}"
+    stem = f"{recording}_{frame:06d}"
     if name == "coco":
         content = json.loads((folder / "annotations" / "instances_default.json").read_text())
         (number,) = [each["id"] for each in content["images"] if each["file_name"] == f"{stem}.jpg"]
@@ -216,7 +235,10 @@ def polygons_of(name: str, folder: Path, frame: int, width: int, height: int) ->
         lines = (folder / "labels" / "train" / f"{stem}.txt").read_text().splitlines()
         return [np.reshape([float(x) for x in line.split()[1:]], (-1, 2)) * (width, height) for line in lines]
     if name == "labelme":
-        return [np.array(shape["points"]) for shape in json.loads((folder / f"{stem}.json").read_text())["shapes"]]
+        return [
+            np.array(shape["points"])
+            for shape in json.loads((folder / "images" / f"{stem}.json").read_text())["shapes"]
+        ]
     polygons = ElementTree.parse(folder / "annotations.xml").getroot().iter("polygon")
     wanted = [each.get("points") or "" for each in polygons if each.get("frame") == str(frame)]
     return [np.array([[float(x) for x in point.split(",")] for point in points.split(";")]) for points in wanted]
@@ -338,3 +360,180 @@ def test_findings_of_another_version_are_refused(processed: tuple[Path, Path], t
         (tmp_path / "findings.json").write_text(json.dumps(damaged))
         with pytest.raises(DataError, match=r"findings\.json: cannot be read as findings"):
             load_run(tmp_path)
+
+
+# Several recordings. Two have the same name, and one has another size.
+CLIPS = {
+    "a/clip.mp4": CLIP,
+    "b/clip.mp4": Clip(width=400, height=300, frames=20),
+    "b/other.mp4": Clip(name="other.mp4", frames=10),
+}
+NAMES = dict(zip(("clip", "clip-2", "other"), CLIPS.values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, red_model: Path) -> tuple[list[Path], list[Path]]:
+    """Three recordings, and for each the folder of the results."""
+    folder = tmp_path_factory.mktemp("several")
+    settings = with_model(load_settings(None, ["findings.steady=false"]), red_model)
+    segmenter = make_segmenter(settings)
+    recordings, results = [], []
+    for path, clip in CLIPS.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        recordings.append(make_clip((folder / path).parent, clip))
+        results.append(folder / "results" / (folder / path).parent.name)
+        process(Job(str(recordings[-1]), results[-1]), segmenter, settings)
+    return recordings, results
+
+
+Several = tuple[list[Path], list[Path]]
+
+
+def merge(
+    several: Several, name: str, out: Path | None, validation: float | None = None, overwrite: bool = False
+) -> dict[str, str]:
+    """Write a data set of a frame per fifth of a second; the split of each of its recordings."""
+    recordings, results = several
+    _, entries = write_annotations(
+        [str(path) for path in recordings], results, name, out, Selection(EVERY), validation, overwrite
+    )
+    return {entry.name: entry.split for entry in entries}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"), [("coco", ()), ("coco", ("--validation", 0.5)), ("yolo", ()), ("cvat", ()), ("labelme", ())]
+)
+def test_public_readers_see_a_data_set_of_several_recordings(
+    several: Several, name: str, more: tuple[object, ...], tmp_path: Path
+) -> None:
+    out, wanted = tmp_path / "out", [each for path in several[1] for each in ("--results", path)]
+    done = call("masks", *several[0], *wanted, "--format", name.upper(), "--every", EVERY, "-o", out, *more)
+    assert len(done.stdout.splitlines()) == 3
+    masks = read_by_others(name, out, tmp_path)
+    expected = {
+        f"{stem}_{frame:06d}": disc_of(frame, clip)
+        for stem, clip in NAMES.items()
+        for frame in range(0, clip.frames, 5)
+    }
+    if name == "cvat":
+        shown = {key for key, truth in expected.items() if truth.any()}
+        assert shown <= set(masks)
+        expected = {key: expected[key] for key in shown}
+    else:
+        assert set(masks) == set(expected)
+    for key, truth in expected.items():
+        assert_alike(masks[key], truth)
+
+
+def test_ids_of_several_recordings_are_unique_also_over_splits(several: Several, tmp_path: Path) -> None:
+    splits = merge(several, "coco", tmp_path, validation=0.4)
+    assert sorted(splits.values()) == ["train", "train", "val"]
+    files = {split: tmp_path / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
+    contents = {split: json.loads(file.read_text()) for split, file in files.items()}
+    for kind in ("images", "annotations"):
+        ids = [each["id"] for content in contents.values() for each in content[kind]]
+        assert len(set(ids)) == len(ids)
+    assert contents["train"]["categories"] == contents["val"]["categories"]
+    tracks: dict[int, set[str]] = {}
+    for content in contents.values():
+        names = {each["id"]: each["file_name"].rpartition("_")[0] for each in content["images"]}
+        for each in content["annotations"]:
+            tracks.setdefault(each["attributes"]["track_id"], set()).add(names[each["image_id"]])
+    assert tracks == {1: {"clip"}, 2: {"clip-2"}, 3: {"other"}}
+    for split, content in contents.items():
+        images = {each["file_name"] for each in content["images"]}
+        assert {path.name for path in (tmp_path / "images" / split).iterdir()} == images
+        assert {name.rpartition("_")[0] for name in images} == {name for name, of in splits.items() if of == split}
+
+
+def test_yolo_splits_by_recording_and_always_alike(several: Several, tmp_path: Path) -> None:
+    splits = merge(several, "yolo", tmp_path / "one")
+    assert sorted(splits.values()) == ["train", "train", "val"]
+    for part in ("images", "labels"):
+        held = {
+            split: {path.stem.rpartition("_")[0] for path in (tmp_path / "one" / part / split).iterdir()}
+            for split in ("train", "val")
+        }
+        assert held == {split: {name for name, of in splits.items() if of == split} for split in ("train", "val")}
+    assert "val: images/val\n" in (tmp_path / "one" / "data.yaml").read_text()
+    # Recording 1 and 3 have names that do not depend on the order.
+    few = ([several[0][0], several[0][2]], [several[1][0], several[1][2]])
+    backwards = (few[0][::-1], few[1][::-1])
+    assert merge(few, "yolo", tmp_path / "two") == merge(backwards, "yolo", tmp_path / "three")
+    assert set(merge(several, "yolo", tmp_path / "one", validation=0, overwrite=True).values()) == {""}
+    assert "val: images/train " in (tmp_path / "one" / "data.yaml").read_text()
+
+
+def test_a_recording_without_split_is_for_training(processed: tuple[Path, Path], tmp_path: Path) -> None:
+    assert merge(([processed[0]], [processed[1]]), "yolo", tmp_path) == {"clip": ""}
+    assert "val: images/train " in (tmp_path / "data.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["coco", "png", "yolo", "cvat", "labelme"])
+def test_only_findings_leaves_out_the_other_frames(processed: tuple[Path, Path], name: str, tmp_path: Path) -> None:
+    recording, results = processed
+    _, (entry,) = write_annotations([str(recording)], [results], name, tmp_path, Selection(EVERY, only_findings=True))
+    assert (entry.pictures, entry.findings) == (4, 4)
+    pictures = {path.stem for path in tmp_path.rglob("*.jpg")}
+    assert pictures == ({f"clip_{frame:06d}" for frame in range(0, 20, 5)} if name != "cvat" else set())
+    if name == "cvat":
+        track = ElementTree.parse(tmp_path / "annotations.xml").getroot().find("track")
+        assert track is not None
+        shapes = [(each.get("frame"), each.get("outside")) for each in track]
+        assert shapes == [("0", "0"), ("5", "0"), ("10", "0"), ("15", "0"), ("20", "1")]
+
+
+def test_json_files_of_labelme_are_annotations(annotate: Callable[..., Path]) -> None:
+    folder = annotate("labelme", "--every", EVERY)
+    assert {path.stem for path in (folder / "images").glob("*.json")} == {f"clip_{frame:06d}" for frame in FRAMES}
+    assert {path.name for path in folder.iterdir()} == {"images", "about.json"}
+
+
+def test_about_says_which_recordings_and_how_outlines_were_simplified(several: Several, tmp_path: Path) -> None:
+    merge(several, "coco", tmp_path)
+    about = json.loads((tmp_path / "about.json").read_text())
+    assert (about["format"], about["outline_tolerance_px"]) == ("coco", OUTLINE_TOLERANCE_PX)
+    assert [each["name"] for each in about["recordings"]] == list(NAMES)
+    assert [each["input"] for each in about["recordings"]] == [str(path) for path in several[0]]
+    assert [each["first_track"] for each in about["recordings"]] == [1, 2, 3]
+    assert [each["pictures"] for each in about["recordings"]] == [6, 4, 2]
+    info = json.loads((tmp_path / "annotations" / "instances_default.json").read_text())["info"]
+    assert info["outline_tolerance_px"] == OUTLINE_TOLERANCE_PX
+
+
+def test_formats_get_the_polygons_of_findings_json(processed: tuple[Path, Path], tmp_path: Path) -> None:
+    """They are simplified there, once, so that all formats have the same points."""
+    source = ([processed[0]], [processed[1]])
+    rows = {row["frame"]: row for row in json.loads(findings_of(processed).read_text())["tracks"][0]["outlines"]}
+    (expected,) = (np.reshape(polygon, (-1, 2)) + 0.5 for polygon in rows[5]["polygons"])
+    for name in ("coco", "yolo", "cvat", "labelme"):
+        merge(source, name, tmp_path / name)
+        (found,) = polygons_of(name, tmp_path / name, 5, CLIP.width, CLIP.height, "clip")
+        assert np.abs(found - expected).max() < 1e-3
+
+
+def findings_of(processed: tuple[Path, Path]) -> Path:
+    return processed[1] / "clip" / "findings.json"
+
+
+def test_several_recordings_go_beside_their_runs(several: Several) -> None:
+    recordings, results = several
+    both = ([recordings[1], recordings[2]], [results[1]])
+    merge(both, "png", None)
+    assert (results[1] / "annotations-png" / "about.json").is_file()
+
+
+def test_recordings_that_cannot_be_one_data_set_are_refused(several: Several, tmp_path: Path) -> None:
+    (one, two, three), (first, second, _) = several
+    with pytest.raises(DataError, match="both have their results in"):
+        merge(([one, two], [first]), "coco", tmp_path)
+    with pytest.raises(SettingsError, match="2 folders for 3 recordings"):
+        merge(([one, two, three], [first, second]), "coco", tmp_path)
+    with pytest.raises(SettingsError, match="--output: give a folder"):
+        merge(([one, two], [first, second]), "coco", None)
+    with pytest.raises(SettingsError, match="labelme has no validation split; coco and yolo have one"):
+        merge(([one, two], [first, second]), "labelme", tmp_path, validation=0.5)
+    with pytest.raises(SettingsError, match="two or more recordings"):
+        merge(([one], [first]), "yolo", tmp_path, validation=0.5)
+    assert list(tmp_path.iterdir()) == []

@@ -126,13 +126,12 @@ NO_RECORDING = {
     "empty.mp4": "is empty",
     "text.mp4": "not a recording",
     "noise.mp4": "not a recording",
-    "picture.png": "not a recording",
     "picture_named.mp4": "not a recording",
     "playlist.mp4": "not a recording",
     "list.ffconcat": "not a recording",
     "no_index.mp4": "not a recording",
     "sound.m4a": "no moving picture",
-    "folder.mp4": "is a folder",
+    "folder.mp4": "holds no recordings and no images",
     "dangling.mp4": "no such file",
     "pipe.mp4": "",
 }
@@ -148,13 +147,12 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPro
     (folder / "noise.mp4").write_bytes(random.Random(0).randbytes(50_000))
     (folder / "playlist.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{good}\n#EXT-X-ENDLIST\n")
     (folder / "list.ffconcat").write_text("ffconcat version 1.0\nfile good.mp4\n")
-    with av.open(str(folder / "picture.png"), "w", format="image2") as file:
+    with av.open(str(folder / "picture_named.mp4"), "w", format="image2") as file:
         stream = file.add_stream("png")
         stream.width = stream.height = 64
         stream.pix_fmt = "rgb24"
         file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")))
         file.mux(stream.encode(None))
-    shutil.copy(folder / "picture.png", folder / "picture_named.mp4")
     (folder / "no_index.mp4").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     with av.open(str(good)) as old, av.open(str(folder / "sound.m4a"), "w", format="mp4") as new:
         track = new.add_stream_from_template(old.streams.audio[0])
@@ -180,7 +178,7 @@ def test_what_is_no_recording_is_refused_in_one_line_that_names_it(name: str, re
 
 def test_the_good_recording_among_bad_ones_is_done(refused) -> None:
     assert len(refused.stderr.splitlines()) == len(NO_RECORDING)
-    assert "good.mp4: 10 frames" in refused.stdout
+    assert "good.mp4: 1 polyp (0:00:00.0 to 0:00:00.2), 10 frames" in refused.stdout
 
 
 # Damaged recordings
@@ -345,13 +343,10 @@ def test_results_stay_inside_the_output_folder(tmp_path: Path, make, red_model: 
     assert [path.name for path in (tmp_path / "outer" / "results").iterdir()] == ["recording"]
 
 
-@pytest.mark.parametrize("other", ["sub/clip.mkv", "clip.mp4"])
-def test_of_two_recordings_with_one_stem_the_second_is_refused(
-    tmp_path: Path, make, red_model: Path, other: str
-) -> None:
-    clip = make(frames=5, **SMALL)
-    line = complaint(process([clip, tmp_path / other], tmp_path / "results", red_model))
-    assert f"{other}: its results would overwrite those of" in line
+def test_of_two_recordings_with_one_stem_the_second_is_refused(tmp_path: Path, make, red_model: Path) -> None:
+    clip, other = make(frames=5, **SMALL), tmp_path / "sub" / "CLIP.mkv"
+    line = complaint(process([clip, other], tmp_path / "results", red_model))
+    assert f"{other}: has the same result folder as {clip}; use another --output" in line
     assert len(pts_of(tmp_path / "results" / "clip" / "annotated.mp4")) == 5
 
 
@@ -446,8 +441,9 @@ def test_a_recording_is_never_overwritten_by_its_own_results(tmp_path: Path, mak
 @pytest.mark.parametrize("place", ["file", "below a file", "no such device", "too long", "read-only folder"])
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, make, red_model: Path, place: str) -> None:
     clip = make(frames=5, **SMALL)
+    (tmp_path / "file").touch()
     output = {
-        "file": clip,
+        "file": tmp_path / "file",
         "below a file": clip / "sub",
         "no such device": Path("/proc/nothing"),
         "too long": tmp_path / ("n" * 300),
@@ -519,12 +515,12 @@ BAD_SETTINGS = [
     ("inference.threads=99999999999999999999", "inference.threads"),
     ("inference.batch_size=0", "inference.batch_size"),
     ("findings.threshold=1", "findings.threshold"),
-    ("inference.provider=gpu", "'cuda'"),
+    ("inference.provider=gpu", "`cuda`"),
     ("inference.model=5", "inference.model"),
     ("view.field_of_view=[0, 0, 0, 0]", "view.field_of_view"),
     ("view.field_of_view=[1, 2, 3]", "view.field_of_view"),
     ("output.video.crf=52", "output.video.crf"),
-    ("output.video.preset=quick", "'ultrafast'"),
+    ("output.video.preset=quick", "`ultrafast`"),
     ("overlay=5", "overlay"),
     ("nothing.of.the.kind=1", "no such setting"),
     ("overlay.opacity", "key=value"),
@@ -600,7 +596,7 @@ def test_wrong_settings_are_one_line_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["process"], ["process", "clip.mp4"], ["process", "clip.mp4", "--output", "x", "--nope"], ["dance"]]
+    "arguments", [["process"], ["train", "folder"], ["process", "clip.mp4", "--output", "x", "--nope"], ["dance"]]
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     done = call(*arguments, check=False)

@@ -103,11 +103,15 @@ def test_without_one_readable_image_the_command_fails_and_may_be_repeated(tmp_pa
     broken.write_bytes(b"no image")
     missing = broken.with_name("missing.png")
     for _ in range(2):
-        with pytest.raises(SourceError, match=r"no image can be read: broken\.png: not an image.*missing\.png: no such"):
+        with pytest.raises(
+            SourceError, match=r"no image can be read: broken\.png: not an image.*missing\.png: no such"
+        ):
             process_images(job((broken, missing)), segmenter, Settings())
 
 
-def test_finished_results_are_kept_and_interrupted_ones_replaced(images: tuple[Path, ...], segmenter: Segmenter) -> None:
+def test_finished_results_are_kept_and_interrupted_ones_replaced(
+    images: tuple[Path, ...], segmenter: Segmenter
+) -> None:
     def interrupt(done: int, total: int | None) -> None:
         if done == 3:
             raise KeyboardInterrupt

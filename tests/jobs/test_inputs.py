@@ -12,7 +12,15 @@ from polypstream.jobs.inputs import Input, find_inputs
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with empty files: their names are what matters."""
-    for name in ("rec/b.avi", "rec/a.MP4", "rec/notes.txt", "rec/.hidden.mp4", "img/f2.png", "img/f10.png", "img/x.JPG"):
+    for name in (
+        "rec/b.avi",
+        "rec/a.MP4",
+        "rec/notes.txt",
+        "rec/.hidden.mp4",
+        "img/f2.png",
+        "img/f10.png",
+        "img/x.JPG",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "nested" / "deeper").mkdir(parents=True)
@@ -35,7 +43,10 @@ def images(*names: str) -> tuple[Path, ...]:
         (["img/f%d.png"], [Input("img", images("img/f2.png", "img/f10.png"), "img")]),
         (["img/f%02d.png"], [Input("img/f10.png", images("img/f10.png"), "f10")]),
         (["img/f2.png"], [Input("img/f2.png", images("img/f2.png"), "f2")]),
-        (["img/f2.png", "rec/b.avi", "img/x.JPG"], [Input("img", images("img/f2.png", "img/x.JPG"), "img"), Input("rec/b.avi")]),
+        (
+            ["img/f2.png", "rec/b.avi", "img/x.JPG"],
+            [Input("img", images("img/f2.png", "img/x.JPG"), "img"), Input("rec/b.avi")],
+        ),
         (["img/f2.png", "img/f2.png"], [Input("img/f2.png", images("img/f2.png"), "f2")]),
         (["missing.mp4"], [Input("missing.mp4")]),
         (["nested/**/*.mp4"], [Input("nested/deeper/a.mp4")]),

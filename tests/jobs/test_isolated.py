@@ -72,7 +72,8 @@ def test_a_recording_that_kills_its_process_is_one_line_and_the_others_go_on(
     said, complained = running.communicate(timeout=60)
     assert running.returncode == 1
     assert complained == f"polypstream: {killer}: the process that read it died (SIGSEGV)\n"
-    assert [line.split(":")[0] for line in said.splitlines()] == list(map(str, others))
+    assert [line.split(": ")[1] for line in said.splitlines()[:2]] == list(map(str, others))
+    assert said.splitlines()[-1] == "3 inputs: 2 done, 1 failed; polyps in 2"
     for name in ("before", "after"):
         assert len(pts_of(tmp_path / "out" / name / "annotated.mp4")) == 5
 
