@@ -40,8 +40,18 @@ lint: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# OpenCV with windows needs libraries of a desktop. Where they are missing, OpenCV without windows takes its place.
+define WITH_OPENCV
+	$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+		echo "OpenCV cannot be loaded here: it needs libGL and libxcb. opencv-python-headless takes its place, in $(VENV)."; \
+		echo "Everything but \`polypstream live --window\` works with it."; \
+		$(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
+		$(BIN)/python -m pip install --quiet opencv-python-headless -c constraints.txt && $(BIN)/python -c 'import cv2'; }
+endef
+
 $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	$(WITH_OPENCV)
 	touch $@
 
 # Public readers of annotation formats and an S3 server; tests that want them are skipped without.
@@ -52,4 +62,5 @@ $(VENV)/.readers: tests/readers.txt
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom,cluster,s3]' -c constraints.txt
+	$(WITH_OPENCV)
 	touch $@

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
+from polypstream.jobs.live import reasons_of
 
 
 def print_bench(found: dict[str, Any], console: Console) -> None:
@@ -52,7 +53,7 @@ def _live(live: list[Shown]) -> RenderableType:
         if each.rooms > 1:
             shown = each.shown_by_room
             condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} frames shown of each)"
-        dropped = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items() if count) or "0"
+        dropped = reasons_of(each.dropped) or "0"
         counts = (f"{each.frames_in} at {each.rate}/s", str(each.shown), dropped)
         latencies = (*each.delay_ms, each.markers_ms[2]) if each.shown else ()
         table.add_row(each.display + condition, *counts, *(f"{latency:.0f}" for latency in latencies))

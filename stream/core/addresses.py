@@ -65,7 +65,7 @@ def reason(error: Exception) -> str:
         A short text for the user.
     """
     if isinstance(error, ExitError):
-        return "no picture came in time"
+        return "no answer in time"
     if isinstance(error, FFmpegError):
         return str(error.strerror)
     return str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"

@@ -96,7 +96,7 @@ def _files_of(argument: str) -> Iterator[Path | str]:
         yield argument
     elif address := ADDRESS.match(argument):
         raise SourceError(_explain_address(argument, address[1].lower()))
-    elif os.path.isdir(argument):  # unlike Path.is_dir, it accepts any text
+    elif os.path.isdir(argument):  # noqa: PTH112 -- Path.is_dir raises for long names
         yield from _in_folder(path)
     elif os.path.lexists(argument):
         yield path

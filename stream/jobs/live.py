@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -118,18 +118,30 @@ def describe(status: Status) -> str:
     Args:
         status: the state.
     """
-    drops = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items() if count)
-    delay = "" if status.delay_ms is None else f", delay {status.delay_ms[0]:.0f} ms (99 %: {status.delay_ms[2]:.0f})"
-    state = "ended" if status.ended else "signal" if status.signal else "no signal"
-    return (
-        f"{status.source}: {state}"
-        + (f" ({status.problem})" if status.problem else "")
-        + f", {status.frames_in} frames in, {status.shown} shown at {status.shown_per_second:.1f} per second"
-        + (f", dropped: {drops}" if drops else "")
-        + (f", not recorded: {status.unrecorded}" if status.unrecorded else "")
-        + delay
-        + (f", lost {status.losses} times" if status.losses else "")
-    )
+    delay, skipped = status.delay_ms, sum(status.dropped.values())
+    lost = "once" if status.losses == 1 else f"{status.losses} times"
+    state = "source ended" if status.ended else "signal" if status.signal else "no signal"
+    if status.problem and not (status.ended and status.problem == state):
+        state += f" ({status.problem})"
+    parts = [
+        f"{status.source}: {state}",
+        f"{status.shown} of {status.frames_in} frames shown, {status.shown_per_second:.1f} per second",
+        f"skipped {skipped} of {status.frames_in} ({reasons_of(status.dropped)})" if skipped else "",
+        f"{status.unrecorded} not recorded" if status.unrecorded else "",
+        "" if delay is None else f"delay {delay[0]:.0f} ms, 99 % under {delay[2]:.0f} ms",
+        f"signal lost {lost}" if status.losses else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def reasons_of(dropped: Mapping[str, int]) -> str:
+    """Say why frames were skipped.
+
+    Args:
+        dropped: numbers of frames: "newer", a newer frame replaced them; "stale", they were too old.
+    """
+    words = {"newer": "overtaken", "stale": "too old"}
+    return ", ".join(f"{count} {words[reason]}" for reason, count in dropped.items() if count)
 
 
 def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:

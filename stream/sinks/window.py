@@ -39,12 +39,17 @@ class Windows:
         recordings: the recording of each recorded source, by source name.
 
     Raises:
-        OutputError: there is no screen.
+        OutputError: there is no screen, or this OpenCV has no windows.
     """
 
     queue_size = 1
 
     def __init__(self, settings: WindowSettings) -> None:
+        if not cv2.currentUIFramework():
+            raise OutputError(
+                "--window: this OpenCV has no windows (opencv-python-headless). Use --serve, or run: pip uninstall "
+                "opencv-python-headless; pip install opencv-python"
+            )
         # Qt ends the program if it finds no screen.
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise OutputError("--window: there is no screen here (DISPLAY is not set); use --serve instead")

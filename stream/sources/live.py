@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import av
 from av.codec.context import Flags
 from av.container import InputContainer
-from av.error import InvalidDataError
+from av.error import ExitError, InvalidDataError
 from av.packet import Packet
 
 from polypstream.core.addresses import back_off, reason, redacted
@@ -180,9 +180,10 @@ class Stream:
                         attempts = 0
                         yield frame
                 if not self._closed.is_set():
-                    self._lost("it ended")
+                    self._lost("source ended")
             except Exception as error:  # a library may raise anything; the stream may return unchanged
-                self._lost(reason(error))
+                waited = max(CONNECT_S, self.settings.timeout) if attempts else self.settings.timeout
+                self._lost(f"no picture for {waited:g} s" if isinstance(error, ExitError) else reason(error))
             if not self._closed.is_set():
                 yield self._no_signal_frame()
             if attempts and attempts == most:

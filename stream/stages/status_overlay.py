@@ -10,7 +10,7 @@ from polypstream.inference.model_card import NOTICE
 from polypstream.media.pictures import planes_of
 from polypstream.stages.overlay import REFERENCE_LINES
 
-READY = "ready"
+READY = "looking for polyps"
 NO_SIGNAL = "no signal"
 # Sizes in pixels on a frame with 1080 rows.
 MARGIN, TEXT_SCALE, LINE, CORNER = 24, 0.9, 2, 40
@@ -23,7 +23,7 @@ class StatusOverlay:
     """Draws the status on each frame, in white with a dark border, on the luma plane only.
 
     Corner marks show the field of view that the model sees, as on other processors of this class. The text
-    "ready" means that the model runs. Otherwise the text is the reason why it does not.
+    "looking for polyps" means that the model runs. Otherwise the text is the reason why it does not.
     """
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:

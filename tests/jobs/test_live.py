@@ -674,7 +674,7 @@ def test_the_command_ends_with_the_account_of_every_source(
 ) -> None:
     wanted = ("--model", red_model, "--record", tmp_path / "r.mp4", "--set", "live.max_staleness=60.0")
     done = call("live", f"room=replay:{make(frames=30)}", *wanted)
-    assert "room: ended, 30 frames in" in done.stdout
+    assert "room: source ended, 30 of 30 frames shown" in done.stdout
     with av.open(str(tmp_path / "r.mp4")) as file:
         assert len(list(file.decode(video=0))) >= 25
 

@@ -25,7 +25,7 @@ from polypstream.core.protocols import Signal
 from polypstream.errors import ProviderError
 from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, describe, open_sources, recordings_of
+from polypstream.jobs.live import Live, Status, describe, open_sources, recordings_of
 from polypstream.jobs.setup import make_segmenter
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser
@@ -250,8 +250,18 @@ def test_the_last_line_after_a_clean_end_is_no_complaint(segmenter: Segmenter, m
     live = Live(open_sources([f"room=replay:{make(frames=10)}"], PATIENT), segmenter, PATIENT, [("kept", Kept())])
     play(live)
     line = describe(live.status()[0])
-    assert line.startswith("room: ended, 10 frames in")
+    assert line.startswith("room: source ended, 10 of 10 frames shown, ")
     assert "no signal" not in line
+
+
+def test_a_source_that_loses_frames_and_its_signal_says_so_in_words() -> None:
+    delays = (46.2, 100.0, 174.4, 200.0)
+    dropped = {"newer": 336, "stale": 34}
+    status = Status("room", False, False, "no picture for 2 s", 1, 600, 230, dropped, 0, delays, None, 25.0)
+    assert describe(status) == (
+        "room: no signal (no picture for 2 s), 230 of 600 frames shown, 25.0 per second, "
+        "skipped 370 of 600 (336 overtaken, 34 too old), delay 46 ms, 99 % under 174 ms, signal lost once"
+    )
 
 
 def test_live_without_any_output_says_so(make: Callable[..., Path], red_model: Path) -> None:
