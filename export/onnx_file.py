@@ -103,12 +103,12 @@ def export(checkpoint: Path, output: Path, settings: ExportSettings, scores: dic
         onnx.save(model, unfinished)
         if settings.precision == "int8":
             dice = mask_dice(net, unfinished, images, grey_level(card["threshold"]))
-            result, differs = f"its masks and those of torch have a Dice of {dice:.4f}", dice < MIN_DICE
+            result, differs = f"masks like those of torch, Dice {dice:.4f}", dice < MIN_DICE
         else:
             largest = largest_difference(net, unfinished, size)
-            result, differs = f"differs from torch by at most {largest} of 255 grey levels", largest > MAX_DIFFERENCE
+            result, differs = f"differs from torch by at most {largest}/255", largest > MAX_DIFFERENCE
         if differs:
-            raise ModelError(f"{output}: {result}; that is too much, and nothing was written")
+            raise ModelError(f"{output}: not written; {result}, which is too much")
     return result
 
 

@@ -48,7 +48,7 @@ def export_model(
     with importing(), extra("train"):
         from polypstream.export.onnx_file import ExportSettings, export
     result = export(checkpoint, output, ExportSettings(size, precision, calibration), _read_scores(scores))
-    typer.echo(f"{output}: {result}")
+    typer.echo(f"{output}: written; {result}")
 
 
 @app.command()

@@ -53,7 +53,7 @@ def live_sources(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Token for the web page; default: a new one if needed"
+            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Access token for the web page; generated if omitted and needed"
         ),
     ] = None,
     model: ModelFile = None,
@@ -123,7 +123,7 @@ def serve_pages(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Token for all requests; default: a new one if needed"
+            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Access token for all requests; generated if omitted and needed"
         ),
     ] = None,
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for uploads and their results")] = SERVED,
