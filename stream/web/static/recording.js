@@ -35,3 +35,32 @@ for (const button of section.querySelectorAll("[data-act]")) {
     refresh();
   });
 }
+
+// Annotations take a while, so they are made first and downloaded when they are complete.
+async function downloadAnnotations(form) {
+  const status = section.querySelector("[data-value=annotations]");
+  const { format, every } = form.elements;
+  const api = `/api/recordings/${section.dataset.id}`;
+  const address = `${api}/annotations/${format.value}?every=${every.value}`;
+  form.querySelector("button").disabled = true;
+  try {
+    let made = await (await ask(address, { method: "POST" })).json();
+    while (["waiting", "processing"].includes(made.state)) {
+      const done = made.frames_expected ? `${made.frames_done} of ${made.frames_expected}` : made.frames_done;
+      status.textContent = made.state === "waiting" ? "waiting for other annotations" : `${done} frames`;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      const recording = await (await ask(api)).json();
+      made = recording.annotations.find((each) => each.format === format.value) ?? { message: "Please try again." };
+    }
+    status.textContent = made.message;
+    if (made.state === "finished") location.assign(`${api}/annotations/${made.format}?every=${made.every}`);
+  } catch (error) {
+    status.textContent = error.message;
+  }
+  form.querySelector("button").disabled = false;
+}
+
+section.querySelector(".annotations")?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  downloadAnnotations(event.target);
+});
