@@ -29,7 +29,7 @@ COLUMNS = 1200
 SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MAX_BYTES = 480, 80, 6_000_000
 # Possible distances between ticks of the timeline in seconds, and the largest number of distances: on a wide page, and
 # on the page of a phone, which shows only some of the ticks.
-TICKS_S, MAX_TICKS, MAX_TICKS_PHONE = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 12, 3
+TICKS_S, MAX_TICKS, MAX_TICKS_PHONE = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 10, 3
 
 # First and last time in seconds.
 Span = tuple[float, float]

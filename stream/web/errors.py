@@ -38,7 +38,7 @@ def explain_errors(app: FastAPI, render: Render) -> None:
             return JSONResponse({"detail": detail}, status, headers)
         title = HTTPStatus(status).phrase
         given = detail if isinstance(detail, str) and detail != title else ""
-        response = render(request, "error.html", title=title, text=given or REASONS.get(status, title))
+        response = render(request, "error.html", title=title.capitalize(), text=given or REASONS.get(status, title))
         response.status_code = status
         response.headers.update(headers or {})
         return response
