@@ -37,6 +37,7 @@ REPORT_POLICY = (
 EMBEDDED = {"Cross-Origin-Resource-Policy": "cross-origin"}
 Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recording")]
 Every = Annotated[float, Query(ge=0, le=3600, description="Seconds between annotated frames; 0: all frames")]
+UNFINISHED: Described = {409: refusal("The recording is not finished")}
 NO_SPACE: Described = {507: refusal("The disk is full or not writable")}
 UPLOAD: Described = BODY | NO_SPACE | {413: refusal("The body is larger than allowed, or than announced")}
 FORM: Described = {
@@ -303,9 +304,10 @@ class RecordingsPage:
         )
         def file(request: Request, id: Id, name: ResultFile) -> FileResponse:
             """One file of the results."""
-            path = self._library.results_path(self._finished(id)) / name
-            if not path.is_file():
-                raise HTTPException(404, "the recording has no such file")
+            entry = self._known(id)
+            path = self._library.results_path(entry) / name
+            if entry.state != "finished" or not path.is_file():
+                raise HTTPException(404, "there is no such file, or the recording is not finished yet")
             headers = None
             if name is ResultFile.REPORT:
                 base = request.url_for("file", id=id, name=name).replace(path="").components
@@ -324,11 +326,13 @@ class RecordingsPage:
             """The frame in which a track has its largest area."""
             path = self._library.results_path(self._known(id)) / SNAPSHOTS / f"track-{track}.jpg"
             if not path.is_file():
-                raise HTTPException(404, "there is no such track, or it is not finished yet")
+                raise HTTPException(404, "there is no such track, or the recording is not finished yet")
             return FileResponse(path, headers=EMBEDDED, media_type="image/jpeg")
 
         @router.get(
-            "/api/recordings/{id}/files.zip", response_class=StreamingResponse, responses=NOT_THERE | ZIP_RESPONSE
+            "/api/recordings/{id}/files.zip",
+            response_class=StreamingResponse,
+            responses=NOT_THERE | UNFINISHED | ZIP_RESPONSE,
         )
         def all_files(id: Id) -> StreamingResponse:
             """All files of the results in one ZIP archive, without compression."""
@@ -339,7 +343,9 @@ class RecordingsPage:
             return StreamingResponse(zip_chunks(files), 200, as_download(f"{name}.zip"), ZIP_TYPE)
 
     def _add_annotations(self, router: APIRouter) -> None:
-        @router.post("/api/recordings/{id}/annotations/{format}", status_code=202, responses=NOT_THERE | NO_SPACE)
+        @router.post(
+            "/api/recordings/{id}/annotations/{format}", status_code=202, responses=NOT_THERE | UNFINISHED | NO_SPACE
+        )
         def make(id: Id, format: AnnotationFormat, every: Every = 0.0) -> AnnotationState:
             """Make annotations for an annotation tool, from the findings of a finished recording.
 
@@ -352,7 +358,7 @@ class RecordingsPage:
         @router.get(
             "/api/recordings/{id}/annotations/{format}",
             response_class=FileResponse,
-            responses=NOT_THERE | in_parts(ZIP_TYPE),
+            responses=NOT_THERE | UNFINISHED | in_parts(ZIP_TYPE),
         )
         def download(id: Id, format: AnnotationFormat, every: Every = 0.0) -> FileResponse:
             """Annotations that have been made, in one ZIP archive."""
@@ -372,7 +378,7 @@ class RecordingsPage:
     def _finished(self, id_: str) -> Entry:
         entry = self._known(id_)
         if entry.state != "finished":
-            raise HTTPException(404, f"the recording has no results yet: its state is {entry.state}")
+            raise HTTPException(409, f"the recording has no results: its state is {entry.state}")
         return entry
 
     def _check_space(self, size: int = 0) -> None:

@@ -227,7 +227,7 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
 
 def test_all_results_come_in_one_archive(app: Served, make: Callable[..., Path]) -> None:
     id_ = app.send(make(frames=60), "Ward 3/Ünser: Film.mp4")
-    assert app.get(f"/api/recordings/{id_}/files.zip").status_code == 404  # it is not finished
+    assert app.get(f"/api/recordings/{id_}/files.zip").status_code == 409  # it is not finished
     files = app.wait_for(id_, "finished")["files"]
     answer = app.get(f"/api/recordings/{id_}/files.zip")
     assert answer.headers["Content-Disposition"] == "attachment; filename*=utf-8''%C3%9Cnser_%20Film.zip"
@@ -297,7 +297,7 @@ def test_the_page_offers_every_annotation_format() -> None:
 @pytest.mark.parametrize("kind", sorted(annotation_formats.FORMATS))
 def test_annotations_are_made_when_they_are_wanted(app: Served, make: Callable[..., Path], kind: str) -> None:
     id_ = app.send(make(frames=50), "colon.mp4")
-    assert app.post(f"/api/recordings/{id_}/annotations/{kind}").status_code == 404  # it is not finished
+    assert app.post(f"/api/recordings/{id_}/annotations/{kind}").status_code == 409  # it is not finished
     app.wait_for(id_, "finished")
     with zipfile.ZipFile(io.BytesIO(annotations_of(app, id_, kind, 1).content)) as archive:
         assert archive.testzip() is None
