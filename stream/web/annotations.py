@@ -148,7 +148,8 @@ class AnnotationMaker:
             self._make(entry, state)
             state.state = "finished"
         except Exception as error:
-            logging.getLogger("uvicorn.error").warning("annotations of %s: %s", entry.name, words_of(error))
+            if not self._closed:
+                logging.getLogger("uvicorn.error").warning("annotations of %s: %s", entry.name, words_of(error))
             state.message, state.state = self._message_of(error, entry), "failed"
         finally:
             self._current = None

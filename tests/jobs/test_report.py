@@ -85,7 +85,7 @@ def test_the_labels_of_the_timeline_can_be_read(run: Path, browse: Callable[[], 
             assert all(left["right"] + 2 < right["left"] for left, right in pairwise(labels)), (seconds, width)
             assert labels[0]["left"] >= 0
             assert labels[-1]["right"] <= width
-            assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 BOXES = "return [...document.querySelectorAll('.timeline text')].map((each) => each.getBoundingClientRect().toJSON())"
