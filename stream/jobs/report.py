@@ -16,18 +16,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from polypstream.core.files import writing
 from polypstream.core.formatting import clock
+from polypstream.core.geometry import grey_level
 from polypstream.errors import DataError
 from polypstream.media.pictures import read_image
 from polypstream.sinks.findings import read_findings
 from polypstream.sinks.tables import QUALITIES, read_frames
 
-# Width of the timeline, and its largest number of columns for any length of the recording.
+# Largest number of columns of the timeline, for any length of the recording.
 COLUMNS = 1200
 # Width of the snapshots inside the file, their JPEG quality, and their largest size in all in bytes. The others are
 # links to the files beside it.
 SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MAX_BYTES = 480, 80, 6_000_000
-# Possible distances between ticks of the timeline in seconds, and the largest number of ticks.
-TICKS_S, MAX_TICKS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 12
+# Possible distances between ticks of the timeline in seconds, and the largest number of distances: on a wide page, and
+# on the page of a phone, which shows only some of the ticks.
+TICKS_S, MAX_TICKS, MAX_TICKS_PHONE = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 10, 3
+
+# First and last time in seconds.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +42,49 @@ class Timeline:
     Attributes:
         start, end: time of the first and the last frame in seconds.
         highest: highest probability in each column, 0..1, float64 [columns].
+        not_shown: stretches in which the probability reaches the peak, but no polyp is shown.
     """
 
     start: float
     end: float
     highest: np.ndarray
+    not_shown: list[Span]
 
     @property
     def area(self) -> str:
-        """SVG path of the area under the probability, 1200 wide and 100 high."""
-        places = np.linspace(0, COLUMNS - 1, len(self.highest))
-        steps = " ".join(f"L{x:.1f} {100 - 100 * value:.0f}" for x, value in zip(places, self.highest, strict=True))
-        return f"M0 100 {steps} L{places[-1]:.1f} 100 Z"
+        """SVG path of the area under the probability, 1 wide and 1 high."""
+        places = np.linspace(0, 1, len(self.highest))
+        steps = " ".join(f"L{x:.4f} {1 - value:.2f}" for x, value in zip(places, self.highest, strict=True))
+        return f"M0 1 {steps} L{places[-1]:.4f} 1 Z"
 
-    def place(self, seconds: float) -> float:
-        """Position of a time on the timeline, 0..1.
+    def box(self, span: Span) -> tuple[float, float]:
+        """Left edge and width of a span on the timeline in per cent. A single frame is as wide as a column.
 
         Args:
-            seconds: the time in seconds.
+            span: the span.
         """
+        half = 50 / max(len(self.highest) - 1, 1)
+        left, right = (100 * self._place(seconds) for seconds in span)
+        left, right = max(0.0, left - half), min(100.0, right + half)
+        return left, right - left
+
+    def _place(self, seconds: float) -> float:
+        """Position of a time on the timeline, 0..1."""
         return (seconds - self.start) / max(self.end - self.start, 1e-9)
 
-    def ticks(self) -> Iterator[tuple[float, str]]:
-        """Yield the position (0..1) and the label of each tick."""
+    def ticks(self) -> Iterator[tuple[float, str, bool]]:
+        """Yield the position in per cent and the label of each tick, and whether a phone shows it."""
         length = self.end - self.start
-        step = next((step for step in TICKS_S if length / step <= MAX_TICKS), TICKS_S[-1])
-        for number in range(int(length // step) + 1):
-            yield number * step / max(length, 1e-9), clock(self.start + number * step, 0)
+        step = _tick_distance(length, MAX_TICKS, 1)
+        phone = _tick_distance(length, MAX_TICKS_PHONE, step)
+        for seconds in range(0, int(length) + 1, step):
+            yield 100 * self._place(self.start + seconds), clock(self.start + seconds, 0), seconds % phone == 0
+
+
+def _tick_distance(length: float, most: int, multiple_of: int) -> int:
+    """Return the smallest distance in seconds between ticks that gives at most `most` distances."""
+    possible = [step for step in TICKS_S if step % multiple_of == 0]
+    return next((step for step in possible if length / step <= most), possible[-1])
 
 
 def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
@@ -83,22 +104,17 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     try:
         summary = json.loads((run / "summary.json").read_text())
         tracks = read_findings(run)["tracks"]
-        timeline, qualities = read_table(run / "frames.csv")
+        peak = _peak_of(summary)
+        timeline, qualities = read_table(run / "frames.csv", peak)
     except (OSError, ValueError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            summary=summary,
-            tracks=[
-                track | {"picture": picture} for track, picture in zip(tracks, _pictures(run, tracks), strict=True)
-            ],
-            timeline=timeline,
-            qualities=qualities,
-            figures=figures,
-        )
-    )
+    rows = [
+        track | {"picture": picture, "spans": shown_spans(track, timeline)}
+        for track, picture in zip(tracks, _pictures(run, tracks), strict=True)
+    ]
+    template = environment().get_template("report.html")
+    values = {"summary": summary, "peak": peak, "timeline": timeline, "qualities": qualities, "figures": figures}
+    page = template.render(tracks=rows, **values)
     path = run / "report.html"
     with writing(path):
         # File names may contain any bytes.
@@ -106,11 +122,18 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     return path
 
 
-def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
+def _peak_of(summary: dict[str, Any]) -> float:
+    """Return the probability that a finding of a run must reach, 0..1."""
+    wanted = summary["settings"]["findings"]["peak"]
+    return float(summary["model"]["peak"] if wanted == "model" else wanted)
+
+
+def read_table(table: Path, peak: float) -> tuple[Timeline, dict[str, float]]:
     """Read from frames.csv what the report shows.
 
     Args:
         table: path of frames.csv.
+        peak: probability that a finding must reach, 0..1.
 
     Returns:
         The timeline, and the shares of frames that are blurred, overexposed and outside, 0..1.
@@ -126,7 +149,39 @@ def read_table(table: Path) -> tuple[Timeline, dict[str, float]]:
     where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
     np.maximum.at(columns, where, frames["max_probability"])
     shares = {name: float(frames[name].mean()) for name in QUALITIES}
-    return Timeline(float(times[0]), float(times[-1]), columns), shares
+    reaches = (frames["max_probability"] * 255).round() >= grey_level(peak)
+    unseen = np.flatnonzero(reaches & (frames["polyp_count"] == 0))
+    start, end = float(times[0]), float(times[-1])
+    return Timeline(start, end, columns, _spans(unseen, times[unseen], end - start)), shares
+
+
+def shown_spans(track: dict[str, Any], timeline: Timeline) -> list[Span]:
+    """Return the stretches in which a track is shown. Gaps that the timeline cannot show are left out.
+
+    Args:
+        track: a track of findings.json.
+        timeline: of the recording.
+    """
+    frames = np.array([outline["frame"] for outline in track["outlines"]])
+    times = np.array([outline["pts_s"] for outline in track["outlines"]])
+    return _spans(frames, times, timeline.end - timeline.start)
+
+
+def _spans(frames: np.ndarray, times: np.ndarray, length: float) -> list[Span]:
+    """Join frames to spans.
+
+    Args:
+        frames: numbers of the frames, rising, int [n].
+        times: their times in seconds, float [n].
+        length: of the timeline in seconds. Gaps that are shorter than one of its columns are left out.
+    """
+    if not len(frames):
+        return []
+    ends = np.flatnonzero((np.diff(frames) > 1) & (np.diff(times) > length / COLUMNS))
+    return [
+        (float(times[first]), float(times[last]))
+        for first, last in zip([0, *(ends + 1)], [*ends, len(frames) - 1], strict=True)
+    ]
 
 
 def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:

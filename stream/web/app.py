@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -11,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from fastapi.routing import iter_route_contexts
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
-from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from polypstream.errors import PolypstreamError, SourceError, TooLarge
 from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.report import environment
+from polypstream.web.errors import explain_errors
 from polypstream.web.guard import Guard
 from polypstream.web.page import Page
 
@@ -66,14 +62,13 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
     if is_loopback(host):
         own = f"[{host}]" if ":" in host else host
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", own])
-    app.add_exception_handler(PolypstreamError, _explain)
-    app.add_exception_handler(RequestValidationError, _explain_request)
-    app.add_exception_handler(405, _name_methods)
     templates = Jinja2Templates(env=environment())
     navigation = [(page.path, page.title) for page in pages] + [("/api", "API")]
 
     def render(request: Request, template: str, /, **values: Any) -> Response:
         return templates.TemplateResponse(request, template, {"notice": NOTICE, "navigation": navigation, **values})
+
+    explain_errors(app, render)
 
     def offer(path: str, page: Page) -> None:
         @app.get(path, response_class=HTMLResponse, include_in_schema=False)
@@ -96,27 +91,3 @@ def make_app(pages: Sequence[Page], host: str, token: str | None) -> ASGIApp:
         return PlainTextResponse("\n".join(problems) or "ok", 503 if problems else 200)
 
     return Guard(app, token)
-
-
-async def _explain(_: Request, error: Exception) -> Response:
-    """Return a message for the client. Messages with paths of the server go to the log instead."""
-    if isinstance(error, SourceError):
-        return JSONResponse({"detail": str(error)}, 413 if isinstance(error, TooLarge) else 415)
-    logging.getLogger("uvicorn.error").error("%s", error)
-    return JSONResponse({"detail": "the server cannot store the file: its disk is full or not writable"}, 507)
-
-
-async def _name_methods(request: Request, error: Exception) -> Response:
-    """List all methods of a path. Starlette lists those of one route only. A path without a route is a static file."""
-    assert isinstance(error, HTTPException)
-    path = getattr(request.scope.get("route"), "path_format", "")
-    same = [route for route in iter_route_contexts(request.app.routes) if route.path_format == path]
-    allowed = sorted(method for route in same for method in route.methods or ())
-    return JSONResponse({"detail": error.detail}, 405, {"Allow": ", ".join(allowed or ("GET", "HEAD"))})
-
-
-async def _explain_request(_: Request, error: Exception) -> Response:
-    """Say which part of a request is invalid, without repeating its content."""
-    assert isinstance(error, RequestValidationError)
-    problems = [{"loc": problem["loc"], "msg": problem["msg"], "type": problem["type"]} for problem in error.errors()]
-    return JSONResponse({"detail": problems}, 422)

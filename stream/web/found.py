@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from polypstream.jobs.report import Timeline, read_table
+from polypstream.jobs.report import Span, Timeline, read_table, shown_spans
 from polypstream.sinks.findings import read_findings
 
 
@@ -23,6 +23,8 @@ class FoundTrack(BaseModel):
     mean_probability: float
     largest_area_fraction: float
     snapshot_pts_s: float
+    spans: list[Span] = []
+    """First and last time of each stretch in which it is shown. Gaps that the timeline cannot show are left out."""
 
 
 class Found(BaseModel):
@@ -36,10 +38,12 @@ class Found(BaseModel):
     """Start and end of the recording, in seconds."""
     highest: list[float]
     """The highest probability in each column of the timeline."""
+    not_shown: list[Span] = []
+    """First and last time of each stretch in which the peak is reached, but no polyp is shown."""
 
     def timeline(self) -> Timeline:
         """Return the timeline, to be drawn."""
-        return Timeline(self.start, self.end, np.array(self.highest))
+        return Timeline(self.start, self.end, np.array(self.highest), self.not_shown)
 
 
 def found_in(results: Path, peak: float) -> Found:
@@ -49,7 +53,8 @@ def found_in(results: Path, peak: float) -> Found:
         results: folder of the run.
         peak: probability that a finding must reach, 0..1.
     """
-    timeline, _ = read_table(results / "frames.csv")
-    tracks = read_findings(results)["tracks"]
+    timeline, _ = read_table(results / "frames.csv", peak)
+    tracks = [track | {"spans": shown_spans(track, timeline)} for track in read_findings(results)["tracks"]]
     highest = timeline.highest.round(3).tolist()
-    return Found(tracks=tracks, peak=peak, start=timeline.start, end=timeline.end, highest=highest)
+    times = {"start": timeline.start, "end": timeline.end, "not_shown": timeline.not_shown}
+    return Found(tracks=[FoundTrack(**track) for track in tracks], peak=peak, highest=highest, **times)

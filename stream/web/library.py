@@ -1,10 +1,11 @@
 """Uploaded recordings, their files and their states, in a folder that remains when the server stops.
 
 FOLDER/library.sqlite          one row per recording
-FOLDER/incoming/               incomplete uploads in a single request
+FOLDER/incoming/               incomplete uploads in a single request, and incomplete annotations
 FOLDER/recordings/ID/upload    the uploaded file. Its original name is in the row only, never in a path
 FOLDER/recordings/ID/N/upload/ results of the Nth attempt to process it. The process of a killed server may still write
                                to the folder of an older attempt
+FOLDER/recordings/ID/N/*.zip   annotations that were made from these results
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ class LivePage:
             return []
         ended = [self._problem] if self._problem else []
         sources = [
-            f"{each.source}: {each.problem or 'it ended'}" for each in self._live.status() if each.problem or each.ended
+            f"{each.source}: {each.problem or 'source ended'}"
+            for each in self._live.status()
+            if each.problem or each.ended
         ]
         return ended + sources + self._live.sink_problems()
 
@@ -77,7 +79,7 @@ class LivePage:
     def _known(self, number: int) -> str:
         names = self._names()
         if not 0 <= number < len(names):
-            raise HTTPException(404, "no such source")
+            raise HTTPException(404, "there is no such source")
         return names[number]
 
     def router(self, render: Render) -> APIRouter:
@@ -134,7 +136,7 @@ class LivePage:
             for each in browser.findings(self._known(number)):
                 if each.number == finding:
                     return Response(each.jpeg, media_type="image/jpeg")
-            raise HTTPException(404, "no such finding, or no longer kept")
+            raise HTTPException(404, "there is no such finding, or its image is no longer kept")
 
         return router
 

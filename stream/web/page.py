@@ -11,6 +11,8 @@ from pydantic import BaseModel
 Described = dict[int | str, dict[str, Any]]
 JSON_TYPE = "application/json"
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+# The message for clients if a file cannot be written. Its path is for the log only.
+DISK_PROBLEM = "the server cannot store the file: its disk is full or not writable"
 # Bytes that a multipart form may have in addition to its file.
 MULTIPART_EXTRA = 64 * 1024
 

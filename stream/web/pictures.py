@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -20,6 +19,7 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import FORMATS, load_image, prepare_image
 from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import choose_rules
+from polypstream.web.accept import quality
 from polypstream.web.batcher import Batcher
 from polypstream.web.finding_levels import enlarge_finding_levels, finding_levels
 from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
@@ -27,8 +27,6 @@ from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Descr
 SAMPLES = tuple(sorted(path.name for path in (Path(__file__).parent / "static" / "samples").glob("*.jpg")))
 # Images that are decoded at the same time. An image of 40 million pixels needs 120 MB.
 MAX_DECODED = 8
-# A quality value in an Accept header (RFC 9110, 12.4.2).
-QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 PNG_TYPE, NPZ_TYPE = "image/png", "application/x-npz"
 Layer = Literal["mask", "probability", "thresholds", "picture"]
 
@@ -152,30 +150,12 @@ def choose_type(accept: str) -> str:
     """
     best, best_quality = "", 0.0
     for offered in (JSON_TYPE, PNG_TYPE, NPZ_TYPE):
-        quality = _quality(accept, offered)
-        if quality > best_quality:
-            best, best_quality = offered, quality
+        value = quality(accept, offered)
+        if value > best_quality:
+            best, best_quality = offered, value
     if not best:
         raise HTTPException(406, f"the available types are {JSON_TYPE}, {PNG_TYPE} and {NPZ_TYPE}")
     return best
-
-
-def _quality(accept: str, offered: str) -> float:
-    """Return the quality value of a type. A more specific range of the header takes precedence."""
-    ranges = _ranges(accept)
-    for kind in (offered, offered.split("/")[0] + "/*", "*/*"):
-        if kind in ranges:
-            return ranges[kind]
-    return 0.0
-
-
-def _ranges(accept: str) -> dict[str, float]:
-    ranges: dict[str, float] = {}
-    for part in accept.split(","):
-        kind, *parameters = (each.strip().lower() for each in part.split(";"))
-        quality = next((each[2:].strip() for each in parameters if each.startswith("q=")), "1")
-        ranges[kind] = float(quality) if QUALITY.fullmatch(quality) else 0.0
-    return ranges
 
 
 def _png_response(result: ImageResult, layer: Layer) -> Response:

@@ -10,31 +10,36 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from polypstream.core.config import Settings
 from polypstream.sinks.findings import SNAPSHOTS
+from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
 from polypstream.web.found import Found, FoundTrack
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
 from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from polypstream.web.queue import RecordingQueue
 from polypstream.web.upload import append_body, save_file_field
+from polypstream.web.zipped import ZIP_TYPE, as_download, folder_name, zip_chunks
 
 GIGA = 10**9
 # Number of recordings per page.
 PAGE = 100
 # Free space that uploads leave on the disk, for results.
 SPARE_BYTES = 2 * GIGA
-# The report allows its own styles and script only, and the images of its recording.
+# The report allows its own styles and script only, and the images and the video of its recording.
 REPORT_POLICY = (
-    "default-src 'none'; img-src data: {}; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
+    "default-src 'none'; img-src data: {}; media-src {}; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; sandbox allow-scripts"
 )
+# Headers of files that the report shows. It runs in a sandbox, so browsers treat it as another site.
+EMBEDDED = {"Cross-Origin-Resource-Policy": "cross-origin"}
 Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recording")]
-UPLOAD: Described = BODY | {
-    413: refusal("The body is larger than allowed, or than announced"),
-    507: refusal("The disk is full or not writable"),
-}
+Every = Annotated[float, Query(ge=0, le=3600, description="Seconds between annotated frames; 0: all frames")]
+UNFINISHED: Described = {409: refusal("The recording is not finished")}
+NO_SPACE: Described = {507: refusal("The disk is full or not writable")}
+UPLOAD: Described = BODY | NO_SPACE | {413: refusal("The body is larger than allowed, or than announced")}
 FORM: Described = {
     415: refusal("The body has another content type, or the file is empty"),
     422: refusal("The form has no field `file` with a file"),
@@ -61,6 +66,17 @@ RESULT_TYPES = {
     ResultFile.SUMMARY: JSON_TYPE,
     ResultFile.REPORT: "text/html",
 }
+
+
+# Annotation formats and their names on the page.
+FORMATS: list[tuple[AnnotationFormat, str]] = [
+    ("coco", "COCO"),
+    ("cvat", "CVAT for video"),
+    ("yolo", "YOLO"),
+    ("labelme", "labelme"),
+    ("png", "PNG masks"),
+]
+ZIP_RESPONSE: Described = {200: {"content": {ZIP_TYPE: BINARY}}}
 
 
 def in_parts(*types: str) -> Described:
@@ -97,6 +113,8 @@ class RecordingInfo(BaseModel):
     tracks: list[FoundTrack] | None = None
     """The findings, in the response for a single recording."""
     files: list[ResultFile] = []
+    annotations: list[AnnotationState] = []
+    """States of annotations, in the response for a single recording."""
 
 
 class Announced(BaseModel):
@@ -112,13 +130,16 @@ class RecordingsPage:
     Args:
         library: stores the recordings.
         queue: processes them.
+        annotations: makes annotations of finished ones.
         settings: `serve` is used.
     """
 
     title, path = "Recordings", "/recordings"
 
-    def __init__(self, library: Library, queue: RecordingQueue, settings: Settings) -> None:
-        self._library, self._queue = library, queue
+    def __init__(
+        self, library: Library, queue: RecordingQueue, annotations: AnnotationMaker, settings: Settings
+    ) -> None:
+        self._library, self._queue, self._annotations = library, queue, annotations
         self._max_size = round(settings.serve.recording_gigabytes * GIGA)
         self._keep_days = settings.serve.keep_days
         self._receiving: set[str] = set()
@@ -152,9 +173,10 @@ class RecordingsPage:
         self._add_uploads(router)
         self._add_states(router)
         self._add_results(router)
+        self._add_annotations(router)
 
         @router.get("/recordings/{id}", include_in_schema=False)
-        def recording(request: Request, id: Id) -> Response:
+        def recording(request: Request, id: str) -> Response:
             entry = self._known(id)
             kept = self._library.found(entry.id)
             found = Found.model_validate_json(kept) if kept else None
@@ -165,7 +187,7 @@ class RecordingsPage:
                 for each in (found.tracks if found else ())
             ]
             values = {"recording": self._in_detail(entry), "found": found, "timeline": timeline, "tracks": tracks}
-            return render(request, "recording.html", **values)
+            return render(request, "recording.html", formats=FORMATS, **values)
 
         return router
 
@@ -271,6 +293,7 @@ class RecordingsPage:
             """Delete a recording and its results."""
             self._known(id)
             self._queue.cancel(id)
+            self._annotations.forget(id)
             self._library.remove(id)
 
     def _add_results(self, router: APIRouter) -> None:
@@ -284,11 +307,14 @@ class RecordingsPage:
             entry = self._known(id)
             path = self._library.results_path(entry) / name
             if entry.state != "finished" or not path.is_file():
-                raise HTTPException(404, "there is no such file, or it is not finished yet")
+                raise HTTPException(404, "there is no such file, or the recording is not finished yet")
             headers = None
             if name is ResultFile.REPORT:
                 base = request.url_for("file", id=id, name=name).replace(path="").components
-                headers = {"Content-Security-Policy": REPORT_POLICY.format(f"{base.scheme}://{base.netloc}")}
+                own = f"{base.scheme}://{base.netloc}"
+                headers = {"Content-Security-Policy": REPORT_POLICY.format(own, own)}
+            elif name is ResultFile.VIDEO:
+                headers = EMBEDDED
             return FileResponse(path, 200, headers, RESULT_TYPES[name])
 
         @router.get(
@@ -300,14 +326,59 @@ class RecordingsPage:
             """The frame in which a track has its largest area."""
             path = self._library.results_path(self._known(id)) / SNAPSHOTS / f"track-{track}.jpg"
             if not path.is_file():
-                raise HTTPException(404, "there is no such track, or it is not finished yet")
-            # The report runs in a sandbox, so browsers treat it as another site.
-            return FileResponse(path, headers={"Cross-Origin-Resource-Policy": "cross-origin"}, media_type="image/jpeg")
+                raise HTTPException(404, "there is no such track, or the recording is not finished yet")
+            return FileResponse(path, headers=EMBEDDED, media_type="image/jpeg")
+
+        @router.get(
+            "/api/recordings/{id}/files.zip",
+            response_class=StreamingResponse,
+            responses=NOT_THERE | UNFINISHED | ZIP_RESPONSE,
+        )
+        def all_files(id: Id) -> StreamingResponse:
+            """All files of the results in one ZIP archive, without compression."""
+            entry = self._finished(id)
+            name, results = folder_name(entry.name), self._library.results_path(entry)
+            paths = [*(results / each for each in ResultFile), *sorted((results / SNAPSHOTS).glob("track-*.jpg"))]
+            files = [(path, f"{name}/{path.relative_to(results).as_posix()}") for path in paths if path.is_file()]
+            return StreamingResponse(zip_chunks(files), 200, as_download(f"{name}.zip"), ZIP_TYPE)
+
+    def _add_annotations(self, router: APIRouter) -> None:
+        @router.post(
+            "/api/recordings/{id}/annotations/{format}", status_code=202, responses=NOT_THERE | UNFINISHED | NO_SPACE
+        )
+        def make(id: Id, format: AnnotationFormat, every: Every = 0.0) -> AnnotationState:
+            """Make annotations for an annotation tool, from the findings of a finished recording.
+
+            They are complete when their state is `finished`; see `annotations` of the recording.
+            """
+            entry = self._finished(id)
+            self._check_space(entry.size)
+            return self._annotations.start(entry, format, every)
+
+        @router.get(
+            "/api/recordings/{id}/annotations/{format}",
+            response_class=FileResponse,
+            responses=NOT_THERE | UNFINISHED | in_parts(ZIP_TYPE),
+        )
+        def download(id: Id, format: AnnotationFormat, every: Every = 0.0) -> FileResponse:
+            """Annotations that have been made, in one ZIP archive."""
+            entry = self._finished(id)
+            path = self._annotations.path(entry, format, every)
+            if not path.is_file():
+                raise HTTPException(404, "these annotations have not been made yet: send a POST request first")
+            headers = as_download(f"{folder_name(entry.name)}-{format}.zip")
+            return FileResponse(path, 200, headers, ZIP_TYPE)
 
     def _known(self, id_: str) -> Entry:
         entry = self._library.get(id_)
         if entry is None:
             raise HTTPException(404, "there is no such recording")
+        return entry
+
+    def _finished(self, id_: str) -> Entry:
+        entry = self._known(id_)
+        if entry.state != "finished":
+            raise HTTPException(409, f"the recording has no results: its state is {entry.state}")
         return entry
 
     def _check_space(self, size: int = 0) -> None:
@@ -347,4 +418,5 @@ class RecordingsPage:
             results = self._library.results_path(entry)
             info.files = [name for name in ResultFile if (results / name).is_file()]
             info.tracks = Found.model_validate_json(kept).tracks
+            info.annotations = self._annotations.states(entry.id)
         return info

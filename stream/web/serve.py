@@ -13,6 +13,7 @@ from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, open_sources
 from polypstream.sinks.browser import Browser
+from polypstream.web.annotations import AnnotationMaker
 from polypstream.web.batcher import Batcher
 from polypstream.web.library import open_library
 from polypstream.web.live import LivePage
@@ -59,10 +60,11 @@ def serve(
     live = LivePage(Live(opened, segmenter, settings, [("web", browser)]) if opened else None, browser)
     with ExitStack() as stack:
         library = stack.enter_context(open_library(folder))
-        queue = RecordingQueue(library, settings)
+        queue, annotations = RecordingQueue(library, settings), AnnotationMaker(library)
+        stack.callback(annotations.close)
         pages: list[Page] = [
             PicturePage(segmenter, batcher, settings),
-            RecordingsPage(library, queue, settings),
+            RecordingsPage(library, queue, annotations, settings),
             live,
         ]
         for number in range(CONCURRENT_BATCHES):

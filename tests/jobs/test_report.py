@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ import pytest
 
 from polypstream.core.formatting import clock
 from polypstream.errors import DataError
-from polypstream.jobs.report import read_table, write_report
+from polypstream.jobs.report import Timeline, read_table, shown_spans, write_report
 from polypstream.sinks.tables import HEADER
 from tests.conftest import call
+from tests.web.serving import click_at, until
 
 
 @pytest.fixture
@@ -32,7 +36,6 @@ def test_a_run_ends_with_its_report(run: Path) -> None:
     assert "&lt;b&gt;&amp;colon.mp4" in page
     assert "<b>&colon" not in page
     assert page.count('class="card"') == 1
-    assert "0:00:00.0 to 0:00:02.0" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -40,13 +43,99 @@ def test_a_run_ends_with_its_report(run: Path) -> None:
 def test_the_report_in_a_browser(run: Path, browse: Callable[[], Any]) -> None:
     driver = browse()
     driver.get(f"file://{run / 'report.html'}")
+    video = driver.find_element("css selector", "video")
+    until(lambda: driver.execute_script("return arguments[0].readyState > 0", video))
     card, bar = (driver.find_element("css selector", f".{name}") for name in ("card", "bar"))
     assert card.get_attribute("class") == "card"
     bar.click()
     assert card.get_attribute("class") == "card chosen"
+    assert driver.execute_script("return arguments[0].currentTime", video) == pytest.approx(0.98, abs=0.05)
+    click_at(driver, ".timeline", 0.9)
+    assert driver.execute_script("return arguments[0].currentTime", video) == pytest.approx(0.9 * 2.96, abs=0.05)
     assert driver.execute_script("return document.querySelector('.card img').naturalWidth") == 480
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+@pytest.mark.browser
+def test_without_its_video_the_report_leads_to_the_cards(run: Path, browse: Callable[[], Any]) -> None:
+    (run / "annotated.mp4").unlink()
+    driver = browse()
+    driver.get(f"file://{run / 'report.html'}")
+    until(lambda: not driver.find_element("css selector", "video").is_displayed())
+    driver.find_element("css selector", ".bar").click()
+    assert driver.current_url.endswith("#track-1")
+    assert driver.find_element("css selector", ".card").get_attribute("class") == "card chosen"
+
+
+@pytest.mark.browser
+def test_the_labels_of_the_timeline_can_be_read(run: Path, browse: Callable[[], Any]) -> None:
+    driver = browse()
+    for seconds in (0.8, 10, 47, 299, 3599, 57_000):
+        rows = [f"{index},{index * seconds / 99:.6f},0,0.0,0.5,,0,0,0\n" for index in range(100)]
+        (run / "frames.csv").write_text(",".join(HEADER) + "\n" + "".join(rows))
+        write_report(run)
+        for width in (320, 390, 700, 1025, 1400):
+            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            driver.get(f"file://{run / 'report.html'}")
+            labels = [box for box in driver.execute_script(BOXES) if box["width"]]
+            assert len(labels) >= min(2, seconds)
+            assert all(box["height"] >= 11 for box in labels)
+            assert all(left["right"] + 2 < right["left"] for left, right in pairwise(labels)), (seconds, width)
+            assert labels[0]["left"] >= 0
+            assert labels[-1]["right"] <= width
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+BOXES = "return [...document.querySelectorAll('.timeline text')].map((each) => each.getBoundingClientRect().toJSON())"
+
+
+def test_bars_are_where_a_polyp_is_shown(run: Path) -> None:
+    """A track with a gap has two bars. A gap that is narrower than a column of the timeline has none."""
+    found = json.loads((run / "findings.json").read_text())
+    (track,) = found["tracks"]
+    track["outlines"] = [each for each in track["outlines"] if each["frame"] not in range(20, 30)]
+    (run / "findings.json").write_text(json.dumps(found))
+    page = write_report(run).read_text()
+    bars = re.findall(r'class="bar".*?data-first="(.*?)" data-last="(.*?)"', page)
+    assert bars == [("0.0", "0.76"), ("1.2", "2.0")]
+    long = Timeline(0.0, 3 * 3600, np.zeros(1200), [])
+    assert shown_spans(track, long) == [(0.0, 2.0)]
+
+
+def test_what_reaches_the_line_and_is_not_shown_is_marked(run: Path) -> None:
+    rows = read_rows(run / "frames.csv")
+    for row in rows[60:63]:
+        row["max_probability"] = "0.9500"
+    rows[70]["max_probability"] = "0.4000"  # below the peak of 0.5
+    write_rows(run / "frames.csv", rows)
+    page = write_report(run).read_text()
+    (missed,) = re.findall(r'class="missed" data-first="(.*?)" data-last="(.*?)"><title>(.*?)</title>', page)
+    assert missed == ("2.4", "2.48", "0:00:02.4 to 0:00:02.5, not shown: too short or too small")
+    assert page.count("not shown: too short or too small") == 2  # and in the legend
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(table: Path, rows: list[dict[str, str]]) -> None:
+    with table.open("w") as file:
+        writer = csv.DictWriter(file, HEADER)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_words_of_the_report(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<dt>shown</dt><dd>from certainty 0.5 and 0.1 % of the view; smoothed</dd>" in page
+    assert "<h2>Polyps</h2>" in page
+    assert "Polyp 1</a></h3>" in page
+    assert "Track" not in page.partition("<script>")[0]
+    assert "<dt>probability</dt><dd>highest 1.00, mean 0.98</dd>" in page
+    assert "<dt>first and last seen</dt><dd>0:00:00.0 to 0:00:02.0</dd>" in page
 
 
 def test_with_the_truth_it_says_how_right_the_run_was(run: Path) -> None:
@@ -75,10 +164,10 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     table = tmp_path / "frames.csv"
     rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0" for index in range(20_000)]
     table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
-    timeline, qualities = read_table(table)
+    timeline, qualities = read_table(table, 0.9)
     assert np.flatnonzero(timeline.highest).tolist() == [round(7777 / 19_999 * 1199)]
     assert qualities == {"blurred": 1.0, "overexposed": 0.0, "outside": 0.0}
-    assert [label for _, label in timeline.ticks()][:3] == ["0:00:00", "0:02:00", "0:04:00"]
+    assert [label for _, label, _ in timeline.ticks()][:3] == ["0:00:00", "0:02:00", "0:04:00"]
 
 
 def test_what_is_no_run_is_said(tmp_path: Path, run: Path) -> None:

@@ -70,3 +70,13 @@ def until(true: Callable[[], object], seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < end, "it did not become true"
         time.sleep(0.05)
+
+
+def click_at(driver: Any, selector: str, place: float) -> None:
+    """Click on an element at a share of its width from the left, and at half of its height."""
+    from selenium.webdriver import ActionChains
+
+    element = driver.find_element("css selector", selector)
+    driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", element)
+    width = driver.execute_script("return arguments[0].getBoundingClientRect().width", element)
+    ActionChains(driver).move_to_element_with_offset(element, round((place - 0.5) * width), 0).click().perform()

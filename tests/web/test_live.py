@@ -137,7 +137,7 @@ def test_status_snapshot_findings_and_metrics(page: Served) -> None:
 def test_a_source_that_ended_is_no_good_health(make: Callable[..., Path], red_model: Path) -> None:
     with served([make(frames=3)], red_model) as page:
         until(lambda: page.get("/healthz")[0] == 503)
-        assert page.get("/healthz")[2] == b"room1: it ended"
+        assert page.get("/healthz")[2] == b"room1: source ended"
 
 
 @pytest.mark.parametrize("path", ["/live/1/stream", "/live/-1/snapshot.jpg", "/live/0/findings/99.jpg", "/nothing"])
@@ -221,7 +221,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
     driver = browse()
     with served([make(frames=500)], red_model) as page:
         driver.get(f"http://127.0.0.1:{page.port}/")
-        until(lambda: value(driver, "state") == "ready")
+        until(lambda: value(driver, "state") == "looking for polyps")
         width = "return document.querySelector('.picture').naturalWidth"
         until(lambda: driver.execute_script(width) == 320)
         until(lambda: driver.find_elements("css selector", ".findings img"))
@@ -250,7 +250,7 @@ def test_a_browser_on_a_slow_line_holds_up_nobody(
         for driver in (quick, slow):
             driver.get(f"http://127.0.0.1:{page.port}/")
         until(lambda: page.status()["viewers"] == 2, 20)
-        until(lambda: value(quick, "state") == "ready")
+        until(lambda: value(quick, "state") == "looking for polyps")
         before, started = page.live.status()[0], time.monotonic()
         time.sleep(3)
         after, passed = page.live.status()[0], time.monotonic() - started

@@ -25,7 +25,7 @@ finished.values = ["{finished}"]
 first.values = [0]
 
 [[operations]]
-include-path-regex = "^/api/recordings/.id./(files|snapshots)/"
+include-path-regex = "^/api/recordings/.id./(files|annotations)"
 parameters = {{ "path.id" = {{ dictionary = "finished", probability = 0.9 }} }}
 
 [[operations]]

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import threading
 import time
+import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import av
@@ -28,12 +30,16 @@ from polypstream.core.geometry import grey_level
 from polypstream.core.pipeline import in_background
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs import annotation_formats
 from polypstream.jobs.image import prepare_image
 from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import choose_rules
+from polypstream.web import recordings
+from polypstream.web.annotations import AnnotationFormat
 from polypstream.web.batcher import Batcher
 from polypstream.web.library import MAX_CRASHES, Library, open_library
 from polypstream.web.pictures import choose_type
+from polypstream.web.zipped import folder_name, zip_chunks
 from tests.conftest import Clip, command, frames_of, make_clip, picture
 from tests.web.serving import Served, served, settings_for, until
 
@@ -217,6 +223,160 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
     assert app.get(f"/api/recordings/{id_}/files/snapshots/track-2.jpg").status_code == 404
     page = app.get(f"/recordings/{id_}").text
     assert page.count('class="bar"') == page.count('class="card"') == 1
+
+
+def test_all_results_come_in_one_archive(app: Served, make: Callable[..., Path]) -> None:
+    id_ = app.send(make(frames=60), "Ward 3/Ünser: Film.mp4")
+    assert app.get(f"/api/recordings/{id_}/files.zip").status_code == 409  # it is not finished
+    files = app.wait_for(id_, "finished")["files"]
+    answer = app.get(f"/api/recordings/{id_}/files.zip")
+    assert answer.headers["Content-Disposition"] == "attachment; filename*=utf-8''%C3%9Cnser_%20Film.zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert {each.compress_type for each in archive.infolist()} == {zipfile.ZIP_STORED}
+        names = {f"Ünser_ Film/{name}" for name in [*files, "snapshots/track-1.jpg"]}
+        assert set(archive.namelist()) == names
+        same = app.get(f"/api/recordings/{id_}/files/annotated.mp4").content
+        assert archive.read("Ünser_ Film/annotated.mp4") == same
+
+
+def test_an_archive_is_made_while_it_is_sent(tmp_path: Path) -> None:
+    """It needs no memory for its files, and a download may be broken off."""
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(200_000_000)
+    tracemalloc.start()
+    chunks = zip_chunks([(big, "folder/big")])
+    size = sum(map(len, chunks))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 200_000_000 < size < 200_001_000
+    assert peak < 5_000_000
+    broken = zip_chunks([(big, "folder/big")])
+    next(broken)
+    broken.close()
+    assert not [file for file in psutil.Process().open_files() if file.path == str(big)]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("colon.mp4", "colon"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\films\\a b.mkv", "a b"),
+        ("..", "recording"),
+        ("", "recording"),
+        ('a"<b>\n.mp4', "a__b__"),
+        (".hidden", "hidden"),
+    ],
+)
+def test_the_folder_in_an_archive_has_a_name_that_every_system_allows(name: str, folder: str) -> None:
+    assert folder_name(name) == folder
+
+
+def annotations_of(app: Served, id_: str, kind: str, every: float = 0) -> Any:
+    """Wait for annotations, and download them."""
+    url = f"/api/recordings/{id_}/annotations/{kind}?every={every}"
+    assert app.get(url).status_code == 404
+    started = app.post(url)
+    assert started.status_code == 202, started.text
+    until(lambda: state_of(app, id_, kind) in ("finished", "failed"), 60)
+    return app.get(url)
+
+
+def state_of(app: Served, id_: str, kind: str) -> str | None:
+    return next((each["state"] for each in app.info(id_)["annotations"] if each["format"] == kind), None)
+
+
+def test_the_page_offers_every_annotation_format() -> None:
+    assert (
+        {kind for kind, _ in recordings.FORMATS} == set(annotation_formats.FORMATS) == set(get_args(AnnotationFormat))
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(annotation_formats.FORMATS))
+def test_annotations_are_made_when_they_are_wanted(app: Served, make: Callable[..., Path], kind: str) -> None:
+    id_ = app.send(make(frames=50), "colon.mp4")
+    assert app.post(f"/api/recordings/{id_}/annotations/{kind}").status_code == 409  # it is not finished
+    app.wait_for(id_, "finished")
+    with zipfile.ZipFile(io.BytesIO(annotations_of(app, id_, kind, 1).content)) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+    assert all(name.startswith(f"colon-{kind}/") for name in names)
+    if kind != "cvat":
+        assert sorted(Path(name).stem for name in names if name.endswith(".jpg")) == ["colon_000000", "colon_000025"]
+    assert app.post(f"/api/recordings/{id_}/annotations/{kind}?every=1").json()["state"] == "finished"
+    assert not list((app.folder / "incoming").iterdir())
+
+
+def test_one_archive_of_a_format_is_kept(app: Served, make: Callable[..., Path]) -> None:
+    id_ = app.send(make(frames=50))
+    app.wait_for(id_, "finished")
+    assert annotations_of(app, id_, "coco", 1).status_code == 200
+    assert annotations_of(app, id_, "coco", 0.5).status_code == 200
+    assert app.get(f"/api/recordings/{id_}/annotations/coco?every=1").status_code == 404
+
+
+def test_annotations_that_fail_say_why(app: Served, make: Callable[..., Path]) -> None:
+    id_ = app.send(make(frames=50))
+    app.wait_for(id_, "finished")
+    (app.folder / "recordings" / id_ / "upload").write_bytes(b"damaged since")
+    assert annotations_of(app, id_, "coco").status_code == 404
+    (state,) = app.info(id_)["annotations"]
+    assert state["state"] == "failed"
+    assert state["message"].startswith("clip.mp4: not a recording that can be read")
+    assert str(app.folder) not in state["message"]
+
+
+def test_a_recording_is_deleted_while_its_annotations_are_made(app: Served, make: Callable[..., Path]) -> None:
+    id_ = app.send(make(width=1280, height=960, frames=300, options={"preset": "ultrafast"}))
+    app.wait_for(id_, "finished")
+    app.post(f"/api/recordings/{id_}/annotations/png")
+    until(lambda: app.info(id_)["annotations"][0]["frames_done"])
+    assert requests.delete(f"{app.address}/api/recordings/{id_}", timeout=30).status_code == 204
+    until(lambda: not list((app.folder / "incoming").iterdir()))
+    assert not (app.folder / "recordings" / id_).exists()
+    next_one = app.send(make(frames=10))
+    app.wait_for(next_one, "finished")
+    assert annotations_of(app, next_one, "cvat").status_code == 200
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/nothing", 404, "There is no page at this address."),
+        ("/static/nothing.css", 404, "There is no page at this address."),
+        ("/recordings/0123456789abcdef", 404, "There is no such recording."),
+        ("/recordings/nothing", 404, "There is no such recording."),
+        ("/api/segment", 405, "This address is for programs."),
+        ("/api/recordings/nothing", 422, "The address is incomplete"),
+        ("/live/7/stream", 404, "There is no such source."),
+    ],
+)
+def test_errors_are_pages_for_people_and_json_for_programs(app: Served, path: str, status: int, said: str) -> None:
+    page = app.get(path, headers=BROWSER)
+    assert page.status_code == status
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert said in page.text
+    assert '<nav aria-label="Pages">' in page.text
+    answer = app.get(path)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/json")
+    assert "detail" in answer.json()
+    assert answer.headers.get("Allow") == page.headers.get("Allow")
+
+
+def test_a_defect_is_a_page_that_tells_nothing(app: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret /etc/path")
+
+    monkeypatch.setattr(Library, "some", fail)
+    page = app.get("/recordings", headers=BROWSER)
+    assert page.status_code == 500
+    assert "The server made an error." in page.text
+    assert "secret" not in page.text
 
 
 def test_a_part_of_a_video_can_be_asked_for(app: Served, make: Callable[..., Path]) -> None:
@@ -579,5 +739,5 @@ def test_live_sources_are_shown_beside_the_rest(tmp_path: Path, red_model: Path,
         assert 'aria-label="theatre"' in app.get("/live").text
         assert segment(app, png(picture(Clip(), 0)), "application/json").json()["findings"]
         until(lambda: app.get("/healthz").status_code == 503)
-        assert app.get("/healthz").text == "theatre: it ended"
+        assert app.get("/healthz").text == "theatre: source ended"
         assert segment(app, png(picture(Clip(), 0)), "application/json").json()["findings"]  # and the rest goes on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from polypstream.stages.findings import choose_rules, find_region
 from polypstream.web import pictures
 from polypstream.web.pictures import SAMPLES
 from tests.conftest import RED, Clip, picture
-from tests.web.serving import Served, served, settings_for, until
+from tests.web.serving import Served, click_at, served, settings_for, until
 
 pytestmark = pytest.mark.browser
 PICTURE = Clip(width=320, height=240)
@@ -98,7 +99,7 @@ def test_a_picture_is_looked_at_and_the_slider_acts_at_once(
     driver.get(app.address + "/")
     path = saved(tmp_path)
     element(driver, ".drop input").send_keys(str(path))
-    until(lambda: said(driver) == "disc.png: 1 finding")
+    until(lambda: said(driver) == "disc.png: 1 polyp")
     content = path.read_bytes()
     mask, probability = (
         app.post(
@@ -142,7 +143,7 @@ def test_the_page_shows_the_findings_of_the_server_at_each_threshold(browse: Cal
         element(driver, f"[data-sample$='{sample.name}']").click()
         until(lambda: element(driver, ".looked").is_displayed())
         assert element(driver, "[name=shown]").text == f"{answer['threshold']:.2f}"
-        assert said(driver).startswith(f"{sample.name}: {len(answer['findings'])} finding")
+        assert said(driver).startswith(f"{sample.name}: {len(answer['findings'])} polyp")
         assert differing(driver, cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)) < 20
         image = load_image(sample)
         view, model_input = prepare_image(image, segmenter.size)
@@ -151,7 +152,7 @@ def test_the_page_shows_the_findings_of_the_server_at_each_threshold(browse: Cal
             move_slider(driver, percent)
             rules_there = replace(rules, threshold=percent / 100)
             _, outlines = find_region(levels, view, rules_there)
-            assert said(driver).startswith(f"{sample.name}: {len(outlines)} finding")
+            assert said(driver).startswith(f"{sample.name}: {len(outlines)} polyp")
             assert differing(driver, findings_mask(levels, view, rules_there, image.shape[:2])) < 20
             assert outlines
 
@@ -169,12 +170,12 @@ def test_unsure_blobs_are_shown_only_when_asked_for(browse: Callable[[], Any], a
     driver = browse()
     driver.get(app.address + "/picture")
     element(driver, ".drop input").send_keys(str(path))
-    until(lambda: said(driver) == "unsure.png: no findings")
+    until(lambda: said(driver) == "unsure.png: no polyps")
     move_slider(driver, 30)
     assert not pixels(driver, "mask").any()
     element(driver, "[name=findings]").click()
     assert (pixels(driver, "mask")[..., 0] > 0).sum() == pytest.approx(np.pi * 40**2, rel=0.05)
-    assert said(driver) == "unsure.png: no findings"
+    assert said(driver) == "unsure.png: no polyps"
 
 
 def test_samples_other_formats_downloads_and_wrong_files(
@@ -208,20 +209,22 @@ def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
 ) -> None:
     driver = browse()
     driver.get(app.address + "/recordings")
-    assert "No recording yet" in text_of(driver, "#recordings")
+    assert "There are no recordings yet" in text_of(driver, "#recordings")
     # Its times do not begin at zero, and a finding's time is the recording's own.
     clip = make(frames=100, pts=[50 + index for index in range(100)], time_base=None)
     element(driver, ".drop input").send_keys(str(clip))
     until(lambda: driver.find_elements("css selector", "tr[data-state=finished]"), 60)
-    assert "1 finding" in text_of(driver, "tbody tr")
+    assert "1 polyp" in text_of(driver, "tbody tr")
     element(driver, "tbody a").click()
     until(lambda: driver.execute_script("return document.querySelector('video').readyState >= 1"))
     seek = "document.querySelector('video').currentTime = 4"
     driver.execute_script(seek)
     until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 4)
-    press(driver, ".bar")
-    until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 2)
+    press(driver, ".bar")  # in its middle
+    until(lambda: at(driver) == pytest.approx(3.32, abs=0.05))
     assert element(driver, ".card").get_attribute("class") == "card chosen"
+    click_at(driver, ".timeline", 0.9)
+    until(lambda: at(driver) == pytest.approx(2 + 0.9 * 3.96, abs=0.05))
     until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") == 320)
     driver.execute_script(seek)
     element(driver, ".card h3 a").send_keys("\n")  # by keyboard
@@ -233,12 +236,86 @@ def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
     driver.get(report)
     assert element(driver, "h1").text == "clip.mp4"
     until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") > 0)
+    until(lambda: driver.execute_script("return document.querySelector('video').readyState >= 1"))
     press(driver, ".bar")
     assert "chosen" in element(driver, ".card").get_attribute("class")
+    until(lambda: at(driver) == pytest.approx(3.32, abs=0.05))
     assert complaints(driver) == []
     element(driver, ".card > a").click()  # the snapshot beside the report
     until(lambda: driver.current_url.endswith("/files/snapshots/track-1.jpg"))
     until(lambda: driver.execute_script("return document.images[0].naturalWidth") == 320)
+
+
+def at(driver: Any) -> float:
+    """The time of the video in seconds."""
+    return float(driver.execute_script("return document.querySelector('video').currentTime"))
+
+
+def test_an_image_that_is_dropped_on_the_recordings_is_segmented_on_its_page(
+    browse: Callable[[], Any], app: Served, tmp_path: Path
+) -> None:
+    driver = browse()
+    driver.get(app.address + "/recordings")
+    path = saved(tmp_path)
+    element(driver, ".drop input").send_keys(str(path))
+    until(lambda: said(driver) == "disc.png: 1 polyp")
+    assert driver.current_url == app.address + "/picture"
+    assert (pixels(driver, "input") == cv2.imread(str(path))[..., ::-1]).all()
+    driver.get(app.address + "/api")
+    driver.get(app.address + "/picture#dropped")  # it is handed over once
+    until(lambda: driver.current_url == app.address + "/picture")
+    assert said(driver) == ""
+    driver.get(app.address + "/recordings")
+    text = tmp_path / "notes.mp4"
+    text.write_text("no recording")
+    driver.execute_script("document.querySelector('.drop input').multiple = true")
+    element(driver, ".drop input").send_keys(f"{path}\n{text}")
+    until(lambda: said(driver).startswith("disc.png: the image page shows one image at a time"))
+    until(lambda: [each["name"] for each in app.get("/api/recordings").json()] == ["notes.mp4"])
+    assert complaints(driver) == []
+
+
+def test_times_are_local(browse: Callable[[], Any], app: Served, tmp_path: Path) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("no recording")
+    app.wait_for(app.send(text), "failed")
+    assert re.search(r"<time datetime=\S+>[-0-9]{10} [0-9:]{5} UTC</time>", app.get("/recordings").text)
+    driver = browse()
+    driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Pacific/Kiritimati"})
+    driver.get(app.address + "/recordings")
+    local = "new Date(document.querySelector('time').dateTime).toLocaleString([], arguments[0])"
+    style = {"dateStyle": "medium", "timeStyle": "short", "timeZone": "Pacific/Kiritimati"}
+    expected = driver.execute_script(f"return {local}", style)
+    assert text_of(driver, "time") == expected
+    driver.execute_script("document.querySelector('time').same = true")
+    driver.execute_script("return refresh()")  # which replaces the list only if it differs
+    assert driver.execute_script("return document.querySelector('time').same") is True
+    assert text_of(driver, "time") == expected
+
+
+def test_annotations_and_all_files_are_downloaded(
+    browse: Callable[[], Any], app: Served, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    id_ = app.send(make(name="colon.mp4", frames=50))
+    app.wait_for(id_, "finished")
+    driver = browse()
+    driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / "got")})
+    driver.get(f"{app.address}/recordings/{id_}")
+    driver.find_element("link text", "Download all").click()
+    until((tmp_path / "got" / "colon.zip").is_file)
+    press(driver, ".annotations button")
+    until((tmp_path / "got" / "colon-coco.zip").is_file, 60)
+    assert text_of(driver, "[data-value=annotations]") == ""
+    assert complaints(driver) == []
+
+
+def test_an_error_is_a_page(browse: Callable[[], Any], app: Served) -> None:
+    driver = browse()
+    driver.get(app.address + "/recordings/0123456789abcdef")
+    assert text_of(driver, "main h1") == "Not found"
+    assert "There is no such recording." in text_of(driver, "main")
+    driver.find_element("css selector", "main").find_element("link text", "Recordings").click()
+    until(lambda: "There are no recordings yet" in text_of(driver, "#recordings"))
 
 
 def test_an_upload_goes_on_where_the_line_broke(browse: Callable[[], Any], app: Served, tmp_path: Path) -> None:
@@ -252,7 +329,7 @@ def test_an_upload_goes_on_where_the_line_broke(browse: Callable[[], Any], app: 
     element(driver, ".drop input").send_keys(str(big))
     until(lambda: [each for each in ours(app, theirs) if each["received"] >= 8 * 2**20])
     driver.set_network_conditions(offline=True, latency=0, throughput=0)
-    until(lambda: "trying again" in text_of(driver, ".uploads"))
+    until(lambda: "Trying again" in text_of(driver, ".uploads"))
     driver.delete_network_conditions()
     driver.switch_to.new_window("tab")
     driver.get(app.address + "/recordings")
@@ -278,7 +355,7 @@ def test_a_recording_is_deleted_from_its_page(
     assert "<b>notes</b>.mp4: not a recording that can be read" in text_of(driver, "tbody tr")
     element(driver, "[data-act=delete]").click()
     driver.switch_to.alert.accept()
-    until(lambda: "No recording yet" in text_of(driver, "#recordings"))
+    until(lambda: "There are no recordings yet" in text_of(driver, "#recordings"))
     assert app.get("/api/recordings").json() == []
 
 
@@ -307,7 +384,7 @@ def test_the_live_page_beside_the_others(
         driver = browse()
         driver.get(app.address + "/")
         driver.find_element("link text", "Live").click()
-        until(lambda: element(driver, "[data-value=state]").text == "ready")
+        until(lambda: element(driver, "[data-value=state]").text == "looking for polyps")
         assert element(driver, "nav [aria-current]").text == "Live"
         until(lambda: driver.execute_script("return document.querySelector('.picture').naturalWidth") == 320)
         assert complaints(driver) == []
@@ -327,7 +404,7 @@ def test_pages_fit_on_a_phone_and_follow_the_system_s_colours(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         )
         driver.get(app.address + page)
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert driver.execute_script("return document.documentElement.scrollWidth") == 360  # innerWidth grows, too
         grounds.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert grounds == ["rgb(16, 18, 20)", "rgb(245, 246, 247)"]
     assert complaints(driver) == []

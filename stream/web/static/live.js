@@ -3,6 +3,8 @@
 
 const sections = [...document.querySelectorAll(".source")];
 const controls = document.querySelector(".controls").elements;
+// Why frames were skipped, by the names in status.json.
+const REASONS = { newer: "overtaken", stale: "too old" };
 let audio = null;
 let refreshing = false;
 
@@ -16,7 +18,7 @@ function findingItem(number, finding) {
   link.href = `/live/${number}/findings/${finding.number}.jpg`;
   const picture = document.createElement("img");
   picture.src = link.href;
-  picture.alt = `Finding ${finding.number}`;
+  picture.alt = `Polyp ${finding.number}`;
   const when = new Date(finding.when * 1000).toLocaleTimeString();
   const text = document.createElement("span");
   text.textContent = `${when}, ${Math.round(finding.probability * 100)} %`;
@@ -50,17 +52,17 @@ function show(section, status) {
   const ready = status.signal && !status.problem;
   section.querySelector(".light").className = `light ${ready ? "good" : "bad"}`;
   const sinks = status.sinks.map((sink) => (sink.problem ? `${sink.name}: ${sink.problem}` : sink.doing));
-  const state = ready ? "ready" : status.problem || (status.ended ? "ended" : "no signal");
+  const state = ready ? "looking for polyps" : status.problem || (status.ended ? "source ended" : "no signal");
   say(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
   const delay = status.delay_ms;
-  say(section, "delay", delay ? `${delay[0].toFixed(0)} ms (99 %: ${delay[2].toFixed(0)})` : "–");
-  say(section, "rate", `${status.shown_per_second.toFixed(1)} per second`);
+  say(section, "delay", delay ? `${delay[0].toFixed(0)} ms, 99 % under ${delay[2].toFixed(0)} ms` : "–");
+  say(section, "rate", `${status.shown_per_second.toFixed(1)} frames per second`);
   const drops = Object.entries(status.dropped).filter(([, count]) => count);
-  const dropped = drops.reduce((sum, [, count]) => sum + count, 0);
-  const reasons = drops.map(([reason, count]) => `${count} ${reason}`).join(", ");
+  const skipped = drops.reduce((sum, [, count]) => sum + count, 0);
+  const reasons = drops.map(([reason, count]) => `${count} ${REASONS[reason] ?? reason}`).join(", ");
   const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
-  say(section, "dropped", `${dropped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
-  say(section, "losses", `${status.losses} times`);
+  say(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
+  say(section, "losses", ["never", "once"][status.losses] ?? `${status.losses} times`);
   say(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);
 }

@@ -44,7 +44,7 @@ async function show(file) {
   const mine = (latest += 1);
   shown = null;
   document.querySelector(".looked").hidden = true;
-  say(`${name} …`);
+  say(`${name}: looking for polyps …`);
   try {
     const { bitmap, counts } = await segment(file, "thresholds");
     const { width, height } = bitmap;
@@ -134,7 +134,7 @@ function drawMask() {
     if (inside && mask[place - 1] && mask[place + 1] && mask[place - width] && mask[place + width]) continue;
     context.fillRect(x - Math.floor(thick / 2), y - Math.floor(thick / 2), thick, thick);
   }
-  say(`${shown.name}: ${found || "no"} finding${found === 1 ? "" : "s"}`);
+  say(`${shown.name}: ${found || "no"} polyp${found === 1 ? "" : "s"}`);
 }
 
 function download(event) {
@@ -150,6 +150,7 @@ function download(event) {
 }
 
 receiveFiles((files) => show(files[0]));
+handedOver().then((file) => file && show(file), (error) => say(error.message));
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {
     try {

@@ -1,5 +1,5 @@
 "use strict";
-// The page of one recording: shows its progress, and seeks in the finished video to the finding that is clicked on.
+// The page of one recording: shows its progress, or its results.
 
 const section = document.querySelector(".recording");
 const video = section.querySelector("video");
@@ -16,36 +16,11 @@ async function refresh() {
   }
 }
 
-function seekToTrack() {
-  markTrack();
-  const bar = section.querySelector(".bar.chosen");
-  if (bar) video.currentTime = bar.dataset.first;
-}
-
-function showPosition() {
-  const head = section.querySelector(".head");
-  const { start, end } = section.dataset;
-  const place = Math.min(1, Math.max(0, (video.currentTime - start) / (end - start)));
-  // The timeline starts at 6 of 1212 units of its drawing.
-  head.style.left = `${((6 + 1199 * place) / 1212) * 100}%`;
-  head.hidden = false;
-}
-
 if (video) {
-  video.addEventListener("timeupdate", showPosition);
+  connectTimeline(video);
   video.addEventListener("error", () => {
-    say("This browser cannot play the video; download annotated.mp4 instead.");
+    say("This browser cannot play the video. Download annotated.mp4 instead.");
   });
-  // Not a hashchange event: a second click on the same link does not change the URL.
-  section.addEventListener("click", (event) => {
-    const link = event.target.closest("a[href^='#track-']");
-    if (!link) return;
-    event.preventDefault();
-    history.replaceState(null, "", link.getAttribute("href"));
-    seekToTrack();
-    video.scrollIntoView({ block: "nearest" });
-  });
-  video.addEventListener("loadedmetadata", seekToTrack);
 } else if (["uploading", "waiting", "processing"].includes(section.dataset.state)) {
   setInterval(refresh, 1000);
 }
@@ -60,3 +35,32 @@ for (const button of section.querySelectorAll("[data-act]")) {
     refresh();
   });
 }
+
+// Annotations take a while, so they are made first and downloaded when they are complete.
+async function downloadAnnotations(form) {
+  const status = section.querySelector("[data-value=annotations]");
+  const { format, every } = form.elements;
+  const api = `/api/recordings/${section.dataset.id}`;
+  const address = `${api}/annotations/${format.value}?every=${every.value}`;
+  form.querySelector("button").disabled = true;
+  try {
+    let made = await (await ask(address, { method: "POST" })).json();
+    while (["waiting", "processing"].includes(made.state)) {
+      const done = made.frames_expected ? `${made.frames_done} of ${made.frames_expected}` : made.frames_done;
+      status.textContent = made.state === "waiting" ? "waiting for other annotations" : `${done} frames`;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      const recording = await (await ask(api)).json();
+      made = recording.annotations.find((each) => each.format === format.value) ?? { message: "Please try again." };
+    }
+    status.textContent = made.message;
+    if (made.state === "finished") location.assign(`${api}/annotations/${made.format}?every=${made.every}`);
+  } catch (error) {
+    status.textContent = error.message;
+  }
+  form.querySelector("button").disabled = false;
+}
+
+section.querySelector(".annotations")?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  downloadAnnotations(event.target);
+});

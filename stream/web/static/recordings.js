@@ -95,7 +95,7 @@ async function send(upload) {
     } catch (error) {
       if (!upload.stopped && !isTransient(error)) throw error;
       failures += 1;
-      upload.note.textContent = `${error.message}; trying again`;
+      upload.note.textContent = `${error.message}. Trying again.`;
       await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(LONGEST_WAIT_S, 2 ** (failures - 1))));
     }
   }
@@ -136,6 +136,7 @@ async function refresh() {
 
 // Replacing the list removes the keyboard focus, so it is restored.
 function replaceList(fresh) {
+  showLocalTimes(fresh);
   if (fresh.innerHTML === list.innerHTML || list.matches(":active")) return;
   const focused = document.activeElement.closest("tr")?.dataset.id;
   const act = document.activeElement.dataset?.act;
@@ -158,10 +159,22 @@ list.addEventListener("click", async (event) => {
   refresh();
 });
 
+// An image belongs on the image page. To leave this page would stop the uploads.
+async function takePictures(pictures, others) {
+  if (!busy && !others && pictures.length === 1) return handOver(pictures[0]);
+  return say(`${namesOf(pictures)}: the image page shows one image at a time. Drop the image there.`);
+}
+
+const namesOf = (files) => files.map((file) => file.name).join(", ");
+
 receiveFiles((files) => {
-  const empty = files.filter((file) => !file.size);
-  if (empty.length) say(`${empty.map((file) => file.name).join(", ")}: empty`);
-  waiting.push(...files.filter((file) => file.size).map(rowOf));
+  say("");
+  const pictures = files.filter(isPicture);
+  const recordings = files.filter((file) => !isPicture(file));
+  const empty = recordings.filter((file) => !file.size);
+  if (empty.length) say(`${namesOf(empty)}: the file is empty`);
+  if (pictures.length) takePictures(pictures, recordings.length).catch((error) => say(error.message));
+  waiting.push(...recordings.filter((file) => file.size).map(rowOf));
   sendWaiting();
 });
 addEventListener("beforeunload", (event) => busy && event.preventDefault());
