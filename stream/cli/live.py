@@ -53,7 +53,9 @@ def live_sources(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Access token for the web page; generated if omitted and needed"
+            envvar="POLYPSTREAM_TOKEN",
+            metavar="TOKEN",
+            help="Access token for the web page; generated if omitted and needed",
         ),
     ] = None,
     model: ModelFile = None,
@@ -123,7 +125,9 @@ def serve_pages(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="POLYPSTREAM_TOKEN", metavar="TOKEN", help="Access token for all requests; generated if omitted and needed"
+            envvar="POLYPSTREAM_TOKEN",
+            metavar="TOKEN",
+            help="Access token for all requests; generated if omitted and needed",
         ),
     ] = None,
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for uploads and their results")] = SERVED,

@@ -23,7 +23,7 @@ from polypstream.core.files import write_atomically
 from polypstream.core.formatting import words_of
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import OutputError, PolypstreamError
-from polypstream.jobs.annotations import write_annotations
+from polypstream.jobs.annotations import Selection, write_annotations
 from polypstream.web.library import Entry, Library
 from polypstream.web.page import DISK_PROBLEM
 from polypstream.web.zipped import folder_name, zip_chunks
@@ -238,7 +238,7 @@ def _write_in_child(
             sender.send(_Progress(done, expected))
 
         try:
-            write_annotations(recording, run, kind, output, every, on_progress=on_progress)
+            write_annotations([recording], [run], kind, output, Selection(every), on_progress=on_progress)
         except PolypstreamError as error:
             sender.send(error)
         else:

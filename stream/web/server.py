@@ -83,7 +83,7 @@ def serving(app: ASGIApp, host: str, port: int) -> Iterator[int]:
         listener.listen()  # from now on clients can connect; they wait until the server has started
     except OSError as error:
         listener.close()
-        raise SettingsError(f"{host}:{port}: cannot be listened on ({error.strerror})") from error
+        raise SettingsError(f"{host}:{port}: already in use, or not allowed ({error.strerror})") from error
     config = uvicorn.Config(
         app,
         http=HeadTimeoutProtocol,
