@@ -55,7 +55,7 @@ def live_sources(
         typer.Option(
             envvar="POLYPSTREAM_TOKEN",
             metavar="TOKEN",
-            help="Access token for the web page; generated if omitted and needed",
+            help="Access token for the web page; generated if omitted",
         ),
     ] = None,
     model: ModelFile = None,
@@ -127,7 +127,7 @@ def serve_pages(
         typer.Option(
             envvar="POLYPSTREAM_TOKEN",
             metavar="TOKEN",
-            help="Access token for all requests; generated if omitted and needed",
+            help="Access token for all requests; generated if omitted",
         ),
     ] = None,
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for uploads and their results")] = SERVED,
