@@ -6,11 +6,11 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperArgument, TyperCommand
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polypstream.inference.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
+Function = TypeVar("Function", bound=Callable[..., Any])
 ModelFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="ONNX model  [default: shipped weights]", show_default=False)
 ]
@@ -57,7 +58,7 @@ class Commands(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(rich_markup_mode=None, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Any:
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Add a command, as `typer.Typer.command` does."""
         return super().command(name, cls=_Command, **options)
 
