@@ -10,7 +10,6 @@ from rich.text import Text
 
 from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
-from polypstream.jobs.live import reasons_of
 
 
 def print_bench(found: dict[str, Any], console: Console) -> None:
@@ -45,18 +44,22 @@ def _stages(recorded: Recorded) -> RenderableType:
 
 
 def _live(live: list[Shown]) -> RenderableType:
-    delays = ("delay p50", "p95", "p99", "maximum")
-    columns = ("display", "frames in", "shown", "dropped", *delays, "age of markers p99")
-    table = Table(*columns, title="Live, showing the newest frame; delays and ages in ms")
+    columns = ("rate", "shown", "overtaken", "too old", "delay", "markers")
+    title = "Live, newest frame first. In ms: delay (p50 p95 p99 max), age of markers (p99)"
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0))
+    table.add_column("display", min_width=13)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
     for each in live:
         condition = ", with a viewer" if each.viewer else ""
         if each.rooms > 1:
             shown = each.shown_by_room
-            condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} frames shown of each)"
-        dropped = reasons_of(each.dropped) or "0"
-        counts = (f"{each.frames_in} at {each.rate}/s", str(each.shown), dropped)
-        latencies = (*each.delay_ms, each.markers_ms[2]) if each.shown else ()
-        table.add_row(each.display + condition, *counts, *(f"{latency:.0f}" for latency in latencies))
+            condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} of each)"
+        skipped = (str(each.dropped.get(reason, 0)) for reason in ("newer", "stale"))
+        counts = (f"{each.rate}/s", f"{each.shown} of {each.frames_in}", *skipped)
+        delay = " ".join(f"{milliseconds:.0f}" for milliseconds in each.delay_ms)
+        latencies = (delay, f"{each.markers_ms[2]:.0f}") if each.shown else ()
+        table.add_row(each.display + condition, *counts, *latencies)
     return table
 
 

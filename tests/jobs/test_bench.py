@@ -41,7 +41,9 @@ def segmenter(red_model: Path) -> Segmenter:
 
 def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callable[..., Path], red_model: Path) -> None:
     wanted = ("--rooms", 3, "--seconds", 1, "--model", red_model, "--json", tmp_path / "b.json")
-    done = call("bench", make(frames=40), *wanted)
+    done = call("bench", make(frames=40), *wanted, COLUMNS="80")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
     for heading in ("cpu:", "recorded: 40 frames of 320x240", "bottleneck", "Live", "The session alone", "video delay"):
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
