@@ -20,9 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from polypstream.core.files import write_atomically, writing
 from polypstream.core.geometry import grey_level
+from polypstream.core.notice import NOTICE
 from polypstream.errors import ModelError, SettingsError
 from polypstream.export.int8 import quantise
-from polypstream.inference.model_card import INPUT, NOTICE, OUTPUT
+from polypstream.inference.model_card import INPUT, OUTPUT
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import prepare_image
 from polypstream.models.checkpoint import load_checkpoint

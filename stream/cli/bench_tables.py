@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from polypstream.inference.model_card import NOTICE
+from polypstream.core.notice import NOTICE
 from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, Json
 
-from polypstream.core.notice import NOTICE as NOTICE
-
 INPUT = "frames"
 OUTPUT = "probability"
 

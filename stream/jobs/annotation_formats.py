@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
+from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
-from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.results import Outline
 from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 

@@ -16,9 +16,9 @@ import cv2
 from av import VideoFrame
 
 from polypstream.core.files import writing
+from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
 from polypstream.errors import DataError, OutputError, SettingsError
-from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
 from polypstream.jobs.process import ANNOTATIONS, OnProgress
 from polypstream.jobs.results import (

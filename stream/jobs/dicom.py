@@ -21,9 +21,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from polypstream.core.files import write_atomically, writing
 from polypstream.core.frame import Frame
+from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
 from polypstream.errors import OutputError
-from polypstream.inference.model_card import NOTICE
 from polypstream.jobs.process import OnProgress
 from polypstream.jobs.results import Outline, Run, best_outlines, find_run, frames_again, open_again
 from polypstream.media.scaling import shown

@@ -16,11 +16,11 @@ from polypstream.core.config import Settings
 from polypstream.core.files import write_atomically
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
+from polypstream.core.notice import NOTICE
 from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import Source
 from polypstream.core.watchdog import STALL_TIMEOUT_S
 from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
-from polypstream.inference.model_card import NOTICE
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
 from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages

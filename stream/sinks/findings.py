@@ -17,8 +17,8 @@ import numpy as np
 
 from polypstream.core.files import write_atomically, writing
 from polypstream.core.frame import Frame
+from polypstream.core.notice import NOTICE
 from polypstream.errors import DataError
-from polypstream.inference.model_card import NOTICE
 from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
 from polypstream.stages.findings import peak_of
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from polypstream.core.frame import Frame
-from polypstream.inference.model_card import NOTICE
+from polypstream.core.notice import NOTICE
 from polypstream.media.pictures import planes_of
 from polypstream.stages.overlay import REFERENCE_LINES
 

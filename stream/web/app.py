@@ -17,7 +17,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from polypstream.inference.model_card import NOTICE
+from polypstream.core.notice import NOTICE
 from polypstream.jobs.report import environment
 from polypstream.web.errors import explain_errors
 from polypstream.web.guard import Guard

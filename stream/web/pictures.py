@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from polypstream.core.config import Settings
-from polypstream.inference.model_card import NOTICE, ModelCard
+from polypstream.core.notice import NOTICE
+from polypstream.inference.model_card import ModelCard
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import FORMATS, load_image, prepare_image
 from polypstream.jobs.predictions import ImageResult

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Settings
+from polypstream.core.notice import NOTICE
 from polypstream.errors import ModelError, ProviderError
 from polypstream.inference import providers
-from polypstream.inference.model_card import NOTICE, WEIGHTS, shipped_weights
+from polypstream.inference.model_card import WEIGHTS, shipped_weights
 from polypstream.inference.providers import Absent, choose, probe
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.setup import make_segmenter
