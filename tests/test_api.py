@@ -27,6 +27,8 @@ from polypstream.errors import MissingExtra, OutputError, ProviderError, Setting
 from polypstream.sources.recording import Recording
 from tests.conftest import Clip, call, frames_of, picture
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 

@@ -32,6 +32,8 @@ from polypstream.jobs.setup import make_segmenter, with_deidentification, with_m
 from polypstream.sources.deidentified import hashed_name
 from tests.conftest import audio_packets_of, call, frames_of, make_red_model, pts_of, summary_of
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 SMALL = {"width": 96, "height": 64, "options": {"g": "10"}}
 

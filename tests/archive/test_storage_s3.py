@@ -22,6 +22,8 @@ from polypstream.jobs.setup import with_deidentification, with_model
 from tests.archive.test_run import LARGE, SALT, SECRET, Here, Killed, assert_nameless, compare, kill_at
 from tests.conftest import call
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 SMALL = {"width": 96, "height": 64, "options": {"g": "10"}}
 SERVER = Path(sys.prefix, "readers", "bin", "moto_server")

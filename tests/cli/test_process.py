@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import Clip, call, command, make_clip, summary_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"width": 160, "height": 120}
 
 

@@ -26,6 +26,8 @@ from polypstream.models.data import find_pairs, read_pair
 from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 from tests.conftest import Clip, call, disc, make_clip, picture
 
+pytestmark = pytest.mark.slow
+
 # The disc is in the first 20 of 30 frames; every fifth of a second at 25 a second.
 FRAMES, EVERY = range(0, 30, 5), 0.2
 CLIP = Clip()

@@ -24,6 +24,8 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.sources.recording import results_stem
 from tests.conftest import Clip, call, command, frames_of, make_clip, make_red_model, pts_of, summary_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"width": 160, "height": 120}
 FAST = ("--set", "inference.provider=cpu", "--set", "inference.threads=1")
 

@@ -38,6 +38,8 @@ from polypstream.jobs.results import Outline, Run, TrackSummary, best_outlines, 
 from polypstream.sources.open import open_source
 from tests.conftest import audio_packets_of, call, frames_of, pts_of, summary_of
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--set", "inference.provider=cpu", "--set", "inference.threads=1")
 PATIENT = {
     "SpecificCharacterSet": "ISO_IR 100",

@@ -26,6 +26,8 @@ from polypstream.sources.recording import Recording
 from polypstream.stages.overlay import Overlay
 from tests.conftest import command, pts_of, summary_of
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 
 

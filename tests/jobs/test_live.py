@@ -43,6 +43,8 @@ from polypstream.sources.live import open_live, parse_address
 from polypstream.stages.live import LiveViewCropper, StalenessFilter
 from tests.conftest import Kept, call, command, free_port, pts_of
 
+pytestmark = pytest.mark.slow
+
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program as a peer")
 
 

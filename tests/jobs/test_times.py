@@ -24,6 +24,8 @@ from polypstream.sources.recording import Recording
 from tests.archive.test_run import Ran, run  # noqa: F401 -- a fixture
 from tests.conftest import Clip, audio_packets_of, frames_of, make_clip, pts_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"width": 160, "height": 120}
 WRAP_S = Fraction(2**33, 90_000)  # when the clock of a transport stream starts again
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")

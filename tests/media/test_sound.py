@@ -24,6 +24,8 @@ from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.media.audio_track import COPIED
 from tests.conftest import Clip, audio_packets_of, command, make_clip, pts_of
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 1.2
 PITCH = 440
 # Each container with a codec of its own for pictures, and the codecs for sound that FFmpeg writes there: those that its

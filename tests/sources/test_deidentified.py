@@ -21,6 +21,8 @@ from polypstream.sources.deidentified import Deidentified, hashed_name, read_sal
 from polypstream.sources.recording import Recording
 from tests.conftest import Clip, call, frames_of, make_clip, make_red_model
 
+pytestmark = pytest.mark.slow
+
 SECRET = "SMITH-JOHN"
 WIDTH, HEIGHT, FRAMES = 640, 360, 30
 # An octagon, as processors show it: its corners are cut, so that the box around it holds places outside.

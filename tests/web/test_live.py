@@ -27,6 +27,8 @@ from polypstream.web.app import make_app
 from polypstream.web.live import LivePage
 from polypstream.web.server import parse_listen, serving, token_for, web
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings.model_validate({"live": {"max_staleness": 60.0}})
 
 

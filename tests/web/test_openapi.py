@@ -13,6 +13,8 @@ import pytest
 
 from tests.web.serving import served, settings_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 10
 # The dictionaries lead to what is there. No schema can say how many bytes of a recording are still to come, and that

@@ -43,6 +43,8 @@ from polypstream.web.zipped import folder_name, zip_chunks
 from tests.conftest import Clip, command, frames_of, make_clip, picture
 from tests.web.serving import Served, served, settings_for, until
 
+pytestmark = pytest.mark.slow
+
 # An encoder so slow that there is time to look while a recording is processed.
 SLOW = {"output": {"video": {"preset": "placebo"}}}
 
