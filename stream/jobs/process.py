@@ -19,15 +19,15 @@ from polypstream.core.geometry import FieldOfView
 from polypstream.core.notice import NOTICE
 from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import Source
+from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import STALL_TIMEOUT_S
 from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
-from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
+from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages, restricted
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
 from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
-from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Job:
         name: name of the folder of results: of a set of images, or of a de-identified recording in place of its own.
         title: name of the recording in its results and in error messages; None: its path.
         images: the images to process, each by itself; empty: `uri` is a recording.
+        times: range of the recording to process; None: all of it.
     """
 
     uri: str
@@ -66,6 +67,7 @@ class Job:
     name: str | None = None
     title: str | None = None
     images: tuple[Path, ...] = ()
+    times: TimeRange | None = None
 
 
 @dataclass(slots=True)
@@ -168,11 +170,11 @@ def _process(
     try:
         source.name = job.title or source.name
         view, recording = choose_field_of_view(source, settings), source.path
-        if settings.deidentify.enabled:
-            source = Deidentified(source, view, settings, job.name)
+        source = restricted(source, view, settings, job.name, job.times, on_activity)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            run = RecordingPipeline(source, view, folder, segmenter, settings, job.masks).run(on_progress, on_activity)
+            pipeline = RecordingPipeline(source, view, folder, segmenter, settings, job.masks, times=job.times)
+            run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
             with suppress(DataError):  # without a single frame there is nothing to report
                 write_report(folder)
@@ -229,6 +231,7 @@ class RecordingPipeline:
         frames: frames of the part; None: all frames of the source.
         stages: stages for the frames, as `make_stages` makes them; None: new ones.
         origin: pts at which the time of the part's annotated.mp4 begins.
+        times: range of the recording that `source` yields; None: all of it.
 
     Raises:
         OutputError: a file cannot be written.
@@ -244,16 +247,19 @@ class RecordingPipeline:
         masks: bool,
         frames: Iterator[Frame] | None = None,
         stages: Stages | None = None,
-        origin: int = 0,
+        origin: int | None = None,
+        times: TimeRange | None = None,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
-        self._masks = masks
+        self._masks, self._times = masks, times
+        if times is not None:
+            origin = round(source.format.start / source.format.time_base)
         self.video: AnnotatedVideo | None = None
         sinks = self._open_sinks(masks, origin)
         stages = make_stages(view, segmenter, settings) if stages is None else stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
 
-    def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
+    def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
         sinks: list[tuple[str, Sink[Frame]]] = []
         try:
@@ -344,6 +350,7 @@ class RecordingPipeline:
         file = self._without_folders(str(self.segmenter.model))
         return {
             "input": self.source.name,
+            **({} if self._times is None else {"range": self._times.as_json()}),
             "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
             "settings": settings,
             "polypstream": version("polypstream"),
