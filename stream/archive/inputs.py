@@ -34,7 +34,8 @@ class Item:
         name: name of the folder of its results, with `/` between folders.
         size: size in bytes; 0 if the recording does not exist.
         version: changes when the recording changes.
-        hidden_address: the address that `address` is the hash of. It is not stored in the ledger; empty: names are not hashed, or it is not known.
+        hidden_address: the address that `address` is the hash of. It is not stored in the ledger; empty: names are not
+            hashed, or it is not known.
         times: range of the recording to process. It is part of `address`, since a recording may have several. None:
             all of it.
     """

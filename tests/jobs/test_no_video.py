@@ -37,7 +37,9 @@ def test_everything_else_is_as_with_a_video(
     assert (one / "frames.csv").read_bytes() == (other / "frames.csv").read_bytes()
     assert pp.load_run(one).tracks[0].peak_probability == pp.load_run(other).tracks[0].peak_probability
     assert (one / "snapshots/track-1.jpg").read_bytes() == (other / "snapshots/track-1.jpg").read_bytes()
-    assert all((a == b).all() for a, b in zip(*(frames_of(each / "masks.mkv", "gray") for each in folders), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(*(frames_of(each / "masks.mkv", "gray") for each in folders), strict=True)
+    )
     summary = summary_of(other)
     assert (summary["complete"], summary["frames_in"], summary["frames_out"]) == (True, 40, 40)
     assert (summary["encoder"], summary["notes"]) == (None, [])
