@@ -95,8 +95,7 @@ def _seconds_of(time: str | float | None, what: str) -> Fraction | None:
     if time is None:
         return None
     match = TIME.fullmatch(time.strip() if isinstance(time, str) else f"{time:.6f}")
-    hours, minutes, seconds = match.groups() if match else (None, None, "")
-    wrong = not match or (minutes and Fraction(seconds) >= 60) or (hours and int(minutes) >= 60)
-    if wrong:
+    hours, minutes, seconds = (Fraction(group or 0) for group in match.groups()) if match else (0, 0, Fraction(-1))
+    if seconds < 0 or (match and match[2] and seconds >= 60) or (hours and minutes >= 60):
         raise SettingsError(f"{what} {time}: is no time; write seconds such as 90.5, or 12:30, or 1:02:03.5")
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + Fraction(seconds)
+    return hours * 3600 + minutes * 60 + seconds
