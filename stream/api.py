@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from polypstream.core.config import Settings
+from polypstream.core.time_range import range_of
 from polypstream.errors import SourceError
 from polypstream.inference.model_card import ModelCard
 from polypstream.jobs import process as command
@@ -89,19 +90,23 @@ class Detector:
         view, model_input = prepare_image(rgb, self._segmenter.size)
         return ImageResult(rgb, view, self._segmenter.segment([model_input])[0], self._rules)
 
-    def track(self, recording: str | Path) -> FrameResults:
+    def track(self, recording: str | Path, *, start: float | None = None, end: float | None = None) -> FrameResults:
         """Find polyps in a recording and follow them, as `polypstream process` does, without writing a file.
 
         Frames are computed in threads, a few ahead of the loop that takes them.
 
         Args:
             recording: path of a video or DICOM video, or a demo such as "demo:?seconds=10&seed=1".
+            start: begin with the first frame at or after this time in seconds; None: with the first frame. Frame
+                numbers then count from 0 at this frame; times stay those of the recording.
+            end: end with the last frame before this time in seconds; None: with the last frame.
 
         Returns:
             An iterator of FrameResult, in order. A damaged recording ends early; then `damage` says why.
 
         Raises:
-            SourceError: the recording cannot be opened.
+            SourceError: the recording cannot be opened, or has no frame in the range.
+            SettingsError: `end` is not after `start`.
 
         Example:
             >>> import polypstream as pp
@@ -110,7 +115,7 @@ class Detector:
             >>> first.index, first.seconds
             (0, 0.0)
         """
-        return FrameResults(str(recording), self._segmenter, self.settings)
+        return FrameResults(str(recording), self._segmenter, self.settings, range_of(start, end))
 
     def __repr__(self) -> str:
         return f"Detector({self.card.model_name} {self.card.model_version}, provider={self.provider!r})"
@@ -121,6 +126,8 @@ def process(
     output: str | Path,
     *,
     detector: Detector | None = None,
+    start: float | None = None,
+    end: float | None = None,
     masks: bool = False,
     overwrite: bool = False,
     on_progress: command.OnProgress = lambda *_: None,
@@ -134,6 +141,9 @@ def process(
         recording: path of a video or DICOM video, or a demo such as "demo:?seconds=10&seed=1".
         output: folder for results; those of this recording are in a folder of its name in it.
         detector: model and settings to use; None: a new Detector().
+        start: begin with the first frame at or after this time in seconds; None: with the first frame. Frame numbers
+            then count from 0 at this frame; times stay those of the recording.
+        end: end with the last frame before this time in seconds; None: with the last frame.
         masks: write masks.mkv too.
         overwrite: replace results that exist.
         on_progress: called as on_progress(done, total) a few times a second; total is None if unknown.
@@ -142,7 +152,8 @@ def process(
         What was found. Of a damaged recording it holds what could be read: see `Run.summary["damage"]`.
 
     Raises:
-        SourceError: the recording cannot be opened or read.
+        SourceError: the recording cannot be opened or read, or has no frame in the range.
+        SettingsError: `end` is not after `start`.
         OutputError: results exist already, or cannot be written.
 
     Example:
@@ -152,7 +163,7 @@ def process(
         ('colon', 1)
     """
     detector = detector or Detector()
-    job = command.Job(str(recording), Path(output), masks, overwrite)
+    job = command.Job(str(recording), Path(output), masks, overwrite, times=range_of(start, end))
     done = command.process(job, detector._segmenter, detector.settings, on_progress)
     if done.problem:
         log.warning(done.problem)

@@ -12,13 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from polypstream.archive.storage import file_system, is_address
-from polypstream.errors import DataError, PolypstreamError, SourceError
+from polypstream.core.time_range import TimeRange, range_of
+from polypstream.errors import DataError, PolypstreamError, SettingsError, SourceError
 from polypstream.sources.deidentified import hashed_name
 from polypstream.sources.open import RECORDING_ENDINGS
 from polypstream.sources.recording import results_stem
 
 # Begins the address of a recording whose name is hashed.
 HASHED = "hashed:"
+# Separates the address of a recording from the range of it that is processed, as in media fragments of the W3C.
+RANGE = "#t="
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,15 @@ class Item:
     """A recording of an archive.
 
     Attributes:
-        address: absolute path, or an fsspec address; HASHED and a hash of it if names are hashed.
+        address: absolute path, or an fsspec address, and a range of time, if any; HASHED and a hash of it if names are
+            hashed.
         name: name of the folder of its results, with `/` between folders.
         size: size in bytes; 0 if the recording does not exist.
         version: changes when the recording changes.
-        hidden_address: absolute path or fsspec address that `address` is the hash of. It is not stored in the ledger;
-            empty: names are not hashed, or it is not known.
+        hidden_address: the address that `address` is the hash of. It is not stored in the ledger; empty: names are not
+            hashed, or it is not known.
+        times: range of the recording to process. It is part of `address`, since a recording may have several. None:
+            all of it.
     """
 
     address: str
@@ -39,6 +45,7 @@ class Item:
     size: int
     version: str
     hidden_address: str = field(default="", compare=False)
+    times: TimeRange | None = field(default=None, compare=False)
 
     @property
     def is_hashed(self) -> bool:
@@ -48,7 +55,8 @@ class Item:
     @property
     def location(self) -> str:
         """Absolute path or fsspec address from which it is read."""
-        return self.hidden_address or self.address
+        address = self.hidden_address or self.address
+        return address if self.times is None else address.rpartition(RANGE)[0]
 
     @property
     def label(self) -> str:
@@ -62,7 +70,7 @@ def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int
     Args:
         inputs: recordings, folders (with all subfolders), glob patterns, or CSV manifests. A manifest has the column
             `recording`, with addresses or paths relative to the manifest's folder. Its column `name`, if any, gives
-            names for the results.
+            names for the results, its columns `from` and `to` a range of time.
         output: folder of the results. Files in it are not inputs unless they are named directly.
 
     Returns:
@@ -103,10 +111,11 @@ def hash_names(items: Sequence[Item], salt: bytes) -> list[Item]:
     return [
         Item(
             HASHED + hashed_name(item.address, salt),
-            hashed_name(PurePosixPath(item.address).name, salt),
+            hashed_name(PurePosixPath(item.location).name, salt),
             item.size,
             hashed_name(item.version, salt),
             item.address,
+            item.times,
         )
         for item in items
     ]
@@ -176,7 +185,7 @@ def _in_manifest(text: str) -> Iterator[Item]:
         raise DataError(f"{text}: cannot be read as a manifest ({error})") from error
     if not rows or "recording" not in rows[0]:
         raise DataError(f"{text}: has no lines, or no column `recording`")
-    for row in rows:
+    for line, row in enumerate(rows, 2):
         address = row["recording"] or ""
         if not is_address(address):
             address = f"{folder}/{address}" if is_address(folder) else str(Path(folder, address))
@@ -185,8 +194,20 @@ def _in_manifest(text: str) -> Iterator[Item]:
             items = list(_in_file_system(address)) or [Item(address, _name(address), 0, "")]
         else:
             items = [_item(Path(address), results_stem(Path(address)))]
+        try:
+            times = range_of(*((row.get(column) or "").strip() or None for column in ("from", "to")))
+        except SettingsError as error:
+            raise DataError(f"{text}: line {line}: {error}") from error
         for item in items:
-            yield Item(item.address, _safe(name) or item.name, item.size, item.version)
+            address = item.address + _fragment(times)
+            yield Item(address, _safe(name) or item.name, item.size, item.version, times=times)
+
+
+def _fragment(times: TimeRange | None) -> str:
+    """What a range adds to the address of its recording, such as `#t=600,750.5`."""
+    if times is None:
+        return ""
+    return RANGE + ",".join("" if each is None else f"{each:.6f}".rstrip("0").rstrip(".") for each in times.as_json())
 
 
 def _open_text(text: str) -> IO[str]:

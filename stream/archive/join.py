@@ -23,7 +23,7 @@ from polypstream.core.files import writing
 from polypstream.core.frame import PictureFormat
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import DataError
-from polypstream.jobs.process import OnActivity, ProcessResult, write_summary
+from polypstream.jobs.process import VIDEO, OnActivity, ProcessResult, write_summary
 from polypstream.jobs.report import write_report
 from polypstream.media.container import open_container, packets_of
 from polypstream.media.video import MASK_OPTIONS, check_frames, open_mp4, open_output
@@ -80,23 +80,26 @@ def join_parts(
     renumberings = _renumberings(parts)
     summaries = [_summary_of(part) for part in parts]
     firsts = list(accumulate((each["frames_out"] for each in summaries[:-1]), initial=0))
+    has_video = settings.output.video.codec != "none"
+    notes, damage = list[str](), list[str]()
     source = open_source(str(path))
     try:
         found = _join_tables(parts, renumberings, firsts, folder)
-        origins = [part.start or 0 for part in plan.parts]
-        videos = [part / "annotated.mp4" for part in parts]
-        sound = None if settings.deidentify.enabled else source.path
-        notes, damage = _join_videos(
-            videos, origins, folder / "annotated.mp4", source.format, sound, source.shifts, on_activity
-        )
+        if has_video:
+            origins = [part.start or 0 for part in plan.parts]
+            videos = [part / VIDEO for part in parts]
+            sound = None if settings.deidentify.enabled else source.path
+            notes, damage = _join_videos(
+                videos, origins, folder / VIDEO, source.format, sound, source.shifts, on_activity
+            )
         if masks:
             _join_masks([part / "masks.mkv" for part in parts], folder / "masks.mkv", on_activity)
     finally:
         source.close()
     frames = sum(each["frames_out"] for each in summaries)
-    for name in ("annotated.mp4", *(["masks.mkv"] if masks else [])):
+    for name in [*([VIDEO] if has_video else []), *(["masks.mkv"] if masks else [])]:
         check_frames(folder / name, frames, on_activity)
-    run = _join_summaries(summaries, found, folder, notes, damage)
+    run = _join_summaries(summaries, folder, found, notes, damage)
     write_report(folder)
     return run
 
@@ -132,7 +135,7 @@ def _join_tables(
         folder: folder for the results.
 
     Returns:
-        What was found, for summary.json.
+        What was found: a part of summary.json.
     """
     head = read_findings(parts[0])
     findings = FindingsFile(folder, {name: head[name] for name in ABOUT})
@@ -263,7 +266,7 @@ def _packets(video: Path, time_base: Fraction | None = None, origin: int = 0) ->
 
 
 def _join_summaries(
-    parts: Sequence[dict[str, Any]], found: dict[str, Any], folder: Path, notes: list[str], damage: list[str]
+    parts: Sequence[dict[str, Any]], folder: Path, found: dict[str, Any], notes: list[str], damage: list[str]
 ) -> ProcessResult:
     seconds = sum(part["wall_seconds"] for part in parts)
     frames = sum(part["frames_out"] for part in parts)

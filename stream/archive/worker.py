@@ -17,6 +17,7 @@ from polypstream.archive.join import join_parts
 from polypstream.archive.parts import BOUNDARY_FILES, CannotJoin, Plan, plan_parts, process_part
 from polypstream.archive.storage import HIDDEN, PARTS, Store, fetched, open_store
 from polypstream.core.config import Settings
+from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import DataError, PolypstreamError, SourceError
 from polypstream.inference.model_card import SHIPPED, WEIGHTS
@@ -189,7 +190,7 @@ class Worker:
             _label_in_errors(item, path),
         ):
             if task.kind == "begin":
-                plan = self._plan(path)
+                plan = self._plan(path, item.times)
                 if plan is not None:
                     return Outcome(plan=plan)
             if task.kind == "part" and plan is not None:
@@ -211,12 +212,14 @@ class Worker:
 
     def _job_of(self, item: Item, path: Path, folder: Path) -> Job:
         name = item.name if item.is_hashed else None
-        return Job(str(path), folder, self._job.masks, name=name, title=item.label)
+        title = item.label if item.is_hashed else item.location
+        return Job(str(path), folder, self._job.masks, name=name, title=title, times=item.times)
 
-    def _plan(self, path: Path) -> Plan | None:
+    def _plan(self, path: Path, times: TimeRange | None) -> Plan | None:
         source = open_source(str(path))
         try:
-            return plan_parts(source, self._job.settings, self._job.part_seconds)
+            # A range is most often short. It is processed as a whole.
+            return plan_parts(source, self._job.settings, 0 if times else self._job.part_seconds)
         finally:
             source.close()
 

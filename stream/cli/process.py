@@ -24,7 +24,7 @@ from polypstream.cli.options import (
     importing,
     read_settings,
 )
-from polypstream.errors import OutputError, PolypstreamError, SourceError
+from polypstream.errors import OutputError, PolypstreamError, SettingsError, SourceError
 
 if TYPE_CHECKING:
     from polypstream.jobs.isolated import IsolatedProcessor
@@ -72,6 +72,11 @@ def process(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Skip finished results; the default where several inputs are given")
     ] = False,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Begin at this time of the recording: 90.5, 12:30 or 1:02:03"),
+    ] = None,
+    to: Annotated[str | None, typer.Option(metavar="TIME", help="End before this time of the recording")] = None,
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Also write a table with one row per input")
     ] = None,
@@ -97,12 +102,14 @@ def process(
     inference.device, output.video.crf. `polypstream settings` explains them all.
     """
     with importing():
+        from polypstream.core.time_range import range_of
         from polypstream.jobs.inputs import find_inputs
         from polypstream.jobs.isolated import IsolatedProcessor
         from polypstream.jobs.process import Job
         from polypstream.jobs.setup import with_deidentification
         from polypstream.sources.deidentified import hashed_name, read_salt
     settings = read_settings(config, set_, model)
+    times = range_of(from_, to)
     salt = None if hash_names is None else read_salt(hash_names)
     if deidentify or salt:
         settings = with_deidentification(settings)
@@ -120,9 +127,13 @@ def process(
             overwrite,
             each.name or (hashed_name(Path(each.uri).name, salt) if salt else None),
             images=each.images,
+            times=times,
         )
         for each in named.found
     ]
+    images = next((job.uri for job in jobs if job.images), None)
+    if times is not None and images is not None:
+        raise SettingsError(f"{images}: are images; --from and --to are for recordings")
     skip = (skip_existing or len(jobs) > 1) and not overwrite
     with closing(IsolatedProcessor(settings, fork=True)) as processor:
         processor.start()

@@ -176,8 +176,10 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
 
     Raises:
         OutputError: a file exists already.
-        SettingsError: there are several sources, and the name of one cannot be part of a file name.
+        SettingsError: there are several sources, and the name of one cannot be part of a file name. Or the settings
+            ask for no video.
     """
+    _check_codec("--record", settings)
     nameless = [source.name for source in sources if not NAME.fullmatch(source.name)]
     if nameless and len(sources) > 1:
         raise SettingsError(f"--record: {nameless[0]} needs a name for its file; write NAME=ADDRESS")
@@ -186,6 +188,16 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
         own = path if len(sources) == 1 else path.with_stem(f"{path.stem}-{source.name}")
         sinks.append((_recording_name(source), RollingRecording(own, source, settings.output)))
     return sinks
+
+
+def _check_codec(option: str, settings: Settings) -> None:
+    """Check that the settings name an encoder.
+
+    Raises:
+        SettingsError: they ask for no video.
+    """
+    if settings.output.video.codec == "none":
+        raise SettingsError(f"{option}: output.video.codec is none, which writes no video; set it to libx264 or auto")
 
 
 def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Sink[Frame]]]:
@@ -200,8 +212,10 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
         Name and sink for each address.
 
     Raises:
-        SettingsError: there is no such source, or the scheme is not supported.
+        SettingsError: there is no such source, the scheme is not supported, or the settings ask for no video.
     """
+    if texts:
+        _check_codec("--push", settings)
     sinks: list[tuple[str, Sink[Frame]]] = []
     for text in texts:
         name, url = split_name(text)

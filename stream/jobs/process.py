@@ -19,15 +19,15 @@ from polypstream.core.geometry import FieldOfView
 from polypstream.core.notice import NOTICE
 from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import Source
+from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import STALL_TIMEOUT_S
 from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
-from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
+from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages, restricted
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
 from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
-from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,11 @@ OnProgress = Callable[[int, int | None], None]
 OnActivity = Callable[[object], None]
 # Prefix of the folders that `polypstream masks` writes among a run's results.
 ANNOTATIONS = "annotations-"
+# The annotated video. A run with `output.video.codec: none` has none.
+VIDEO = "annotated.mp4"
 # Files that a run writes.
 RESULTS = (
-    *("annotated.mp4", "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv"),
+    *(VIDEO, "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv"),
     *(f"{SNAPSHOTS}/track-*.jpg", "dicom/track-*.dcm", "masks/*.png", "annotated/*.jpg"),
 )
 
@@ -55,6 +57,7 @@ class Job:
         name: name of the folder of results: of a set of images, or of a de-identified recording in place of its own.
         title: name of the recording in its results and in error messages; None: its path.
         images: the images to process, each by itself; empty: `uri` is a recording.
+        times: range of the recording to process; None: all of it.
     """
 
     uri: str
@@ -64,6 +67,7 @@ class Job:
     name: str | None = None
     title: str | None = None
     images: tuple[Path, ...] = ()
+    times: TimeRange | None = None
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ class ProcessResult:
     Attributes:
         name: name of the recording for the user.
         folder: folder of the results.
-        frames: number of frames in annotated.mp4.
+        frames: number of frames of the results.
         seconds: wall time.
         notes: information for the user, one phrase each.
         damage: damage found in the recording, one phrase each.
@@ -166,11 +170,11 @@ def _process(
     try:
         source.name = job.title or source.name
         view, recording = choose_field_of_view(source, settings), source.path
-        if settings.deidentify.enabled:
-            source = Deidentified(source, view, settings, job.name)
+        source = restricted(source, view, settings, job.name, job.times, on_activity)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            run = RecordingPipeline(source, view, folder, segmenter, settings, job.masks).run(on_progress, on_activity)
+            pipeline = RecordingPipeline(source, view, folder, segmenter, settings, job.masks, times=job.times)
+            run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
             with suppress(DataError):  # without a single frame there is nothing to report
                 write_report(folder)
@@ -227,6 +231,7 @@ class RecordingPipeline:
         frames: frames of the part; None: all frames of the source.
         stages: stages for the frames, as `make_stages` makes them; None: new ones.
         origin: pts at which the time of the part's annotated.mp4 begins.
+        times: range of the recording that `source` yields; None: all of it.
 
     Raises:
         OutputError: a file cannot be written.
@@ -242,26 +247,32 @@ class RecordingPipeline:
         masks: bool,
         frames: Iterator[Frame] | None = None,
         stages: Stages | None = None,
-        origin: int = 0,
+        origin: int | None = None,
+        times: TimeRange | None = None,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
-        self._masks = masks
+        self._masks, self._times = masks, times
+        if times is not None:
+            origin = round(source.format.start / source.format.time_base)
+        self.video: AnnotatedVideo | None = None
         sinks = self._open_sinks(masks, origin)
         stages = make_stages(view, segmenter, settings) if stages is None else stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
 
-    def _open_sinks(self, masks: bool, origin: int) -> list[tuple[str, Sink[Frame]]]:
+    def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
-        self.video = AnnotatedVideo(
-            folder / "annotated.mp4",
-            pictures,
-            self.source.path,
-            self.settings.output.video,
-            origin,
-            self.source.shifts,
-        )
-        sinks: list[tuple[str, Sink[Frame]]] = [("encode", self.video)]
+        sinks: list[tuple[str, Sink[Frame]]] = []
         try:
+            if self.settings.output.video.codec != "none":
+                self.video = AnnotatedVideo(
+                    folder / VIDEO,
+                    pictures,
+                    self.source.path,
+                    self.settings.output.video,
+                    origin,
+                    self.source.shifts,
+                )
+                sinks.append(("encode", self.video))
             sinks.append(("table", FramesTable(folder / "frames.csv")))
             self.findings = FindingsFile(folder, self._about())
             sinks.append(("findings file", self.findings))
@@ -287,30 +298,41 @@ class RecordingPipeline:
         problem: BaseException | None = None
 
         def report_progress() -> None:
-            on_activity((sum(work.items for work in self.pipeline.work.values()), self.video.packets))
-            on_progress(self.video.frames, self.source.expected_frames)
+            packets = self.video.packets if self.video else 0
+            on_activity((sum(work.items for work in self.pipeline.work.values()), packets))
+            on_progress(self._frames_out, self.source.expected_frames)
 
         try:
             self.pipeline.run(report_progress)
             self._check_files(on_activity)
         except BaseException as error:
             problem = error
-        notes = [*self.source.notes, *self.video.notes]
-        damage = [*self.source.damage, *self.video.damage]
+        notes = [*self.source.notes, *(self.video.notes if self.video else [])]
+        damage = [*self.source.damage, *(self.video.damage if self.video else [])]
         run = ProcessResult(
             self.source.name,
             self.folder,
-            self.video.frames,
+            self._frames_out,
             time.monotonic() - started,
             notes,
             damage,
             **self.findings.found,
         )
-        log.debug("%s: %d frames in %.1f s, encoded by %s", run.name, run.frames, run.seconds, self.video.encoder)
+        log.debug("%s: %d frames in %.1f s, encoded by %s", run.name, run.frames, run.seconds, self._encoder)
         self._write_summary(run, problem)
         if problem is not None:
             raise problem
         return run
+
+    @property
+    def _frames_out(self) -> int:
+        """Number of frames written so far: to annotated.mp4 or, if there is none, to frames.csv."""
+        return self.video.frames if self.video else self.pipeline.work["table"].items
+
+    @property
+    def _encoder(self) -> str | None:
+        """FFmpeg's name of the encoder; None: there is no annotated.mp4."""
+        return self.video.encoder if self.video else None
 
     def _check_files(self, on_activity: OnActivity) -> None:
         """Check that the written files can be read back.
@@ -318,9 +340,8 @@ class RecordingPipeline:
         Raises:
             OutputError: one cannot be read, or has another number of frames.
         """
-        check_frames(self.folder / "annotated.mp4", self.video.frames, on_activity)
-        if self._masks:
-            check_frames(self.folder / "masks.mkv", self.video.frames, on_activity)
+        for name in [*([VIDEO] if self.video else []), *(["masks.mkv"] if self._masks else [])]:
+            check_frames(self.folder / name, self._frames_out, on_activity)
 
     def _about(self) -> dict[str, Any]:
         """Recording, model, settings and version: the head of findings.json and summary.json."""
@@ -329,6 +350,7 @@ class RecordingPipeline:
         file = self._without_folders(str(self.segmenter.model))
         return {
             "input": self.source.name,
+            **({} if self._times is None else {"range": self._times.as_json()}),
             "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
             "settings": settings,
             "polypstream": version("polypstream"),
@@ -351,7 +373,7 @@ class RecordingPipeline:
             "damage": run.damage,
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,
-            "encoder": self.video.encoder,
+            "encoder": self._encoder,
             "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
             "picture_size": [self.source.format.width, self.source.format.height],
             "frames_in": self.pipeline.work["decode"].items,

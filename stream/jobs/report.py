@@ -114,7 +114,7 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     ]
     template = environment().get_template("report.html")
     values = {"summary": summary, "peak": peak, "timeline": timeline, "qualities": qualities, "figures": figures}
-    page = template.render(tracks=rows, **values)
+    page = template.render(tracks=rows, has_video=(run / "annotated.mp4").is_file(), **values)
     path = run / "report.html"
     with writing(path):
         # File names may contain any bytes.

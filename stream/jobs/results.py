@@ -16,12 +16,12 @@ from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
 from polypstream.core.protocols import Source
-from polypstream.errors import DataError
+from polypstream.core.time_range import TimeRange, range_in
+from polypstream.errors import DataError, SettingsError
 from polypstream.jobs.process import OnProgress
-from polypstream.jobs.setup import choose_field_of_view
+from polypstream.jobs.setup import choose_field_of_view, restricted
 from polypstream.sinks.findings import read_findings
 from polypstream.sinks.tables import read_frames
-from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source, stem_of
 
 # findings.json stores times in microseconds.
@@ -107,6 +107,7 @@ class Run:
         about: head of findings.json: input, model, settings, version.
         tracks: the tracks, in the order in which they are first shown.
         settings: settings of the run.
+        times: range of the recording that was processed; None: all of it.
 
     Example:
         >>> import polypstream as pp
@@ -119,6 +120,7 @@ class Run:
     about: dict[str, Any] = field(repr=False)
     tracks: list[TrackSummary]
     settings: Settings = field(repr=False)
+    times: TimeRange | None = None
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -179,11 +181,11 @@ def load_run(folder: str | Path) -> Run:
     about = read_findings(folder)
     try:
         tracks = [_track_of(folder, row) for row in about.pop("tracks")]
-        run = Run(folder, about, tracks, Settings.model_validate(about["settings"]))
+        run = Run(folder, about, tracks, Settings.model_validate(about["settings"]), range_in(about))
         if min(run.picture_size) < 1:
             raise ValueError("no picture_size")
         return run
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, SettingsError) as error:
         raise DataError(f"{folder / 'findings.json'}: cannot be read as findings ({error})") from error
 
 
@@ -295,7 +297,7 @@ def frames_again(
 
 
 def open_again(run: Run, recording: str) -> Source:
-    """Open the recording of a run. It is de-identified if the run is.
+    """Open the recording of a run, or the range of it. It is de-identified if the run is.
 
     Args:
         run: the run.
@@ -312,9 +314,10 @@ def open_again(run: Run, recording: str) -> Source:
                 f"{recording}: its pictures are {source.format.width}x{source.format.height}, those of {run.folder} "
                 f"{run.picture_size[0]}x{run.picture_size[1]}: it is not the recording of this run"
             )
-        if run.settings.deidentify.enabled:
-            return Deidentified(source, choose_field_of_view(source, run.settings), run.settings, run.folder.name)
-        return source
+        if run.times is None and not run.settings.deidentify.enabled:
+            return source
+        view = choose_field_of_view(source, run.settings)
+        return restricted(source, view, run.settings, run.folder.name, run.times)
     except BaseException:
         source.close()
         raise

@@ -22,6 +22,8 @@ from polypstream.sources.recording import Recording
 IN_VIEW_S, FOUND_S = 1.0, 0.2
 # Lossless codecs.
 LOSSLESS = frozenset({"ffv1", "ffvhuff", "huffyuv", "png", "rawvideo", "utvideo"})
+# Two times of a frame differ by less than this if one of them is rounded to milliseconds.
+ROUNDING_S = 0.001
 # False alarms less than this many seconds apart count as one.
 APART_S = 0.5
 
@@ -66,7 +68,8 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
         run: folder of results of `process --masks`.
         truth: a lossless video whose pixel values are polyp numbers (0: none), as `demo-video --truth` writes. Or a
             folder of masks, one for each frame, in the order of their names. Each stretch of frames with a polyp then
-            counts as one polyp.
+            counts as one polyp. If the run is of a range of the recording, the frames of a video that have the times of
+            the range are compared; a folder must hold the masks of the range.
 
     Returns:
         mean_dice, mean_iou: means over frames; 1 for a frame if both masks are empty.
@@ -87,9 +90,14 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
     masks = run / "masks.mkv"
     if not masks.is_file():
         raise DataError(f"{masks}: is not there; run `polypstream process` with --masks")
-    tracks = load_run(run).outlines() if (run / "findings.json").is_file() else {}
+    results = load_run(run) if (run / "findings.json").is_file() else None
+    tracks = results.outlines() if results else {}
+    truths = _truths_of(truth)
+    if results and results.times and not truth.is_dir():
+        times = results.frames["pts_s"]
+        truths = _between(truths, times[0], times[-1])
     tally = _Tally()
-    for index, (found, true) in enumerate(zip_longest(_planes_of(masks), _truths_of(truth))):
+    for index, (found, true) in enumerate(zip_longest(_planes_of(masks), truths)):
         if found is None or true is None:
             raise DataError(f"{truth}: holds {'fewer' if true is None else 'more'} frames than {masks}")
         if found[1].shape != true[1].shape:
@@ -159,6 +167,17 @@ def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
         polyp += has_polyp and not before
         before = has_polyp
         yield 0.0, cv2.min(mask, min(polyp, 255))
+
+
+def _between(
+    truths: Iterable[tuple[float, np.ndarray]], first: float, last: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames of a ground truth from one time to another, in seconds. Matroska rounds times to milliseconds."""
+    for seconds, values in truths:
+        if seconds > last + ROUNDING_S:
+            return
+        if seconds >= first - ROUNDING_S:
+            yield seconds, values
 
 
 def _count(

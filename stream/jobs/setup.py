@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,13 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.pipeline import Stage
 from polypstream.core.protocols import Source
+from polypstream.core.time_range import TimeRange
 from polypstream.errors import SettingsError
 from polypstream.inference.model_card import SHIPPED, model_file, shipped_weights
 from polypstream.inference.segmenter import Segmenter
+from polypstream.sources.deidentified import Deidentified
+from polypstream.sources.excerpt import Excerpt
+from polypstream.sources.recording import Recording
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 from polypstream.stages.findings import FindingsTracker, choose_rules
 from polypstream.stages.overlay import Overlay
@@ -88,6 +92,39 @@ def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
     if right > width or bottom > height:
         raise SettingsError(f"view.field_of_view {list(wanted)}: reaches outside {source.name}, {width}x{height}")
     return FieldOfView.around(left, top, right, bottom)
+
+
+def restricted(
+    source: Source,
+    view: FieldOfView,
+    settings: Settings,
+    name: str | None = None,
+    times: TimeRange | None = None,
+    on_activity: Callable[[object], None] = lambda _: None,
+) -> Source:
+    """The source with nothing but what may be processed: a range of time, de-identified if the settings say so.
+
+    Args:
+        source: the recording.
+        view: its field of view.
+        settings: settings of the run.
+        name: name that replaces its own if it is de-identified.
+        times: the range; None: all of it.
+        on_activity: called often with a value that changes, while frames before the range are decoded.
+
+    Raises:
+        SourceError: there is no frame in the range, or the field of view of a de-identified recording was not found.
+    """
+    since = None
+    if times is not None:
+        assert isinstance(source, Recording)
+        source.limit(times)
+        since, _ = times.pts(source.format.time_base)
+    if settings.deidentify.enabled:
+        # It also looks at the frames just before the range: if they show the outside of the body, the first ones in it
+        # are blanked.
+        source = Deidentified(source, view, settings, name, since)
+    return source if times is None else Excerpt(source, times, on_activity)
 
 
 @dataclass(frozen=True, slots=True)

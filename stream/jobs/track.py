@@ -10,10 +10,10 @@ from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.pipeline import Channel, Closed, Pipeline, in_background
 from polypstream.core.protocols import Source
+from polypstream.core.time_range import TimeRange
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.predictions import FrameResult, RgbConverter
-from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
-from polypstream.sources.deidentified import Deidentified
+from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages, restricted
 from polypstream.sources.open import open_source
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class FrameResults(Iterator[FrameResult]):
         recording: path of a recording, or a demo's address.
         segmenter: runs the model.
         settings: settings, as for `process`.
+        times: range of the recording; None: all of it.
 
     Attributes:
         name: name of the recording.
@@ -44,11 +45,13 @@ class FrameResults(Iterator[FrameResult]):
         SettingsError: the field of view in the settings lies outside the frame.
     """
 
-    def __init__(self, recording: str, segmenter: Segmenter, settings: Settings) -> None:
+    def __init__(
+        self, recording: str, segmenter: Segmenter, settings: Settings, times: TimeRange | None = None
+    ) -> None:
         source = open_source(recording)
         try:
             view = choose_field_of_view(source, settings)
-            self._source: Source = Deidentified(source, view, settings) if settings.deidentify.enabled else source
+            self._source = restricted(source, view, settings, times=times)
         except BaseException:
             source.close()
             raise

@@ -43,6 +43,8 @@ class Audio:
         longest: the longest step between two frames that the output can store, in seconds.
         options: the possible container options of the output, which decide how the header is written; the preferred
             ones come first.
+        since: leave out chapters and the audio before this time of the video in seconds, and move the rest so that
+            this time becomes 0; None: keep all.
 
     Attributes:
         damage: problems of the audio, one phrase each.
@@ -61,11 +63,12 @@ class Audio:
         start: float,
         longest: Fraction,
         options: Sequence[dict[str, str]],
+        since: Fraction | None = None,
     ) -> None:
         self.damage: list[str] = []
         self.notes: list[str] = []
         self.packets = 0
-        self._shifts, self._reading_damage = shifts, list[str]()
+        self._shifts, self._since, self._reading_damage = shifts, since, list[str]()
         self._source = open_container(recording)
         for stream in self._source.streams:
             if stream.type != "audio":
@@ -76,7 +79,7 @@ class Audio:
         self._packets = cast("Iterator[AudioPacket]", packets_of(self._source, list(known), self._reading_damage))
         self._ahead = deque(self._first_packets(known))
         tracks = [
-            AudioTrack(source, shifts, longest, [packet for packet in self._ahead if packet.stream is source])
+            AudioTrack(source, shifts, longest, [packet for packet in self._ahead if packet.stream is source], since)
             for source in known
         ]
         # If the header waits for the first packet of one track, it must not wait for a late track as well.
@@ -123,6 +126,8 @@ class Audio:
         Returns:
             The chapters in PyAV's format.
         """
+        if self._since is not None:
+            return []
         chapters = self._source.chapters()
         for chapter in chapters:
             by = round(self._shifts.origin / chapter["time_base"]) if chapter["time_base"] else 0

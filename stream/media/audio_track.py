@@ -63,6 +63,8 @@ class AudioTrack:
         shifts: the offsets that were added to the timestamps of the video.
         longest: the longest step between two packets that the output can store, in seconds.
         first: the first packets of the track.
+        since: leave out the packets before this time in seconds, and move the rest so that this time becomes 0; None:
+            keep all.
 
     Attributes:
         index: index of the stream in the recording.
@@ -76,7 +78,12 @@ class AudioTrack:
     """
 
     def __init__(
-        self, source: AudioStream, shifts: ClockShifts, longest: Fraction, first: Sequence[AudioPacket]
+        self,
+        source: AudioStream,
+        shifts: ClockShifts,
+        longest: Fraction,
+        first: Sequence[AudioPacket],
+        since: Fraction | None = None,
     ) -> None:
         self.index, self.note, self.damage, self.left_out = source.index, "", "", False
         self.unusable, self.options_index = 0, 0
@@ -96,6 +103,7 @@ class AudioTrack:
         self._next: int | None = None
         assert source.time_base is not None
         self._time_base = source.time_base
+        self._since = None if since is None else round(since / self._time_base)
         # Timestamps can be equal: Matroska rounds to milliseconds, and some codecs have shorter packets.
         longest = min(longest, Fraction(MP4_LONGEST_STEP, self._rate))
         shift, steps = round(shifts.origin / self._time_base), int(longest / self._time_base)
@@ -251,6 +259,10 @@ class AudioTrack:
 
     def _output_of(self, packet: AudioPacket, time: int) -> list[AudioPacket]:
         stored = _stored_time(packet)
+        if self._since is not None:
+            if time < self._since:
+                return []
+            time -= self._since
         packet.pts = time if packet.pts is None or stored is None else packet.pts + time - stored
         packet.dts = time if packet.dts is None or stored is None else packet.dts + time - stored
         try:

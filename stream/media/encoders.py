@@ -99,6 +99,8 @@ def choose_encoder(wanted: str, pixel_format: str) -> Encoder:
     Raises:
         OutputError: the requested encoder cannot encode these frames, or does not work on this machine.
     """
+    if wanted == "none":
+        raise OutputError("output.video.codec none: writes no video; choose libx264 or auto")
     if wanted == "auto":
         return next(each for each in ENCODERS.values() if pixel_format in each.takes and why_not(each.codec) is None)
     encoder = ENCODERS[wanted]

@@ -126,7 +126,8 @@ class AnnotatedVideo:
         pictures: format of the frames.
         audio_from: recording whose audio, chapters and metadata are copied.
         settings: the encoder, its speed and its quality.
-        origin: pts at which the file's timeline begins; only for video without audio.
+        origin: pts at which the file's timeline begins, if it holds a range of the recording: earlier sound and all
+            chapters are left out; None: the whole recording.
         shifts: the offsets that were added to the recording's timestamps.
 
     Attributes:
@@ -147,11 +148,11 @@ class AnnotatedVideo:
         pictures: PictureFormat,
         audio_from: Path | None,
         settings: VideoSettings,
-        origin: int = 0,
+        origin: int | None = None,
         shifts: ClockShifts | None = None,
     ) -> None:
         encoder = choose_encoder(settings.codec, pictures.pixel_format)
-        self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin, encoder.codec, 0, 0
+        self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin or 0, encoder.codec, 0, 0
         self.notes: list[str] = []
         self.damage: list[str] = []
         self._padding = padding(pictures)
@@ -166,7 +167,7 @@ class AnnotatedVideo:
         self._previous_packet: Packet[VideoStream] | None = None
         self._video_packets = 0
         self._ends: float | None = None
-        self._file, self._audio = open_mp4(path, pictures, audio_from, shifts)
+        self._file, self._audio = open_mp4(path, pictures, audio_from, shifts, origin)
         try:
             self._stream = add_pictures(self._file, encoder, pictures, _encoder_options(encoder, pictures, settings))
             if self._audio:
@@ -358,7 +359,11 @@ def padding(pictures: PictureFormat) -> tuple[int, int]:
 
 
 def open_mp4(
-    path: Path, pictures: PictureFormat, audio_from: Path | None, shifts: ClockShifts | None
+    path: Path,
+    pictures: PictureFormat,
+    audio_from: Path | None,
+    shifts: ClockShifts | None,
+    origin: int | None = None,
 ) -> tuple[OutputContainer, Audio | None]:
     """Create an MP4, and prepare its audio. The audio decides how the header is written.
 
@@ -367,6 +372,7 @@ def open_mp4(
         pictures: format of its frames.
         audio_from: recording whose audio, chapters and metadata are copied; None: none.
         shifts: the offsets that were added to the recording's timestamps.
+        origin: as for `AnnotatedVideo`.
 
     Returns:
         The open container, and the audio if there is any.
@@ -374,11 +380,12 @@ def open_mp4(
     Raises:
         OutputError: the file cannot be created.
     """
-    options = _mp4_options(pictures)
+    since = None if origin is None else origin * pictures.time_base
+    options = _mp4_options(pictures, since or Fraction(0))
     if audio_from is None:
         return open_output(path, options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base
-    audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, options)
+    audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, options, since)
     try:
         file = open_output(path, audio.options)
         file.set_chapters(audio.chapters())
@@ -388,12 +395,17 @@ def open_mp4(
     return file, audio
 
 
-def _mp4_options(pictures: PictureFormat) -> list[dict[str, str]]:
-    """Return the possible container options of annotated.mp4, the preferred ones first."""
+def _mp4_options(pictures: PictureFormat, since: Fraction) -> list[dict[str, str]]:
+    """Return the possible container options of annotated.mp4, the preferred ones first.
+
+    Args:
+        pictures: format of the frames.
+        since: time in the recording at which the file's timeline begins, in seconds.
+    """
     # Tracks start in units of the movie's time scale, which is milliseconds by default.
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
     with_header = options | {"movflags": options["movflags"] + HEADER_AT_START}
-    return [with_header, options] if abs(pictures.start) < LATE_START_S else [options]
+    return [with_header, options] if pictures.start - since < LATE_START_S else [options]
 
 
 def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] = lambda _: None) -> None:

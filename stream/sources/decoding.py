@@ -122,6 +122,18 @@ class Decoding:
         Returns:
             The frames in order; nothing if the file cannot be entered before `pts`.
         """
+        pictures = self.pictures_from_key_frame(pts)
+        return dropwhile(lambda each: each.pts is not None and each.pts < pts, pictures)
+
+    def pictures_from_key_frame(self, pts: int) -> Iterator[av.VideoFrame]:
+        """Decode all frames from a keyframe on.
+
+        Args:
+            pts: a timestamp in units of the track's time base; the keyframe is at this time or before.
+
+        Returns:
+            The frames in order; nothing if the file cannot be entered before `pts`.
+        """
         assert self._stream.time_base is not None
         for earlier in SEEK_BACK_S:
             try:
@@ -132,7 +144,7 @@ class Decoding:
             pictures = dropwhile(lambda picture: not picture.key_frame, self.pictures())
             first = next(pictures, None)
             if first is not None and first.pts is not None and first.pts <= pts:
-                return dropwhile(lambda each: each.pts is not None and each.pts < pts, chain([first], pictures))
+                return chain([first], pictures)
         return iter(())
 
     def _frames_behind_damage(self, last: int) -> Iterator[av.VideoFrame]:

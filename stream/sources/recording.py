@@ -16,9 +16,11 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Stream
+from av.video.frame import PictureType
 
 from polypstream.core.frame import FieldOrder, Frame, PictureFormat
 from polypstream.core.geometry import thumbnail_size
+from polypstream.core.time_range import TimeRange
 from polypstream.core.timestamps import ClockShifts, TimestampCorrector
 from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
@@ -42,6 +44,12 @@ END_FRAMES = 3
 END_S = 2.0
 # Containers whose tracks announce the duration of the whole file.
 SHARED_DURATION = ("asf", "flv")
+# Containers that are entered anywhere at exactly the times of the whole recording. In others a seek ends at a wrong
+# place (AVI, transport streams without an index), or a clock that was set anew makes a time ambiguous.
+EXACT_SEEK = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# A range is entered this many seconds earlier: corrected timestamps, and frames that de-identification blanks, depend
+# on those before.
+LEAD_S = 2
 # Containers whose number of frames may include frames that were never stored.
 COUNTS_GAPS = ("avi",)
 MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -114,6 +122,9 @@ class Recording:
         # End of the last frame by the file's own timestamps, in seconds.
         self._latest_stated_end = 0.0
         self._closed = False
+        # pts from which `frames` begins at the latest, and pts before which it ends.
+        self._limits: tuple[int | None, int | None] = None, None
+        self._entered: InputContainer | None = None
         self._container = open_container(path)
         try:
             self._stream = self._picture_stream()
@@ -210,6 +221,8 @@ class Recording:
         timed: Iterator[_Timed] = chain([self._first], self._timed)
         if since is not None:
             timed = self._with_times(self._decoding.pictures_since(since - origin))
+        elif self._limits != (None, None):
+            timed, until = self._entering(timed, origin), self._limits[1]
         conform, orientation, end = Conformer(self._format), self._format.orientation, 0.0
         for index, (picture, stated, following) in enumerate(timed):
             pts = stated + origin
@@ -229,6 +242,36 @@ class Recording:
                 orientation=orientation,
             )
         self._note_damage(self._frames_read, end)
+
+    def limit(self, times: TimeRange) -> None:
+        """Let `frames` begin shortly before a range of time and end with it. Frames before it must be left out.
+
+        A recording that cannot be entered there for certain is decoded from the start.
+
+        Args:
+            times: the range.
+        """
+        self._limits = times.pts(self._format.time_base)
+
+    def _entering(self, timed: Iterator[_Timed], origin: int) -> Iterator[_Timed]:
+        """Frames from shortly before the limit on, if the recording can be entered there; otherwise all frames."""
+        since, _ = self._limits
+        entry = (since or 0) - origin - round(LEAD_S / self._format.time_base)
+        if since is None or entry <= self._first.pts or self._container.format.name not in EXACT_SEEK:
+            return timed
+        # Another container: if it cannot be entered, this one is still at its start.
+        container = self._entered = open_container(self.path)
+        stream = container.streams[self._stream.index]
+        assert isinstance(stream, av.VideoStream)
+        stream.thread_type = "AUTO"
+        decoding = Decoding(self.path, container, stream)
+        pictures = decoding.pictures_from_key_frame(entry)
+        first = next(pictures, None)
+        # With periodic intra refresh a P picture counts as a keyframe, and what follows is not exact at once.
+        if first is None or first.pts is None or first.pict_type != PictureType.I:
+            return timed
+        self._decoding = decoding
+        return self._with_times(chain([first], pictures))
 
     def as_stored(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield the frames as decoded, without any conversion. Can be called once, in place of `frames`.
@@ -402,6 +445,8 @@ class Recording:
         """Close the file. May be called more than once."""
         self._closed = True
         self._container.close()
+        if self._entered:
+            self._entered.close()
 
 
 class _Sample(NamedTuple):

@@ -152,6 +152,15 @@ def test_a_polyps_track_is_the_one_that_covers_most_of_it(run: Callable[..., Pat
     assert figures["id_switches_per_minute"] == 0
 
 
+def test_a_track_beside_a_polyp_is_not_its_track(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Track 1 is elsewhere whenever track 2 is missing."""
+    count = 2 * RATE
+    tracks = {1: list(range(0, count, 2)), 2: list(range(1, count, 2))}
+    folder = run([square(255)] * count, tracks, lefts={1: 70})
+    figures = score(folder, write_video(tmp_path / "truth.mkv", [square(1)] * count))
+    assert figures["id_switches_per_minute"] == 0
+
+
 def test_the_time_to_the_first_detection_is_the_median(run: Callable[..., Path], tmp_path: Path) -> None:
     truth, masks = [], []
     for number, late in ((1, 0), (2, 5), (3, 20)):

@@ -16,13 +16,15 @@ function timeAt(timeline, event) {
 }
 
 // Lets the timeline and the names of the polyps go to a time of the video, and shows the time of the video.
+// Times are those of the recording. A video of a range of it has a shorter clock, which begins at `data-begins`.
 function connectTimeline(video) {
+  const begins = Number(video.dataset.begins ?? 0);
   const timeline = document.querySelector(".timeline");
   const head = document.querySelector(".head");
   const { start, end } = timeline.dataset;
   const firstOf = (track) => document.querySelector(`.bar[data-track="${track}"]`)?.dataset.first;
   const goTo = (seconds) => {
-    video.currentTime = seconds;
+    video.currentTime = seconds - begins;
     video.scrollIntoView({ block: "nearest" });
   };
   document.addEventListener("click", (event) => {
@@ -38,13 +40,13 @@ function connectTimeline(video) {
     else if (link) goTo(firstOf(link.getAttribute("href").slice("#track-".length)));
   });
   video.addEventListener("timeupdate", () => {
-    const place = (video.currentTime - start) / (end - start || 1);
+    const place = (video.currentTime + begins - start) / (end - start || 1);
     head.style.left = `${100 * Math.min(1, Math.max(0, place))}%`;
     head.hidden = false;
   });
   video.addEventListener("loadedmetadata", () => {
     markTrack();
     const chosen = firstOf(location.hash.slice("#track-".length));
-    if (chosen) video.currentTime = chosen;
+    if (chosen) video.currentTime = chosen - begins;
   });
 }

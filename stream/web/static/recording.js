@@ -21,6 +21,9 @@ if (video) {
   video.addEventListener("error", () => {
     say("This browser cannot play the video. Download annotated.mp4 instead.");
   });
+} else if (section.querySelector(".timeline")) {
+  addEventListener("hashchange", markTrack);
+  markTrack();
 } else if (["uploading", "waiting", "processing"].includes(section.dataset.state)) {
   setInterval(refresh, 1000);
 }
