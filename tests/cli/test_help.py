@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -43,11 +44,12 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "imported []" in done.stdout, done.stdout[-200:] + done.stderr
 
 
-def test_completion_is_offered() -> None:
-    shown = subprocess.run(
-        [*command(), "--show-completion", "bash"],
-        capture_output=True,
-        text=True,
-        env={"SHELL": "/bin/bash", "PATH": "/bin"},
-    )
-    assert "_polypstream_completion" in shown.stdout + shown.stderr
+@pytest.mark.parametrize(
+    ("words", "completed"), [("polypstream proc", "process"), ("polypstream process --ov", "--overwrite")]
+)
+def test_the_shell_completes_commands_and_options(words: str, completed: str) -> None:
+    """As the script of --install-completion asks for it."""
+    place = str(len(words.split()) - 1)
+    environment = {"_POLYPSTREAM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
+    done = subprocess.run(command(), capture_output=True, text=True, env=os.environ | environment)
+    assert done.stdout.split() == [completed]
