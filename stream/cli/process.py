@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -155,10 +156,11 @@ def _check_output(output: Path) -> None:
     Raises:
         OutputError: it does.
     """
-    if output.suffix.lower() in FILE_ENDINGS and not output.is_dir():
+    # os.path, since Path.is_file raises for long names.
+    if os.path.isfile(output) or (output.suffix.lower() in FILE_ENDINGS and not os.path.isdir(output)):  # noqa: PTH112, PTH113
         raise OutputError(
-            f"--output {output}: looks like a file. --output is a folder, in which each recording gets a folder with "
-            f"annotated.mp4 and the other results; for instance --output {output.with_suffix('')}"
+            f"--output {output}: is a file, or looks like one. --output is a folder, in which each recording gets a "
+            f"folder with annotated.mp4 and the other results; for instance --output {output.with_suffix('')}"
         )
 
 
@@ -175,7 +177,9 @@ def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> I
             folder = job.output / (job.name or stem_of(job.uri))
             done = read_result(folder) if skip else None
             if done is not None:
-                typer.echo(f"{place}{job.uri}: skipped, has results already; --overwrite replaces them")
+                masks = job.images or not job.masks or (folder / "masks.mkv").is_file()
+                without = "" if masks else " without masks.mkv"
+                typer.echo(f"{place}{job.uri}: skipped, has results already{without}; --overwrite replaces them")
                 yield Row(job.uri, "skipped", done)
                 continue
             result = _process_one(processor, job, place)

@@ -32,6 +32,12 @@ def _contour_width(width: Any) -> Any:
     return {False: 0.0, True: CONTOUR}[width] if isinstance(width, bool) else width
 
 
+def _colour(value: Any) -> Any:
+    """Accept a colour without `#`. YAML reads one that has digits only as a number."""
+    text = f"{value:06}" if isinstance(value, int) and not isinstance(value, bool) else value
+    return f"#{text}" if isinstance(text, str) and not text.startswith("#") else text
+
+
 class Section(BaseModel):
     """Base class of the sections: immutable, and unknown keys are errors."""
 
@@ -74,7 +80,7 @@ class OverlaySettings(Section):
     """How findings are drawn."""
 
     style: Literal["tint", "outline", "box", "heatmap", "none"] = "tint"
-    colour: str = Field(default="#40ff60", pattern="^#[0-9a-fA-F]{6}$")
+    colour: Annotated[str, BeforeValidator(_colour)] = Field(default="#40ff60", pattern="^#[0-9a-fA-F]{6}$")
     opacity: float = Field(default=0.3, ge=0, le=1, strict=True)
     contour: Annotated[float, BeforeValidator(_contour_width)] = Field(default=CONTOUR, ge=0, le=100, strict=True)
     labels: Literal["auto", "none", "number", "all"] = "auto"
@@ -184,7 +190,9 @@ def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ())
         if not equals or not key:
             raise SettingsError(f"--set {override}: write it as key=value, for instance overlay.opacity=0.5")
         origins[key] = f"--set {override}"
-        _put(values, key.split("."), _parse(text, f"--set {override}"), override)
+        # YAML reads `#ffcc00` as a comment.
+        value = text if text.startswith("#") else _parse(text, f"--set {override}")
+        _put(values, key.split("."), value, override)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -277,7 +285,7 @@ def _value_of(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         return "four whole numbers such as [0, 0, 640, 480]"
     if "pattern" in schema:
-        return f'text such as "{schema["default"]}"'
+        return f"a colour as six hexadecimal digits, such as {schema['default']}"
     if schema["type"] == "string":
         return "text"
     number = "a whole number" if schema["type"] == "integer" else "a number"

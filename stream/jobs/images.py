@@ -30,10 +30,10 @@ from polypstream.jobs.process import Job, OnActivity, OnProgress, ProcessResult,
 from polypstream.jobs.report import MAX_BYTES, SNAPSHOT_QUALITY, SNAPSHOT_WIDTH, environment
 from polypstream.jobs.setup import make_overlay
 from polypstream.media.scaling import Scaler, own_size
+from polypstream.sinks.findings import IMAGES_SCHEMA
 from polypstream.stages.findings import choose_rules
 from polypstream.stages.overlay import Overlay
 
-SCHEMA = "polypstream-images-1"
 HEADER = ("image", "polyp_count", "polyp_area_fraction", "max_probability")
 JPEG_QUALITY = 95
 
@@ -201,7 +201,7 @@ class ImageRun:
             "polypstream": version("polypstream"),
         }
         with write_atomically(self.folder / "findings.json") as path:
-            content = {"schema": SCHEMA, "notice": NOTICE, **about, "images": self._found}
+            content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
             path.write_text(json.dumps(content, indent=1) + "\n")
         summary = self._summary(about, problem)
         write_summary(self.folder, summary)

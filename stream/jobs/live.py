@@ -16,7 +16,7 @@ from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
 from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import LiveSource
-from polypstream.errors import SettingsError, SourceError
+from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.sinks.push import Push
 from polypstream.sinks.rolling import RollingRecording
@@ -175,11 +175,15 @@ def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings)
         Name and sink for each source.
 
     Raises:
-        OutputError: a file exists already.
+        OutputError: a file exists already, its folder does not, or its name does not end in .mp4.
         SettingsError: there are several sources, and the name of one cannot be part of a file name. Or the settings
             ask for no video.
     """
     _check_codec("--record", settings)
+    if path.suffix.lower() != ".mp4":
+        raise OutputError(f"--record {path}: write a name that ends in .mp4, such as {path.with_suffix('.mp4')}")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"--record {path}: the folder {path.parent} does not exist")
     nameless = [source.name for source in sources if not NAME.fullmatch(source.name)]
     if nameless and len(sources) > 1:
         raise SettingsError(f"--record: {nameless[0]} needs a name for its file; write NAME=ADDRESS")

@@ -228,6 +228,8 @@ def find_run(recording: str, results: Path) -> Run:
         DataError: there is none.
         SourceError: a demo's address is wrong.
     """
+    if Path(recording).is_dir():
+        raise DataError(f"{recording}: is a folder; name its recordings, for instance {recording}/*.mp4")
     return load_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
 
 

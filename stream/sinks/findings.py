@@ -23,6 +23,8 @@ from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
 from polypstream.stages.findings import peak_of
 
 SCHEMA = "polypstream-findings-1"
+# Of a set of images, written by `polypstream process` as well.
+IMAGES_SCHEMA = "polypstream-images-1"
 SNAPSHOTS = "snapshots"
 # A new snapshot is saved when a track's area has grown by this factor.
 SNAPSHOT_GROWTH = 1.3
@@ -230,6 +232,10 @@ def read_findings(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: holds no finished run of `polypstream process` (no findings.json)") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as findings ({error})") from error
+    if schema == IMAGES_SCHEMA:
+        raise DataError(
+            f"{folder}: holds results of images, which have no tracks; their masks are in {folder / 'masks'}"
+        )
     if schema != SCHEMA:
         raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {SCHEMA}")
     return content

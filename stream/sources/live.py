@@ -105,8 +105,8 @@ def parse_address(uri: str) -> Address:
         parts = urlsplit("")
     if parts.scheme not in PROTOCOLS or not parts.netloc:
         raise SourceError(
-            f"{redacted(uri)}: no live source; write /dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, "
-            "rtmp://, http(s)://, replay:FILE or demo:"
+            f"{redacted(uri)}: is no live source. For a recording write replay:FILE, otherwise /dev/video0, "
+            "dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s):// or demo:"
         )
     options = {**NETWORK_OPTIONS, **SCHEME_OPTIONS.get(parts.scheme, {})}
     return Address(uri, None, options | {"protocol_whitelist": PROTOCOLS[parts.scheme]})

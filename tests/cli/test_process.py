@@ -63,6 +63,8 @@ def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Pat
     ]
     assert rows[2]["problem"].startswith("ward/c.mp4: not a recording")
     assert float(rows[0]["last_s"]) == pytest.approx(0.76, abs=0.05)
+    masks = call("process", "ward", "--masks", *model(red_model), check=False).stdout
+    assert "1 of 3: ward/a.mp4: skipped, has results already without masks.mkv; --overwrite" in masks
     again = call("process", "ward", "--overwrite", *model(red_model), check=False)
     assert again.stdout.splitlines()[-1] == "3 inputs: 2 done, 1 failed; polyps in 2"
     assert Path("results/a/findings.json").stat().st_mtime_ns > before
@@ -123,7 +125,7 @@ def test_empty_standard_input_is_said(recordings: Path, red_model: Path) -> None
 def test_an_output_that_looks_like_a_file_is_asked_about(recordings: Path) -> None:
     done = call("process", "ward/a.mp4", "--output", "out.mp4", check=False)
     assert done.returncode == 1
-    assert "--output out.mp4: looks like a file" in done.stderr
+    assert "--output out.mp4: is a file, or looks like one" in done.stderr
     assert not Path("out.mp4").exists()
 
 

@@ -51,7 +51,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("view.field_of_view=[1, 2, 3]", "--set view.field_of_view=[1, 2, 3]: "),
         ("view.field_of_view=wide", "four whole numbers such as [0, 0, 640, 480], or `auto` or `full` (got 'wide')"),
         ("findings.steady=maybe", "write true or false"),
-        ("overlay.colour=red", 'write text such as "#40ff60"'),
+        ("overlay.colour=red", "write a colour as six hexadecimal digits, such as #40ff60"),
         ("overlay=5", "overlay"),
         ("overlay", "key=value"),
         ("=5", "key=value"),
@@ -102,3 +102,9 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
     for file in (tmp_path / "none.yaml", binary, tmp_path):
         with pytest.raises(SettingsError, match=str(file)):
             load_settings(file, [])
+
+
+@pytest.mark.parametrize("written", ["#ffcc00", '"#ffcc00"', "ffcc00"])
+def test_a_colour_may_be_written_as_people_write_it(written: str) -> None:
+    assert load_settings(None, [f"overlay.colour={written}"]).overlay.rgb == (255, 204, 0)
+    assert load_settings(None, ["overlay.colour=001122"]).overlay.colour in ("#001122", "#000594")  # YAML 1.1: octal

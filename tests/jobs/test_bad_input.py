@@ -459,7 +459,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, make, red_
         pytest.skip("needs /proc")
     line = complaint(process([clip], output, red_model))
     assert f"{output}" in line
-    assert "cannot be written" in line
+    assert ("is a file" if place == "file" else "cannot be written") in line
 
 
 def test_a_folder_in_the_place_of_a_result_is_one_line(tmp_path: Path, make, red_model: Path) -> None:

@@ -602,7 +602,7 @@ def test_devices_of_another_system_are_refused() -> None:
 
 
 def test_addresses_that_are_none_are_refused_without_credentials() -> None:
-    with pytest.raises(SourceError, match=r"no live source; write /dev/video0") as refused:
+    with pytest.raises(SourceError, match=r"is no live source\. For a recording write replay:FILE") as refused:
         parse_address("ftp://user:secret@host/file")
     assert "secret" not in str(refused.value)
     with pytest.raises(SourceError, match="no such value speed"):

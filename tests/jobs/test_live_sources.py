@@ -22,7 +22,7 @@ import requests
 from polypstream.core.config import LiveSettings, Settings
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import Signal
-from polypstream.errors import ProviderError
+from polypstream.errors import OutputError, ProviderError
 from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, Status, describe, open_sources, recordings_of
@@ -353,3 +353,12 @@ def test_a_recording_goes_on_in_another_file_where_the_shape_of_pixels_changes(t
         with av.open(str(path)) as file:
             shapes.append(file.streams.video[0].sample_aspect_ratio)
     assert shapes == [None, Fraction(4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("rec", "write a name that ends in .mp4, such as "), ("none/r.mp4", "none does not exist")]
+)
+def test_a_recording_that_cannot_be_written_is_said_before_the_start(tmp_path: Path, name: str, words: str) -> None:
+    sources = open_sources(["tcp://127.0.0.1:9"], Settings())
+    with pytest.raises(OutputError, match=re.escape(words)):
+        recordings_of(tmp_path / name, sources, Settings())

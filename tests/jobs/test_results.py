@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from polypstream.core.config import Settings
-from polypstream.jobs.results import Outline, Run, TrackSummary, best_outlines
+from polypstream.errors import DataError
+from polypstream.jobs.results import Outline, Run, TrackSummary, best_outlines, find_run, load_run
 
 SQUARE = np.array([(0, 0), (9, 0), (9, 9), (0, 9)], np.int32)
 
@@ -25,3 +27,11 @@ def test_of_equal_views_the_first_is_the_best_whatever_else_is_in_the_picture() 
         10: [1],
         5: [2],
     }
+
+
+def test_a_folder_and_results_of_images_are_said_to_be_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; name its recordings"):
+        find_run(str(tmp_path), tmp_path / "results")
+    (tmp_path / "findings.json").write_text('{"schema": "polypstream-images-1"}')
+    with pytest.raises(DataError, match="holds results of images, which have no tracks; their masks are in"):
+        load_run(tmp_path)
