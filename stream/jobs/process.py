@@ -255,6 +255,7 @@ class RecordingPipeline:
         if times is not None:
             origin = round(source.format.start / source.format.time_base)
         self.video: AnnotatedVideo | None = None
+        self._about = head_of_results(source.name, segmenter, settings, times)
         sinks = self._open_sinks(masks, origin)
         stages = make_stages(view, segmenter, settings) if stages is None else stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
@@ -274,7 +275,7 @@ class RecordingPipeline:
                 )
                 sinks.append(("encode", self.video))
             sinks.append(("table", FramesTable(folder / "frames.csv")))
-            self.findings = FindingsFile(folder, self._about())
+            self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))
             if masks:
                 sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
@@ -343,23 +344,6 @@ class RecordingPipeline:
         for name in [*([VIDEO] if self.video else []), *(["masks.mkv"] if self._masks else [])]:
             check_frames(self.folder / name, self._frames_out, on_activity)
 
-    def _about(self) -> dict[str, Any]:
-        """Recording, model, settings and version: the head of findings.json and summary.json."""
-        settings = self.settings.model_dump(mode="json")
-        settings["inference"]["model"] = self._without_folders(settings["inference"]["model"])
-        file = self._without_folders(str(self.segmenter.model))
-        return {
-            "input": self.source.name,
-            **({} if self._times is None else {"range": self._times.as_json()}),
-            "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
-            "settings": settings,
-            "polypstream": version("polypstream"),
-        }
-
-    def _without_folders(self, text: str) -> str:
-        """A path, reduced to its file name if the results are de-identified: folders are often named after people."""
-        return Path(text).name if self.settings.deidentify.enabled else text
-
     def _write_summary(self, run: ProcessResult, problem: BaseException | None) -> None:
         reason = (str(problem) or type(problem).__name__) if problem else None
         if isinstance(problem, KeyboardInterrupt):
@@ -367,7 +351,7 @@ class RecordingPipeline:
         if reason and self.settings.deidentify.enabled:
             reason = reason.replace(str(self.folder), self.folder.name)
         summary: dict[str, Any] = {
-            **self._about(),
+            **self._about,
             "complete": problem is None and not run.damage,
             "problem": reason,
             "damage": run.damage,
@@ -449,6 +433,33 @@ def read_result(folder: Path) -> ProcessResult | None:
         last_s=summary.get("last_s"),
         images_with_polyps=summary.get("images_with_polyps"),
     )
+
+
+def head_of_results(
+    name: str, segmenter: Segmenter, settings: Settings, times: TimeRange | None = None
+) -> dict[str, Any]:
+    """Recording, model, settings and version: the head of findings.json and summary.json.
+
+    Args:
+        name: name of the recording, or of the set of images.
+        segmenter: runs the model.
+        settings: settings of the run.
+        times: range of the recording that was processed; None: all of it.
+    """
+
+    def without_folders(text: str) -> str:
+        """A path, reduced to its file name if the results are de-identified: folders are often named after people."""
+        return Path(text).name if settings.deidentify.enabled else text
+
+    written = settings.model_dump(mode="json")
+    written["inference"]["model"] = without_folders(written["inference"]["model"])
+    return {
+        "input": name,
+        **({} if times is None else {"range": times.as_json()}),
+        "model": {"file": without_folders(str(segmenter.model)), **segmenter.card.model_dump(mode="json")},
+        "settings": written,
+        "polypstream": version("polypstream"),
+    }
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
