@@ -155,11 +155,12 @@ def archive_status(
     """
     with importing():
         from polypstream.archive.run import read_ledger
-        from polypstream.cli.archive_tables import lines_of_recordings, lines_of_totals, records_of, write_csv
+        from polypstream.cli.archive_tables import FIELDS, lines_of_recordings, lines_of_totals, records_of
+        from polypstream.core.files import write_csv
     rows = read_ledger(output)
     for line in (*lines_of_recordings(rows), "", *lines_of_totals(rows)):
         typer.echo(line)
     if csv_file is not None:
-        write_csv(csv_file, rows)
+        write_csv(csv_file, FIELDS, records_of(rows))
     if json_file is not None:
         write_json(json_file, {"recordings": records_of(rows)})

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from polypstream.archive.ledger import Row, State
-from polypstream.core.files import writing
 
 PROBLEMS = (State.BROKEN, State.FAILED, State.BLOCKED)
 FIELDS = ("recording", "results", "state", "frames", "polyps", "parts", "bytes", "worker_seconds", "reason")
@@ -103,19 +100,3 @@ def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
         )
         for row in rows
     ]
-
-
-def write_csv(file: Path, rows: Sequence[Row]) -> None:
-    """Write a CSV file with a line for each recording and the columns FIELDS.
-
-    Args:
-        file: the file to write.
-        rows: the recordings.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with writing(file), file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        table = csv.DictWriter(opened, FIELDS)
-        table.writeheader()
-        table.writerows(records_of(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shutil
@@ -81,6 +80,9 @@ def process(
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Also write a table with one row per input")
     ] = None,
+    polyps: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Also write a table with one row per polyp of all inputs")
+    ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -94,9 +96,10 @@ def process(
 ) -> None:
     """Mark polyps in recordings and images, and list them.
 
-    A recording gets a folder with annotated.mp4, frames.csv, findings.json,
-    snapshots, report.html, summary.json and, with --masks, masks.mkv. Images get
-    masks, annotated copies, frames.csv, findings.json and report.html.
+    A recording gets a folder with annotated.mp4, frames.csv, polyps.csv,
+    findings.json, snapshots, report.html, summary.json and, with --masks,
+    masks.mkv. Images get masks, annotated copies, frames.csv, polyps.csv,
+    findings.json and report.html.
 
     Settings that are often changed with --set: findings.peak, findings.steady,
     overlay.style, overlay.colour, overlay.labels, inference.provider,
@@ -145,7 +148,9 @@ def process(
         for line in table_of(rows):
             typer.echo(line)
     if summary is not None:
-        write_table(summary, rows)
+        write_summary_table(summary, rows)
+    if polyps is not None:
+        write_polyp_table(polyps, rows)
     if named.problems or any(row.problem for row in rows):
         raise typer.Exit(1)
 
@@ -289,34 +294,57 @@ def table_of(rows: list[Row]) -> Iterator[str]:
     yield f"{len(rows)} inputs: {counts}; polyps in {found}"
 
 
-def write_table(file: Path, rows: list[Row]) -> None:
-    """Write the table of several recordings as CSV.
+def write_summary_table(file: Path, rows: list[Row]) -> None:
+    """Write a CSV file with one line for each input.
 
     Args:
         file: the file to write.
-        rows: the recordings.
+        rows: the inputs.
 
     Raises:
         OutputError: it cannot be written.
     """
-    from polypstream.core.files import write_atomically
+    from polypstream.core.files import write_csv
 
-    with (
-        write_atomically(file) as path,
-        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as text,
-    ):
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["input", "state", "polyps", "first_s", "last_s", "frames", "seconds", "folder", "problem"])
-        for row in rows:
-            result = row.result
-            figures: list[object] = [""] * 6
-            if result is not None:
-                figures = [
-                    result.polyps,
-                    "" if result.first_s is None else result.first_s,
-                    "" if result.last_s is None else result.last_s,
-                    result.frames,
-                    round(result.seconds, 3),
-                    result.folder,
-                ]
-            table.writerow([row.uri, row.state, *figures, row.problem])
+    columns = ("input", "state", "polyps", "first_s", "last_s", "frames", "seconds", "folder", "problem")
+    lines = []
+    for row in rows:
+        result = row.result
+        figures = (
+            {}
+            if result is None
+            else {
+                "polyps": result.polyps,
+                "first_s": result.first_s,
+                "last_s": result.last_s,
+                "frames": result.frames,
+                "seconds": round(result.seconds, 3),
+                "folder": result.folder,
+            }
+        )
+        lines.append({"input": row.uri, "state": row.state, "problem": row.problem, **figures})
+    write_csv(file, columns, lines)
+
+
+def write_polyp_table(file: Path, rows: list[Row]) -> None:
+    """Write a CSV file with the lines of polyps.csv of all inputs, each with the folder of its results.
+
+    Args:
+        file: the file to write.
+        rows: the inputs.
+
+    Raises:
+        DataError: a polyps.csv cannot be read.
+        OutputError: the file cannot be written.
+    """
+    from polypstream.core.files import write_csv
+    from polypstream.sinks.findings import read_polyps
+
+    lines = [
+        {**line, "folder": row.result.folder}
+        for row in rows
+        if row.result is not None
+        for line in read_polyps(row.result.folder)
+    ]
+    # Recordings and images have different columns.
+    write_csv(file, dict.fromkeys(name for line in lines for name in line) or ("input", "folder"), lines)

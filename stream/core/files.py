@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,3 +55,24 @@ def write_atomically(path: Path) -> Iterator[Path]:
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV file in UTF-8, completely or not at all.
+
+    Args:
+        path: the file to write or replace.
+        columns: names of the columns, the first line of the file.
+        rows: values by the name of their column. A missing value, and None, is an empty cell.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    # Names of files may have bytes that are not UTF-8. They are escaped, since few readers accept them.
+    with (
+        write_atomically(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        table = csv.DictWriter(file, list(columns), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)

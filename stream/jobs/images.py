@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from polypstream.core.config import Settings
-from polypstream.core.files import write_atomically, writing
+from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
 from polypstream.errors import SettingsError, SourceError
@@ -35,11 +35,13 @@ from polypstream.jobs.process import (
 from polypstream.jobs.report import inlined, write_page
 from polypstream.jobs.setup import make_overlay
 from polypstream.media.scaling import Scaler, own_size
-from polypstream.sinks.findings import IMAGES_SCHEMA
+from polypstream.sinks.findings import IMAGES_SCHEMA, POLYPS
 from polypstream.stages.findings import Rules, choose_rules
 from polypstream.stages.overlay import Overlay
 
-HEADER = ("image", "polyp_count", "polyp_area_fraction", "max_probability")
+# Columns of frames.csv and of polyps.csv.
+IMAGE_COLUMNS = ("image", "polyp_count", "polyp_area_fraction", "max_probability")
+POLYP_COLUMNS = ("input", "image", "number", "probability", "area_fraction", "left", "top", "width", "height")
 JPEG_QUALITY = 95
 
 
@@ -125,7 +127,7 @@ class ImageRun:
     result: ProcessResult = field(init=False)
     _names: dict[Path, str] = field(init=False)
     _found: list[dict[str, Any]] = field(default_factory=list)
-    _rows: list[tuple[object, ...]] = field(default_factory=list)
+    _rows: list[dict[str, object]] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
     _draw: Drawing = field(init=False)
     _rules: Rules = field(init=False)
@@ -162,7 +164,8 @@ class ImageRun:
         """Add an image to the table, to findings.json and to the result."""
         height, width = image.mask.shape
         highest, share = int(image.levels.max()) / 255, float(image.mask.mean())
-        self._rows.append((path.name, len(image.findings), f"{share:.6f}", f"{highest:.4f}"))
+        row = (path.name, len(image.findings), f"{share:.6f}", f"{highest:.4f}")
+        self._rows.append(dict(zip(IMAGE_COLUMNS, row, strict=True)))
         self._found.append(
             {
                 "image": path.name,
@@ -197,8 +200,8 @@ class ImageRun:
             OutputError: a file cannot be written.
         """
         self.result.seconds = time.monotonic() - self._started
-        with write_atomically(self.folder / "frames.csv") as path, path.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([HEADER, *self._rows])
+        write_csv(self.folder / "frames.csv", IMAGE_COLUMNS, self._rows)
+        write_csv(self.folder / POLYPS, POLYP_COLUMNS, self._polyps())
         about = head_of_results(self.job.uri, self.segmenter, self.settings)
         with write_atomically(self.folder / "findings.json") as path:
             content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
@@ -209,6 +212,19 @@ class ImageRun:
         write_page(
             self.folder, "images_report.html", summary=summary, sheets=list(zip(self._sheets, pictures, strict=True))
         )
+
+    def _polyps(self) -> Iterator[dict[str, object]]:
+        """Rows of polyps.csv, one for each finding."""
+        for image in self._found:
+            for finding in image["findings"]:
+                box = zip(("left", "top", "width", "height"), finding["box"], strict=True)
+                names = ("number", "probability", "area_fraction")
+                yield {
+                    "input": self.job.uri,
+                    "image": image["image"],
+                    **{name: finding[name] for name in names},
+                    **dict(box),
+                }
 
     def _summary(self, about: dict[str, Any], problem: str) -> dict[str, Any]:
         result = self.result

@@ -26,7 +26,7 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
 from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages, restricted
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
-from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
+from polypstream.sinks.findings import POLYPS, SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
 from polypstream.sources.open import open_source, stem_of
 
@@ -40,7 +40,7 @@ ANNOTATIONS = "annotations-"
 VIDEO = "annotated.mp4"
 # Files that a run writes.
 RESULTS = (
-    *(VIDEO, "frames.csv", "findings.json", "summary.json", "report.html", "masks.mkv"),
+    *(VIDEO, "frames.csv", "findings.json", POLYPS, "summary.json", "report.html", "masks.mkv"),
     *(f"{SNAPSHOTS}/track-*.jpg", "dicom/track-*.dcm", "masks/*.png", "annotated/*.jpg"),
 )
 

@@ -1,7 +1,8 @@
-"""findings.json: the tracks of a recording, with times, probabilities, outlines and snapshots."""
+"""findings.json and polyps.csv: the tracks of a recording, with times, probabilities, outlines and snapshots."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from polypstream.core.files import write_atomically, writing
+from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
 from polypstream.errors import DataError
@@ -26,6 +27,12 @@ SCHEMA = "polypstream-findings-1"
 # Of a set of images, written by `polypstream process` as well.
 IMAGES_SCHEMA = "polypstream-images-1"
 SNAPSHOTS = "snapshots"
+POLYPS = "polyps.csv"
+# Columns of polyps.csv of a recording.
+TRACK_COLUMNS = (
+    *("input", "track", "first_s", "last_s", "seconds_in_view", "frames", "peak_probability", "mean_probability"),
+    *("largest_area_fraction", "snapshot", "snapshot_pts_s"),
+)
 # A new snapshot is saved when a track's area has grown by this factor.
 SNAPSHOT_GROWTH = 1.3
 # An outline is simplified with a tolerance of this many pixels.
@@ -50,6 +57,21 @@ class _TrackRecord:
     snapshot_s: float = 0.0
     outlines: array[int] = field(default_factory=lambda: array("Q"))
 
+    def as_row(self, track: int) -> dict[str, Any]:
+        """The values as findings.json and polyps.csv have them."""
+        return {
+            "track": track,
+            "first_s": round(self.first, 6),
+            "last_s": round(self.last, 6),
+            "seconds_in_view": round(float(self.seconds), 6),
+            "frames": self.frames,
+            "peak_probability": round(self.peak / 255, 4),
+            "mean_probability": round(self.sum_of_peaks / 255 / self.frames, 4),
+            "largest_area_fraction": round(self.largest, 6),
+            "snapshot": f"{SNAPSHOTS}/track-{track}.jpg",
+            "snapshot_pts_s": round(self.snapshot_s, 6),
+        }
+
 
 class ExactTrack(NamedTuple):
     """Exact values of a track in one part of a recording, needed to add up the parts.
@@ -68,9 +90,9 @@ class ExactTrack(NamedTuple):
 
 
 class FindingsFile:
-    """A sink that writes snapshots as they come, and findings.json when it is closed.
+    """A sink that writes snapshots as they come, and findings.json and polyps.csv when it is closed.
 
-    docs/findings.md describes the schema.
+    docs/findings.md describes both.
 
     Args:
         folder: folder of the results.
@@ -185,28 +207,23 @@ class FindingsFile:
             path.write_bytes(self._jpeg(frame.picture, frame.orientation))
 
     def close(self) -> None:
-        """Write findings.json, completely or not at all."""
+        """Write findings.json and polyps.csv, each completely or not at all."""
         with write_atomically(self._path) as unfinished, unfinished.open("w") as file:
             file.writelines(self._lines())
         self._spool.close()
+        rows = [{"input": self._about["input"]} | row for _, row in self._rows()]
+        write_csv(self._path.with_name(POLYPS), TRACK_COLUMNS, rows)
+
+    def _rows(self) -> Iterator[tuple[_TrackRecord, dict[str, Any]]]:
+        """The tracks by their numbers, with their values as the files have them."""
+        for track, record in sorted(self._tracks.items()):
+            yield record, record.as_row(track)
 
     def _lines(self) -> Iterator[str]:
         """The JSON text, one outline per line. Long recordings have many outlines, which are stored as text already."""
         head = {"schema": SCHEMA, "notice": NOTICE, **self._about, "picture_size": list(self._picture)}
         yield json.dumps(head, indent=2)[:-2] + ',\n  "tracks": ['
-        for number, (track, record) in enumerate(sorted(self._tracks.items())):
-            row = {
-                "track": track,
-                "first_s": round(record.first, 6),
-                "last_s": round(record.last, 6),
-                "seconds_in_view": round(float(record.seconds), 6),
-                "frames": record.frames,
-                "peak_probability": round(record.peak / 255, 4),
-                "mean_probability": round(record.sum_of_peaks / 255 / record.frames, 4),
-                "largest_area_fraction": round(record.largest, 6),
-                "snapshot": f"{SNAPSHOTS}/track-{track}.jpg",
-                "snapshot_pts_s": round(record.snapshot_s, 6),
-            }
+        for number, (record, row) in enumerate(self._rows()):
             yield (",\n    " if number else "\n    ") + json.dumps(row)[:-1] + ', "outlines": [\n      '
             for index, place in enumerate(record.outlines):
                 self._spool.seek(place)
@@ -239,3 +256,21 @@ def read_findings(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {SCHEMA}")
     return content
+
+
+def read_polyps(folder: Path) -> list[dict[str, str]]:
+    """Read polyps.csv: one dictionary for each row.
+
+    Args:
+        folder: folder of the results of a recording or of a set of images.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    path = folder / POLYPS
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise DataError(f"{path}: cannot be read ({reason}); `process --overwrite` writes it again") from error

@@ -53,6 +53,7 @@ class ResultFile(StrEnum):
     VIDEO = "annotated.mp4"
     MASKS = "masks.mkv"
     FRAMES = "frames.csv"
+    POLYPS = "polyps.csv"
     FINDINGS = "findings.json"
     SUMMARY = "summary.json"
     REPORT = "report.html"
@@ -62,6 +63,7 @@ RESULT_TYPES = {
     ResultFile.VIDEO: "video/mp4",
     ResultFile.MASKS: "video/x-matroska",
     ResultFile.FRAMES: "text/csv",
+    ResultFile.POLYPS: "text/csv",
     ResultFile.FINDINGS: JSON_TYPE,
     ResultFile.SUMMARY: JSON_TYPE,
     ResultFile.REPORT: "text/html",

@@ -138,7 +138,7 @@ def compare(results: Path, recording: Path, model: Path, folder: Path) -> None:
     settings = with_model(load_settings(None, []), model)
     job = Job(str(recording), folder / "process", masks=True, overwrite=True)
     whole = process(job, make_segmenter(settings), settings).folder
-    for name in ("frames.csv", "findings.json"):
+    for name in ("frames.csv", "findings.json", "polyps.csv"):
         assert (results / name).read_bytes() == (whole / name).read_bytes()
     for one, other in zip(
         frames_of(results / "masks.mkv", "gray"), frames_of(whole / "masks.mkv", "gray"), strict=True
@@ -676,7 +676,7 @@ def test_hashed_names_are_all_that_an_archive_holds(
         job = Job(str(secret_files[key]), tmp_path / "process", True, name=names[key])
         whole = process(job, make_segmenter(settings), settings).folder
         results = tmp_path / "out" / names[key]
-        for name in ("frames.csv", "findings.json"):
+        for name in ("frames.csv", "findings.json", "polyps.csv"):
             assert (results / name).read_bytes() == (whole / name).read_bytes()
         assert summary_of(results).get("parts", 1) == parts
 

@@ -100,6 +100,18 @@ def test_images_and_recordings_go_together(recordings: Path, red_model: Path) ->
     done = call("process", "ward", *model(red_model))
     assert "3 of 3: ward: 2 polyps in 2 images, 2 images in " in done.stdout
     assert Path("results/ward/masks/f0002.png").is_file()
+    call("process", "ward", *model(red_model), "--polyps", "all.csv")
+    with Path("all.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["input"], row["folder"], row["track"] or row["image"]) for row in rows] == [
+        ("ward/a.mp4", "results/a", "1"),
+        ("ward/b.avi", "results/b", "1"),
+        ("ward", "results/ward", "f0001.png"),
+        ("ward", "results/ward", "f0002.png"),
+    ]
+    Path("results/b/polyps.csv").unlink()
+    lost = call("process", "ward", *model(red_model), "--polyps", "all.csv", check=False)
+    assert "results/b/polyps.csv: cannot be read (No such file or directory); `process --overwrite`" in lost.stderr
     one = call("process", "ward/f0001.png", *model(red_model))
     assert one.stdout.startswith("ward/f0001.png: 1 polyp, 1 image in ")
 

@@ -18,6 +18,7 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.images import Drawing, process_images, result_names
 from polypstream.jobs.process import Job
 from polypstream.jobs.setup import make_overlay
+from polypstream.sinks.findings import read_polyps
 from tests.conftest import Clip, picture
 
 
@@ -71,6 +72,20 @@ def test_results_are_those_of_the_python_api(images: tuple[Path, ...], segmenter
         assert int(row["polyp_count"]) == len(expected.findings)
         assert float(row["polyp_area_fraction"]) == pytest.approx(expected.mask.mean(), abs=1e-6)
         assert float(row["max_probability"]) == pytest.approx(expected.probability.max(), abs=1e-3)
+    polyps = [
+        (
+            row["input"],
+            row["image"],
+            int(row["number"]),
+            tuple(int(row[side]) for side in ("left", "top", "width", "height")),
+        )
+        for row in read_polyps(result.folder)
+    ]
+    assert polyps == [
+        (str(images[0].parent), entry["image"], each["number"], tuple(each["box"]))
+        for entry in found["images"]
+        for each in entry["findings"]
+    ]
     summary = json.loads((result.folder / "summary.json").read_text())
     assert (summary["complete"], summary["problem"]) == (False, None)
     assert (summary["frames_in"], summary["frames_out"], summary["polyps"]) == (5, 4, 3)

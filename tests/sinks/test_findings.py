@@ -14,7 +14,7 @@ import pytest
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.sinks.findings import FindingsFile
+from polypstream.sinks.findings import TRACK_COLUMNS, FindingsFile, read_polyps
 from polypstream.stages.findings import peak_of
 
 WIDTH, HEIGHT = 320, 240
@@ -38,7 +38,7 @@ def frame_of(index: int, *findings: tuple[int, Box, int]) -> Frame:
 
 def written(folder: Path, *frames: Frame) -> dict[int, dict[str, Any]]:
     """The tracks of the file that these frames give, by their numbers."""
-    file = FindingsFile(folder, {})
+    file = FindingsFile(folder, {"input": "colon.mp4"})
     for frame in frames:
         file.write(frame)
     file.close()
@@ -47,6 +47,22 @@ def written(folder: Path, *frames: Frame) -> dict[int, dict[str, Any]]:
 
 def square(side: int) -> Box:
     return 100, 80, side, side
+
+
+def test_polyps_csv_has_one_row_for_each_track(tmp_path: Path) -> None:
+    frames = [frame_of(0, (2, square(21), 204)), frame_of(1, (2, square(31), 255), (1, square(25), 153))]
+    tracks = written(tmp_path, *frames)
+    rows = read_polyps(tmp_path)
+    assert [row["track"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert row.pop("input") == "colon.mp4"
+        values = {name: str(value) for name, value in tracks[int(row["track"])].items() if name != "outlines"}
+        assert row == values
+
+
+def test_polyps_csv_of_a_recording_without_polyps_has_its_columns(tmp_path: Path) -> None:
+    written(tmp_path, frame_of(0))
+    assert (tmp_path / "polyps.csv").read_text() == ",".join(TRACK_COLUMNS) + "\n"
 
 
 def test_a_track_sums_up_its_frames(tmp_path: Path) -> None:

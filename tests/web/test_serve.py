@@ -213,7 +213,7 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
     assert (track["track"], track["first_s"]) == (1, 0.0)
     assert "outlines" not in track
     assert set(info["files"]) == {
-        "annotated.mp4", "masks.mkv", "frames.csv", "findings.json", "summary.json", "report.html",
+        "annotated.mp4", "masks.mkv", "frames.csv", "polyps.csv", "findings.json", "summary.json", "report.html",
     }  # fmt: skip
     files = {name: app.get(f"/api/recordings/{id_}/files/{name}").content for name in info["files"]}
     assert json.loads(files["findings.json"])["input"] == "Ward 3/Ünser Film.mp4"
