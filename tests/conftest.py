@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import pytest
 from av.codec.context import Flags
 
 from polypstream.core.frame import Frame
+from tests.fork_server import ForkServer, environment_of_tests
 
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
@@ -209,16 +212,26 @@ def command() -> list[str]:
     return [str(Path(sys.executable).with_name("polypstream"))]
 
 
+@cache
+def fork_server() -> ForkServer:
+    """The server that runs the commands of `call`, as long as these tests run."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
 def call(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end; with `check`, it must succeed."""
-    done = subprocess.run(
-        [*command(), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=300,
-        check=False,
-    )
+    """Run the command to its end; with `check`, it must succeed.
+
+    It is run in a new Python process if its environment is not that of the other tests, and else in a fork of a process
+    that has imported its modules.
+    """
+    words = [*command(), *map(str, arguments)]
+    if not environment and environment_of_tests() == fork_server().environment:
+        done = fork_server().run(words, timeout=300)
+    else:
+        variables = os.environ | environment
+        done = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=300, check=False)
     if check:
         assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -27,31 +27,47 @@ from tests.models.test_data import make_data
 SMALL = Architecture(encoder="residual", widths=[8, 12, 16], decoder=[8, 12], shortcut_kernel=1, narrow=True)
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "c.pt"
     torch.manual_seed(3)
     network = SAUNet(**SMALL)
     network.train()
     for _ in range(3):  # so that the normalisations have seen something
         network(torch.rand(4, 3, 64, 64))
     training = {"data": "tests", "terms": "free", "validation_dice": 0.5}
-    torch.save(pack(network.eval(), 64, 2, 0.45, 0.7, training), tmp_path / "c.pt")
-    return tmp_path / "c.pt"
+    torch.save(pack(network.eval(), 64, 2, 0.45, 0.7, training), path)
+    return path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Path, precision: str) -> None:
-    output, scores = tmp_path / "m.onnx", tmp_path / "s.json"
-    scores.write_text(json.dumps({"mean_dice": 0.9, "images": 120}))
-    call("export", checkpoint, "--output", output, "--size", 96, "--precision", precision, "--scores", scores)
-    segmenter = Segmenter(output, "cpu")
-    pictures = np.random.default_rng(0).integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
+@pytest.fixture(scope="module")
+def converted(checkpoint: Path) -> onnx.ModelProto:
+    """The checkpoint's network as torch's exporter writes it. That takes seconds, so several tests share it."""
+    return onnx_file.to_onnx(PictureNet(load_checkpoint(checkpoint)[0], 2).eval(), 64)
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def assert_says_what_torch_says(model: Path, checkpoint: Path) -> Segmenter:
+    segmenter = Segmenter(model, "cpu")
+    pictures = np.random.default_rng(0).integers(0, 256, (7, segmenter.size, segmenter.size, 3), dtype=np.uint8)
     with torch.inference_mode():
         expected = PictureNet(load_checkpoint(checkpoint)[0], 2).eval()(torch.from_numpy(pictures)).numpy()
     assert np.abs(segmenter.run(pictures).astype(int) - expected).max() <= 1
-    card = segmenter.card
-    assert (card.input_size, card.views, card.threshold, card.peak, card.precision) == (96, 2, 0.45, 0.7, precision)
+    return segmenter
+
+
+@pytest.mark.slow
+def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Path) -> None:
+    output, scores = tmp_path / "m.onnx", tmp_path / "s.json"
+    scores.write_text(json.dumps({"mean_dice": 0.9, "images": 120}))
+    call("export", checkpoint, "--output", output, "--size", 96, "--scores", scores)
+    card = assert_says_what_torch_says(output, checkpoint).card
+    assert (card.input_size, card.views, card.threshold, card.peak, card.precision) == (96, 2, 0.45, 0.7, "fp32")
     assert (card.trained_on, card.terms, card.scores["mean_dice"]) == ("tests", "free", 0.9)
     assert card.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert "torch 2" in card.exported_with
@@ -65,15 +81,18 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_fp16_stores_every_large_tensor_in_half(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fp16_stores_every_large_tensor_in_half_and_says_the_same(
+    checkpoint: Path, converted: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "MIN_HALF_ELEMENTS", 1024)  # the test's network has none as large as ours
+    monkeypatch.setattr(onnx_file, "DEMO_STEP", 125)
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: copy_of(converted))
     onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16"))
     tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
     large = [tensor for tensor in tensors if np.prod(tensor.dims) >= 1024]
     assert len(large) >= 4
     assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in large)
+    assert assert_says_what_torch_says(tmp_path / "m.onnx", checkpoint).card.precision == "fp16"
 
 
 @pytest.mark.slow
@@ -82,7 +101,7 @@ def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data, output = make_data(tmp_path / "d", count=15, size=(96, 96)), tmp_path / "m.onnx"
     recipe = training.Recipe(epochs=6, size=64, batch=4, learning_rate=1e-2)
     checkpoint = training.train(training.TrainingData([data]), tmp_path / "run", recipe, print)
-    call("export", checkpoint, "--output", output, "--precision", "int8", "--calibration", data)
+    onnx_file.export(checkpoint, output, ExportSettings(precision="int8", calibration=data))
     kinds = {node.op_type for node in onnx.load(str(output)).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert Segmenter(output, "cpu").card.precision == "int8"
@@ -120,17 +139,22 @@ def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path, monk
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "shift"), [("fp32", 0.1), ("int8", -5.0)])
 def test_a_model_that_disagrees_is_not_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: onnx_file.Precision, shift: float
+    checkpoint: Path,
+    converted: onnx.ModelProto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: onnx_file.Precision,
+    shift: float,
 ) -> None:
-    """With one bias spoilt between torch and the file, as a broken exporter would."""
-    real = onnx_file.to_onnx
+    """With another bias in the file than in torch, as a broken exporter would write it."""
 
-    def spoilt(network: SAUNet, size: int) -> onnx.ModelProto:
-        model = real(network, size)
+    def spoilt(*_: object) -> onnx.ModelProto:
+        model = copy_of(converted)
         bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("last_blocks.1.bias"))
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + shift, bias.name))
         return model
 
+    monkeypatch.setattr(onnx_file, "DEMO_STEP", 125)
     monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
     pictures = make_data(tmp_path / "d", count=4) if precision == "int8" else None
     with pytest.raises(ModelError, match="too much"):
