@@ -25,6 +25,8 @@ from av.codec.context import Flags
 from polypstream.core.frame import Frame
 from tests.fork_server import ForkServer, environment_of_tests
 
+# Several test processes share the cores. torch's threads would wait for each other and use twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
 
