@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -220,8 +221,9 @@ def inlined(run: Path, images: Sequence[str]) -> Iterator[str]:
         yield url
 
 
+@cache
 def environment() -> Environment:
-    """Environment of the templates of the report and of the web pages, which share parts."""
+    """Environment of the templates of the report and of the web pages, which share parts. It compiles them once."""
     web = Path(str(files("polypstream.web")))
     templates = Environment(
         loader=FileSystemLoader([web / "templates", web / "static"]),

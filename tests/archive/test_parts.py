@@ -180,7 +180,7 @@ VARIED = [
         pytest.param({"name": "c.mkv", "width": 161, "height": 121, "codec": "ffv1"}, id="odd-size"),
     ],
 )
-@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("goes_on", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_parts_give_what_the_whole_gives(make: Make, red_model: Path, wanted: dict[str, object], goes_on: bool) -> None:
     twice = Twice(make(**{"frames": 60, "width": 160, "height": 120} | wanted), red_model, 0.8, goes_on=goes_on)
     assert len(twice.parts) > 1

@@ -68,15 +68,23 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("wanted", "seeks"),
     [
         pytest.param({"audio": ["aac", "aac"]}, True, id="b-frames-two-sounds"),
-        pytest.param({"name": "c.mkv", "audio": ["libopus", "ac3"]}, True, id="matroska"),
+        pytest.param({"name": "c.mkv", "audio": ["libopus", "ac3"]}, True, id="matroska", marks=pytest.mark.slow),
         pytest.param({"pts": VARIED, "time_base": Fraction(1, 100), "audio": ["aac"]}, True, id="vfr"),
-        pytest.param({"rotation": 90, "audio": ["mp3"]}, True, id="rotation"),
+        pytest.param({"rotation": 90, "audio": ["mp3"]}, True, id="rotation", marks=pytest.mark.slow),
         pytest.param(
-            {"name": "c.ts", "audio": ["mp2"], "container_options": {"output_ts_offset": "2.2"}}, False, id="ts-late"
+            {"name": "c.ts", "audio": ["mp2"], "container_options": {"output_ts_offset": "2.2"}},
+            False,
+            id="ts-late",
+            marks=pytest.mark.slow,
         ),
-        pytest.param({"name": "c.avi", "codec": "mpeg4", "audio": ["mp3"]}, False, id="avi"),
-        pytest.param({"name": "c.mov", "audio": ["pcm_s16le"]}, True, id="pcm"),
-        pytest.param({"name": "c.mp4", "options": {"g": "1000", "bf": "2"}, "audio": ["aac"]}, True, id="one-keyframe"),
+        pytest.param({"name": "c.avi", "codec": "mpeg4", "audio": ["mp3"]}, False, id="avi", marks=pytest.mark.slow),
+        pytest.param({"name": "c.mov", "audio": ["pcm_s16le"]}, True, id="pcm", marks=pytest.mark.slow),
+        pytest.param(
+            {"name": "c.mp4", "options": {"g": "1000", "bf": "2"}, "audio": ["aac"]},
+            True,
+            id="one-keyframe",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_range_is_that_part_of_the_whole(
@@ -169,6 +177,7 @@ def test_frames_far_before_the_range_are_not_decoded(
     assert len(decoded) < 150
 
 
+@pytest.mark.slow
 def test_masks_dicom_and_score_find_the_range_again(make: Make, red_model: Path, tmp_path: Path) -> None:
     recording = make(**LONG)
     whole = run(recording, red_model, "whole")
@@ -234,6 +243,7 @@ def test_a_range_of_images_is_refused(red_model: Path, tmp_path: Path) -> None:
     assert "are images; --from and --to are for recordings" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_deidentified_range_blanks_what_the_whole_run_blanks(red_model: Path, tmp_path: Path) -> None:
     """The room is filmed until just before the range, so its first frames are blanked."""
     pictures = [filmed()] * 75 + [filmed(ROOM, disc=False)] * 50 + [filmed()] * 75
@@ -249,6 +259,7 @@ def test_a_deidentified_range_blanks_what_the_whole_run_blanks(red_model: Path, 
     assert f"{sum(some)} {BLANKED}" in summary_of(part)["notes"]  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_the_command_and_a_manifest(make: Make, red_model: Path, tmp_path: Path) -> None:
     recording = make(**LONG)
     call("process", recording, "-o", tmp_path / "out", "--model", red_model, "--from", "0:04", "--to", "0:04.4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from polypstream.core.config import Settings
 from polypstream.inference.model_card import shipped_weights
@@ -16,6 +17,7 @@ from polypstream.stages.findings import choose_rules
 from tests.conftest import frames_of, pts_of
 
 
+@pytest.mark.slow
 def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data: Path, tmp_path: Path) -> None:
     clip = real_data / "clips" / "cvc_seq01-15_384x288_25fps.mp4"
     folder = process(Job(str(clip), tmp_path, masks=True), make_segmenter(Settings()), Settings()).folder

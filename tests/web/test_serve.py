@@ -331,7 +331,7 @@ def test_annotations_that_fail_say_why(app: Served, make: Callable[..., Path]) -
 
 
 def test_a_recording_is_deleted_while_its_annotations_are_made(app: Served, make: Callable[..., Path]) -> None:
-    id_ = app.send(make(width=1280, height=960, frames=300, options={"preset": "ultrafast"}))
+    id_ = app.send(make(width=1280, height=960, frames=120, options={"preset": "ultrafast"}))
     app.wait_for(id_, "finished")
     app.post(f"/api/recordings/{id_}/annotations/png")
     until(lambda: app.info(id_)["annotations"][0]["frames_done"])
