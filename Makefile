@@ -15,6 +15,8 @@ demo: $(VENV)/.base
 # use a quarter of a core each.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 SPREAD := -n $(shell expr \( 3 \* $(CORES) + 1 \) / 2) --dist loadfile --no-loadscope-reorder
+# Hundreds of processes are started. Each would compile our modules again if Python did not keep them compiled.
+test quick: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SPREAD) -m "not realtime"
 	$(BIN)/python -m pytest -n $(CORES) --dist load -m realtime

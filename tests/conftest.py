@@ -23,7 +23,7 @@ import pytest
 from av.codec.context import Flags
 
 from polypstream.core.frame import Frame
-from tests.fork_server import ForkServer, environment_of_tests
+from tests.fork_server import READ_LATE, ForkServer, environment_of_tests
 
 # Several test processes share the cores. torch's threads would wait for each other and use twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -225,12 +225,12 @@ def fork_server() -> ForkServer:
 def call(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; with `check`, it must succeed.
 
-    It is run in a new Python process if its environment is not that of the other tests, and else in a fork of a process
-    that has imported its modules.
+    It is run in a fork of a process that has imported its modules, or in a new Python process if its environment could
+    change what is imported, and how.
     """
     words = [*command(), *map(str, arguments)]
-    if not environment and environment_of_tests() == fork_server().environment:
-        done = fork_server().run(words, timeout=300)
+    if environment.keys() <= READ_LATE and environment_of_tests() == fork_server().environment:
+        done = fork_server().run(words, environment, timeout=300)
     else:
         variables = os.environ | environment
         done = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=300, check=False)

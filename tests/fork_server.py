@@ -18,6 +18,8 @@ from importlib import import_module
 # What nearly every command imports, and what the commands import that use torch.
 PRELOADED = ("cli.process", "cli.annotations", "cli.recordings", "jobs.isolated", "jobs.annotations", "jobs.score")
 WITH_TORCH = ("models.training", "models.evaluation", "models.operating_point", "export.onnx_file")
+# Variables that are read when a command needs them, and not while modules are imported.
+READ_LATE = {"COLUMNS", "TMPDIR"}
 TORCH_COMMANDS = {"train", "tune", "evaluate", "export"}
 MAX_REQUEST = 1 << 20
 
@@ -38,28 +40,30 @@ class ForkServer:
         self.environment = environment_of_tests()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
+            [sys.executable, __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),  # noqa: PTH120, PTH100
             env=self.environment,
             start_new_session=True,
         )
         theirs.close()
 
-    def run(self, arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, arguments: list[str], environment: dict[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command to its end.
 
         Args:
             arguments: name and arguments of the command.
+            environment: further variables of this run, which nothing reads before it begins.
             timeout: number of seconds after which the run is killed.
 
         Raises:
             TimeoutError: it has not ended in this time.
         """
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-            request = json.dumps({"arguments": arguments, "folder": os.getcwd()}).encode()  # noqa: PTH109
+            request = json.dumps({"arguments": arguments, "environment": environment, "folder": os.getcwd()}).encode()  # noqa: PTH109
             socket.send_fds(self._socket, [request], [output.fileno(), errors.fileno()])
             self._socket.settimeout(timeout)
             try:
@@ -94,6 +98,7 @@ def serve(requests: socket.socket) -> None:
         child = os.fork()
         if child == 0:
             requests.close()
+            os.environ.update(call["environment"])
             _run(call["arguments"], call["folder"], files)
             return
         for file in files:

@@ -74,6 +74,7 @@ def test_any_size_shows_the_first_polyp_inside_its_field_of_view(width: int, hei
     assert np.count_nonzero(view.crop(truth)) > 0.98 * np.count_nonzero(truth)
 
 
+@pytest.mark.slow
 def test_truth_is_empty_on_the_black_round_the_view(colon: DemoColon, truths: list[np.ndarray]) -> None:
     outside = np.max([colon.render(index)[0].max(axis=2) for index in range(0, 250, 50)], axis=0) == 0
     assert outside.mean() > 0.1
