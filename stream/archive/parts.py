@@ -80,6 +80,8 @@ def plan_parts(source: Source, settings: Settings, seconds: float) -> Plan | Non
     Returns:
         The plan; None: process the recording as a whole.
     """
+    if settings.inference.every > 1:
+        return None  # which frames the model sees depends on their numbers in the recording
     cuts = source.key_frames(seconds) if seconds and isinstance(source, Recording) and source.path else []
     if not cuts:
         return None

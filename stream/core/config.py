@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from polypstream.errors import SettingsError
 
@@ -25,6 +26,8 @@ Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
 CONTOUR = 4.0
 # Error messages show at most this many characters of a reason or of a wrong value.
 MAX_QUOTED = 100
+# Type of the error where two settings contradict each other.
+TOGETHER = "settings_together"
 
 
 def _contour_width(width: Any) -> Any:
@@ -64,6 +67,7 @@ class Inference(Section):
     provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
     device: int = Field(default=0, ge=0, strict=True)
     batch_size: int = Field(default=8, ge=1, le=64, strict=True)
+    every: int = Field(default=1, ge=1, le=100, strict=True)
     threads: int = Field(default=0, ge=0, le=1024, strict=True)
 
 
@@ -153,6 +157,17 @@ class Settings(Section):
     live: LiveSettings = LiveSettings()
     output: Output = Output()
     serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        """Refuse values that are valid alone but not together."""
+        if self.inference.every > 1 and not self.findings.steady:
+            raise PydanticCustomError(
+                TOGETHER,
+                f"inference.every={self.inference.every}: needs findings.steady=true, since findings are moved to the "
+                f"frames that the model does not see",
+            )
+        return self
 
 
 def config_file() -> Path:
@@ -247,6 +262,8 @@ def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> 
 def _explain(error: ValidationError, origins: dict[str, str], file: Path | None) -> str:
     """Describe the first problem, with its key and where the key was set."""
     problem = error.errors()[0]
+    if problem["type"] == TOGETHER:
+        return problem["msg"]
     key = _key(problem["loc"])
     origin = next(
         (

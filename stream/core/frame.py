@@ -115,6 +115,8 @@ class Frame:
         view: field of view that the model sees; set by stage `crop`.
         model_input: uint8 RGB [size, size, 3], the field of view at the model's input size; set by stage `crop`.
         quality: quality problems of the frame; set by stage `quality`, in recordings only.
+        segmented: the model saw this frame; set by stage `segment`. Otherwise the model saw an earlier one, and
+            `probability` is that of the frame before, moved along the motion by stage `smooth`.
         probability: uint8 [size, size], 0..255 meaning 0..1; set by stage `segment`.
         motion: motion since the previous frame, None at the start of a scene; set by stage `smooth`, if it is enabled.
         smoothed: uint8 [size, size], the probability smoothed along the motion; set by stage `smooth`.
@@ -134,6 +136,7 @@ class Frame:
     has_signal: bool = True
     problem: str = ""
     markers_age: float = 0.0
+    segmented: bool = True
     view: FieldOfView = field(init=False, repr=False)
     model_input: np.ndarray = field(init=False, repr=False)
     quality: Quality = field(init=False, repr=False)

@@ -242,7 +242,7 @@ class Live:
         sinks: name and sink of each.
 
     Raises:
-        SettingsError: the settings ask for de-identification, which only recordings support.
+        SettingsError: the settings ask for what only recordings support.
 
     Attributes:
         overlay: the stage that draws the markers; it can be switched off and on.
@@ -257,6 +257,11 @@ class Live:
     ) -> None:
         if settings.deidentify.enabled:
             raise SettingsError("deidentify.enabled: is for recordings; live pictures are not de-identified")
+        if settings.inference.every > 1:
+            raise SettingsError(
+                f"inference.every={settings.inference.every}: is for recordings; in live video every frame that is not "
+                f"dropped is segmented; write inference.every=1"
+            )
         self.sources = sources
         self._fail_safe, self._staleness, self._meter = (
             FailSafe(segmenter),

@@ -217,6 +217,7 @@ class FrameResult(Prediction):
         index: number of the frame, from 0.
         seconds: presentation time in seconds.
         quality: whether it is blurred, overexposed or outside the body.
+        segmented: the model saw this frame; False for the frames between, with `inference.every`.
 
     Example:
         >>> import polypstream as pp
@@ -231,6 +232,7 @@ class FrameResult(Prediction):
         super().__init__(frame.view, frame.probability)
         self._frame, self._to_rgb = frame, to_rgb
         self.index, self.seconds, self.quality = frame.index, frame.seconds, frame.quality
+        self.segmented = frame.segmented
 
     @cached_property
     def image(self) -> np.ndarray:

@@ -147,7 +147,7 @@ class Run:
         """Columns of frames.csv with one value per frame, as `pandas.DataFrame(run.frames)` accepts them.
 
         `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`: float64. `tracks`: object, a
-        tuple of track numbers. `blurred`, `overexposed`, `outside`: bool.
+        tuple of track numbers. `blurred`, `overexposed`, `outside`, `segmented`: bool.
 
         Raises:
             DataError: it cannot be read.

@@ -18,6 +18,7 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.excerpt import Excerpt
 from polypstream.sources.recording import Recording
+from polypstream.stages.every_nth import EveryNth
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 from polypstream.stages.findings import FindingsTracker, choose_rules
 from polypstream.stages.overlay import Overlay
@@ -138,6 +139,7 @@ class Stages:
         smooth: smooths the probability map over time; None if the settings switch it off.
         findings: turns the probability map into regions, outlines and tracks.
         overlay: draws them.
+        every: N; the model runs on every Nth frame.
     """
 
     crop: ViewCropper
@@ -146,14 +148,16 @@ class Stages:
     smooth: TemporalSmoother | None
     findings: FindingsTracker
     overlay: Overlay
+    every: int = 1
 
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
         """Name, stage and batch size of each stage except the overlay."""
+        segment = self.segment if self.every == 1 else EveryNth(self.segment, self.every)
         stages: list[tuple[str, Stage[Frame], int]] = [
             ("crop", self.crop, 1),
             ("quality", self.quality, 1),
-            ("segment", self.segment, self.segment.batch_size),
+            ("segment", segment, self.segment.batch_size),
         ]
         if self.smooth is not None:
             stages.append(("smooth", self.smooth, 1))
@@ -191,4 +195,5 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> 
         smooth=TemporalSmoother() if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
         overlay=make_overlay(settings),
+        every=settings.inference.every,
     )

@@ -15,14 +15,17 @@ from polypstream.core.frame import Frame
 from polypstream.errors import DataError
 
 QUALITIES = ("blurred", "overexposed", "outside")
-HEADER = ("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks", *QUALITIES)
+HEADER = (
+    *("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks", *QUALITIES),
+    "segmented",
+)
 
 
 class FramesTable:
     """A sink that writes frames.csv.
 
     Columns: frame number, time in seconds, number of polyps shown, their share of the frame's area, highest
-    probability, track numbers, and 1 or 0 for each quality problem.
+    probability, track numbers, 1 or 0 for each quality problem, and 1 or 0 for whether the model saw the frame.
 
     Args:
         path: file to write.
@@ -53,6 +56,7 @@ class FramesTable:
             f"{highest:.4f}",
             tracks,
             *wrong,
+            int(frame.segmented),
         )
         self.write_row(dict(zip(HEADER, row, strict=True)))
 
@@ -79,12 +83,12 @@ def read_frames(path: Path) -> dict[str, np.ndarray]:
 
     Returns:
         Arrays by the names in HEADER. `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`:
-        float64. `tracks`: object, a tuple of track numbers. `blurred`, `overexposed`, `outside`: bool.
+        float64. `tracks`: object, a tuple of track numbers. `blurred`, `overexposed`, `outside`, `segmented`: bool.
 
     Raises:
         DataError: it cannot be read.
     """
-    kinds = {"frame": "int64", "polyp_count": "int64"} | dict.fromkeys(QUALITIES, "bool")
+    kinds = {"frame": "int64", "polyp_count": "int64"} | dict.fromkeys((*QUALITIES, "segmented"), "bool")
     numbers = {name: array("d") for name in HEADER if name != "tracks"}
     tracks: list[tuple[int, ...]] = []
     try:

@@ -159,14 +159,20 @@ class FindingsTracker:
         """
         for frame in frames:
             extent_map = frame.smoothed if self._steady else frame.probability
-            labels, blobs = find_blobs(extent_map, frame.probability, self.rules)
-            motion = frame.motion if self._steady else None
-            visible = self.tracker.update(frame.seconds, motion, labels, blobs)
+            visible = self._visible(frame, extent_map)
             if visible is None:
                 continue
             frame.region, frame.outlines = _enlarge(visible.slots, extent_map, frame.view, self.rules.threshold)
             frame.tracks = [_track_at(outline, visible, frame.view) for outline in frame.outlines]
         return frames
+
+    def _visible(self, frame: Frame, extent_map: np.ndarray) -> VisibleTracks | None:
+        """The tracks that are shown in a frame."""
+        motion = frame.motion if self._steady else None
+        if not frame.segmented:
+            return self.tracker.move(frame.seconds, motion)
+        labels, blobs = find_blobs(extent_map, frame.probability, self.rules)
+        return self.tracker.update(frame.seconds, motion, labels, blobs)
 
 
 def _outlines_of(region: Region) -> list[np.ndarray]:

@@ -40,7 +40,8 @@ class SmootherState:
         before: timestamp of the frame in seconds; None if there was none.
         view: field of view of the frame.
         grey: uint8 [SIDE, SIDE], the frame.
-        smooth: float32 [h, w], its smoothed probability, 0..255.
+        smooth: float32 [h, w], its smoothed probability, 0..255. It is empty if a scene began that the model has not
+            seen yet.
         seen: timestamp of the last frame whose probability reached the grey level FAINT, in seconds.
     """
 
@@ -65,7 +66,7 @@ class TemporalSmoother:
         self.state = SmootherState()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Set `motion` and `smoothed` of each frame.
+        """Set `motion` and `smoothed` of each frame, and `probability` of those that are not segmented.
 
         Args:
             frames: frames of one source, in the order of their timestamps.
@@ -79,21 +80,26 @@ class TemporalSmoother:
 
     def _smooth(self, frame: Frame) -> None:
         small = cv2.resize(frame.model_input, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        grey, now = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), frame.probability
-        state = self.state
-        if now.max() >= FAINT:
+        grey, state = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), self.state
+        if frame.segmented and frame.probability.max() >= FAINT:
             state.seen = frame.seconds
         elapsed = 0.0 if state.before is None else frame.seconds - state.before
         frame.motion = None
         idle = frame.seconds - state.seen > IDLE_AFTER_S
-        if state.view == frame.view and 0 < elapsed <= LONGEST_GAP_S and not idle:
-            frame.motion = self._find_motion(grey, now.shape)
-        if frame.motion is not None:
-            past, weight = frame.motion.warp(state.smooth), np.float32(np.exp(-elapsed / TIME_CONSTANT_S))
-            now = now + np.trunc(weight * frame.motion.similarity * (past - now) / QUANTUM) * QUANTUM
-        smooth = now.astype(np.float32)
+        known = state.smooth.size > 0 and state.view == frame.view
+        if known and 0 < elapsed <= LONGEST_GAP_S and not idle:
+            frame.motion = self._find_motion(grey, state.smooth.shape)
+        past = None if frame.motion is None else frame.motion.warp(state.smooth)
+        if frame.segmented:
+            smooth = _average(frame, past, elapsed)
+        elif past is not None:
+            smooth = past
+        else:
+            smooth = np.zeros(state.smooth.shape if idle else (0, 0), np.float32)
         self.state = SmootherState(frame.seconds, frame.view, grey, smooth, state.seen)
-        frame.smoothed = cv2.convertScaleAbs(smooth)
+        frame.smoothed = cv2.convertScaleAbs(smooth) if smooth.size else np.zeros(frame.model_input.shape[:2], np.uint8)
+        if not frame.segmented:
+            frame.probability = frame.smoothed
 
     def _find_motion(self, grey: np.ndarray, shape: tuple[int, ...]) -> Motion | None:
         """Estimate the motion since the previous frame; None if a new scene starts."""
@@ -109,6 +115,15 @@ class TemporalSmoother:
         # The flow is scaled to pixels of the map before it is enlarged, because it then has fewer values.
         larger = cv2.resize(flow * np.array([width / SIDE, height / SIDE], np.float32), (width, height))
         return Motion(cv2.add(larger, _grid(height, width)), cv2.resize(similarity, (width, height)))
+
+
+def _average(frame: Frame, past: np.ndarray | None, elapsed: float) -> np.ndarray:
+    """Average the probability of a frame with that of the past, float32 [h, w]; None: there is no past."""
+    now = frame.probability
+    if past is not None and frame.motion is not None:
+        weight = np.float32(np.exp(-elapsed / TIME_CONSTANT_S))
+        now = now + np.trunc(weight * frame.motion.similarity * (past - now) / QUANTUM) * QUANTUM
+    return now.astype(np.float32)
 
 
 @functools.cache

@@ -90,7 +90,7 @@ class TrackerState:
             detected come first, in the order of their blobs. So the order does not depend on tracks that are dropped.
         places: uint8 [h, w]. For each pixel of the map, the slot of the track that is there, or 0.
         count: number of tracks that were confirmed so far.
-        before: timestamp of the frame in seconds.
+        before: timestamp of the frame in seconds. Frames that the model did not see do not count.
     """
 
     tracks: list[Track] = field(default_factory=list)
@@ -112,7 +112,25 @@ class Tracker:
 
     def __init__(self, steady: bool) -> None:
         self._steady = steady
+        self._visible: VisibleTracks | None = None
         self.state = TrackerState()
+
+    def move(self, seconds: float, motion: Motion | None) -> VisibleTracks | None:
+        """Move the tracks to a frame that the model did not see. It is no evidence for or against a track.
+
+        Args:
+            seconds: timestamp of the frame in seconds.
+            motion: motion since the previous frame; None if it is unknown.
+
+        Returns:
+            The visible tracks: those of the previous frame; None if there are none, or if the motion is unknown.
+        """
+        self._predict(seconds, motion, self.state.places.shape)
+        visible, self._visible = self._visible, None
+        if visible is not None and motion is not None:
+            slots = motion.warp(visible.slots, cv2.INTER_NEAREST)
+            self._visible = VisibleTracks(slots, visible.numbers) if cv2.countNonZero(slots) else None
+        return self._visible
 
     def update(
         self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
@@ -128,6 +146,12 @@ class Tracker:
         Returns:
             The visible tracks; None if there are none.
         """
+        self._visible = self._associate_and_select(seconds, motion, labels, blobs)
+        return self._visible
+
+    def _associate_and_select(
+        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
+    ) -> VisibleTracks | None:
         state = self.state
         new_scene = self._predict(seconds, motion, labels.shape)
         if not blobs and not state.tracks:

@@ -72,7 +72,7 @@ def test_without_its_video_the_report_leads_to_the_cards(run: Path, browse: Call
 def test_the_labels_of_the_timeline_can_be_read(run: Path, browse: Callable[[], Any]) -> None:
     driver = browse()
     for seconds in (0.8, 10, 47, 299, 3599, 57_000):
-        rows = [f"{index},{index * seconds / 99:.6f},0,0.0,0.5,,0,0,0\n" for index in range(100)]
+        rows = [f"{index},{index * seconds / 99:.6f},0,0.0,0.5,,0,0,0,1\n" for index in range(100)]
         (run / "frames.csv").write_text(",".join(HEADER) + "\n" + "".join(rows))
         write_report(run)
         for width in (320, 390, 700, 1025, 1400):
@@ -152,7 +152,7 @@ def test_a_million_frames_fit_into_ten_megabytes(run: Path) -> None:
     (track,) = found["tracks"]
     tracks = [track | {"track": number, "first_s": 30 * number, "last_s": 30 * number + 9} for number in range(1, 1001)]
     (run / "findings.json").write_text(json.dumps(found | {"tracks": tracks}))
-    rows = "".join(f"{index},{index / 30:.6f},0,0.0,{index % 97 / 97:.4f},,0,{index % 2},0\n" for index in range(10**6))
+    rows = "".join(f"{index},{index / 30:.6f},0,0.0,{index % 97 / 97:.4f},,0,{index % 2},0,1\n" for index in range(10**6))
     (run / "frames.csv").write_text(",".join(HEADER) + "\n" + rows)
     page = write_report(run).read_text()
     assert len(page) < 10_000_000
@@ -162,7 +162,7 @@ def test_a_million_frames_fit_into_ten_megabytes(run: Path) -> None:
 
 def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     table = tmp_path / "frames.csv"
-    rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0" for index in range(20_000)]
+    rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0,1" for index in range(20_000)]
     table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
     timeline, qualities = read_table(table, 0.9)
     assert np.flatnonzero(timeline.highest).tolist() == [round(7777 / 19_999 * 1199)]
