@@ -118,7 +118,8 @@ class Frame:
         segmented: the model saw this frame; set by stage `segment`. Otherwise the model saw an earlier one, and
             `probability` is that of the frame before, moved along the motion by stage `smooth`.
         probability: uint8 [size, size], 0..255 meaning 0..1; set by stage `segment`.
-        motion: motion since the previous frame, None at the start of a scene; set by stage `smooth`, if it is enabled.
+        motion: motion since the previous frame, None at the start of a scene; set by stage `smooth`, if it is enabled,
+            or by stage `segment` with `inference.every`.
         smoothed: uint8 [size, size], the probability smoothed along the motion; set by stage `smooth`.
         region: the findings in pixels of the frame, or None if there are none; set by stage `findings`.
         outlines: int32 [n, 2] polygons (x, y) in pixels of the frame, one per finding; set by stage `findings`.

@@ -139,7 +139,7 @@ class Stages:
         smooth: smooths the probability map over time; None if the settings switch it off.
         findings: turns the probability map into regions, outlines and tracks.
         overlay: draws them.
-        every: N; the model runs on every Nth frame.
+        every: N; the model runs on every Nth frame, and where the motion is not reliable.
     """
 
     crop: ViewCropper
@@ -153,7 +153,7 @@ class Stages:
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
         """Name, stage and batch size of each stage except the overlay."""
-        segment = self.segment if self.every == 1 else EveryNth(self.segment, self.every)
+        segment: Stage[Frame] = self.segment if self.every == 1 else EveryNth(self.segment, self.every)
         stages: list[tuple[str, Stage[Frame], int]] = [
             ("crop", self.crop, 1),
             ("quality", self.quality, 1),
@@ -192,7 +192,7 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> 
         crop=ViewCropper(view, segmenter.size),
         quality=QualityInspector(),
         segment=segmenter,
-        smooth=TemporalSmoother() if findings.steady else None,
+        smooth=TemporalSmoother(estimate=settings.inference.every == 1) if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
         overlay=make_overlay(settings),
         every=settings.inference.every,

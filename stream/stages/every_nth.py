@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, Motion
 from polypstream.core.pipeline import Stage
+from polypstream.stages.motion import MotionEstimator, MotionState, grey_of
+
+# A finding is moved along a motion that explains the frame this well: its mean similarity. docs/performance.md has the
+# measurement.
+RELIABLE = 0.7
 
 
 class EveryNth:
-    """Passes every Nth frame of a source to a stage. The others are marked as not segmented.
+    """Passes every Nth frame of one source to a stage, and marks the others as not segmented.
 
-    The stages `smooth` and `findings` move what they know along the motion of the image to these frames.
+    The stages `smooth` and `findings` move what they know along the motion of the image to the frames between. Where
+    the motion is not known, as after a cut, or not reliable, frames are passed, too.
 
     Args:
         stage: sets the probability of frames.
-        every: N; the first frame, and every Nth after it, are passed.
+        every: N; at most N - 1 frames in a row are not passed.
     """
 
     def __init__(self, stage: Stage[Frame], every: int) -> None:
         self._stage, self._every = stage, every
+        self._estimate, self._state = MotionEstimator(), MotionState()
+        self._left_out = 0
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Set the probability map of every Nth frame, and `segmented` of all frames.
+        """Set `motion` and `segmented` of all frames, and the probability map of those that are passed.
 
         Args:
-            frames: frames with `model_input`.
+            frames: frames of one source with `model_input`, in the order of their timestamps.
 
         Returns:
             The same frames.
         """
         for frame in frames:
-            frame.segmented = frame.index % self._every == 0
+            grey = grey_of(frame)
+            frame.motion = self._estimate(frame, grey, self._state)
+            self._state = MotionState(frame.seconds, frame.view, grey)
+            frame.segmented = not _is_reliable(frame.motion) or self._left_out == self._every - 1
+            self._left_out = 0 if frame.segmented else self._left_out + 1
         chosen = [frame for frame in frames if frame.segmented]
         if chosen:
             self._stage(chosen)
         return frames
+
+
+def _is_reliable(motion: Motion | None) -> bool:
+    return motion is not None and float(motion.similarity.mean()) >= RELIABLE

@@ -170,6 +170,7 @@ class FindingsTracker:
         """The tracks that are shown in a frame."""
         motion = frame.motion if self._steady else None
         if not frame.segmented:
+            assert motion is not None  # or the model would have seen the frame
             return self.tracker.move(frame.seconds, motion)
         labels, blobs = find_blobs(extent_map, frame.probability, self.rules)
         return self.tracker.update(frame.seconds, motion, labels, blobs)

@@ -115,21 +115,20 @@ class Tracker:
         self._visible: VisibleTracks | None = None
         self.state = TrackerState()
 
-    def move(self, seconds: float, motion: Motion | None) -> VisibleTracks | None:
+    def move(self, seconds: float, motion: Motion) -> VisibleTracks | None:
         """Move the tracks to a frame that the model did not see. It is no evidence for or against a track.
 
         Args:
             seconds: timestamp of the frame in seconds.
-            motion: motion since the previous frame; None if it is unknown.
+            motion: motion since the previous frame.
 
         Returns:
-            The visible tracks: those of the previous frame; None if there are none, or if the motion is unknown.
+            The visible tracks: those of the previous frame; None if there are none.
         """
         self._predict(seconds, motion, self.state.places.shape)
-        visible, self._visible = self._visible, None
-        if visible is not None and motion is not None:
-            slots = motion.warp(visible.slots, cv2.INTER_NEAREST)
-            self._visible = VisibleTracks(slots, visible.numbers) if cv2.countNonZero(slots) else None
+        if self._visible is not None:
+            slots = motion.warp(self._visible.slots, cv2.INTER_NEAREST)
+            self._visible = VisibleTracks(slots, self._visible.numbers) if cv2.countNonZero(slots) else None
         return self._visible
 
     def update(

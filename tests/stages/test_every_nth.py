@@ -51,7 +51,11 @@ def analysed(frames: Iterator[Frame], truth: Callable[[int], np.ndarray] | None 
     model = Model([frame.probability if truth is None else truth(frame.index) for frame in waiting])
     for frame in waiting:
         del frame.probability
-    every, smoother, tracker = EveryNth(model, EVERY), TemporalSmoother(), FindingsTracker(Rules(0.5, 0.5), True)
+    every, smoother, tracker = (
+        EveryNth(model, EVERY),
+        TemporalSmoother(estimate=False),
+        FindingsTracker(Rules(0.5, 0.5), True),
+    )
     for start in range(0, len(waiting), 4):
         tracker(smoother(every(waiting[start : start + 4])))
     return waiting, model
@@ -77,14 +81,17 @@ def test_findings_move_to_the_frames_between() -> None:
         assert frame.probability.max() > 200
 
 
-def test_a_scene_that_begins_between_shows_nothing_of_the_one_before() -> None:
+def test_a_scene_that_begins_between_is_seen_at_once() -> None:
     other = list(frames_of(0, 5, seed=1))
     for frame in other:
         frame.model_input //= 3
-    frames, _ = analysed(chain(frames_of(0, 4), other), lambda index: polyp_at(64 if index < 4 else 30))
-    assert [bool(frame.tracks) for frame in frames] == [True, True, True, True, False, False, True, True, True]
-    assert not mask_of(frames[6])[64, 64]
-    assert mask_of(frames[8])[64, 30]  # at once, as in the first frame of any scene
+    frames, model = analysed(chain(frames_of(0, 5), other), lambda index: polyp_at(64 if index < 5 else 30))
+    assert model.seen == [0, 3, 5, 8]
+    assert all(frame.tracks for frame in frames)  # from the first frame of a scene on, as without `every`
+    assert mask_of(frames[4])[64, 64]
+    for frame in frames[5:]:
+        assert mask_of(frame)[64, 30]
+        assert not mask_of(frame)[64, 64]
 
 
 def test_what_the_model_saw_once_is_not_confirmed_by_its_copies() -> None:
@@ -107,7 +114,7 @@ def test_what_is_hidden_in_a_frame_stays_hidden_in_its_copies() -> None:
 
     waiting = list(frames_of(0, 9))
     model = Model([truth(index) for index in range(9)])
-    stages = EveryNth(model, EVERY), TemporalSmoother(), FindingsTracker(Rules(0.5, 0.9), True)
+    stages = EveryNth(model, EVERY), TemporalSmoother(estimate=False), FindingsTracker(Rules(0.5, 0.9), True)
     for frame in waiting:
         for stage in stages:
             stage([frame])

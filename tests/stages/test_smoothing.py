@@ -12,7 +12,8 @@ import pytest
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.stages.smoothing import LONGEST_GAP_S, TemporalSmoother
+from polypstream.stages.motion import LONGEST_GAP_S
+from polypstream.stages.smoothing import TemporalSmoother
 
 SIZE = 128
 RATE = 25

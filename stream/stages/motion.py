@@ -1,0 +1,86 @@
+"""Motion of the image between two consecutive frames, as dense optical flow."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from polypstream.core.frame import Frame, Motion
+from polypstream.core.geometry import FieldOfView
+
+# After a longer gap between two frames, their motion is not known.
+LONGEST_GAP_S = 0.5
+# Motion is estimated in grey images of this side length. If the grey level of a pixel differs by d after motion
+# compensation, its similarity is exp(-(d / SIMILARITY_SCALE)^2). If the mean similarity is lower than MIN_SIMILARITY, a
+# new scene starts.
+SIDE, SIMILARITY_SCALE = 64, 12.0
+MIN_SIMILARITY = 0.5
+
+
+@dataclass(slots=True)
+class MotionState:
+    """What is kept of a frame to estimate the motion to the next one.
+
+    Attributes:
+        before: timestamp of the frame in seconds; None if there was none.
+        view: field of view of the frame.
+        grey: uint8 [SIDE, SIDE], the frame.
+    """
+
+    before: float | None = None
+    view: FieldOfView | None = None
+    grey: np.ndarray = field(default_factory=lambda: np.zeros((SIDE, SIDE), np.uint8))
+
+
+class MotionEstimator:
+    """Estimates the motion between two frames.
+
+    The optical flow is dense inverse search: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
+    """
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+    def __call__(self, frame: Frame, grey: np.ndarray, state: MotionState) -> Motion | None:
+        """Estimate the motion since the previous frame.
+
+        Args:
+            frame: the frame, with `model_input`.
+            grey: the frame, from `grey_of`.
+            state: what was kept of the previous frame.
+
+        Returns:
+            The motion; None if there is no previous frame, or if a new scene starts.
+        """
+        if state.before is None or state.view != frame.view or not 0 < frame.seconds - state.before <= LONGEST_GAP_S:
+            return None
+        flow = self._flow.calc(grey, state.grey, None)
+        # A pixel that came into view has no origin. The border value makes it as different as possible.
+        origin = flow + _grid(SIDE, SIDE)
+        difference = cv2.absdiff(grey, cv2.remap(state.grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
+        difference = cv2.blur(difference, (3, 3)).astype(np.float32) / SIMILARITY_SCALE
+        similarity = np.exp(-difference * difference)
+        if similarity.mean() < MIN_SIMILARITY:
+            return None
+        height, width = frame.model_input.shape[:2]
+        # The flow is scaled to pixels of the map before it is enlarged, because it then has fewer values.
+        larger = cv2.resize(flow * np.array([width / SIDE, height / SIDE], np.float32), (width, height))
+        return Motion(cv2.add(larger, _grid(height, width)), cv2.resize(similarity, (width, height)))
+
+
+def grey_of(frame: Frame) -> np.ndarray:
+    """The image of a frame for motion estimation, uint8 [SIDE, SIDE].
+
+    Args:
+        frame: the frame, with `model_input`.
+    """
+    return cv2.cvtColor(cv2.resize(frame.model_input, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+
+
+@functools.cache
+def _grid(height: int, width: int) -> np.ndarray:
+    """Return the x and y of each pixel, float32 [height, width, 2]."""
+    return np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
