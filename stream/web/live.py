@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from polypstream.core.formatting import words_of
 from polypstream.jobs.live import Live, Status
 from polypstream.sinks.browser import Browser
-from polypstream.web.page import BINARY, Described, Render, refusal
+from polypstream.web.page import BINARY, INVALID, Described, Render, refusal
 
 BOUNDARY = "frame"
 # Quantiles of Status.delay_ms, for Prometheus.
@@ -110,7 +110,7 @@ class LivePage:
             """The status of each source as metrics for Prometheus."""
             return exposition(self._statuses())
 
-        @router.put("/overlay/{state}", status_code=204, response_class=Response)
+        @router.put("/overlay/{state}", status_code=204, response_class=Response, responses=INVALID)
         def overlay(state: Literal["on", "off"]) -> None:
             """Switch the markers of all sources on or off. The video continues."""
             if self._live is not None:
@@ -141,7 +141,7 @@ class LivePage:
         return router
 
 
-JPEG: Described = {
+JPEG: Described = INVALID | {
     200: {"content": {"image/jpeg": BINARY}},
     404: refusal("There is no such image"),
 }

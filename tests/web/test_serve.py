@@ -354,7 +354,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
         ("/recordings/0123456789abcdef", 404, "There is no such recording."),
         ("/recordings/nothing", 404, "There is no such recording."),
         ("/api/segment", 405, "This address is for programs."),
-        ("/api/recordings/nothing", 422, "The address is incomplete"),
+        ("/api/recordings/nothing", 422, "`id` in the address must be the ID of a recording"),
         ("/live/7/stream", 404, "There is no such source."),
     ],
 )
