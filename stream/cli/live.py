@@ -21,6 +21,7 @@ from polypstream.cli.options import (
     open_segmenter,
     read_settings,
 )
+from polypstream.errors import SettingsError
 
 if TYPE_CHECKING:
     from polypstream.cli.progress import StatusLines
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SERVED = Path("polypstream-served")
+NO_OUTPUT = (
+    "live: nothing would show, record or send the video. Add --serve 127.0.0.1:8000 (web page), --window, "
+    "--record FILE.mp4, --push URL, or --set live.sound=true (a sound for each new polyp)"
+)
 
 app = Commands()
 
@@ -73,6 +78,9 @@ def live_sources(
         from polypstream.web.live import LivePage
         from polypstream.web.server import parse_listen, web
     settings = read_settings(config, set_, model)
+    if not (window or record or push or serve is not None or settings.live.sound):
+        raise SettingsError(NO_OUTPUT)
+    listen = None if serve is None else parse_listen(serve)
     opened = open_sources(sources, settings)
     recordings = recordings_of(record, opened, settings) if record else []
     windows = Windows(settings.live.window) if window else None
@@ -82,25 +90,22 @@ def live_sources(
         for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
         if sink
     ]
-    if not (recordings or push or shown):
-        log.warning("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
     segmenter = open_segmenter(settings)
     live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
         windows.recordings = {recording.source: recording for _, recording in recordings}
-    try:
-        with ExitStack() as stack:
-            if serve is not None and browser is not None:
-                host, port = parse_listen(serve)
-                typer.echo(stack.enter_context(web([LivePage(live, browser)], host, port, token)))
-            lines = stack.enter_context(StatusLines())
-            live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
-    finally:
-        for status in live.status():
-            typer.echo(describe(status))
-        for problem in live.failed_sinks():
-            log.error(problem)
+    with ExitStack() as stack:
+        if listen is not None and browser is not None:
+            typer.echo(stack.enter_context(web([LivePage(live, browser)], *listen, token)))
+        try:
+            with StatusLines() as lines:
+                live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
+        finally:
+            for status in live.status():
+                typer.echo(describe(status))
+            for problem in live.failed_sinks():
+                log.error(problem)
     if live.failed_sinks():
         raise typer.Exit(1)
 

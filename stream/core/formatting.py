@@ -18,6 +18,19 @@ def clock(seconds: float, decimals: int = 1) -> str:
     return f"{int(whole // 3600)}:{int(whole % 3600 // 60):02}:{whole % 60:0{width}.{decimals}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Format a number of things.
+
+    Args:
+        count: the number.
+        noun: what is counted, in the singular. Its plural ends in -s.
+
+    Returns:
+        Text such as `1 frame` or `2 frames`.
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def words_of(error: Exception) -> str:
     """Return an error's message as one line.
 

@@ -59,7 +59,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return NO_FILE
     if kind == "missing":
         return f"`{name}` is missing: add it to the " + ("JSON body" if part == "body" else f"address, as ?{name}=…")
-    return f"`{name}` in the {'body' if part == 'body' else 'address'} must be {_expected(kind, problem.get('ctx', {}))}"
+    return (
+        f"`{name}` in the {'body' if part == 'body' else 'address'} must be {_expected(kind, problem.get('ctx', {}))}"
+    )
 
 
 def _expected(kind: str, limits: Mapping[str, Any]) -> str:

@@ -165,6 +165,11 @@ class _StatusCollector(Collector):
         losses = CounterMetricFamily("polypstream_losses", "How often the signal was lost.", labels=["source"])
         frames_in = CounterMetricFamily("polypstream_frames_in", "Frames that were received.", labels=["source"])
         shown = CounterMetricFamily("polypstream_frames_shown", "Frames that were shown.", labels=["source"])
+        findings = CounterMetricFamily(
+            "polypstream_frames_findings",
+            "Shown frames by the frame of their findings: own, earlier or none.",
+            labels=["source", "frame"],
+        )
         dropped = CounterMetricFamily(
             "polypstream_frames_dropped", "Frames that were not shown.", labels=["source", "reason"]
         )
@@ -182,11 +187,13 @@ class _StatusCollector(Collector):
             frames_in.add_metric([each.source], each.frames_in)
             shown.add_metric([each.source], each.shown)
             unrecorded.add_metric([each.source], each.unrecorded)
+            for origin, count in each.findings_of.items():
+                findings.add_metric([each.source, origin], count)
             for reason, count in each.dropped.items():
                 dropped.add_metric([each.source, reason], count)
             for quantile, milliseconds in zip(QUANTILES, each.delay_ms or (), strict=False):
                 delay.add_metric([each.source, quantile], milliseconds / 1000)
-        yield from (signal, losses, frames_in, shown, dropped, unrecorded, delay)
+        yield from (signal, losses, frames_in, shown, findings, dropped, unrecorded, delay)
 
 
 def exposition(statuses: Sequence[Status]) -> str:

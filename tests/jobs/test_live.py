@@ -154,6 +154,10 @@ def test_in_pass_through_the_picture_does_not_wait_for_its_markers(
     (status,) = live.status()
     assert status.shown + sum(status.dropped.values()) == 75
     assert status.shown >= 40  # the session sees 20 at most
+    waiting = sum(bool(frame.problem) for frame in kept.frames)
+    assert waiting >= 1
+    assert status.findings_of == {"own": 0, "earlier": status.shown - waiting, "none": waiting}
+    assert f"findings of the frame itself in 0, of an earlier frame in {status.shown - waiting}, " in describe(status)
     assert status.delay_ms is not None
     assert status.delay_ms[0] < 150
     marked = [frame for frame in kept.frames if frame.region is not None]
@@ -405,6 +409,7 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     (status,) = live.status()
     assert status.problem == "Connection refused; given up after 3 attempts"
     assert [frame.has_signal for frame in kept.frames] == [False] * 3
+    assert (status.frames_in, status.shown, status.dropped) == (0, 0, {"newer": 0, "stale": 0})
 
 
 @pytest.mark.realtime

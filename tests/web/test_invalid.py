@@ -62,8 +62,14 @@ def test_each_value_in_an_address_is_named(app: Served) -> None:
         ({"json": {}}, "`name` is missing: add it to the JSON body; `size` is missing: add it to the JSON body"),
         ({"json": []}, "the body is no JSON object"),
         ({"data": "name=a"}, "the body is no JSON object"),
-        ({"data": b"{", "headers": {"Content-Type": "application/json"}}, "the body is not valid JSON: see character 1"),
-        ({"json": {"name": "", "size": 0}}, "`name` in the body must be text, not empty; `size` in the body must be at"),
+        (
+            {"data": b"{", "headers": {"Content-Type": "application/json"}},
+            "the body is not valid JSON: see character 1",
+        ),
+        (
+            {"json": {"name": "", "size": 0}},
+            "`name` in the body must be text, not empty; `size` in the body must be at",
+        ),
         ({"json": {"name": 1, "size": "x"}}, "`name` in the body must be text; `size` in the body must be a whole"),
         ({"json": {"name": "n" * 201, "size": 1.5}}, "`name` in the body must be text of at most 200 characters; "),
     ],
