@@ -299,8 +299,8 @@ class LatencyMeter:
     """The last stage: records when each frame goes to the sinks. Placeholders, which no source sent, are left out.
 
     Attributes:
-        shown: number of frames by source and by origin of their findings: the frame's own, those of an earlier frame, or
-            none, because the model has no current ones.
+        shown: number of frames by source and by origin of their findings: the frame's own, those of an earlier frame,
+            or none, because the model has no current ones.
     """
 
     def __init__(self) -> None:
