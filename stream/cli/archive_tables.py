@@ -9,6 +9,7 @@ from typing import Any
 
 from polypstream.archive.ledger import Row, State
 from polypstream.core.files import writing
+from polypstream.core.formatting import counted
 
 PROBLEMS = (State.BROKEN, State.FAILED, State.BLOCKED)
 FIELDS = ("recording", "results", "state", "frames", "polyps", "parts", "bytes", "worker_seconds", "reason")
@@ -26,8 +27,8 @@ def describe(row: Row) -> str:
     rate = row.frames / row.worker_seconds if row.worker_seconds else 0.0
     parts = f" in {row.parts} parts" if row.parts > 1 else ""
     noted = f" ({row.reason})" if row.reason else ""
-    polyps = "1 polyp" if row.tracks == 1 else f"{row.tracks} polyps"
-    return f"{name}: {row.frames} frames{parts}, {polyps}, {rate:.1f} frames per second -> {row.item.name}{noted}"
+    frames, polyps = counted(row.frames, "frame"), counted(row.tracks, "polyp")
+    return f"{name}: {frames}{parts}, {polyps}, {rate:.1f} frames per second -> {row.item.name}{noted}"
 
 
 def _reason_of(row: Row) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 
 def clock(seconds: float, decimals: int = 1) -> str:
     """Format a time as h:mm:ss.s.
@@ -29,6 +32,18 @@ def counted(count: int, noun: str) -> str:
         Text such as `1 frame` or `2 frames`.
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def quoted(path: Path) -> str:
+    """Format a path for a command that the user can copy into a shell.
+
+    Args:
+        path: the path.
+
+    Returns:
+        The path, in quotes if it has spaces or other special characters.
+    """
+    return shlex.quote(str(path))
 
 
 def words_of(error: Exception) -> str:

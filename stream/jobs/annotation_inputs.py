@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from polypstream.core.formatting import quoted
 from polypstream.errors import DataError, SettingsError, SourceError
 from polypstream.jobs.inputs import STANDARD_INPUT, Input, find_inputs
 from polypstream.jobs.results import run_folder
@@ -90,7 +90,7 @@ def _read_finished(folder: Path) -> Finished:
     if not uri.startswith(SCHEME) and not Path(uri).exists():
         raise DataError(
             f"{folder}: was made from {uri}, which is not there. Say where it is now: "
-            f"polypstream masks RECORDING --results {shlex.quote(str(folder))}"
+            f"polypstream masks RECORDING --results {quoted(folder)}"
         )
     if content["schema"] == SCHEMA:
         return Finished(uri, folder)

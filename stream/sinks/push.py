@@ -11,6 +11,7 @@ from av.error import FFmpegError
 
 from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import VideoSettings
+from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError, SourceError
@@ -61,7 +62,7 @@ class Push:
     @property
     def doing(self) -> str:
         """What has been sent, for the user."""
-        return f"{self.frames} frames sent to {redacted(self._url)}"
+        return f"{counted(self.frames, 'frame')} sent to {redacted(self._url)}"
 
     def write(self, frame: Frame) -> None:
         """Encode and send a frame, or reconnect if the next attempt is due."""

@@ -301,7 +301,7 @@ def test_pictures_that_change_size_midway_are_all_kept(tmp_path: Path, make, red
     (tmp_path / "grows.ts").write_bytes(small.read_bytes() + large.read_bytes())
     done = process([tmp_path / "grows.ts"], tmp_path / "results", red_model)
     assert done.returncode == 0, done.stderr
-    assert "25 pictures changed their size" in done.stdout
+    assert "25 pictures of another size or pixel shape" in done.stdout
     pictures = frames_of(tmp_path / "results" / "grows" / "annotated.mp4", "gray")
     assert {picture.shape for picture in pictures} == {(120, 160)}
     assert len(pictures) == 50
@@ -345,11 +345,11 @@ def test_results_stay_inside_the_output_folder(tmp_path: Path, make, red_model: 
     assert [path.name for path in (tmp_path / "outer" / "results").iterdir()] == ["recording"]
 
 
-def test_of_two_recordings_with_one_stem_the_second_is_refused(tmp_path: Path, make, red_model: Path) -> None:
+def test_two_recordings_with_one_stem_are_refused_before_the_start(tmp_path: Path, make, red_model: Path) -> None:
     clip, other = make(frames=5, **SMALL), tmp_path / "sub" / "CLIP.mkv"
     line = complaint(process([clip, other], tmp_path / "results", red_model))
-    assert f"{other}: has the same result folder as {clip}; use another --output" in line
-    assert len(pts_of(tmp_path / "results" / "clip" / "annotated.mp4")) == 5
+    assert f"{clip} and {other}: the results of both would be in the same folder, CLIP. Process one of them" in line
+    assert not (tmp_path / "results").exists()
 
 
 # Models
