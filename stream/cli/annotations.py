@@ -103,9 +103,10 @@ def dicom_objects(
     ] = RESULTS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing objects")] = False,
 ) -> None:
-    """Write the polyps of a run as DICOM objects.
+    """Write the polyps of a processed recording as DICOM objects.
 
-    The best frame of each becomes a Secondary Capture, and its mask a Segmentation.
+    The best frame of each polyp becomes a Secondary Capture, and its mask a
+    Segmentation.
     """
     with importing(), extra("dicom"):
         from polypstream.cli.progress import ProgressBar

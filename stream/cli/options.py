@@ -28,13 +28,15 @@ ModelFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="ONNX model  [default: shipped weights]", show_default=False)
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File with settings; `polypstream settings` prints one")
+    Path | None, typer.Option(metavar="FILE", help="YAML file with settings; `polypstream settings` prints all of them")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for instance overlay.opacity=0.5"),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this JSON file")
+]
 # The folder of results where none is given.
 RESULTS = Path("results")
 LIVE_HELP = (

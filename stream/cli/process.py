@@ -65,10 +65,12 @@ def process(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUTS)],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results; each input gets a folder in it"),
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder for the results; each input gets its own folder in it"
+        ),
     ] = RESULTS,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Also write masks.mkv; of images, masks are always written")
+        bool, typer.Option("--masks", help="Also write masks.mkv; masks of images are always written")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace finished results")] = False,
     skip_existing: Annotated[
@@ -76,9 +78,11 @@ def process(
     ] = False,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="TIME", help="Begin at this time of the recording: 90.5, 12:30 or 1:02:03"),
+        typer.Option(
+            "--from", metavar="TIME", help="Start at this time of the recording, for instance 90.5, 12:30 or 1:02:03"
+        ),
     ] = None,
-    to: Annotated[str | None, typer.Option(metavar="TIME", help="End before this time of the recording")] = None,
+    to: Annotated[str | None, typer.Option(metavar="TIME", help="Stop before this time of the recording")] = None,
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Also write a table with one row per input")
     ] = None,
@@ -90,10 +94,13 @@ def process(
     ] = False,
     hash_names: Annotated[
         Path | None,
-        typer.Option(metavar="SALT_FILE", help="De-identify, and name results by a salted hash of the file name"),
+        typer.Option(
+            metavar="SALT_FILE",
+            help="De-identify, and name the results by a hash of the file name, with the salt in this file",
+        ),
     ] = None,
 ) -> None:
-    """Mark polyps in recordings and images, and list them.
+    """Find and mark polyps in recordings and images.
 
     A recording gets a folder with annotated.mp4, frames.csv, findings.json,
     snapshots, report.html, summary.json and, with --masks, masks.mkv. Images get

@@ -163,7 +163,7 @@ class Recording:
         stream = best if best in moving else moving[0]
         for other in moving:
             if other is not stream:
-                self.notes.append(f"video track {other.index} was left out: only track {stream.index} is looked at")
+                self.notes.append(f"video track {other.index} was left out: only track {stream.index} is processed")
         return stream
 
     def _undecodable_reason(self) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import pytest
 
+from polypstream.cli.live import devices
 from polypstream.core.addresses import back_off, redacted, split_name
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame, PictureFormat
@@ -38,7 +39,7 @@ from polypstream.jobs.live import Live, describe, open_sources, pushes_of, recor
 from polypstream.media.pictures import planes_of
 from polypstream.media.srt import srt_received, srt_sent
 from polypstream.sinks.rolling import RollingRecording
-from polypstream.sources.devices import parse_formats
+from polypstream.sources.devices import Device, parse_formats
 from polypstream.sources.live import open_live, parse_address
 from polypstream.stages.live import LiveViewCropper, StalenessFilter
 from tests.conftest import Kept, call, command, free_port, pts_of
@@ -580,7 +581,23 @@ def test_formats_of_devices_are_read_from_what_ffmpeg_logs() -> None:
 
 def test_where_there_is_no_device_it_says_so() -> None:
     if sys.platform == "linux" and not list(Path("/dev").glob("video*")):
-        assert call("devices").stdout.startswith("no capture device; a card must appear as V4L2")
+        said = call("devices").stdout
+        assert said.startswith("No capture device was found. Check that the capture card or camera is connected")
+        assert "/dev/video0" in said
+
+
+def test_devices_are_listed_with_the_command_that_shows_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Device("dshow:My Card", "a card", ["yuyv422: 640x480"]), Device("/dev/video9", "another", [])]
+    monkeypatch.setattr("polypstream.sources.devices.list_devices", lambda: found)
+    devices()
+    assert capsys.readouterr().out.splitlines() == [
+        "dshow:My Card  a card",
+        "    yuyv422: 640x480",
+        "/dev/video9  another",
+        "To see the first one: polypstream live 'dshow:My Card' --serve 127.0.0.1:8000",
+    ]
 
 
 def test_addresses_are_shown_without_credentials() -> None:
