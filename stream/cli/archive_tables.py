@@ -27,8 +27,13 @@ def describe(row: Row) -> str:
     rate = row.frames / row.worker_seconds if row.worker_seconds else 0.0
     parts = f" in {row.parts} parts" if row.parts > 1 else ""
     noted = f" ({row.reason})" if row.reason else ""
-    frames, polyps = counted(row.frames, "frame"), counted(row.tracks, "polyp")
+    frames, polyps = counted(row.frames, "frame"), _polyps_of(row)
     return f"{name}: {frames}{parts}, {polyps}, {rate:.1f} frames per second -> {row.item.name}{noted}"
+
+
+def _polyps_of(row: Row) -> str:
+    """Number of polyps. Ledgers of earlier versions do not know it."""
+    return "number of polyps unknown" if row.tracks is None else counted(row.tracks, "polyp")
 
 
 def _reason_of(row: Row) -> str:

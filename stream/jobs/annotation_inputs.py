@@ -63,8 +63,8 @@ def find_finished(arguments: Sequence[str], results: Sequence[Path]) -> list[Fin
             f"--results: there are {len(results)} folders for {len(inputs.found)} recordings; give one folder for all "
             "recordings, or one for each recording in the same order"
         )
-    folders = results if len(results) > 1 else [results[0]] * len(inputs.found)
-    return found + [_find(each, folder) for each, folder in zip(inputs.found, folders, strict=True)]
+    places = results if len(results) > 1 else [results[0]] * len(inputs.found)
+    return found + [_find(each, place) for each, place in zip(inputs.found, places, strict=True)]
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:

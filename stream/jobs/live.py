@@ -184,7 +184,7 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
     for text in texts:
         name, uri = split_name(text)
         if name in sources:
-            raise SourceError(f"{name}: two sources are called the same; write NAME=ADDRESS")
+            raise SourceError(f"{name}: two sources have the same name; write NAME=ADDRESS")
         sources[name] = open_live(name, uri, settings.live)
     return list(sources.values())
 

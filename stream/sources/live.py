@@ -120,7 +120,7 @@ def _device(uri: str, reader: str) -> Address:
     options, known = {}, V4L2_OPTIONS if reader == "v4l2" else DEVICE_OPTIONS
     for key, value in parse_qsl(query):
         if key not in known:
-            raise SourceError(f"{uri}: no such value {key}; a device has {', '.join(known)}")
+            raise SourceError(f"{uri}: there is no value {key}; a device has {', '.join(known)}")
         options[known[key]] = value
     url = name if reader == "v4l2" else name.partition(":")[2]
     return Address(f"video={url}" if reader == "dshow" else url, reader, options)
@@ -245,7 +245,7 @@ class Stream:
     def _read(self, container: InputContainer) -> Iterator[Frame]:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
-            raise SourceError("it has no moving picture")
+            raise SourceError("it has no video")
         if stream.codec_context is None:
             raise SourceError("its pictures are in a codec that is not known")
         # Frame threads would delay the output by one frame per thread.

@@ -158,7 +158,7 @@ class Recording:
             if not stream.disposition & stream.disposition.attached_pic
         ]
         if not moving:
-            raise SourceError(f"{self.path}: has no moving picture (only sound or stills)")
+            raise SourceError(f"{self.path}: has no video (only sound or still images)")
         best = self._container.streams.best("video")
         stream = best if best in moving else moving[0]
         for other in moving:

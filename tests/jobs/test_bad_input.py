@@ -132,7 +132,7 @@ NO_RECORDING = {
     "playlist.mp4": "not a recording",
     "list.ffconcat": "not a recording",
     "no_index.mp4": "not a recording",
-    "sound.m4a": "no moving picture",
+    "sound.m4a": "has no video",
     "folder.mp4": "holds no recordings and no images",
     "dangling.mp4": "no such file",
     "pipe.mp4": "",
@@ -379,9 +379,12 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(make_red_model(path).read_bytes()[:400]), "not a model"),
     "bit-flipped": (lambda path: path.write_bytes(flipped(make_red_model(path).read_bytes(), 200, 0)), "not a model"),
     "foreign": (_foreign, "not a polypstream model; make one with"),
-    "no metadata": (_nameless, "metadata lack or garble model_name"),
-    "garbled metadata": (lambda path: make_red_model(path, scores="{", threshold="high"), "garble threshold, scores"),
-    "nan threshold": (lambda path: make_red_model(path, threshold="nan"), "garble threshold"),
+    "no metadata": (_nameless, "metadata have no valid value for model_name"),
+    "garbled metadata": (
+        lambda path: make_red_model(path, scores="{", threshold="high"),
+        "no valid value for threshold, scores",
+    ),
+    "nan threshold": (lambda path: make_red_model(path, threshold="nan"), "no valid value for threshold"),
     "other size": (lambda path: make_red_model(path, input_size="256"), "say 256 pixels"),
 }
 

@@ -627,7 +627,7 @@ def test_addresses_that_are_none_are_refused_without_credentials() -> None:
     with pytest.raises(SourceError, match=r"is no live source\. For a recording write replay:FILE") as refused:
         parse_address("ftp://user:secret@host/file")
     assert "secret" not in str(refused.value)
-    with pytest.raises(SourceError, match="no such value speed"):
+    with pytest.raises(SourceError, match="there is no value speed"):
         parse_address("/dev/video0?speed=3")
     device = parse_address("/dev/video0?size=640x480&rate=30")
     assert (device.url, device.reader) == ("/dev/video0", "v4l2")
