@@ -110,7 +110,7 @@ def live_sources(
     with ExitStack() as stack:
         if listen is not None and browser is not None:
             typer.echo(stack.enter_context(web([LivePage(live, browser)], *listen, token)))
-            log.info("open this address in a browser; Ctrl-C stops the video")
+            log.info(f"{_how_to_open(listen[0])}; Ctrl-C stops the video")
         try:
             with StatusLines() as lines:
                 live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
@@ -172,8 +172,15 @@ def serve_pages(
     segmenter = open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)
-        log.info(f"open this address in a browser; uploads and results are in {folder}; Ctrl-C stops the server")
+        log.info(f"{_how_to_open(host)}; uploads and results are in {folder}; Ctrl-C stops the server")
         threading.Event().wait()
+
+
+def _how_to_open(host: str) -> str:
+    """Say what to do with the address of a server that listens on this host."""
+    if host in ("0.0.0.0", "::"):
+        return f"open this address in a browser, on another machine with the name of this machine in place of {host}"
+    return "open this address in a browser"
 
 
 @app.command()

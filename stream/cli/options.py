@@ -53,6 +53,27 @@ class _Command(TyperCommand):
             if isinstance(param, TyperArgument):
                 param.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line. Errors are in plain words, not in those of the library."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _plain_words(error)
+            raise
+
+
+def _plain_words(error: typer.BadParameter) -> str:
+    """Say what a wrong value of an option must be."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    from polypstream.core.validation import expected_value
+
+    problem = error.__cause__.errors()[0]
+    expected = expected_value(problem)
+    return f"must be {expected} (got {problem['input']})" if expected else problem["msg"].removeprefix("Value error, ")
+
 
 class Commands(typer.Typer):
     """A group of commands. Their help is plain text: it loads fast, and fits every terminal."""

@@ -5,26 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polypstream.core.validation import expected_value
 from polypstream.web.library import ID_PATTERN
 
-# What a value must be, by pydantic's type of error. The limits come from the context of the error.
-EXPECTED = {
-    "enum": "{expected}",
-    "finite_number": "a number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "greater_than_equal": "at least {ge:.15g}",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number with fewer digits",
-    "int_type": "a whole number",
-    "less_than_equal": "at most {le:.15g}",
-    "literal_error": "{expected}",
-    "string_too_long": "text of at most {max_length} characters",
-    "string_too_short": "text, not empty",
-    "string_type": "text",
-}
-# The same for texts with a pattern.
+# What texts with a pattern must be.
 FORMS = {ID_PATTERN: "the ID of a recording: 16 characters from 0-9 and a-f. GET /api/recordings lists all IDs"}
 NO_FILE = "the form has no file in a field `file`: send one as multipart/form-data, for instance curl -F file=@NAME"
 JSON_BODY = "send a JSON object with the header Content-Type: application/json"
@@ -59,12 +43,5 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return NO_FILE
     if kind == "missing":
         return f"`{name}` is missing: add it to the " + ("JSON body" if part == "body" else f"address, as ?{name}=…")
-    return (
-        f"`{name}` in the {'body' if part == 'body' else 'address'} must be {_expected(kind, problem.get('ctx', {}))}"
-    )
-
-
-def _expected(kind: str, limits: Mapping[str, Any]) -> str:
-    if kind == "string_pattern_mismatch":
-        return FORMS[limits["pattern"]]
-    return EXPECTED.get(kind, "as /api describes it").format(**limits)
+    expected = FORMS[problem["ctx"]["pattern"]] if kind == "string_pattern_mismatch" else expected_value(problem)
+    return f"`{name}` in the {'body' if part == 'body' else 'address'} must be {expected or 'as /api describes it'}"

@@ -676,7 +676,7 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 def test_a_folder_of_another_version_is_said(tmp_path: Path) -> None:
     with open_library(tmp_path) as library:
         library._database.execute("PRAGMA user_version = 7")
-    with pytest.raises(OutputError, match="belongs to another version of polypstream; use another --folder"):
+    with pytest.raises(OutputError, match="belongs to another version of polypstream; choose another folder"):
         Library(tmp_path)
 
 
