@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -230,6 +231,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
         until(lambda: driver.find_elements("css selector", ".findings img"))
         assert value(driver, "viewers") == "1"
         assert "per second" in value(driver, "rate")
+        assert re.fullmatch(r"[1-9]\d* own frame, 0 earlier frame, 0 none", value(driver, "origins"))
         driver.find_element("name", "sound").click()
         markers = driver.find_element("name", "overlay")
         markers.click()
