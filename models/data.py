@@ -26,7 +26,7 @@ CROP_FRACTIONS = (0.2, 0.3, 0.45, 0.65, 0.9)
 # At least this fraction of a crop's pixels must be lit. This many random positions are tried for each crop.
 MIN_LIT_FRACTION, CROP_TRIES = 0.9, 20
 # The parts of the augmentation that can be switched off. Position, rotation, flip and shear are always random.
-AUGMENTATIONS = ("scale", "close-ups", "palette", "colour", "spoiling")
+AUGMENTATIONS = ("scale", "close-ups", "palette", "colour", "degradation")
 # Fraction of random views that are close-ups, and the range of their zoom factors.
 CLOSE_UP_FRACTION = 0.3
 CLOSE_UP_ZOOM = (1.5, 4.0)
@@ -318,7 +318,7 @@ def augment(
         image = _transfer_palette(image, levels.palette, palette)
     if "colour" not in without:
         image = _random_colour(image, random)
-    if "spoiling" not in without:
+    if "degradation" not in without:
         image = _degrade(image, random)
     return image, cv2.compare(mask, 127, cv2.CMP_GT)
 

@@ -183,7 +183,9 @@ def train(
         row = run.train_epoch([content[index] for index in shown], epoch, on_progress)
         row |= run.validate(held_out)
         if not math.isfinite(row["train_loss"] + row["validation_loss"]):
-            raise SettingsError(f"{out}: the loss is no longer finite; use a lower --learning-rate and another --out")
+            raise SettingsError(
+                f"{out}: the loss is no longer finite; use a lower --learning-rate and another --output"
+            )
         run.finish_epoch(row)
         report(
             f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
@@ -238,11 +240,11 @@ class Run:
             state = torch.load(path, map_location=self.device, weights_only=True)
             before = dict(state["description"])
         except Exception as error:  # for a damaged file torch's unpickler may raise any exception
-            raise ModelError(f"{path}: cannot be resumed from; delete it or use another --out") from error
+            raise ModelError(f"{path}: cannot be resumed from; delete it or use another --output") from error
         changed = [key.removeprefix("recipe_") for key, value in self.description.items() if before.get(key) != value]
         if changed:
             raise SettingsError(
-                f"{self.out}: holds a run with another {', '.join(changed)}; use the same, or another --out"
+                f"{self.out}: holds a run with another {', '.join(changed)}; use the same, or another --output"
             )
         try:
             for name, part in self._parts().items():
@@ -250,7 +252,7 @@ class Run:
             self.epoch, self.step, self.lowest = state["epoch"], state["step"], state["lowest"]
             self.history = state["history"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{path}: cannot be resumed from; delete it or use another --out") from error
+            raise ModelError(f"{path}: cannot be resumed from; delete it or use another --output") from error
 
     def _parts(self) -> dict[str, Any]:
         return {"network": self.network, "averaged": self.averaged, "optimizer": self.optimizer}

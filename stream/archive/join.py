@@ -292,6 +292,6 @@ def _join_summaries(
 
 def _join_notes(notes: Sequence[str]) -> list[str]:
     """Remove duplicate notes, and add up the numbers of blanked frames."""
-    blanked = [note.removesuffix(BLANKED) for note in notes if note.endswith(BLANKED)]
-    others = list(dict.fromkeys(note for note in notes if not note.endswith(BLANKED)))
-    return [*others, f"{sum(map(int, blanked))} {BLANKED}"] if blanked else others
+    blanked = [note.removeprefix(BLANKED) for note in notes if note.startswith(BLANKED)]
+    others = list(dict.fromkeys(note for note in notes if not note.startswith(BLANKED)))
+    return [*others, f"{BLANKED}{sum(map(int, blanked))}"] if blanked else others

@@ -16,6 +16,7 @@ from polypstream.archive.inputs import Item, assign_names, find_recordings, hash
 from polypstream.archive.ledger import LEDGER, Ledger, Row, State
 from polypstream.archive.storage import HIDDEN, LAST_FILE, PARTS, Store, open_store
 from polypstream.archive.worker import ArchiveJob, Engine
+from polypstream.core.formatting import counted
 from polypstream.errors import OutputError
 from polypstream.sources.deidentified import hashed_name
 
@@ -64,7 +65,7 @@ def archive(
     """
     items, others = find_recordings(inputs, job.output)
     if others:
-        log.info(f"{others} files are left out: their endings are not those of recordings")
+        log.info(f"left out: {counted(others, 'file')} with endings that recordings do not have")
     if salt:
         items = hash_names(items, salt)
     store = open_store(job.output)
@@ -75,7 +76,7 @@ def archive(
         todo = list(_missing(items, known, store, ledger, overwrite, on_finished))
         save(0.0)
         if todo:
-            log.info(f"{len(todo)} of {len(items)} recordings to process")
+            log.info(f"{len(todo)} of {counted(len(items), 'recording')} to process")
             with closing(make_workers(Engine(**facts["engine"]) if facts["engine"] else None)) as workers:
 
                 def on_poll(done: int, of: int) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from polypstream.cli.options import RESULTS, Commands, importing
 from polypstream.core.extras import extra
+from polypstream.core.formatting import counted
 
 AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
 
@@ -17,7 +18,14 @@ app = Commands()
 
 @app.command("masks")
 def annotation_masks(
-    recordings: Annotated[list[str], typer.Argument(metavar="RECORDING", help="Processed recordings")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="What was processed: recordings, images, folders of them, or patterns; or folders with results of "
+            "`process`",
+        ),
+    ],
     name: Annotated[
         AnnotationFormat,
         typer.Option(
@@ -31,8 +39,8 @@ def annotation_masks(
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help="The --output of `process`, or the folder of the run. Give it once for all recordings, or once for "
-            f"each. Default: {RESULTS}",
+            help="Where the results of the inputs are: the folder that `process --output` named, or that of one "
+            f"recording. Give it once for all inputs, or once for each. Default: {RESULTS}",
         ),
     ] = None,
     output: Annotated[
@@ -41,15 +49,15 @@ def annotation_masks(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder to write; default: annotations-FORMAT in the folder of the run, or in --results if there are "
-            "several recordings",
+            help="Folder to write; default: annotations-FORMAT in the folder with the results",
         ),
     ] = None,
     every: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Seconds between annotated frames; 0: all frames")
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Seconds between annotated frames of a recording; 0: all frames"),
     ] = 0.0,
     only_findings: Annotated[
-        bool, typer.Option("--only-findings", help="Leave out frames that show no finding")
+        bool, typer.Option("--only-findings", help="Leave out frames and images without findings")
     ] = False,
     validation: Annotated[
         float | None,
@@ -57,42 +65,48 @@ def annotation_masks(
             min=0,
             max=1,
             metavar="FRACTION",
-            help="Fraction of the recordings for the validation split (yolo, coco); default: 0.2 for yolo with several "
-            "recordings, 0 otherwise",
+            help="Fraction of the inputs for the validation split (yolo, coco), between 0 and 1; default: 0.2 for yolo "
+            "with several inputs, otherwise 0",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing annotations")] = False,
 ) -> None:
-    """Write the findings of runs for annotation tools.
+    """Write findings of `process` for annotation tools.
 
     The tools are CVAT, Label Studio, FiftyOne, labelme and Ultralytics. Several
-    recordings become one data set.
+    inputs become one data set.
     """
     with importing():
         from polypstream.cli.progress import ProgressBar
         from polypstream.jobs.annotations import Selection, write_annotations
 
     selection = Selection(every, only_findings)
-    with ProgressBar(recordings[0] if len(recordings) == 1 else f"{len(recordings)} recordings", "frames") as progress:
+    with ProgressBar(inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs", "frames") as progress:
         folder, entries = write_annotations(
-            recordings, results or [RESULTS], name, output, selection, validation, overwrite, progress.show
+            inputs, results or [RESULTS], name, output, selection, validation, overwrite, progress.show
         )
-    for recording, entry in zip(recordings, entries, strict=True):
+    for entry in entries:
         split = f", split {entry.split}" if entry.split else ""
-        typer.echo(f"{recording}: {entry.findings} findings in {entry.pictures} pictures{split} -> {folder}")
+        typer.echo(f"{entry.name}: {counted(entry.findings, 'finding')} in {counted(entry.pictures, 'image')}{split}")
+    typer.echo(f"The annotations are in {folder}")
 
 
 @app.command("dicom")
 def dicom_objects(
     recording: Annotated[str, typer.Argument(metavar="RECORDING", help="A processed recording")],
     results: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The --output of `process`, or the folder of the run")
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where its results are: the folder that `process --output` named, or that of the recording in it",
+        ),
     ] = RESULTS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing objects")] = False,
 ) -> None:
-    """Write the polyps of a run as DICOM objects.
+    """Write the polyps of a processed recording as DICOM objects.
 
-    The best frame of each becomes a Secondary Capture, and its mask a Segmentation.
+    The best frame of each polyp becomes a Secondary Capture, and its mask a
+    Segmentation.
     """
     with importing(), extra("dicom"):
         from polypstream.cli.progress import ProgressBar

@@ -83,7 +83,7 @@ def options(
         bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version")
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print more messages")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="On standard error print errors only")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors, but no other messages")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print messages as JSON, one object per line")] = False,
 ) -> None:
     """Options of all commands."""

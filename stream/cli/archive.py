@@ -48,15 +48,24 @@ app.add_typer(
 def archive_recordings(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT", help="Recordings, folders, glob patterns or CSV manifests; also s3://"),
+        typer.Argument(
+            metavar="INPUT",
+            help="Recordings, folders, patterns, or CSV files that list recordings; also s3:// addresses",
+        ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results and the ledger; also s3://")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the results and for the list of recordings; also an s3:// address",
+        ),
     ],
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; default: this machine"
+            metavar="ADDRESS", help="Ray cluster to use: auto, HOST:6379 or ray://HOST:10001; default: this machine"
         ),
     ] = None,
     segment_seconds: Annotated[
@@ -83,13 +92,13 @@ def archive_recordings(
         Path | None,
         typer.Option(
             metavar="SALT_FILE",
-            help="De-identify, and name results and ledger entries by a salted hash of the file name",
+            help="De-identify, and name recordings and results by a hash of the file name, with the salt in this file",
         ),
     ] = None,
 ) -> None:
-    """Annotate an archive.
+    """Process all recordings of an archive.
 
-    A further run processes what is missing or failed.
+    Call it again to process the recordings that are missing or have failed.
     """
     with importing():
         from polypstream.archive.cluster import Pool, import_ray
@@ -141,7 +150,7 @@ def archive_recordings(
 
 @archive_app.command("status")
 def archive_status(
-    output: Annotated[str, typer.Argument(metavar="FOLDER", help="The --output of an archive")],
+    output: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder that `archive run --output` named")],
     csv_file: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE.csv", help="Also write the table to this file")
     ] = None,

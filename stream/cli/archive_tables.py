@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polypstream.archive.ledger import Row, State
+from polypstream.core.formatting import counted
 
 PROBLEMS = (State.BROKEN, State.FAILED, State.BLOCKED)
 FIELDS = ("recording", "results", "state", "frames", "polyps", "parts", "bytes", "worker_seconds", "reason")
@@ -23,8 +24,13 @@ def describe(row: Row) -> str:
     rate = row.frames / row.worker_seconds if row.worker_seconds else 0.0
     parts = f" in {row.parts} parts" if row.parts > 1 else ""
     noted = f" ({row.reason})" if row.reason else ""
-    polyps = "1 polyp" if row.tracks == 1 else f"{row.tracks} polyps"
-    return f"{name}: {row.frames} frames{parts}, {polyps}, {rate:.1f} frames per second -> {row.item.name}{noted}"
+    frames, polyps = counted(row.frames, "frame"), _polyps_of(row)
+    return f"{name}: {frames}{parts}, {polyps}, {rate:.1f} frames per second -> {row.item.name}{noted}"
+
+
+def _polyps_of(row: Row) -> str:
+    """Number of polyps. Ledgers of earlier versions do not know it."""
+    return "number of polyps unknown" if row.tracks is None else counted(row.tracks, "polyp")
 
 
 def _reason_of(row: Row) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
 from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
 
@@ -81,7 +82,8 @@ def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Show
     after = "identical" if psnr is None else f"{psnr:.1f} dB PSNR of luma"
     table.add_row(
         "pixel degradation outside the markers",
-        f"{degradation.changed} pixels changed in {degradation.frames} frames; after encoding: {after}",
+        f"{counted(degradation.changed, 'pixel')} changed in {counted(degradation.frames, 'frame')}; "
+        f"after encoding: {after}",
     )
     in_step, pass_through = (next(each for each in live if each.display == name) for name in get_args(Display))
     table.add_row(

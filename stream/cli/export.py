@@ -19,7 +19,8 @@ app = Commands()
 @app.command("export")
 def export_model(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training run, or the seed's saunet128.pt")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training, or saunet128.pt of the seed project"),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The ONNX file to write")],
     size: Annotated[
@@ -35,7 +36,9 @@ def export_model(
     ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="For int8: folder with images/ and masks/, on which ranges are measured"),
+        typer.Option(
+            metavar="FOLDER", help="For int8: folder with images/ and masks/, on which value ranges are measured"
+        ),
     ] = None,
     scores: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="JSON of `polypstream evaluate`, for the metadata")
@@ -43,7 +46,7 @@ def export_model(
 ) -> None:
     """Write an ONNX model from a checkpoint.
 
-    It is written only if its output equals that of torch.
+    The model is written only if its output is the same as that of PyTorch.
     """
     with importing(), extra("train"):
         from polypstream.export.onnx_file import ExportSettings, export

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 from contextlib import ExitStack
 from functools import partial
@@ -21,6 +22,7 @@ from polypstream.cli.options import (
     open_segmenter,
     read_settings,
 )
+from polypstream.errors import SettingsError
 
 if TYPE_CHECKING:
     from polypstream.cli.progress import StatusLines
@@ -31,38 +33,53 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SERVED = Path("polypstream-served")
+NO_OUTPUT = (
+    "live: nothing would show, record or send the video. Add --serve 127.0.0.1:8000 (web page), --window, "
+    "--record FILE.mp4, --push URL, or --set live.sound=true (a sound for each new polyp)"
+)
 
 app = Commands()
 
 
 @app.command("live")
 def live_sources(
-    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=LIVE_HELP)],
+    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=f"One or more of: {LIVE_HELP}")],
     window: Annotated[
         bool,
-        typer.Option("--window", help="Show it in a window; keys: o overlay, h style, s snapshot, r record, q quit"),
+        typer.Option(
+            "--window", help="Show the video in a window. Keys: o markers, h heat map, s snapshot, r recording, q quit"
+        ),
     ] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record the annotated video")] = None,
     push: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]URL", help="Send the annotated video to rtsp, srt, udp, tcp or rtmp"),
+        typer.Option(
+            metavar="[NAME=]URL",
+            help="Send the annotated video to an rtsp://, srt://, udp://, tcp:// or rtmp:// address",
+        ),
     ] = None,
     serve: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Show it on a web page at this address")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Show the video on a web page at this address, for instance 127.0.0.1:8000"
+        ),
     ] = None,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="POLYPSTREAM_TOKEN",
             metavar="TOKEN",
-            help="Access token for the web page; generated if omitted",
+            help="Token, the password of the web page; if other machines can open the page, one is created by default",
         ),
     ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Mark polyps in live video until Ctrl-C."""
+    """Mark polyps in live video until you press Ctrl-C.
+
+    At least one output is needed: --window, --record, --push or --serve.
+    """
     with importing():
         from polypstream.cli.progress import StatusLines
         from polypstream.core.pipeline import POLL_S
@@ -73,6 +90,9 @@ def live_sources(
         from polypstream.web.live import LivePage
         from polypstream.web.server import parse_listen, web
     settings = read_settings(config, set_, model)
+    if not (window or record or push or serve is not None or settings.live.sound):
+        raise SettingsError(NO_OUTPUT)
+    listen = None if serve is None else parse_listen(serve)
     opened = open_sources(sources, settings)
     recordings = recordings_of(record, opened, settings) if record else []
     windows = Windows(settings.live.window) if window else None
@@ -82,25 +102,23 @@ def live_sources(
         for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
         if sink
     ]
-    if not (recordings or push or shown):
-        log.warning("nothing shows, records or sends the pictures; give --window, --serve, --record or --push")
     segmenter = open_segmenter(settings)
     live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
         windows.recordings = {recording.source: recording for _, recording in recordings}
-    try:
-        with ExitStack() as stack:
-            if serve is not None and browser is not None:
-                host, port = parse_listen(serve)
-                typer.echo(stack.enter_context(web([LivePage(live, browser)], host, port, token)))
-            lines = stack.enter_context(StatusLines())
-            live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
-    finally:
-        for status in live.status():
-            typer.echo(describe(status))
-        for problem in live.failed_sinks():
-            log.error(problem)
+    with ExitStack() as stack:
+        if listen is not None and browser is not None:
+            typer.echo(stack.enter_context(web([LivePage(live, browser)], *listen, token)))
+            log.info(f"{_how_to_open(listen[0])}; Ctrl-C stops the video")
+        try:
+            with StatusLines() as lines:
+                live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
+        finally:
+            for status in live.status():
+                typer.echo(describe(status))
+            for problem in live.failed_sinks():
+                log.error(problem)
     if live.failed_sinks():
         raise typer.Exit(1)
 
@@ -117,7 +135,12 @@ def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
 @app.command("serve")
 def serve_pages(
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; other machines need a token")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for all machines of the "
+            "network, which then need the token",
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0: the system chooses one")
@@ -127,34 +150,50 @@ def serve_pages(
         typer.Option(
             envvar="POLYPSTREAM_TOKEN",
             metavar="TOKEN",
-            help="Access token for all requests; generated if omitted",
+            help="Token, the password of the server; if other machines can reach it, one is created by default",
         ),
     ] = None,
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for uploads and their results")] = SERVED,
-    live: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=LIVE_HELP)] = None,
+    live: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help=f"Also show live video: {LIVE_HELP}")
+    ] = None,
     model: ModelFile = None,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Serve web pages and an HTTP API."""
+    """Find polyps in the browser: web pages and an HTTP API.
+
+    The pages take images and recordings, and show live video. Ctrl-C stops the
+    server.
+    """
     with importing():
         from polypstream.web.serve import serve as serve_application
     settings = read_settings(config, set_, model)
     segmenter = open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)
+        log.info(f"{_how_to_open(host)}; uploads and results are in {folder}; Ctrl-C stops the server")
         threading.Event().wait()
+
+
+def _how_to_open(host: str) -> str:
+    """Say what to do with the address of a server that listens on this host."""
+    if host in ("0.0.0.0", "::"):
+        return f"open this address in a browser, on another machine with the name of this machine in place of {host}"
+    return "open this address in a browser"
 
 
 @app.command()
 def devices() -> None:
     """List the capture devices of this machine and their formats."""
     with importing():
-        from polypstream.sources.devices import list_devices
+        from polypstream.sources.devices import NO_DEVICE, list_devices
     found = list_devices()
     if not found:
-        typer.echo("no capture device; a card must appear as V4L2 (Linux), DirectShow or AVFoundation device")
+        typer.echo(NO_DEVICE)
+        return
     for device in found:
         typer.echo(f"{device.address}  {device.description}")
         for offered in device.formats:
             typer.echo(f"    {offered}")
+    typer.echo(f"To see the first one: polypstream live {shlex.quote(found[0].address)} --serve 127.0.0.1:8000")

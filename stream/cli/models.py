@@ -23,13 +23,16 @@ def train(
         list[Path],
         typer.Argument(
             metavar="FOLDER",
-            help="Folders with images/ and masks/; images in a folder's train.txt are used, or all images",
+            help="Folders with images/ and masks/; all images are used, or those listed in train.txt in the folder",
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Folder of the run; an interrupted run in it is continued"
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the results of the training; an interrupted training in it is continued",
         ),
     ],
     names: Annotated[
@@ -43,28 +46,33 @@ def train(
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images per step")] = 16,
     learning_rate: Annotated[float, typer.Option(min=0, metavar="RATE", help="Highest learning rate")] = 2e-3,
     dice: Annotated[
-        float, typer.Option(min=0, metavar="WEIGHT", help="Weight of the Dice loss; 0: maximum likelihood only")
+        float,
+        typer.Option(
+            min=0,
+            metavar="WEIGHT",
+            help="Weight of the Dice loss, which is added to the cross-entropy; 0: cross-entropy only",
+        ),
     ] = 1.0,
     validation: Annotated[
-        float, typer.Option(min=0.01, max=0.5, metavar="FRACTION", help="Fraction in the validation split")
+        float,
+        typer.Option(min=0.01, max=0.5, metavar="FRACTION", help="Fraction of the images in the validation split"),
     ] = 0.08,
     healthy_views: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Views per epoch of each image without a polyp")
+        int, typer.Option(min=1, metavar="N", help="How often each image without a polyp is used per epoch")
     ] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of split, initial weights, order and augmentation")
+        int, typer.Option(min=0, metavar="N", help="Random seed of split, initial weights, order and augmentation")
     ] = 0,
     without: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PART", help="Part to leave out: scale, close-ups, palette, colour, spoiling or averaging"
+            metavar="PART",
+            help="Part of the training to leave out: scale, close-ups, palette, colour, degradation or averaging",
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Checkpoint with the initial weights, or ImageNet weights of EfficientNet-Lite2"
-        ),
+        typer.Option(metavar="FILE", help="Initial weights: a checkpoint, or ImageNet weights of EfficientNet-Lite2"),
     ] = None,
     held_out: Annotated[
         Path | None,
@@ -77,7 +85,7 @@ def train(
         str, typer.Option(metavar="TEXT", help="Terms of use of the data, for the model's metadata")
     ] = "not stated",
 ) -> None:
-    """Train an SA-UNet.
+    """Train a model (SA-UNet).
 
     Writes checkpoint.pt, history.csv and curves.png.
     """
@@ -105,7 +113,7 @@ def train(
 @app.command()
 def tune(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training run; it is rewritten")
+        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training; the file is changed")
     ],
     data: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="The folders that it was trained on")],
     size: Annotated[
@@ -124,10 +132,10 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Calibrate a trained model.
+    """Calibrate the probabilities of a trained model.
 
-    Also chooses the peak that a finding must reach. Both use the validation split
-    of its training.
+    Also chooses the peak, the probability that a finding must reach. Both use
+    the validation split of the training.
     """
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
@@ -150,7 +158,8 @@ def evaluate(
     samples: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.png", help="Write a PNG with input, heat map, probability, mask and truth of some images"
+            metavar="FILE.png",
+            help="Write a PNG with input, heat map, probability, mask and ground truth of some images",
         ),
     ] = None,
     reliability: Annotated[
@@ -163,7 +172,9 @@ def evaluate(
     provider: Annotated[str, typer.Option(metavar="NAME", help="Execution provider of an ONNX model")] = "auto",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one setting of `findings` in config.yaml"),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one setting of `findings`, for instance findings.peak=0.9"
+        ),
     ] = None,
 ) -> None:
     """Measure accuracy, false alarms, calibration and speed.

@@ -28,13 +28,15 @@ ModelFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="ONNX model  [default: shipped weights]", show_default=False)
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File with settings; `polypstream settings` prints one")
+    Path | None, typer.Option(metavar="FILE", help="YAML file with settings; `polypstream settings` prints all of them")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for instance overlay.opacity=0.5"),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this JSON file")
+]
 # The folder of results where none is given.
 RESULTS = Path("results")
 LIVE_HELP = (
@@ -50,6 +52,27 @@ class _Command(TyperCommand):
         for param in self.params:
             if isinstance(param, TyperArgument):
                 param.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line. Errors are in plain words, not in those of the library."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _plain_words(error)
+            raise
+
+
+def _plain_words(error: typer.BadParameter) -> str:
+    """Say what a wrong value of an option must be."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    from polypstream.core.validation import expected_value
+
+    problem = error.__cause__.errors()[0]
+    expected = expected_value(problem)
+    return f"must be {expected} (got {problem['input']})" if expected else problem["msg"].removeprefix("Value error, ")
 
 
 class Commands(typer.Typer):

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +24,7 @@ from polypstream.cli.options import (
     importing,
     read_settings,
 )
+from polypstream.core.formatting import counted, quoted
 from polypstream.errors import OutputError, PolypstreamError, SettingsError, SourceError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Row:
 
     Attributes:
         uri: the recording, or the set of images.
-        state: done, skipped, damaged or failed.
+        state: done; already done (an earlier run was kept); damaged (the results cover what could be read); or failed.
         result: what was found; None: nothing is known.
         problem: why it failed.
     """
@@ -63,20 +64,24 @@ def process(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUTS)],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results; each input gets a folder in it"),
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder for the results; each input gets its own folder in it"
+        ),
     ] = RESULTS,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Also write masks.mkv; of images, masks are always written")
+        bool, typer.Option("--masks", help="Also write masks.mkv; masks of images are always written")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace finished results")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Skip finished results; the default where several inputs are given")
+        bool, typer.Option("--skip-existing", help="Skip finished results; the default for several inputs")
     ] = False,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="TIME", help="Begin at this time of the recording: 90.5, 12:30 or 1:02:03"),
+        typer.Option(
+            "--from", metavar="TIME", help="Start at this time of the recording, for instance 90.5, 12:30 or 1:02:03"
+        ),
     ] = None,
-    to: Annotated[str | None, typer.Option(metavar="TIME", help="End before this time of the recording")] = None,
+    to: Annotated[str | None, typer.Option(metavar="TIME", help="Stop before this time of the recording")] = None,
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Also write a table with one row per input")
     ] = None,
@@ -91,10 +96,13 @@ def process(
     ] = False,
     hash_names: Annotated[
         Path | None,
-        typer.Option(metavar="SALT_FILE", help="De-identify, and name results by a salted hash of the file name"),
+        typer.Option(
+            metavar="SALT_FILE",
+            help="De-identify, and name the results by a hash of the file name, with the salt in this file",
+        ),
     ] = None,
 ) -> None:
-    """Mark polyps in recordings and images, and list them.
+    """Find and mark polyps in recordings and images.
 
     A recording gets a folder with annotated.mp4, frames.csv, polyps.csv,
     findings.json, snapshots, report.html, summary.json and, with --masks,
@@ -122,7 +130,7 @@ def process(
     for problem in named.problems:
         log.error(problem)
     if named.others:
-        log.info(f"{named.others} files of the folders are neither recordings nor images; they are left out")
+        log.info(f"left out: {counted(named.others, 'file')} of the folders, neither recordings nor images")
     jobs = [
         Job(
             each.uri,
@@ -135,6 +143,7 @@ def process(
         )
         for each in named.found
     ]
+    _check_folders(jobs)
     images = next((job.uri for job in jobs if job.images), None)
     if times is not None and images is not None:
         raise SettingsError(f"{images}: are images; --from and --to are for recordings")
@@ -169,23 +178,35 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> Iterator[Row]:
-    """Process the jobs one after another. Results and errors are printed as they come."""
-    from polypstream.jobs.process import claim_folder, read_result
-    from polypstream.sources.open import stem_of
+def _check_folders(jobs: list[Job]) -> None:
+    """Refuse inputs that would have the same folder of results.
+
+    Raises:
+        OutputError: two have.
+    """
+    from polypstream.jobs.process import claim_folder
 
     taken: dict[str, str] = {}
+    for job in jobs:
+        with suppress(SourceError):  # an address of a demo is wrong; this is said when its turn comes
+            claim_folder(job.uri, job.name, taken)
+
+
+def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> Iterator[Row]:
+    """Process the jobs one after another. Results and errors are printed as they come."""
+    from polypstream.jobs.process import read_result
+    from polypstream.sources.open import stem_of
+
     for number, job in enumerate(jobs, 1):
         place = f"{number} of {len(jobs)}: " if len(jobs) > 1 else ""
         try:
-            claim_folder(job.uri, job.name, taken)
             folder = job.output / (job.name or stem_of(job.uri))
             done = read_result(folder) if skip else None
             if done is not None:
                 masks = job.images or not job.masks or (folder / "masks.mkv").is_file()
                 without = "" if masks else " without masks.mkv"
-                typer.echo(f"{place}{job.uri}: skipped, has results already{without}; --overwrite replaces them")
-                yield Row(job.uri, "skipped", done)
+                typer.echo(f"{place}{job.uri}: already done{without}; --overwrite does it again")
+                yield Row(job.uri, "already done", done)
                 continue
             result = _process_one(processor, job, place)
             for note in result.notes:
@@ -193,7 +214,7 @@ def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> I
             if result.problem:
                 log.error(result.problem)
             else:
-                typer.echo(f"{place}{job.uri}: {describe(result)}; open {result.folder / 'report.html'}")
+                typer.echo(f"{place}{job.uri}: {describe(result)}; open {quoted(result.folder / 'report.html')}")
             yield Row(job.uri, "damaged" if result.problem else "done", result, result.problem)
         except PolypstreamError as error:
             log.error(error)
@@ -258,15 +279,14 @@ def describe(result: ProcessResult) -> str:
     """
     from polypstream.core.formatting import clock
 
-    number = f"{result.polyps or 'no'} {'polyp' if result.polyps == 1 else 'polyps'}"
+    number = counted(result.polyps, "polyp") if result.polyps else "no polyps"
     rate = f"{result.frames / max(result.seconds, 1e-9):.1f} per second"
     if result.images_with_polyps is not None:
-        several = result.frames != 1
-        where = f" in {result.images_with_polyps} images" if several and result.polyps else ""
-        return f"{number}{where}, {result.frames} {'images' if several else 'image'} in {result.seconds:.1f} s ({rate})"
+        where = f" in {counted(result.images_with_polyps, 'image')}" if result.frames != 1 and result.polyps else ""
+        return f"{number}{where}, {counted(result.frames, 'image')} in {result.seconds:.1f} s ({rate})"
     if result.first_s is not None and result.last_s is not None:
         number += f" ({clock(result.first_s)} to {clock(result.last_s)})"
-    return f"{number}, {result.frames} frames in {result.seconds:.1f} s ({rate})"
+    return f"{number}, {counted(result.frames, 'frame')} in {result.seconds:.1f} s ({rate})"
 
 
 def table_of(rows: list[Row]) -> Iterator[str]:
@@ -277,21 +297,21 @@ def table_of(rows: list[Row]) -> Iterator[str]:
     """
     from polypstream.core.formatting import clock
 
-    yield f"{'input':32}{'state':>8}{'polyps':>8}{'first seen':>12}{'last seen':>12}{'frames':>8}"
+    yield f"{'input':28}{'state':>12}{'polyps':>8}{'first seen':>12}{'last seen':>12}{'frames':>8}"
     for row in rows:
         name = row.uri.rsplit("/", 1)[-1] or row.uri
-        name = name if len(name) <= 31 else f"{name[:14]}…{name[-16:]}"
+        name = name if len(name) <= 27 else f"{name[:12]}…{name[-14:]}"
         result = row.result
         times = [
             "-" if result is None or when is None else clock(when)
             for when in (() if result is None else (result.first_s, result.last_s)) or (None, None)
         ]
         polyps, frames = ("-", "-") if result is None else (str(result.polyps), str(result.frames))
-        yield f"{name:32}{row.state:>8}{polyps:>8}{times[0]:>12}{times[1]:>12}{frames:>8}"
+        yield f"{name:28}{row.state:>12}{polyps:>8}{times[0]:>12}{times[1]:>12}{frames:>8}"
     states = [row.state for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     found = sum(1 for row in rows if row.result is not None and row.result.polyps)
-    yield f"{len(rows)} inputs: {counts}; polyps in {found}"
+    yield f"{counted(len(rows), 'input')}: {counts}; polyps in {found}"
 
 
 def write_summary_table(file: Path, rows: list[Row]) -> None:

@@ -16,16 +16,23 @@ app = Commands()
 
 @app.command("score")
 def score_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with the results of `process --masks`")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder with the results of a recording, from `process --masks`")
+    ],
     truth: Annotated[
-        Path, typer.Option(metavar="FILE", help="Video of polyp numbers (demo-video --truth), or folder with masks")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="The ground truth: a video of polyp numbers, as `demo-video --truth` writes it, or a folder with one "
+            "mask per frame",
+        ),
     ],
     json_file: JsonFile = None,
 ) -> None:
-    """Compare a run with the truth.
+    """Compare results with the ground truth.
 
-    Prints Dice, polyps, time to detection, false alarms and flicker, and adds
-    them to the report of the run.
+    Prints Dice, number of polyps, time to first detection, false alarms and
+    flicker, and adds them to report.html in the folder.
     """
     with importing():
         from polypstream.jobs.report import write_report
@@ -43,19 +50,22 @@ def score_run(
 @app.command("demo-video")
 def demo_video(
     output: Annotated[Path, typer.Argument(metavar="OUT.mp4", help="The MP4 file to write")],
-    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Duration in seconds")] = 10.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the colon and the camera path")] = 1,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Length of the video in seconds")] = 10.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Number that decides what the colon looks like and how the camera moves")
+    ] = 1,
     size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels")] = "1280x720",
     rate: Annotated[str, typer.Option(metavar="FPS", help="Frames per second, for instance 25 or 30000/1001")] = "25",
     truth: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write a grey FFV1 video with the number of the polyp at each pixel, 0: none"
+            metavar="FILE",
+            help="Also write the ground truth: a grey FFV1 video with the number of the polyp at each pixel, or 0",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files")] = False,
 ) -> None:
-    """Render a procedural colonoscopy with known polyps."""
+    """Make a computer-generated colonoscopy video with known polyps."""
     with importing():
         from polypstream.cli.progress import ProgressBar
         from polypstream.sources.demo import checked, parse_size, render_demo
@@ -75,4 +85,4 @@ def demo_video(
             raise OutputError(f"{path}: exists already; use --overwrite to replace it")
     with ProgressBar(str(output), "frames") as progress:
         render_demo(settings, output, truth, progress.show)
-    typer.echo(f"{output}" + (f", truth in {truth}" if truth else ""))
+    typer.echo(f"{output}" + (f", ground truth in {truth}" if truth else ""))

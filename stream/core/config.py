@@ -279,7 +279,25 @@ def _explain(error: ValidationError, origins: dict[str, str], file: Path | None)
         return f"{where} no such setting" + (f"; did you mean {close[0]}?" if close else "; see config.yaml")
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where} is a section, which holds settings such as {key}.{first_setting(key)}"
-    return f"{where} write {_expected(key)} (got {repr(problem['input'])[:MAX_QUOTED]})"
+    return f"{where} write {_expected(key)} (got {_as_written(problem['input'], key, origin, file)[:MAX_QUOTED]})"
+
+
+def _as_written(value: Any, key: str, origin: str | None, file: Path | None) -> str:
+    """Quote a value as the user wrote it: YAML reads `yes` as True, and 1_0 as 10."""
+    if isinstance(value, str | list | dict):
+        return repr(value)
+    if origin is not None:
+        name, _, text = origin.removeprefix("--set ").partition("=")
+        path = key.removeprefix(name).removeprefix(".")
+    else:
+        assert file is not None
+        text, path = file.read_text(encoding="utf-8"), key
+    written = yaml.BaseLoader(text).get_single_data()
+    for part in filter(None, path.split(".")):
+        if part not in written:  # a merge key of YAML has put it there
+            return repr(value)
+        written = written[part]
+    return str(written or "nothing")
 
 
 def _expected(key: str) -> str:

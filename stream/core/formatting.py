@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 
 def clock(seconds: float, decimals: int = 1) -> str:
     """Format a time as h:mm:ss.s.
@@ -16,6 +19,31 @@ def clock(seconds: float, decimals: int = 1) -> str:
     whole = round(seconds * 10**decimals) / 10**decimals
     width = 2 + (decimals + 1 if decimals else 0)
     return f"{int(whole // 3600)}:{int(whole % 3600 // 60):02}:{whole % 60:0{width}.{decimals}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Format a number of things.
+
+    Args:
+        count: the number.
+        noun: what is counted, in the singular. Its plural ends in -s.
+
+    Returns:
+        Text such as `1 frame` or `2 frames`.
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def quoted(path: Path) -> str:
+    """Format a path for a command that the user can copy into a shell.
+
+    Args:
+        path: the path.
+
+    Returns:
+        The path, in quotes if it has spaces or other special characters.
+    """
+    return shlex.quote(str(path))
 
 
 def words_of(error: Exception) -> str:

@@ -78,11 +78,18 @@ class Channel(Generic[T]):
             If there are more, `put` does not wait. It drops the oldest item of that key and queues the new one in its
             position. Therefore all keys are served in turn, whatever their rates are. None: nothing is dropped.
         producers: number of producers that must call `end`.
+        counts: whether an item counts if it is dropped.
     """
 
-    def __init__(self, size: int, drop_oldest_by: Callable[[T], Hashable] | None = None, producers: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        drop_oldest_by: Callable[[T], Hashable] | None = None,
+        producers: int = 1,
+        counts: Callable[[T], bool] = lambda _: True,
+    ) -> None:
         self._items: deque[T] = deque()
-        self._size, self._drop_oldest_by, self._producers = size, drop_oldest_by, producers
+        self._size, self._drop_oldest_by, self._producers, self._counts = size, drop_oldest_by, producers, counts
         self._dropped: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
         self._abandoned = False
@@ -111,15 +118,15 @@ class Channel(Generic[T]):
         places = [place for place, each in enumerate(self._items) if key_of(each) == key]
         if len(places) < self._size:
             return False
+        self._dropped[key] += self._counts(self._items[places[0]])
         for place, following in pairwise(places):
             self._items[place] = self._items[following]
         self._items[places[-1]] = item
-        self._dropped[key] += 1
         return True
 
     @property
     def dropped(self) -> Counter[Hashable]:
-        """Number of items dropped so far, by key."""
+        """Number of items dropped so far that count, by key."""
         with self._changed:
             return self._dropped.copy()
 
@@ -197,6 +204,7 @@ class Pipeline(Generic[T]):
             whatever the batch size is. A full queue drops the oldest item of the key and does not block. None: nothing
             is dropped.
         close: ends sources that wait for something; called at the first error, from any thread.
+        counts: whether an item counts if it is dropped.
 
     Attributes:
         channels: the queues, first those before the stages, then those before the sinks.
@@ -211,6 +219,7 @@ class Pipeline(Generic[T]):
         queue: int = QUEUE,
         drop_oldest_by: Callable[[T], Hashable] | None = None,
         close: Callable[[], None] = lambda: None,
+        counts: Callable[[T], bool] = lambda _: True,
     ) -> None:
         self._close = close
         self._stopping = threading.Event()
@@ -219,7 +228,9 @@ class Pipeline(Generic[T]):
         sizes = [max(queue, stage[2]) if drop_oldest_by is None else queue for stage in stages]
         sizes += [sink.queue_size if isinstance(sink, BufferedSink) else queue for _, sink in sinks]
         producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
-        self.channels = [Channel[T](size, drop_oldest_by, count) for size, count in zip(sizes, producers, strict=True)]
+        self.channels = [
+            Channel[T](size, drop_oldest_by, count, counts) for size, count in zip(sizes, producers, strict=True)
+        ]
         self._between, before_sinks = self.channels[: len(stages)], self.channels[len(stages) :]
         self._before_sinks = dict(zip((name for name, _ in sinks), before_sinks, strict=True))
         outputs = [*([channel] for channel in self._between), before_sinks]

@@ -72,7 +72,7 @@ class Signal:
 
     Attributes:
         there: frames are arriving.
-        problem: why there are none.
+        problem: why there are none, or what is being waited for.
         losses: how often the signal was lost.
         ended: no more frames will come, because the source was stopped or has ended.
     """

@@ -169,7 +169,7 @@ def read_card(session: ort.InferenceSession, model: Path) -> ModelCard:
         card = ModelCard.model_validate(session.get_modelmeta().custom_metadata_map)
     except ValidationError as error:
         fields = ", ".join(str(problem["loc"][0]) for problem in error.errors())
-        raise ModelError(f"{model}: its metadata lack or garble {fields}; export it again") from error
+        raise ModelError(f"{model}: its metadata have no valid value for {fields}; export it again") from error
     if session.get_inputs()[0].shape[1:] != [card.input_size, card.input_size, 3]:
         raise ModelError(f"{model}: its metadata say {card.input_size} pixels, its input does not; export it again")
     return card

@@ -30,17 +30,17 @@ LABELME_VERSION = "5.5.0"
 
 
 class RecordingInSet(NamedTuple):
-    """A recording of the data set.
+    """A recording of the data set, or a set of images.
 
     Attributes:
         name: its name in the data set. No other recording has it.
-        size: width and height of the displayed images in pixels.
-        frames: number of frames of the recording.
+        size: width and height of the displayed frames in pixels; None: it is a set of images, each with its own size.
+        frames: number of frames of the recording, or of images.
         split: TRAIN or VALIDATION; empty: the data set is not split.
     """
 
     name: str
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     frames: int
     split: str = ""
 
@@ -50,12 +50,14 @@ class Annotated(NamedTuple):
 
     Attributes:
         name: name of its files, without ending.
+        size: width and height in pixels, as displayed.
         frame: number of the frame in the recording, from 0.
         outlines: outlines of the findings.
         ends: for each outline the last frame up to which its track is shown without a gap.
     """
 
     name: str
+    size: tuple[int, int]
     frame: int
     outlines: list[Outline]
     ends: list[int]
@@ -145,14 +147,14 @@ class Coco(_WithPictures):
                 "images": [],
                 "annotations": [],
             }
-        self._content, self._size = self._contents[subset], recording.size
+        self._content = self._contents[subset]
         images = self._folder / "images" / subset
         images.mkdir(parents=True, exist_ok=True)
         return images
 
     def write(self, picture: Annotated) -> None:
         """Add the annotations of an image."""
-        number, (width, height) = next(self._picture_ids), self._size
+        number, (width, height) = next(self._picture_ids), picture.size
         self._content["images"].append(
             {"id": number, "file_name": f"{picture.name}.jpg", "width": width, "height": height}
         )
@@ -187,14 +189,13 @@ class Png(_WithPictures):
 
     def begin(self, recording: RecordingInSet) -> Path:
         """See Writer."""
-        self._size = recording.size
         return self._images
 
     def write(self, picture: Annotated) -> None:
         """Write the mask of an image."""
-        mask = np.zeros(self._size[::-1], np.uint8)
+        mask = np.zeros(picture.size[::-1], np.uint8)
         for outline in picture.outlines:
-            mask |= outline.mask(*self._size)
+            mask |= outline.mask(*picture.size)
         _, png = cv2.imencode(".png", mask)
         (self._masks / f"{picture.name}.png").write_bytes(bytes(png))
 
@@ -222,7 +223,6 @@ class Yolo(_WithPictures):
         """See Writer."""
         split = recording.split or TRAIN
         self._splits.add(split)
-        self._size = np.array(recording.size, np.float64)
         images, self._labels = (self._folder / part / split for part in ("images", "labels"))
         for place in (images, self._labels):
             place.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ class Yolo(_WithPictures):
     def write(self, picture: Annotated) -> None:
         """Write the label file of an image."""
         lines = [
-            " ".join(["0", *(f"{share:.6f}" for share in (polygon / self._size).ravel())])
+            " ".join(["0", *(f"{share:.6f}" for share in (polygon / np.array(picture.size)).ravel())])
             for outline in picture.outlines
             for polygon in _polygons_of(outline)
         ]
@@ -265,7 +265,6 @@ class Labelme(_WithPictures):
 
     def begin(self, recording: RecordingInSet) -> Path:
         """See Writer."""
-        self._size = recording.size
         return self._images
 
     def write(self, picture: Annotated) -> None:
@@ -288,8 +287,8 @@ class Labelme(_WithPictures):
             "shapes": shapes,
             "imagePath": f"{picture.name}.jpg",
             "imageData": None,
-            "imageHeight": self._size[1],
-            "imageWidth": self._size[0],
+            "imageHeight": picture.size[1],
+            "imageWidth": picture.size[0],
         }
         (self._images / f"{picture.name}.json").write_text(json.dumps(content, indent=1))
 
@@ -312,7 +311,10 @@ class _Shape(NamedTuple):
 
 
 class Cvat:
-    """CVAT for video 1.1: annotations.xml with tracks, for a task whose data are the recording itself.
+    """CVAT for video 1.1, and CVAT for images 1.1.
+
+    Of a recording: annotations.xml with tracks, for a task whose data are the recording itself. Of a set of images:
+    annotations.xml with polygons, for a task whose data are the images in images/.
 
     A task has one video, so that each of several recordings has a file of its own, NAME.xml. A track has a polygon in
     each annotated frame, and CVAT interpolates between them. It is marked as outside from the first frame that does not
@@ -338,15 +340,25 @@ class Cvat:
         """
         return orientation.turned_only
 
-    def begin(self, recording: RecordingInSet) -> None:
+    def begin(self, recording: RecordingInSet) -> Path | None:
         """See Writer."""
         self._finish_recording()
         self._recording = recording
         self._frames: list[int] = []
         self._pieces: dict[tuple[int, int], list[_Shape]] = {}
+        self._images: list[Annotated] = []
+        if recording.size is not None:
+            return None
+        images = self._folder / "images"
+        images.mkdir(exist_ok=True)
+        return images
 
     def write(self, picture: Annotated) -> None:
-        """Add the polygons of a frame."""
+        """Add the polygons of a frame or of an image."""
+        assert self._recording is not None
+        if self._recording.size is None:
+            self._images.append(picture)
+            return
         for outline, end in zip(picture.outlines, picture.ends, strict=True):
             largest_first = sorted(_polygons_of(outline), key=_area, reverse=True)
             for piece, polygon in enumerate(largest_first):
@@ -366,6 +378,8 @@ class Cvat:
         root = ElementTree.Element("annotations")
         ElementTree.SubElement(root, "version").text = "1.1"
         root.append(_meta_of(self._recording))
+        for number, image in enumerate(self._images):
+            _add_image(root, number, image)
         for number, key in enumerate(sorted(self._pieces)):
             track = ElementTree.SubElement(root, "track", id=str(number), label=LABEL, source="auto")
             self._add_shapes(track, self._pieces[key], self._recording.frames)
@@ -387,20 +401,37 @@ def _meta_of(recording: RecordingInSet) -> ElementTree.Element:
     meta = ElementTree.Element("meta")
     task = ElementTree.SubElement(meta, "task")
     ElementTree.SubElement(task, "size").text = str(recording.frames)
-    ElementTree.SubElement(task, "mode").text = "interpolation"
+    ElementTree.SubElement(task, "mode").text = "interpolation" if recording.size else "annotation"
     label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
     ElementTree.SubElement(label, "name").text = LABEL
     ElementTree.SubElement(label, "attributes")
-    size = ElementTree.SubElement(task, "original_size")
-    for name, value in zip(("width", "height"), recording.size, strict=True):
-        ElementTree.SubElement(size, name).text = str(value)
+    if recording.size is not None:
+        size = ElementTree.SubElement(task, "original_size")
+        for name, value in zip(("width", "height"), recording.size, strict=True):
+            ElementTree.SubElement(size, name).text = str(value)
     return meta
 
 
+def _add_image(root: ElementTree.Element, number: int, image: Annotated) -> None:
+    width, height = map(str, image.size)
+    place = ElementTree.SubElement(
+        root, "image", {"id": str(number), "name": f"{image.name}.jpg", "width": width, "height": height}
+    )
+    for outline in image.outlines:
+        for polygon in _polygons_of(outline):
+            attributes = {"label": LABEL, "source": "auto", "occluded": "0", "points": _points(polygon), "z_order": "0"}
+            ElementTree.SubElement(place, "polygon", attributes)
+
+
 def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:
-    points = ";".join(f"{x:.2f},{y:.2f}" for x, y in polygon)
-    attributes = {"outside": str(int(outside)), "occluded": "0", "keyframe": "1", "points": points, "z_order": "0"}
-    ElementTree.SubElement(track, "polygon", {"frame": str(frame), **attributes})
+    attributes = {"outside": str(int(outside)), "occluded": "0", "keyframe": "1"}
+    ElementTree.SubElement(
+        track, "polygon", {"frame": str(frame), **attributes, "points": _points(polygon), "z_order": "0"}
+    )
+
+
+def _points(polygon: np.ndarray) -> str:
+    return ";".join(f"{x:.2f},{y:.2f}" for x, y in polygon)
 
 
 def _polygons_of(outline: Outline) -> list[np.ndarray]:

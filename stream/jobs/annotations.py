@@ -11,8 +11,10 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 from av import VideoFrame
 
 from polypstream.core.files import writing
@@ -20,11 +22,13 @@ from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
 from polypstream.errors import DataError, OutputError, SettingsError
 from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
+from polypstream.jobs.annotation_inputs import Finished, find_finished
+from polypstream.jobs.image_results import load_images
 from polypstream.jobs.process import ANNOTATIONS, OnProgress
 from polypstream.jobs.results import (
+    Outline,
     Run,
     best_outlines,
-    find_run,
     frames_again,
     load_run,
     open_again,
@@ -62,7 +66,7 @@ class Selection:
 
 @dataclass(slots=True)
 class AnnotatedRecording:
-    """A recording of a data set of annotations.
+    """A recording, or a set of images, of a data set of annotations.
 
     Attributes:
         name: its name in the data set, with which the names of its images begin.
@@ -81,23 +85,21 @@ class AnnotatedRecording:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """A recording and its run.
+    """A run, and its entry in the data set.
 
     Attributes:
-        recording: its path, or a demo's address.
-        folder: folder of the run.
-        frames: number of frames of the recording.
-        entry: its entry in the data set.
+        run: the run, and what it is of.
+        frames: number of its frames or images.
+        entry: its entry.
     """
 
-    recording: str
-    folder: Path
+    run: Finished
     frames: int
     entry: AnnotatedRecording
 
 
 def write_annotations(
-    recordings: Sequence[str],
+    arguments: Sequence[str],
     results: Sequence[Path],
     name: str,
     output: Path | None = None,
@@ -109,30 +111,31 @@ def write_annotations(
     """Write the findings of finished runs, and the images, as one data set in the format of an annotation tool.
 
     Args:
-        recordings: the recordings that were processed: paths, or addresses of demos.
-        results: the folder that was given to `process --output`, or the folder of the run. One for all recordings, or
-            one for each.
+        arguments: what was processed, as for `process`: recordings, images, folders, patterns, addresses of demos. Or
+            folders of runs, or folders that hold some.
+        results: where the runs of the former are: the folder that was given to `process --output`, or the folder of the
+            run. One for all recordings, or one for each.
         name: format, a key of FORMATS.
-        output: folder to write; None: annotations-<name>/ in the folder of the run, or in the folder of the results if
-            there are several recordings.
+        output: folder to write; None: annotations-<name>/ in the folder of the run, or beside the folders of the runs
+            if there are several.
         selection: which frames are annotated; None: all.
         validation: fraction of the recordings that goes into the validation split, 0..1. Each recording is in one split
-            only. None: the format's default.
+            only, and each set of images. None: the format's default.
         overwrite: replace the output of an earlier call.
-        on_progress: called as on_progress(done, total) with frame counts.
+        on_progress: called as on_progress(done, total) with numbers of frames and images.
 
     Returns:
-        The folder, and the recordings in the data set, in the order of `recordings`.
+        The folder, and the recordings and sets of images in the data set.
 
     Raises:
         DataError: a run is missing, or is not a run of its recording.
-        SourceError: a recording cannot be read.
+        SourceError: a recording cannot be read, or an argument names nothing.
         SettingsError: the arguments do not fit together.
         OutputError: the folder cannot be written, or is not empty and may not be replaced.
     """
-    inputs = _inputs_of(recordings, results)
+    inputs = _inputs_of(find_finished(arguments, results))
     _assign_splits([each.entry for each in inputs], name, validation)
-    target, total, done = output or _default_target(inputs, results, name), sum(each.frames for each in inputs), 0
+    target, total, done = output or _default_target(inputs, name), sum(each.frames for each in inputs), 0
     with _replacing(target, overwrite) as folder:
         writer, origins = FORMATS[name](folder), []
         for each in inputs:
@@ -140,9 +143,9 @@ def write_annotations(
             def on_frame(frames: int, _: int | None, before: int = done) -> None:
                 on_progress(before + frames, total)
 
-            run = load_run(each.folder)
-            _write_recording(each, run, selection or Selection(), writer, target, on_frame)
-            origins.append({**asdict(each.entry), **run.about})
+            write = _write_images if each.run.images else _write_recording
+            about = write(each, selection or Selection(), writer, target, on_frame)
+            origins.append({**asdict(each.entry), **about})
             done += each.frames
         about = {"notice": NOTICE, "format": name, "outline_tolerance_px": OUTLINE_TOLERANCE_PX, "recordings": origins}
         with writing(target):
@@ -151,34 +154,35 @@ def write_annotations(
     return target, [each.entry for each in inputs]
 
 
-def _inputs_of(recordings: Sequence[str], results: Sequence[Path]) -> list[_Input]:
-    """Find the runs of all recordings, and check that they can be read.
+def _inputs_of(runs: Sequence[Finished]) -> list[_Input]:
+    """Make the entries of the data set, and check that all runs can be read.
 
     Raises:
         DataError: a run is missing or cannot be read, or two recordings have the same one.
-        SettingsError: there are neither one folder of results nor as many as recordings.
     """
-    if len(results) not in (1, len(recordings)):
-        raise SettingsError(
-            f"--results: there are {len(results)} folders for {len(recordings)} recordings; give one folder for all "
-            "recordings, or one for each recording in the same order"
-        )
     inputs: list[_Input] = []
     first_track = 1
-    folders = results if len(results) > 1 else [results[0]] * len(recordings)
-    for recording, folder in zip(recordings, folders, strict=True):
-        run = find_run(recording, folder)
+    for run in runs:
+        frames, tracks = _size_of(run)
         for other in inputs:
-            if run.folder.samefile(other.folder):
+            if run.folder.samefile(other.run.folder):
                 raise DataError(
-                    f"{recording} and {other.recording}: both have their results in {run.folder}; give --results once "
-                    "for each recording"
+                    f"{run.uri} and {other.run.uri}: both have their results in {run.folder}; give --results once for "
+                    "each recording"
                 )
         name = _unique_name(run.folder.resolve().name, {other.entry.name for other in inputs})
-        entry = AnnotatedRecording(name, "", first_track)
-        inputs.append(_Input(recording, run.folder, len(run.frames["pts_s"]), entry))
-        first_track += max((track.track_id for track in run.tracks), default=0)
+        inputs.append(_Input(run, frames, AnnotatedRecording(name, "", first_track)))
+        first_track += tracks
     return inputs
+
+
+def _size_of(run: Finished) -> tuple[int, int]:
+    """Number of frames or images of a run, and the largest number of a track."""
+    if run.images:
+        _, images = load_images(run.folder, run.images)
+        return len(images), sum(len(image.outlines) for image in images)
+    loaded = load_run(run.folder)
+    return len(loaded.frames["pts_s"]), max((track.track_id for track in loaded.tracks), default=0)
 
 
 def _unique_name(name: str, taken: Iterable[str]) -> str:
@@ -209,42 +213,64 @@ def _assign_splits(entries: Sequence[AnnotatedRecording], name: str, validation:
         entry.split = VALIDATION if place < chosen else TRAIN
 
 
-def _default_target(inputs: Sequence[_Input], results: Sequence[Path], name: str) -> Path:
+def _default_target(inputs: Sequence[_Input], name: str) -> Path:
     if len(inputs) == 1:
-        return inputs[0].folder / f"{ANNOTATIONS}{name}"
-    if len(results) == 1:
-        return results[0] / f"{ANNOTATIONS}{name}"
-    raise SettingsError("--output: give a folder for the annotations, because there are several folders of results")
+        return inputs[0].run.folder / f"{ANNOTATIONS}{name}"
+    parents = {each.run.folder.parent for each in inputs}
+    if len(parents) > 1:
+        raise SettingsError("--output: give a folder for the annotations, because there are several folders of results")
+    return parents.pop() / f"{ANNOTATIONS}{name}"
 
 
 def _write_recording(
-    each: _Input, run: Run, selection: Selection, writer: Writer, target: Path, on_progress: OnProgress
-) -> None:
-    """Write the images and annotations of one recording, and count them in its entry."""
-    entry, stretches, chosen = each.entry, shown_until(run), selection.frames_of(run)
-    with closing(open_again(run, each.recording)) as source:
+    each: _Input, selection: Selection, writer: Writer, target: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Write the images and annotations of one recording, and count them in its entry. Return the head of its run."""
+    entry, run = each.entry, load_run(each.run.folder)
+    stretches, chosen = shown_until(run), selection.frames_of(run)
+    with closing(open_again(run, each.run.uri)) as source:
         orientation = writer.shown(source.format.orientation)
-        encode = _jpeg_encoder(orientation)
+        encode, size = _jpeg_encoder(orientation), orientation.size(*run.picture_size)
         with writing(target):
-            images = writer.begin(
-                RecordingInSet(entry.name, orientation.size(*run.picture_size), each.frames, entry.split)
-            )
+            images = writer.begin(RecordingInSet(entry.name, size, each.frames, entry.split))
         for frame, outlines in frames_again(run, source, on_progress):
             if frame.index not in chosen:
                 continue
             name_of_files = f"{entry.name}_{frame.index:06d}"
-            displayed = [
-                outline.shown(orientation, *run.picture_size)._replace(
-                    track_id=outline.track_id + entry.first_track - 1
-                )
-                for outline in outlines
-            ]
+            displayed = _renumbered([outline.shown(orientation, *run.picture_size) for outline in outlines], entry)
             ends = [stretches[outline.track_id, frame.index] for outline in outlines]
             with writing(target):
                 if images:
                     (images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
-                writer.write(Annotated(name_of_files, frame.index, displayed, ends))
+                writer.write(Annotated(name_of_files, size, frame.index, displayed, ends))
             entry.pictures, entry.findings = entry.pictures + 1, entry.findings + len(outlines)
+    return run.about
+
+
+def _write_images(
+    each: _Input, selection: Selection, writer: Writer, target: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Write the images and annotations of a set of images, and count them in its entry. Return the head of its run."""
+    entry, (about, images) = each.entry, load_images(each.run.folder, each.run.images)
+    with writing(target):
+        folder = writer.begin(RecordingInSet(entry.name, None, each.frames, entry.split))
+    for number, image in enumerate(images):
+        if image.outlines or not selection.only_findings:
+            # The set of a single image has the name of this image.
+            name = entry.name if len(images) == 1 else f"{entry.name}_{image.name}"
+            outlines, rgb = _renumbered(image.outlines, entry), image.load()
+            with writing(target):
+                if folder:
+                    (folder / f"{name}.jpg").write_bytes(_jpeg(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)))
+                writer.write(Annotated(name, image.size, number, outlines, [number] * len(outlines)))
+            entry.pictures, entry.findings = entry.pictures + 1, entry.findings + len(outlines)
+        on_progress(number + 1, each.frames)
+    return about
+
+
+def _renumbered(outlines: Sequence[Outline], entry: AnnotatedRecording) -> list[Outline]:
+    """The outlines with the numbers that their tracks have in the data set."""
+    return [outline._replace(track_id=outline.track_id + entry.first_track - 1) for outline in outlines]
 
 
 def _sampled(times: Sequence[float], every: float) -> set[int]:
@@ -265,10 +291,14 @@ def _jpeg_encoder(orientation: Orientation) -> Callable[[VideoFrame], bytes]:
     scale = shown("bgr24", orientation)
 
     def encode(picture: VideoFrame) -> bytes:
-        _, jpeg = cv2.imencode(".jpg", scale(picture).to_ndarray(), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        return bytes(jpeg)
+        return _jpeg(scale(picture).to_ndarray())
 
     return encode
+
+
+def _jpeg(bgr: np.ndarray) -> bytes:
+    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return bytes(jpeg)
 
 
 @contextmanager

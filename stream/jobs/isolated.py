@@ -207,7 +207,7 @@ def _describe_exit(code: int | None) -> str:
         return f"nothing moved in it for {STALL_TIMEOUT_S:.0f} seconds, so it was ended"
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        memory = ", perhaps because the memory was full" if name == "SIGKILL" else ""
         return f"the process that read it died ({name}{memory})"
     return f"the process that read it died (exit code {code})"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ from polypstream.stages.status_overlay import StatusOverlay
 # One frame per source waits before each stage. More would only add latency.
 QUEUE = 1
 PERCENTILES = (50, 95, 99, 100)
+# Seconds after which a source that has sent nothing is reported.
+SILENCE_S = 3.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,10 @@ class Status:
         ended: True if no more frames will come.
         problem: problem of the source or of inference, for the user; empty if there is none.
         losses: number of times the signal was lost.
-        frames_in, shown: numbers of frames since the start.
+        frames_in, shown: numbers of frames since the start. Placeholders without a signal are in no number.
+        findings_of: numbers of shown frames by the frame in which the model found what they are marked with: "own", the
+            frame itself; "earlier", an earlier frame; "none", the model had no current findings. They add up to
+            `shown`.
         dropped: numbers of frames not shown, by reason. When no frame is in the pipeline, `frames_in` is the sum of
             these and `shown`.
         unrecorded: number of frames that were shown, but that the recording was too slow for.
@@ -71,6 +79,7 @@ class Status:
     losses: int
     frames_in: int
     shown: int
+    findings_of: dict[str, int]
     dropped: dict[str, int]
     unrecorded: int
     delay_ms: tuple[float, ...] | None
@@ -120,12 +129,14 @@ def describe(status: Status) -> str:
     """
     delay, skipped = status.delay_ms, sum(status.dropped.values())
     lost = "once" if status.losses == 1 else f"{status.losses} times"
-    state = "source ended" if status.ended else "signal" if status.signal else "no signal"
+    ended = "source ended" if status.frames_in else "nothing arrived"
+    state = ended if status.ended else "signal" if status.signal else "no signal"
     if status.problem and not (status.ended and status.problem == state):
         state += f" ({status.problem})"
     parts = [
         f"{status.source}: {state}",
         f"{status.shown} of {status.frames_in} frames shown, {status.shown_per_second:.1f} per second",
+        origins_of(status.findings_of),
         f"skipped {skipped} of {status.frames_in} ({reasons_of(status.dropped)})" if skipped else "",
         f"{status.unrecorded} not recorded" if status.unrecorded else "",
         "" if delay is None else f"delay {delay[0]:.0f} ms, 99 % under {delay[2]:.0f} ms",
@@ -144,6 +155,21 @@ def reasons_of(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {words[reason]}" for reason, count in dropped.items() if count)
 
 
+def origins_of(findings_of: Mapping[str, int]) -> str:
+    """Say in how many frames the findings are not those of the frame itself.
+
+    Args:
+        findings_of: as in Status.
+
+    Returns:
+        Text for the user; empty if all frames have their own.
+    """
+    if findings_of["own"] == sum(findings_of.values()):
+        return ""
+    words = {"own": "of the frame itself", "earlier": "of an earlier frame", "none": "none"}
+    return "findings " + ", ".join(f"{words[origin]} in {count}" for origin, count in findings_of.items())
+
+
 def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
     """Open the sources that the user gave.
 
@@ -158,7 +184,7 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
     for text in texts:
         name, uri = split_name(text)
         if name in sources:
-            raise SourceError(f"{name}: two sources are called the same; write NAME=ADDRESS")
+            raise SourceError(f"{name}: two sources have the same name; write NAME=ADDRESS")
         sources[name] = open_live(name, uri, settings.live)
     return list(sources.values())
 
@@ -292,22 +318,54 @@ class Live:
             self._background = Pipeline(pictures, stages, [("markers", markers)], QUEUE, _source_of)
             stages = [("markers", SkipInvalid(markers), 1)]
             sinks = [*sinks, ("aside", BackgroundInferenceFeed(self._pictures, markers))]
-        incoming = [(_reader_name(source), _frames_of(source)) for source in sources]
+        self._received: Counter[str] = Counter()
+        incoming = [(f"read {source.name}", self._frames_of(source)) for source in sources]
         self._sinks = [(name, IsolatedSink(sink)) for name, sink in sinks]
-        self.pipeline = Pipeline(incoming, [*stages, *drawing], self._sinks, QUEUE, _source_of, self.close)
+        self.pipeline = Pipeline(
+            incoming, [*stages, *drawing], self._sinks, QUEUE, _source_of, self.close, lambda frame: frame.has_signal
+        )
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Run until every source has ended, or `poll` raises. KeyboardInterrupt means that the user ended the run.
+
+        Sources that have sent nothing after SILENCE_S are logged once.
 
         Args:
             poll: called in the calling thread.
             every: approximate time between two calls in seconds.
         """
+        report_at: float | None = time.monotonic() + SILENCE_S
+
+        def poll_all() -> None:
+            nonlocal report_at
+            if report_at is not None and time.monotonic() > report_at:
+                report_at = None
+                self._report_silence()
+            poll()
+
         if self._background is None:
-            self.pipeline.run(poll, every)
+            self.pipeline.run(poll_all, every)
         else:
             with in_background("background-inference", self._run_background, self._pictures.end):
-                self.pipeline.run(poll, every)
+                self.pipeline.run(poll_all, every)
+
+    def _report_silence(self) -> None:
+        """Log one line for each source that has sent nothing."""
+        for source in self.sources:
+            if not self._received[source.name] and not source.signal.ended:
+                reason = source.signal.problem
+                log.warning(
+                    f"{source.name}: nothing has arrived yet ({reason}). polypstream keeps trying. Ctrl-C stops it."
+                )
+
+    def _frames_of(self, source: LiveSource) -> Iterator[Frame]:
+        """Frames of a source. An error ends this source only, and is reported in its signal."""
+        try:
+            for frame in source.frames():
+                self._received[source.name] += frame.has_signal
+                yield frame
+        except Exception as error:  # whatever a library raises
+            source.signal.there, source.signal.problem = False, words_of(error)
 
     def _run_background(self) -> None:
         assert self._background is not None
@@ -341,14 +399,16 @@ class Live:
         latest = self._meter.latest(source.name)
         ages = [age for _, _, age in latest if age is not None]
         passed = latest[-1][0] - latest[0][0] if len(latest) > 1 else 0.0
+        origins = self._meter.shown_by_origin(source.name)
         return Status(
             source=source.name,
             signal=source.signal.there,
             ended=source.signal.ended,
             problem="; ".join(filter(None, (source.signal.problem, self._fail_safe.problem, self._background_problem))),
             losses=source.signal.losses,
-            frames_in=self.pipeline.work[_reader_name(source)].items,
-            shown=self._meter.shown[source.name],
+            frames_in=self._received[source.name],
+            shown=sum(origins.values()),
+            findings_of=origins,
             dropped={"newer": self.pipeline.dropped[source.name], "stale": self._staleness.dropped[source.name]},
             unrecorded=self.pipeline.dropped_by_sinks.get(_recording_name(source), Counter[Hashable]())[source.name],
             delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
@@ -361,14 +421,6 @@ def _status_of_sink(name: str, isolated: IsolatedSink) -> SinkStatus:
     sink = isolated.sink
     doing, problem = (sink.doing, sink.problem) if isinstance(sink, ReportingSink) else ("", "")
     return SinkStatus(name, doing, isolated.problem or problem)
-
-
-def _frames_of(source: LiveSource) -> Iterator[Frame]:
-    """Frames of a source. An error ends this source only, and is reported in its signal."""
-    try:
-        yield from source.frames()
-    except Exception as error:  # whatever a library raises
-        source.signal.there, source.signal.problem = False, words_of(error)
 
 
 def percentiles_of(seconds: Sequence[float]) -> tuple[float, ...]:
@@ -385,11 +437,6 @@ def percentiles_of(seconds: Sequence[float]) -> tuple[float, ...]:
 
 def _source_of(frame: Frame) -> str:
     return frame.source
-
-
-def _reader_name(source: LiveSource) -> str:
-    """Name of the thread that reads a source. No stage has such a name."""
-    return f"read {source.name}"
 
 
 def _recording_name(source: LiveSource) -> str:

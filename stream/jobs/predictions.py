@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from av import VideoFrame
 
+from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView, Region, region_above
 from polypstream.errors import MissingExtra
@@ -188,7 +189,7 @@ class ImageResult(Prediction):
 
     def __repr__(self) -> str:
         height, width = self._shape
-        return f"ImageResult({width}x{height}, {len(self.findings)} findings)"
+        return f"ImageResult({width}x{height}, {counted(len(self.findings), 'finding')})"
 
 
 def predict(image: np.ndarray, size: int, segment: Callable[[np.ndarray], np.ndarray], rules: Rules) -> ImageResult:
@@ -258,7 +259,7 @@ class FrameResult(Prediction):
         ]
 
     def __repr__(self) -> str:
-        return f"FrameResult({self.index}, {self.seconds:.3f} s, {len(self.findings)} findings)"
+        return f"FrameResult({self.index}, {self.seconds:.3f} s, {counted(len(self.findings), 'finding')})"
 
 
 class RgbConverter:

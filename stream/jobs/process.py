@@ -14,6 +14,7 @@ from typing import Any
 
 from polypstream.core.config import Settings
 from polypstream.core.files import write_atomically
+from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.notice import NOTICE
@@ -102,8 +103,8 @@ class ProcessResult:
         """What is wrong with the results, for the user; empty if they are complete."""
         if not self.damage:
             return ""
-        kind = "frames" if self.images_with_polyps is None else "images"
-        rest = f"The {self.frames} {kind} that could be read are in {self.folder}"
+        kind = "frame" if self.images_with_polyps is None else "image"
+        rest = f"{counted(self.frames, kind)} could be read; the results are in {self.folder}"
         return f"{self.name}: damaged: {'; '.join(self.damage)}. {rest}"
 
 
@@ -121,7 +122,10 @@ def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
     """
     folder = (name or stem_of(uri)).casefold()  # some file systems ignore case
     if folder in taken:
-        raise OutputError(f"{uri}: has the same result folder as {taken[folder]}; use another --output for it")
+        raise OutputError(
+            f"{taken[folder]} and {uri}: the results of both would be in the same folder, {name or stem_of(uri)}. "
+            "Process one of them with another --output, or rename its file"
+        )
     taken[folder] = uri
 
 

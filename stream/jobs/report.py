@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from polypstream.core.files import writing
-from polypstream.core.formatting import clock
+from polypstream.core.formatting import clock, counted
 from polypstream.core.geometry import grey_level
 from polypstream.errors import DataError
 from polypstream.media.pictures import read_image
@@ -233,4 +233,5 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters["clock"] = clock
+    templates.filters["counted"] = counted
     return templates

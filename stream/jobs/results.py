@@ -230,7 +230,17 @@ def find_run(recording: str, results: Path) -> Run:
     """
     if Path(recording).is_dir():
         raise DataError(f"{recording}: is a folder; name its recordings, for instance {recording}/*.mp4")
-    return load_run(results if (results / "findings.json").is_file() else results / stem_of(recording))
+    return load_run(run_folder(stem_of(recording), results))
+
+
+def run_folder(name: str, results: Path) -> Path:
+    """Find the folder of a run.
+
+    Args:
+        name: name of the folder in that of all results.
+        results: folder that was given to `process --output`, or the folder of this run.
+    """
+    return results if (results / "findings.json").is_file() else results / name
 
 
 def shown_until(run: Run) -> dict[tuple[int, int], int]:

@@ -144,7 +144,9 @@ def _numbers_of(picture: VideoFrame, video: Path) -> np.ndarray:
     if picture.format.is_rgb:
         planes = picture.to_ndarray()[..., :3]
         if (planes != planes[..., :1]).any():
-            raise DataError(f"{video}: has colours; the truth is a grey picture whose levels are the polyps' numbers")
+            raise DataError(
+                f"{video}: has colours; the ground truth must be a grey video whose levels are numbers of polyps"
+            )
         return np.ascontiguousarray(planes[..., 0])
     if len(picture.format.components) > 1 and len(picture.planes) == 1:
         raise DataError(f"{video}: mixes grey and colour in one plane ({picture.format.name}); store it as grey")

@@ -13,6 +13,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.error import FFmpegError
 
+from polypstream.core.formatting import counted
 from polypstream.core.timestamps import ClockShifts
 from polypstream.media.audio_track import AudioPacket, AudioTrack
 from polypstream.media.container import open_container, packets_of
@@ -179,5 +180,7 @@ class Audio:
         self._reading_damage.clear()
         for track in self._tracks:
             if track.unusable:
-                self.damage.append(f"{track.unusable} packets of audio track {track.index} could not be used")
+                self.damage.append(
+                    f"{counted(track.unusable, 'packet')} of audio track {track.index} could not be used"
+                )
             track.unusable = 0

@@ -13,6 +13,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Stream
 
+from polypstream.core.formatting import counted
 from polypstream.errors import SourceError
 from polypstream.media.pictures import MAX_PIXELS
 
@@ -136,4 +137,4 @@ def packets_of(container: InputContainer, streams: list[Stream], damage: list[st
     except FFmpegError as error:
         damage.append(f"reading stopped early ({error.strerror})")
     if unknown:
-        damage.append(f"{unknown} packets of a track that appears midway were left out")
+        damage.append(f"left out: {counted(unknown, 'packet')} of a track that appears midway")

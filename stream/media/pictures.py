@@ -324,7 +324,7 @@ def read_mask(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as a picture")
     brightest = int(mask.max())
     if 0 < brightest <= MASK_THRESHOLD:
-        raise DataError(f"{path}: is no mask of 0 and 255, its highest value is {brightest}")
+        raise DataError(f"{path}: is not a mask with the values 0 and 255; its highest value is {brightest}")
     return cv2.compare(mask, MASK_THRESHOLD, cv2.CMP_GT)
 
 

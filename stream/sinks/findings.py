@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -232,14 +232,15 @@ class FindingsFile:
         yield "\n  ]\n}\n"
 
 
-def read_findings(folder: Path) -> dict[str, Any]:
+def read_findings(folder: Path, schemas: Sequence[str] = (SCHEMA,)) -> dict[str, Any]:
     """Read findings.json.
 
     Args:
-        folder: folder of a recording's results.
+        folder: folder of the results of a recording, or of images.
+        schemas: schemas that it may have.
 
     Raises:
-        DataError: there is no such file, it cannot be read, or its schema is of another version.
+        DataError: there is no such file, it cannot be read, or it has another schema.
     """
     path = folder / "findings.json"
     try:
@@ -249,13 +250,15 @@ def read_findings(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: holds no finished run of `polypstream process` (no findings.json)") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as findings ({error})") from error
+    if schema in schemas:
+        return content
     if schema == IMAGES_SCHEMA:
         raise DataError(
             f"{folder}: holds results of images, which have no tracks; their masks are in {folder / 'masks'}"
         )
-    if schema != SCHEMA:
-        raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {SCHEMA}")
-    return content
+    if schema == SCHEMA:
+        raise DataError(f"{folder}: holds results of a recording, not of images")
+    raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {' and '.join(schemas)}")
 
 
 def read_polyps(folder: Path) -> list[dict[str, str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
-from urllib.parse import urlsplit
 
 import av
 from av.container import OutputContainer
 from av.error import FFmpegError
 
-from polypstream.core.addresses import back_off, reason, redacted
+from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import VideoSettings
+from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError, SourceError
@@ -44,13 +44,15 @@ class Push:
         frames: number of frames sent.
 
     Raises:
-        SettingsError: the scheme of the URL is not supported.
+        SettingsError: the scheme of the URL is not supported, or its port is wrong.
     """
 
     def __init__(self, url: str, source: LiveSource, settings: VideoSettings, longest_wait: float) -> None:
-        self._scheme = urlsplit(url).scheme
+        self._scheme = url.partition("://")[0].lower()
         if self._scheme not in CONTAINERS:
             raise SettingsError(f"--push {redacted(url)}: write {', '.join(f'{each}://' for each in CONTAINERS)}")
+        if problem := url_problem(url):
+            raise SettingsError(f"--push {redacted(url)}: {problem}")
         self._url, self._source, self._settings, self._longest_wait = url, source, settings, longest_wait
         self._output: OutputContainer | None = None
         self._srt = ExitStack()
@@ -60,7 +62,7 @@ class Push:
     @property
     def doing(self) -> str:
         """What has been sent, for the user."""
-        return f"{self.frames} frames sent to {redacted(self._url)}"
+        return f"{counted(self.frames, 'frame')} sent to {redacted(self._url)}"
 
     def write(self, frame: Frame) -> None:
         """Encode and send a frame, or reconnect if the next attempt is due."""
@@ -71,7 +73,7 @@ class Push:
         try:
             self._send(frame, self._source.format)
         except (FFmpegError, SourceError) as error:
-            self._lost(reason(error))
+            self._lost(reason(error, self._url))
 
     def _send(self, frame: Frame, pictures: PictureFormat) -> None:
         if self._output is not None and pictures != self._pictures:

@@ -29,7 +29,7 @@ from polypstream.stages.quality import SIDE, inspect
 
 # For this long after a frame from outside the body, frames are blanked too: the camera may still be outside.
 OUTSIDE_HOLD_S = 1.0
-BLANKED = "frames that look as if outside the body, or a second after, were blanked"
+BLANKED = "frames blanked because they, or a frame up to a second earlier, seem to show the outside of the body: "
 MIN_SALT_LENGTH = 16
 NAME_DIGITS = 16
 
@@ -103,7 +103,7 @@ class Deidentified:
                 blanked += self._since is None or frame.pts >= self._since
             yield frame
         if blanked:
-            self.notes.append(f"{blanked} {BLANKED}")
+            self.notes.append(f"{BLANKED}{blanked}")
 
     def _cleaned(self, picture: VideoFrame, blank: bool = False) -> VideoFrame:
         """Copy a frame without its side data (such as captions and timecodes), black outside the view.

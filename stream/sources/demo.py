@@ -85,7 +85,7 @@ def parse_demo(uri: str) -> DemoSettings:
             else:
                 values[key] = {"seconds": float, "seed": int, "rate": Fraction}[key](text)
         except KeyError:
-            raise SourceError(f"{uri}: no such value {key}; a demo has seconds, seed, size and rate") from None
+            raise SourceError(f"{uri}: there is no value {key}; a demo has seconds, seed, size and rate") from None
         except (ValueError, ZeroDivisionError):
             raise SourceError(f"{uri}: {key}={text} cannot be read; write for instance size=1280x720") from None
     return checked(DemoSettings(**values), uri)  # type: ignore[arg-type]

@@ -25,6 +25,18 @@ V4L2_FORMAT = re.compile(r"(?:Raw|Compressed)\s*:\s*(\S+)\s*:\s*(.*\S)\s*:\s*([^
 DSHOW_FORMAT = re.compile(r"(?:pixel_format|vcodec)=(\S+).*?max s=(\S+) fps=([\d.]+)")
 
 
+# What the user is told where there is no device.
+HINTS = {
+    "linux": "It must appear as /dev/video0 or a similar name (V4L2), and the user must be allowed to read it.",
+    "win32": "It must appear as a DirectShow device, as in other video programs.",
+    "darwin": "Allow this terminal to use the camera: System Settings, Privacy & Security, Camera.",
+}
+NO_DEVICE = (
+    "No capture device was found. Check that the capture card or camera is connected and that its driver is installed. "
+    + HINTS.get(sys.platform, "")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A capture device.

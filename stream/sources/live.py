@@ -17,8 +17,9 @@ from av.container import InputContainer
 from av.error import ExitError, InvalidDataError
 from av.packet import Packet
 
-from polypstream.core.addresses import back_off, reason, redacted
+from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import LiveSettings
+from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import LiveSource, Signal, Source
 from polypstream.errors import SourceError
@@ -94,7 +95,7 @@ def parse_address(uri: str) -> Address:
         uri: a device (`/dev/video0?size=1920x1080&rate=60`, `dshow:NAME`, `avfoundation:0`) or a URL.
 
     Raises:
-        SourceError: it is neither.
+        SourceError: it is neither, or its port is wrong.
     """
     for start, reader in DEVICES.items():
         if uri.startswith(start):
@@ -108,6 +109,8 @@ def parse_address(uri: str) -> Address:
             f"{redacted(uri)}: is no live source. For a recording write replay:FILE, otherwise /dev/video0, "
             "dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s):// or demo:"
         )
+    if problem := url_problem(uri):
+        raise SourceError(f"{redacted(uri)}: {problem}")
     options = {**NETWORK_OPTIONS, **SCHEME_OPTIONS.get(parts.scheme, {})}
     return Address(uri, None, options | {"protocol_whitelist": PROTOCOLS[parts.scheme]})
 
@@ -117,10 +120,29 @@ def _device(uri: str, reader: str) -> Address:
     options, known = {}, V4L2_OPTIONS if reader == "v4l2" else DEVICE_OPTIONS
     for key, value in parse_qsl(query):
         if key not in known:
-            raise SourceError(f"{uri}: no such value {key}; a device has {', '.join(known)}")
+            raise SourceError(f"{uri}: there is no value {key}; a device has {', '.join(known)}")
         options[known[key]] = value
     url = name if reader == "v4l2" else name.partition(":")[2]
     return Address(f"video={url}" if reader == "dshow" else url, reader, options)
+
+
+def awaited(address: Address) -> str:
+    """Say from where the first picture of a source must come.
+
+    Args:
+        address: of the source.
+
+    Returns:
+        Text for the user, without credentials.
+    """
+    if address.reader is not None:
+        return f"video from the device {address.url}"
+    parts = urlsplit(address.url)
+    if parts.scheme in ("udp", "rtp"):
+        return f"a sender to port {parts.port}"
+    if dict(parse_qsl(parts.query)).keys() & {"listen"} or "mode=listener" in parts.query:
+        return f"a sender that connects to port {parts.port}"
+    return f"video from {parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
 def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
@@ -160,7 +182,7 @@ class Stream:
     address: Address
     settings: LiveSettings
     format: PictureFormat | None = None
-    signal: Signal = field(default_factory=Signal)
+    signal: Signal = field(init=False)
     _closed: threading.Event = field(default_factory=threading.Event)
     _opened: float = field(default_factory=time.monotonic)
     _wanted: PictureFormat | None = None
@@ -168,6 +190,9 @@ class Stream:
     _kind: tuple[int, int, Fraction | None] | None = None
     _count: int = 0
     _last_pts: int = -1
+
+    def __post_init__(self) -> None:
+        self.signal = Signal(problem=f"waiting for {awaited(self.address)}")
 
     def frames(self) -> Iterator[Frame]:
         """See LiveSource. Ends after `close`, or after the last attempt to connect."""
@@ -182,12 +207,11 @@ class Stream:
                 if not self._closed.is_set():
                     self._lost("source ended")
             except Exception as error:  # a library may raise anything; the stream may return unchanged
-                waited = max(CONNECT_S, self.settings.timeout) if attempts else self.settings.timeout
-                self._lost(f"no picture for {waited:g} s" if isinstance(error, ExitError) else reason(error))
+                self._lost(self._silence(attempts) if isinstance(error, ExitError) else reason(error, self.address.url))
             if not self._closed.is_set():
                 yield self._no_signal_frame()
             if attempts and attempts == most:
-                self.signal.problem += f"; given up after {most} attempts"
+                self.signal.problem += f"; given up after {counted(most, 'attempt')}"
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
         self.signal.ended = True
@@ -195,6 +219,12 @@ class Stream:
     def close(self) -> None:
         """End `frames`, after its current wait; this takes at most the timeout."""
         self._closed.set()
+
+    def _silence(self, attempts: int) -> str:
+        """Say how long nothing has arrived and, before the first picture, from where it is expected."""
+        waited = max(CONNECT_S, self.settings.timeout) if attempts else self.settings.timeout
+        expected = "" if self.format else f", waiting for {awaited(self.address)}"
+        return f"no picture for {waited:g} s{expected}"
 
     @contextmanager
     def _opened_container(self) -> Iterator[InputContainer]:
@@ -215,7 +245,7 @@ class Stream:
     def _read(self, container: InputContainer) -> Iterator[Frame]:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
-            raise SourceError("it has no moving picture")
+            raise SourceError("it has no video")
         if stream.codec_context is None:
             raise SourceError("its pictures are in a codec that is not known")
         # Frame threads would delay the output by one frame per thread.

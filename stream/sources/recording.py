@@ -18,6 +18,7 @@ from av.error import FFmpegError
 from av.stream import Stream
 from av.video.frame import PictureType
 
+from polypstream.core.formatting import counted
 from polypstream.core.frame import FieldOrder, Frame, PictureFormat
 from polypstream.core.geometry import thumbnail_size
 from polypstream.core.time_range import TimeRange
@@ -157,12 +158,12 @@ class Recording:
             if not stream.disposition & stream.disposition.attached_pic
         ]
         if not moving:
-            raise SourceError(f"{self.path}: has no moving picture (only sound or stills)")
+            raise SourceError(f"{self.path}: has no video (only sound or still images)")
         best = self._container.streams.best("video")
         stream = best if best in moving else moving[0]
         for other in moving:
             if other is not stream:
-                self.notes.append(f"video track {other.index} was left out: only track {stream.index} is looked at")
+                self.notes.append(f"video track {other.index} was left out: only track {stream.index} is processed")
         return stream
 
     def _undecodable_reason(self) -> str:
@@ -311,9 +312,8 @@ class Recording:
 
         def restart(stated: int, follows: int) -> int:
             self.shifts.restarts.append((follows - stated) * time_base)
-            self.notes.append(
-                f"its clock was set anew after {float(self._seconds(follows)):.1f} s; what follows was moved, to go on"
-            )
+            when = float(self._seconds(follows))
+            self.notes.append(f"its timestamps start again at {when:.1f} s; all later ones were shifted to continue")
             return follows - stated
 
         corrector = self._corrector = TimestampCorrector(time_base, longest_step(time_base), 0, restart)
@@ -345,9 +345,8 @@ class Recording:
                 f"its pictures carry no times; they were spaced at {float(self._format.rate):g} per second"
             )
         elif missing or mended:
-            self.notes.append(
-                f"{missing + mended} pictures had no usable time and were given one between their neighbours'"
-            )
+            number = counted(missing + mended, "picture")
+            self.notes.append(f"{number} had no usable time; a time between the neighbouring pictures was used")
 
     def key_frames(self, every: float) -> list[int]:
         """Find keyframes at which the recording can be cut into parts of equal length.
@@ -386,15 +385,14 @@ class Recording:
         """
         self.damage += self._decoding.damage
         for count, what in (
-            (self._decoding.undecodable, "packets could not be decoded"),
-            (self._concealed, "pictures are damaged"),
+            (self._decoding.undecodable, f"{counted(self._decoding.undecodable, 'packet')} could not be decoded"),
+            (self._concealed, counted(self._concealed, "damaged picture")),
         ):
             if count:
-                self.damage.append(f"{count} {what}")
+                self.damage.append(what)
         if self._changed:
-            self.notes.append(
-                f"{self._changed} pictures changed their size or the shape of their pixels and were fitted"
-            )
+            number = counted(self._changed, "picture")
+            self.notes.append(f"fitted into the size of the first picture: {number} of another size or pixel shape")
         if end is None:
             return
         start = float(self._format.start)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -181,7 +182,7 @@ class StalenessFilter:
         most: the maximum age in seconds.
 
     Attributes:
-        dropped: number of dropped frames by source.
+        dropped: number of dropped frames by source, without placeholders.
     """
 
     def __init__(self, most: float) -> None:
@@ -198,7 +199,7 @@ class StalenessFilter:
             The frames that are not too old.
         """
         oldest = time.monotonic() - self._most
-        self.dropped.update(frame.source for frame in frames if frame.arrived < oldest)
+        self.dropped.update(frame.source for frame in frames if frame.has_signal and frame.arrived < oldest)
         return [frame for frame in frames if frame.arrived >= oldest]
 
 
@@ -290,19 +291,22 @@ def _size(frame: Frame) -> tuple[int, int]:
 
 # Time at which a frame left the last stage, its latency, and the age of its markers or None; in seconds.
 FrameTiming = tuple[float, float, float | None]
+# The frame in which the model found what a shown frame is marked with.
+Origin = Literal["own", "earlier", "none"]
 
 
 class LatencyMeter:
-    """The last stage: records when each frame goes to the sinks.
+    """The last stage: records when each frame goes to the sinks. Placeholders, which no source sent, are left out.
 
     Attributes:
-        shown: number of frames by source.
+        shown: number of frames by source and by origin of their findings: the frame's own, those of an earlier frame,
+            or none, because the model has no current ones.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._out: dict[str, deque[FrameTiming]] = {}
-        self.shown: Counter[str] = Counter()
+        self.shown: Counter[tuple[str, Origin]] = Counter()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Record the frames.
@@ -316,11 +320,22 @@ class LatencyMeter:
         now = time.monotonic()
         with self._lock:
             for frame in frames:
-                self.shown[frame.source] += 1
-                age = (frame.markers_age or now - frame.arrived) if frame.has_signal and not frame.problem else None
+                if not frame.has_signal:
+                    continue
+                origin: Origin = "none" if frame.problem else "earlier" if frame.markers_age else "own"
+                self.shown[frame.source, origin] += 1
+                age = None if frame.problem else frame.markers_age or now - frame.arrived
                 timing = (now, now - frame.arrived, age)
                 self._out.setdefault(frame.source, deque(maxlen=REMEMBERED_FRAMES)).append(timing)
         return frames
+
+    def shown_by_origin(self, source: str) -> dict[str, int]:
+        """Return the number of frames by origin of their findings.
+
+        Args:
+            source: name of the source.
+        """
+        return {origin: self.shown[source, origin] for origin in get_args(Origin)}
 
     def latest(self, source: str) -> list[FrameTiming]:
         """Return the timing of the latest frames.

@@ -14,14 +14,20 @@ from starlette.exceptions import HTTPException
 
 from polypstream.errors import PolypstreamError, SourceError, TooLarge
 from polypstream.web.accept import quality
+from polypstream.web.invalid import BODIES, explain_invalid
 from polypstream.web.page import DISK_PROBLEM, JSON_TYPE, Render
 
-# What a browser shows where the error itself gives no reason.
+# Title of a page, if the name of the status is hard to understand.
+TITLES = {422: "The request is not valid"}
+# What a browser and a program get where the error itself gives no reason.
 REASONS = {
     404: "There is no page at this address. It may have been deleted, or the address may be incomplete.",
     405: "This address is for programs. A browser cannot open it.",
-    422: "The address is incomplete, or a part of it is wrong.",
     500: "The server made an error. Its terminal shows the details.",
+}
+JSON_REASONS = {
+    404: "there is nothing at this address; /api lists all addresses",
+    405: "this address does not take this method; the header Allow lists those that it takes",
 }
 
 
@@ -33,12 +39,13 @@ def explain_errors(app: FastAPI, render: Render) -> None:
         render: renders the page for browsers.
     """
 
-    def answer(request: Request, status: int, detail: object, headers: Mapping[str, str] | None = None) -> Response:
+    def answer(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+        phrase = HTTPStatus(status).phrase
         if not _wants_page(request):
-            return JSONResponse({"detail": detail}, status, headers)
-        title = HTTPStatus(status).phrase
-        given = detail if isinstance(detail, str) and detail != title else ""
-        response = render(request, "error.html", title=title.capitalize(), text=given or REASONS.get(status, title))
+            text = JSON_REASONS.get(status, phrase) if detail == phrase else detail
+            return JSONResponse({"detail": text}, status, headers)
+        title, text = TITLES.get(status, phrase.capitalize()), REASONS.get(status, phrase)
+        response = render(request, "error.html", title=title, text=text if detail == phrase else detail)
         response.status_code = status
         response.headers.update(headers or {})
         return response
@@ -48,7 +55,7 @@ def explain_errors(app: FastAPI, render: Render) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = _methods_of(request)
-        return answer(request, error.status_code, error.detail, headers)
+        return answer(request, error.status_code, BODIES.get(error.detail, error.detail), headers)
 
     @app.exception_handler(PolypstreamError)
     async def explain_failure(request: Request, error: PolypstreamError) -> Response:
@@ -60,9 +67,7 @@ def explain_errors(app: FastAPI, render: Render) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def explain_request(request: Request, error: RequestValidationError) -> Response:
-        """Say which part of a request is invalid, without repeating its content."""
-        problems = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
-        return answer(request, 422, problems)
+        return answer(request, 422, explain_invalid(error.errors()))
 
     @app.exception_handler(Exception)
     async def explain_defect(request: Request, _: Exception) -> Response:

@@ -103,7 +103,9 @@ class Library:
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
                 self._database.close()
-                raise OutputError(f"{folder}: belongs to another version of polypstream; use another --folder")
+                raise OutputError(
+                    f"{folder}: belongs to another version of polypstream; choose another folder with --folder"
+                )
             self._database.execute(SCHEMA)
             self._database.execute(f"PRAGMA user_version = {VERSION}")
             self._database.execute("COMMIT")
@@ -111,7 +113,9 @@ class Library:
                 shutil.rmtree(left, ignore_errors=True)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                raise OutputError(f"{folder}: another `polypstream serve` uses this folder; set --folder") from error
+                raise OutputError(
+                    f"{folder}: another `polypstream serve` uses this folder; choose another one with --folder"
+                ) from error
             raise OutputError(f"{folder}: cannot be used ({error})") from error
         except sqlite3.DatabaseError as error:
             raise OutputError(f"{folder / 'library.sqlite'}: is damaged ({error}); move the folder away") from error

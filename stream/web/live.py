@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from polypstream.core.formatting import words_of
 from polypstream.jobs.live import Live, Status
 from polypstream.sinks.browser import Browser
-from polypstream.web.page import BINARY, Described, Render, refusal
+from polypstream.web.page import BINARY, INVALID, Described, Render, refusal
 
 BOUNDARY = "frame"
 # Quantiles of Status.delay_ms, for Prometheus.
@@ -110,7 +110,7 @@ class LivePage:
             """The status of each source as metrics for Prometheus."""
             return exposition(self._statuses())
 
-        @router.put("/overlay/{state}", status_code=204, response_class=Response)
+        @router.put("/overlay/{state}", status_code=204, response_class=Response, responses=INVALID)
         def overlay(state: Literal["on", "off"]) -> None:
             """Switch the markers of all sources on or off. The video continues."""
             if self._live is not None:
@@ -141,7 +141,7 @@ class LivePage:
         return router
 
 
-JPEG: Described = {
+JPEG: Described = INVALID | {
     200: {"content": {"image/jpeg": BINARY}},
     404: refusal("There is no such image"),
 }
@@ -165,6 +165,11 @@ class _StatusCollector(Collector):
         losses = CounterMetricFamily("polypstream_losses", "How often the signal was lost.", labels=["source"])
         frames_in = CounterMetricFamily("polypstream_frames_in", "Frames that were received.", labels=["source"])
         shown = CounterMetricFamily("polypstream_frames_shown", "Frames that were shown.", labels=["source"])
+        findings = CounterMetricFamily(
+            "polypstream_frames_findings",
+            "Shown frames by the frame of their findings: own, earlier or none.",
+            labels=["source", "frame"],
+        )
         dropped = CounterMetricFamily(
             "polypstream_frames_dropped", "Frames that were not shown.", labels=["source", "reason"]
         )
@@ -182,11 +187,13 @@ class _StatusCollector(Collector):
             frames_in.add_metric([each.source], each.frames_in)
             shown.add_metric([each.source], each.shown)
             unrecorded.add_metric([each.source], each.unrecorded)
+            for origin, count in each.findings_of.items():
+                findings.add_metric([each.source, origin], count)
             for reason, count in each.dropped.items():
                 dropped.add_metric([each.source, reason], count)
             for quantile, milliseconds in zip(QUANTILES, each.delay_ms or (), strict=False):
                 delay.add_metric([each.source, quantile], milliseconds / 1000)
-        yield from (signal, losses, frames_in, shown, dropped, unrecorded, delay)
+        yield from (signal, losses, frames_in, shown, findings, dropped, unrecorded, delay)
 
 
 def exposition(statuses: Sequence[Status]) -> str:

@@ -28,8 +28,10 @@ def refusal(why: str) -> dict[str, Any]:
     return {"model": Problem, "description": why}
 
 
+# Response to a request with a value that is missing or not valid.
+INVALID: Described = {422: refusal("A value in the address or in the body is missing or not valid")}
 # Responses to requests that have a body.
-BODY: Described = {
+BODY: Described = INVALID | {
     400: refusal("The body does not match its content type"),
     408: refusal("The body stalled for too long"),
 }

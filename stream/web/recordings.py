@@ -18,7 +18,7 @@ from polypstream.sinks.findings import SNAPSHOTS
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
 from polypstream.web.found import Found, FoundTrack
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
-from polypstream.web.page import BINARY, BODY, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
+from polypstream.web.page import BINARY, BODY, INVALID, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from polypstream.web.queue import RecordingQueue
 from polypstream.web.upload import append_body, save_file_field
 from polypstream.web.zipped import ZIP_TYPE, as_download, folder_name, zip_chunks
@@ -44,7 +44,7 @@ FORM: Described = {
     415: refusal("The body has another content type, or the file is empty"),
     422: refusal("The form has no field `file` with a file"),
 }
-NOT_THERE: Described = {404: refusal("There is no such recording, or it has no such result yet")}
+NOT_THERE: Described = INVALID | {404: refusal("There is no such recording, or it has no such result yet")}
 
 
 class ResultFile(StrEnum):

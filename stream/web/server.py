@@ -11,6 +11,7 @@ from urllib.parse import quote
 import uvicorn
 from starlette.types import ASGIApp
 
+from polypstream.core.addresses import listening_problem, port_problem
 from polypstream.core.pipeline import in_background
 from polypstream.errors import SettingsError
 from polypstream.web.app import is_loopback, make_app
@@ -31,8 +32,8 @@ def parse_listen(text: str) -> tuple[str, int]:
         SettingsError: the text has none of these forms.
     """
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise SettingsError(f"--serve {text}: write HOST:PORT, for instance 127.0.0.1:8000")
+    if problem := port_problem(port):
+        raise SettingsError(f"--serve {text}: {problem}; write HOST:PORT, for instance 127.0.0.1:8000")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -83,7 +84,7 @@ def serving(app: ASGIApp, host: str, port: int) -> Iterator[int]:
         listener.listen()  # from now on clients can connect; they wait until the server has started
     except OSError as error:
         listener.close()
-        raise SettingsError(f"{host}:{port}: already in use, or not allowed ({error.strerror})") from error
+        raise SettingsError(f"{host}:{port}: {listening_problem(error, host, port)}") from error
     config = uvicorn.Config(
         app,
         http=HeadTimeoutProtocol,

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from polypstream.core.files import writing
+from polypstream.web.invalid import NO_FILE
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -77,7 +78,7 @@ async def save_file_field(request: Request, path: Path, check_space: Callable[[]
     """
     kind, options = parse_options_header(request.headers.get("Content-Type"))
     if kind != b"multipart/form-data" or b"boundary" not in options:
-        raise HTTPException(415, "send multipart/form-data with a field `file`")
+        raise HTTPException(415, NO_FILE)
     try:
         with writing(path), path.open("wb") as file:
             field = _FileField(file)
@@ -90,7 +91,7 @@ async def save_file_field(request: Request, path: Path, check_space: Callable[[]
     except FormParserError as error:
         raise HTTPException(400, f"the body is not a multipart form ({error})") from error
     if not field.complete:
-        raise HTTPException(422, "the form has no file in a field `file`")
+        raise HTTPException(422, NO_FILE)
     if not path.stat().st_size:
         raise HTTPException(415, "the file is empty")
     return field.name or DEFAULT_NAME

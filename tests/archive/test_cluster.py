@@ -206,7 +206,7 @@ def test_without_a_cluster_ray_is_started_here(
     monkeypatch.chdir(tmp_path)
     done = call("archive", "clip.mp4", "--output", ".", "--model", red_model, "--segment-seconds", 1, "--workers", 2)
     assert f"{recording}: 60 frames in 2 parts" in done.stdout
-    assert "1 of 1 recordings to process" in done.stderr
+    assert "1 of 1 recording to process" in done.stderr
     assert (tmp_path / "clip" / "annotated.mp4").is_file()
     assert "done" in call("archive", "status", tmp_path).stdout
 

@@ -299,7 +299,7 @@ def test_damage_is_told_once_and_of_the_whole(make: Make, run: Callable[..., Ran
     row = ran.rows[str(recording)]
     assert row.state is State.BROKEN
     assert row.reason.startswith(f"{recording}: damaged: ")
-    assert row.reason.endswith(f"frames that could be read are in {tmp_path / 'out' / 'c'}")
+    assert row.reason.endswith(f"could be read; the results are in {tmp_path / 'out' / 'c'}")
     assert [task.kind for task in ran.tasks][-1] == "whole"
     assert 90 <= summary_of(tmp_path / "out" / "c")["frames_out"] <= 100
     assert row.frames == summary_of(tmp_path / "out" / "c")["frames_out"]
@@ -489,7 +489,7 @@ def test_a_clock_that_leaps_in_one_part_is_told_as_by_process(
     settings = with_model(load_settings(None, []), red_model)
     alone = process(Job(str(leaping), tmp_path / "process"), make_segmenter(settings), settings)
     assert not alone.problem
-    assert any("clock was set anew" in note for note in alone.notes)
+    assert any("timestamps start again" in note for note in alone.notes)
     row = run(leaping).rows[str(leaping)]
     assert row.state is State.DONE
     assert row.frames == alone.frames

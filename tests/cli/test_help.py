@@ -23,6 +23,9 @@ def test_help_is_plain_and_fits_80_columns(name: str) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     for ugly in ("<bool>", "<str>", "<path>", "<int", "<float", "list[", "╭", "Literal"):
         assert ugly not in shown
+    words = " ".join(shown.split())  # without line breaks
+    for unclear in ("procedural", "spoiling", "with the truth", "and truth", "findings of runs", "The --output of"):
+        assert unclear not in words
 
 
 def test_the_list_of_commands_has_whole_sentences() -> None:

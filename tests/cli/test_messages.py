@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from polypstream.cli import live
+from polypstream.cli.app import app
 from polypstream.cli.messages import set_up_messages
 from tests.conftest import call
 
@@ -66,3 +71,39 @@ def test_settings_are_printed_with_their_comments(tmp_path: Path, make: Callable
     (tmp_path / "my.yaml").write_text(done.stdout)
     options = ("--config", tmp_path / "my.yaml", "--model", red_model)
     call("process", make(frames=3, **SMALL), "--output", tmp_path / "results", *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--port", "x"], "'--port': must be a whole number (got x)"),
+        (["serve", "--port", "70000"], "'--port': must be at most 65535 (got 70000)"),
+        (["bench", "--seconds", "0"], "'--seconds': must be at least 1 (got 0)"),
+        (["masks", "a.mp4", "--format", "coco", "--every", "often"], "'--every': must be a number (got often)"),
+        (["masks", "a.mp4", "--format", "x"], "'--format': 'x' is not one of 'coco', 'png', 'yolo', 'cvat', 'labelme'"),
+        (["archive", "a.mp4", "-o", "b", "--workers", "0"], "'--workers': must be at least 1 (got 0)"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_said_in_plain_words(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert f"Invalid value for {words}" in done.output
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_serve_says_where_to_open_it_and_how_to_stop_it(
+    host: str, red_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(_: threading.Event) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live.threading.Event, "wait", stop)
+    monkeypatch.setattr("polypstream.web.serve.serve", lambda *_: nullcontext("http://address/"))
+    caplog.set_level(logging.INFO)
+    with pytest.raises(KeyboardInterrupt):
+        live.serve_pages(host, 0, None, tmp_path, None, red_model, None, ["inference.provider=cpu"])
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "polypstream.cli.live"]
+    elsewhere = ", on another machine with the name of this machine in place of 0.0.0.0" if host == "0.0.0.0" else ""
+    assert line == (
+        f"open this address in a browser{elsewhere}; uploads and results are in {tmp_path}; Ctrl-C stops the server"
+    )

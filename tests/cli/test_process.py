@@ -39,8 +39,9 @@ def test_one_recording_says_what_was_found_and_what_to_open(recordings: Path, re
     assert summary["polyps"] == 1
     assert done.stdout.startswith("ward/a.mp4: 1 polyp (0:00:00.0 to 0:00:00.8), 30 frames in ")
     assert done.stdout.rstrip().endswith("open results/a/report.html")
-    nothing = call("process", "ward/a.mp4", "-o", "none", *model(red_model), "--set", "findings.smallest=0.9")
+    nothing = call("process", "ward/a.mp4", "-o", "none of these", *model(red_model), "--set", "findings.smallest=0.9")
     assert nothing.stdout.startswith("ward/a.mp4: no polyps, 30 frames in ")
+    assert nothing.stdout.rstrip().endswith("open 'none of these/a/report.html'")
 
 
 def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Path, red_model: Path) -> None:
@@ -49,22 +50,22 @@ def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Pat
     done = call("process", "ward", "--summary", "runs.csv", *model(red_model), check=False)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert lines[0] == "1 of 3: ward/a.mp4: skipped, has results already; --overwrite replaces them"
-    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (0:00:00.0 to 0:00:00.0), 1 frames in ")
-    assert lines[-1] == "3 inputs: 1 skipped, 1 done, 1 failed; polyps in 2"
+    assert lines[0] == "1 of 3: ward/a.mp4: already done; --overwrite does it again"
+    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (0:00:00.0 to 0:00:00.0), 1 frame in ")
+    assert lines[-1] == "3 inputs: 1 already done, 1 done, 1 failed; polyps in 2"
     assert max(map(len, lines[2:])) <= 80
     assert Path("results/a/findings.json").stat().st_mtime_ns == before
     assert done.stderr.count("ward/c.mp4: ") == 1
     rows = list(csv.DictReader(Path("runs.csv").read_text().splitlines()))
     assert [(row["input"], row["state"], row["polyps"], row["frames"]) for row in rows] == [
-        ("ward/a.mp4", "skipped", "1", "30"),
+        ("ward/a.mp4", "already done", "1", "30"),
         ("ward/b.avi", "done", "1", "1"),
         ("ward/c.mp4", "failed", "", ""),
     ]
     assert rows[2]["problem"].startswith("ward/c.mp4: not a recording")
     assert float(rows[0]["last_s"]) == pytest.approx(0.76, abs=0.05)
     masks = call("process", "ward", "--masks", *model(red_model), check=False).stdout
-    assert "1 of 3: ward/a.mp4: skipped, has results already without masks.mkv; --overwrite" in masks
+    assert "1 of 3: ward/a.mp4: already done without masks.mkv; --overwrite" in masks
     again = call("process", "ward", "--overwrite", *model(red_model), check=False)
     assert again.stdout.splitlines()[-1] == "3 inputs: 2 done, 1 failed; polyps in 2"
     assert Path("results/a/findings.json").stat().st_mtime_ns > before
@@ -75,7 +76,7 @@ def test_one_finished_recording_is_refused_unless_told_to_skip_it(recordings: Pa
     done = call("process", "ward/a.mp4", *model(red_model), check=False)
     assert done.returncode == 1
     assert "results/a: holds results already; give --overwrite" in done.stderr
-    assert "skipped" in call("process", "ward/a.mp4", "--skip-existing", *model(red_model)).stdout
+    assert "already done" in call("process", "ward/a.mp4", "--skip-existing", *model(red_model)).stdout
 
 
 def test_an_interrupted_recording_is_done_again(recordings: Path, red_model: Path) -> None:
@@ -145,6 +146,6 @@ def test_quiet_says_errors_only(recordings: Path, red_model: Path) -> None:
     (recordings / "notes.txt").touch()
     usual = call("process", "ward", *model(red_model), check=False)
     quiet = call("-q", "process", "ward", *model(red_model), check=False)
-    assert "1 files of the folders are neither recordings nor images" in usual.stderr
+    assert "left out: 1 file of the folders, neither recordings nor images" in usual.stderr
     assert "neither" not in quiet.stderr
     assert "ward/c.mp4: " in quiet.stderr

@@ -41,6 +41,9 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("overlay.opactiy=1", "did you mean overlay.opacity"),
         ("opacity=1", "did you mean overlay.opacity"),
         ("overlay.opacity=7", "write a number from 0 to 1 (got 7)"),
+        ("overlay.labels=yes", "write `auto`, `none`, `number` or `all` (got yes)"),
+        ("overlay={labels: off}", "--set overlay={labels: off}: write `auto`, `none`, `number` or `all` (got off)"),
+        ("overlay.opacity=", "write a number from 0 to 1 (got nothing)"),
         ("overlay.opacity=much", "write a number from 0 to 1 (got 'much')"),
         ("overlay.style=stripes", "write `tint`, `outline`, `box`, `heatmap` or `none`"),
         ("output.video.crf=99", "a number from 0 to 51"),
@@ -73,6 +76,8 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
     [
         ("overlay:\n  opacity: 7\n", "overlay.opacity"),
         ("overlay:\n  colour: red\n", "overlay.colour"),
+        ("overlay:\n  labels: yes\n", "write `auto`, `none`, `number` or `all` (got yes)"),
+        ("a: &a {labels: yes}\noverlay:\n  <<: *a\n", "overlay.labels"),
         ("overly:\n  opacity: 1\n", "overly"),
         ("overlay: 3\n", "overlay"),
         ("output:\n  video:\n    crf: high\n", "output.video.crf"),

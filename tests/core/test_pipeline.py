@@ -394,6 +394,14 @@ def test_kinds_come_in_turn_however_fast_each_is() -> None:
     assert channel.dropped["f"] > 3 * channel.dropped["s"]
 
 
+def test_a_placeholder_that_is_dropped_is_not_counted() -> None:
+    channel = Channel[str](1, drop_oldest_by=lambda item: item[0], counts=lambda item: item[1] != "-")
+    for item in ("a-", "a1", "a2", "a-", "b1", "b2"):
+        channel.put(item)
+    assert channel.take(9) == ["a-", "b2"]
+    assert channel.dropped == {"a": 2, "b": 1}
+
+
 def test_several_of_a_kind_stay_in_order_when_the_oldest_is_dropped() -> None:
     channel = Channel[str](2, drop_oldest_by=lambda item: item[0])
     for item in ("a1", "b1", "a2", "b2", "a3", "b3", "a4"):

@@ -159,7 +159,7 @@ def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_mo
 
 def test_a_model_without_metadata_is_named(tmp_path: Path) -> None:
     model = make_red_model(tmp_path / "m.onnx", threshold="often", scores="none")
-    with pytest.raises(ModelError, match=r"m\.onnx: its metadata lack or garble threshold, scores"):
+    with pytest.raises(ModelError, match=r"m\.onnx: its metadata have no valid value for threshold, scores"):
         Segmenter(model, "cpu")
 
 

@@ -61,19 +61,25 @@ def read_yolo(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_cvat(folder: Path) -> dict[str, np.ndarray]:
-    """By Datumaro; the names are those of the file and the numbers of the frames."""
+    """By Datumaro; the names are those of the images or, in videos, of the file and the numbers of the frames."""
+    from xml.etree import ElementTree
+
     from datumaro import Dataset
+    from PIL import Image
     from pycocotools import mask
 
     masks = {}
     for file in sorted(folder.glob("*.xml")):
-        root = file.read_text()
-        height, width = (int(root.split(f"<{name}>")[1].split("<")[0]) for name in ("height", "width"))
+        video = ElementTree.parse(file).getroot().find("meta/task/original_size")
         for item in Dataset.import_from(str(file), "cvat"):
-            visible = [each for each in item.annotations if not each.attributes["outside"]]
+            if video is None:
+                name, (width, height) = item.id, Image.open(folder / "images" / f"{item.id}.jpg").size
+            else:
+                name = f"{file.stem}_{item.attributes['frame']:06d}"
+                width, height = (int(video.findtext(each) or 0) for each in ("width", "height"))
+            visible = [each for each in item.annotations if not each.attributes.get("outside")]
             decoded = [mask.decode(mask.frPyObjects([each.points], height, width))[..., 0] for each in visible]
-            nothing = np.zeros((height, width), np.uint8)
-            masks[f"{file.stem}_{item.attributes['frame']:06d}"] = np.maximum.reduce([nothing, *decoded])
+            masks[name] = np.maximum.reduce([np.zeros((height, width), np.uint8), *decoded])
     return masks
 
 

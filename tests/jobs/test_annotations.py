@@ -14,11 +14,14 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from polypstream.core.config import load_settings
-from polypstream.errors import DataError, SettingsError
+from polypstream.core.config import Settings, load_settings
+from polypstream.errors import DataError, SettingsError, SourceError
 from polypstream.jobs.annotation_formats import Annotated, Coco, Cvat, Labelme, Png, RecordingInSet, Writer, Yolo
 from polypstream.jobs.annotations import Selection, write_annotations
+from polypstream.jobs.image import load_image
+from polypstream.jobs.images import process_images
 from polypstream.jobs.process import Job, process
 from polypstream.jobs.results import Outline, load_run
 from polypstream.jobs.setup import make_segmenter, with_model
@@ -123,9 +126,9 @@ THIRD = np.array([(51, 31), (55, 31), (55, 35), (51, 35)], np.int32)
 # Track 7 in two pieces beside track 3, nothing, and track 7 again; the polygons go through the middles of pixels.
 OF_TRACK_3 = Outline(3, 0, 0.0, 0.6, [THIRD])
 PICTURES = [
-    Annotated("a", 0, [Outline(7, 0, 0.0, 0.9, [SMALL, LARGE]), OF_TRACK_3], [4, 0]),
-    Annotated("b", 5, [], []),
-    Annotated("c", 10, [Outline(7, 10, 0.4, 0.8, [LARGE])], [10]),
+    Annotated("a", (64, 48), 0, [Outline(7, 0, 0.0, 0.9, [SMALL, LARGE]), OF_TRACK_3], [4, 0]),
+    Annotated("b", (64, 48), 5, [], []),
+    Annotated("c", (64, 48), 10, [Outline(7, 10, 0.4, 0.8, [LARGE])], [10]),
 ]
 
 
@@ -143,7 +146,7 @@ def test_a_track_in_pieces_and_one_that_comes_back(tmp_path: Path) -> None:
     seen = {0: ([SMALL, LARGE], 14), 10: ([LARGE], 14), 20: ([], 0), 30: ([LARGE], 35), 40: ([], 0)}
     for frame, (polygons, end) in seen.items():
         outlines = [Outline(7, frame, frame / 25, 0.9, polygons)] if polygons else []
-        writer.write(Annotated(f"x_{frame}", frame, outlines, [end] * len(outlines)))
+        writer.write(Annotated(f"x_{frame}", (64, 48), frame, outlines, [end] * len(outlines)))
     writer.close()
     tracks = ElementTree.parse(tmp_path / "annotations.xml").getroot().findall("track")
     shapes = [[(int(each.get("frame")), each.get("outside")) for each in track.findall("polygon")] for track in tracks]
@@ -211,12 +214,16 @@ def test_cvats_tracks_are_pieces_of_which_the_largest_is_the_first(tmp_path: Pat
 
 def test_a_finding_of_two_pixels_is_not_lost(tmp_path: Path) -> None:
     writer = begun(Yolo, tmp_path, (100, 50), 1)
-    writer.write(Annotated("x", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0]))
+    writer.write(
+        Annotated("x", (100, 50), 0, [Outline(1, 0, 0.0, 0.9, [np.array([(10, 20), (11, 20)], np.int32)])], [0])
+    )
     line = (tmp_path / "labels" / "train" / "x.txt").read_text().split()
     assert len(line) == 1 + 2 * 4
     assert line[0] == "0"
     assert all(0 < float(share) < 1 for share in line[1:])
-    writer.write(Annotated("rim", 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0]))
+    writer.write(
+        Annotated("rim", (100, 50), 0, [Outline(1, 0, 0.0, 0.9, [np.array([(98, 49), (99, 49)], np.int32)])], [0])
+    )
     shares = [float(share) for share in (tmp_path / "labels" / "train" / "rim.txt").read_text().split()[1:]]
     assert (min(shares), max(shares)) == (0.98, 1.0)  # x 98 to 100 of 100, y 49 to 50 of 50
     writer.close()
@@ -411,7 +418,12 @@ def test_public_readers_see_a_data_set_of_several_recordings(
 ) -> None:
     out, wanted = tmp_path / "out", [each for path in several[1] for each in ("--results", path)]
     done = call("masks", *several[0], *wanted, "--format", name.upper(), "--every", EVERY, "-o", out, *more)
-    assert len(done.stdout.splitlines()) == 3
+    assert [line.partition(", split")[0] for line in done.stdout.splitlines()] == [
+        "clip: 4 findings in 6 images",
+        "clip-2: 3 findings in 4 images",
+        "other: 2 findings in 2 images",
+        f"The annotations are in {out}",
+    ]
     masks = read_by_others(name, out, tmp_path)
     expected = {
         f"{stem}_{frame:06d}": disc_of(frame, clip)
@@ -539,3 +551,101 @@ def test_recordings_that_cannot_be_one_data_set_are_refused(several: Several, tm
     with pytest.raises(SettingsError, match="two or more recordings"):
         merge(([one], [first]), "yolo", tmp_path, validation=0.5)
     assert list(tmp_path.iterdir()) == []
+
+
+# Images: two with a disc, of other sizes, one of them turned by its EXIF data, one without a disc, and a damaged one.
+SET = {"large.png": (Clip(width=400, height=300), 0), "turned.jpg": (CLIP, 5), "without.png": (CLIP, 29)}
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory: pytest.TempPathFactory, red_model: Path) -> tuple[Path, Path]:
+    """A folder of images, and the folder of the results of `process`."""
+    folder = tmp_path_factory.mktemp("annotated images")
+    (folder / "views").mkdir()
+    for name, (clip, frame) in SET.items():
+        exif = Image.Exif()
+        exif[0x0112] = 6 if name == "turned.jpg" else 1
+        Image.fromarray(picture(clip, frame)).save(folder / "views" / name, exif=exif)
+    (folder / "views" / "broken.png").write_bytes(b"no image")
+    images = tuple(sorted((folder / "views").iterdir()))
+    segmenter = make_segmenter(with_model(load_settings(), red_model))
+    process_images(Job(str(folder / "views"), folder / "results", name="views", images=images), segmenter, Settings())
+    process_images(Job(str(images[1]), folder / "results", name="large", images=images[1:2]), segmenter, Settings())
+    return folder / "views", folder / "results"
+
+
+def masks_of(image_run: tuple[Path, Path]) -> dict[str, np.ndarray]:
+    """The masks of `process`, 0 and 1, by the names that the images have in a data set."""
+    folder = image_run[1] / "views" / "masks"
+    return {f"views_{path.stem}": cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 255 for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "cvat", "labelme"])
+def test_public_readers_see_what_was_found_in_images(name: str, image_run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, (entry,) = write_annotations([str(image_run[0])], [image_run[1]], name, tmp_path / "out")
+    assert (entry.name, entry.pictures, entry.findings) == ("views", 3, 2)
+    found, expected = read_by_others(name, folder, tmp_path), masks_of(image_run)
+    assert set(found) == set(expected)
+    for each, mask in expected.items():
+        assert_alike(found[each], mask)
+    for image in SET:
+        (written,) = folder.rglob(f"views_{Path(image).stem}.jpg")
+        difference = load_image(written).astype(int) - load_image(image_run[0] / image)
+        assert np.abs(difference).mean() < 3
+
+
+def test_masks_of_images_are_pairs_that_train_reads(image_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of the results alone: the folder of all results, of which one is of a single image."""
+    call("masks", image_run[1], "--format", "png", "--output", tmp_path / "out", "--only-findings")
+    pairs = {pair.name: pair for pair in find_pairs(tmp_path / "out")}
+    assert sorted(pairs) == ["large", "views_large", "views_turned"]
+    for name, pair in pairs.items():
+        assert_alike(read_pair(pair)[1] // 255, masks_of(image_run)[name if "_" in name else f"views_{name}"])
+    about = json.loads((tmp_path / "out" / "about.json").read_text())["recordings"]
+    assert [(each["name"], each["first_track"], each["findings"]) for each in about] == [
+        ("large", 1, 1),
+        ("views", 2, 2),
+    ]
+
+
+def test_recordings_and_images_are_one_data_set(
+    processed: tuple[Path, Path], image_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A pattern, images by name, and the folder of a run."""
+    recording, results = processed
+    arguments = [str(results / "clip"), str(image_run[0] / "t*.jpg"), str(image_run[0] / "large.png")]
+    _, entries = write_annotations(arguments, [image_run[1]], "coco", tmp_path, Selection(EVERY))
+    assert [(each.name, each.pictures, each.findings) for each in entries] == [("clip", 6, 4), ("views", 2, 2)]
+    content = json.loads((tmp_path / "annotations" / "instances_default.json").read_text())
+    assert {each["attributes"]["track_id"] for each in content["annotations"]} == {1, 2, 3}
+    sizes = {each["file_name"]: (each["width"], each["height"]) for each in content["images"]}
+    assert sizes["views_large.jpg"] == (400, 300)
+    assert sizes["views_turned.jpg"] == (240, 320)
+    _, entries = write_annotations([str(recording.parent / "*.mp4")], [results], "yolo", tmp_path / "yolo")
+    assert [each.name for each in entries] == ["clip"]
+
+
+def test_what_masks_cannot_find_is_said(
+    processed: tuple[Path, Path], image_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def refused(*arguments: object, results: Path = image_run[1]) -> str:
+        with pytest.raises((DataError, SourceError)) as error:
+            write_annotations([str(each) for each in arguments], [results], "coco", tmp_path / "out")
+        return str(error.value)
+
+    assert "standard input cannot be read again" in refused("-")
+    assert refused(tmp_path) == f"{tmp_path}: holds no recordings and no images"
+    assert "no file has such a name" in refused(tmp_path / "*.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "new.png")
+    assert "holds no finished run" in refused(tmp_path / "new.png")
+    assert "holds no results of" in refused(tmp_path / "new.png", results=image_run[1] / "views")
+    assert "holds results of a recording, not of images" in refused(tmp_path / "new.png", results=processed[1] / "clip")
+    Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
+    assert "has 8x8 pixels, but had 400x300 when it was processed" in refused(tmp_path / "large.png")
+    moved = tmp_path / "moved run"
+    moved.mkdir()
+    content = json.loads((image_run[1] / "views" / "findings.json").read_text())
+    (moved / "findings.json").write_text(json.dumps(content | {"input": "elsewhere/views"}))
+    said = refused(moved)
+    assert "was made from elsewhere/views, which is not there. Say where it is now: polypstream masks REC" in said
+    assert said.endswith(f" --results '{moved}'")

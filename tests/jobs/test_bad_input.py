@@ -132,7 +132,7 @@ NO_RECORDING = {
     "playlist.mp4": "not a recording",
     "list.ffconcat": "not a recording",
     "no_index.mp4": "not a recording",
-    "sound.m4a": "no moving picture",
+    "sound.m4a": "has no video",
     "folder.mp4": "holds no recordings and no images",
     "dangling.mp4": "no such file",
     "pipe.mp4": "",
@@ -208,7 +208,7 @@ def test_damaged_recordings_are_named_and_what_could_be_read_plays(tmp_path: Pat
         assert not summary_of(folder)["complete"]
         written = len(pts_of(folder / "annotated.mp4"))
         assert 5 < written == len(rows_of(folder / "frames.csv")) <= 75
-        assert f"The {written} frames" in line
+        assert f"{written} frames could be read; the results are in {folder}" in line
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_pictures_that_change_size_midway_are_all_kept(tmp_path: Path, make, red
     (tmp_path / "grows.ts").write_bytes(small.read_bytes() + large.read_bytes())
     done = process([tmp_path / "grows.ts"], tmp_path / "results", red_model)
     assert done.returncode == 0, done.stderr
-    assert "25 pictures changed their size" in done.stdout
+    assert "25 pictures of another size or pixel shape" in done.stdout
     pictures = frames_of(tmp_path / "results" / "grows" / "annotated.mp4", "gray")
     assert {picture.shape for picture in pictures} == {(120, 160)}
     assert len(pictures) == 50
@@ -345,11 +345,11 @@ def test_results_stay_inside_the_output_folder(tmp_path: Path, make, red_model: 
     assert [path.name for path in (tmp_path / "outer" / "results").iterdir()] == ["recording"]
 
 
-def test_of_two_recordings_with_one_stem_the_second_is_refused(tmp_path: Path, make, red_model: Path) -> None:
+def test_two_recordings_with_one_stem_are_refused_before_the_start(tmp_path: Path, make, red_model: Path) -> None:
     clip, other = make(frames=5, **SMALL), tmp_path / "sub" / "CLIP.mkv"
     line = complaint(process([clip, other], tmp_path / "results", red_model))
-    assert f"{other}: has the same result folder as {clip}; use another --output" in line
-    assert len(pts_of(tmp_path / "results" / "clip" / "annotated.mp4")) == 5
+    assert f"{clip} and {other}: the results of both would be in the same folder, CLIP. Process one of them" in line
+    assert not (tmp_path / "results").exists()
 
 
 # Models
@@ -379,9 +379,12 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(make_red_model(path).read_bytes()[:400]), "not a model"),
     "bit-flipped": (lambda path: path.write_bytes(flipped(make_red_model(path).read_bytes(), 200, 0)), "not a model"),
     "foreign": (_foreign, "not a polypstream model; make one with"),
-    "no metadata": (_nameless, "metadata lack or garble model_name"),
-    "garbled metadata": (lambda path: make_red_model(path, scores="{", threshold="high"), "garble threshold, scores"),
-    "nan threshold": (lambda path: make_red_model(path, threshold="nan"), "garble threshold"),
+    "no metadata": (_nameless, "metadata have no valid value for model_name"),
+    "garbled metadata": (
+        lambda path: make_red_model(path, scores="{", threshold="high"),
+        "no valid value for threshold, scores",
+    ),
+    "nan threshold": (lambda path: make_red_model(path, threshold="nan"), "no valid value for threshold"),
     "other size": (lambda path: make_red_model(path, input_size="256"), "say 256 pixels"),
 }
 

@@ -53,7 +53,7 @@ def test_results_are_those_of_the_python_api(images: tuple[Path, ...], segmenter
     assert told == [(number, 5) for number in range(1, 6)]
     assert (result.frames, result.polyps, result.images_with_polyps) == (4, 3, 3)
     assert result.damage == ["broken.jpg: the image is damaged or incomplete"]
-    assert "The 4 images that could be read are in" in result.problem
+    assert "4 images could be read; the results are in" in result.problem
     names = ["turned", "with.jpg", "with.png", "without"]
     assert sorted(path.name for path in (result.folder / "masks").iterdir()) == [f"{name}.png" for name in names]
     assert sorted(path.name for path in (result.folder / "annotated").iterdir()) == [f"{name}.jpg" for name in names]

@@ -203,7 +203,9 @@ def test_progress_comes_from_the_other_process(processor: IsolatedProcessor, mak
 def test_ended_from_another_thread_it_says_so(processor: IsolatedProcessor, make: Make, tmp_path: Path) -> None:
     recording = make(frames=3000, options={"preset": "ultrafast"})
     threading.Timer(1.0, processor.kill).start()
-    assert "(SIGKILL, perhaps for want of memory)" in str(processor.process(Job(str(recording), tmp_path)).problem)
+    assert "(SIGKILL, perhaps because the memory was full)" in str(
+        processor.process(Job(str(recording), tmp_path)).problem
+    )
 
 
 def test_one_that_has_died_before_its_turn_is_said_to_have(

@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import pytest
 
+from polypstream.cli.live import devices
 from polypstream.core.addresses import back_off, redacted, split_name
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame, PictureFormat
@@ -38,7 +39,7 @@ from polypstream.jobs.live import Live, describe, open_sources, pushes_of, recor
 from polypstream.media.pictures import planes_of
 from polypstream.media.srt import srt_received, srt_sent
 from polypstream.sinks.rolling import RollingRecording
-from polypstream.sources.devices import parse_formats
+from polypstream.sources.devices import Device, parse_formats
 from polypstream.sources.live import open_live, parse_address
 from polypstream.stages.live import LiveViewCropper, StalenessFilter
 from tests.conftest import Kept, call, command, free_port, pts_of
@@ -154,6 +155,10 @@ def test_in_pass_through_the_picture_does_not_wait_for_its_markers(
     (status,) = live.status()
     assert status.shown + sum(status.dropped.values()) == 75
     assert status.shown >= 40  # the session sees 20 at most
+    waiting = sum(bool(frame.problem) for frame in kept.frames)
+    assert waiting >= 1
+    assert status.findings_of == {"own": 0, "earlier": status.shown - waiting, "none": waiting}
+    assert f"findings of the frame itself in 0, of an earlier frame in {status.shown - waiting}, " in describe(status)
     assert status.delay_ms is not None
     assert status.delay_ms[0] < 150
     marked = [frame for frame in kept.frames if frame.region is not None]
@@ -405,6 +410,7 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     (status,) = live.status()
     assert status.problem == "Connection refused; given up after 3 attempts"
     assert [frame.has_signal for frame in kept.frames] == [False] * 3
+    assert (status.frames_in, status.shown, status.dropped) == (0, 0, {"newer": 0, "stale": 0})
 
 
 @pytest.mark.realtime
@@ -575,7 +581,23 @@ def test_formats_of_devices_are_read_from_what_ffmpeg_logs() -> None:
 
 def test_where_there_is_no_device_it_says_so() -> None:
     if sys.platform == "linux" and not list(Path("/dev").glob("video*")):
-        assert call("devices").stdout.startswith("no capture device; a card must appear as V4L2")
+        said = call("devices").stdout
+        assert said.startswith("No capture device was found. Check that the capture card or camera is connected")
+        assert "/dev/video0" in said
+
+
+def test_devices_are_listed_with_the_command_that_shows_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Device("dshow:My Card", "a card", ["yuyv422: 640x480"]), Device("/dev/video9", "another", [])]
+    monkeypatch.setattr("polypstream.sources.devices.list_devices", lambda: found)
+    devices()
+    assert capsys.readouterr().out.splitlines() == [
+        "dshow:My Card  a card",
+        "    yuyv422: 640x480",
+        "/dev/video9  another",
+        "To see the first one: polypstream live 'dshow:My Card' --serve 127.0.0.1:8000",
+    ]
 
 
 def test_addresses_are_shown_without_credentials() -> None:
@@ -605,7 +627,7 @@ def test_addresses_that_are_none_are_refused_without_credentials() -> None:
     with pytest.raises(SourceError, match=r"is no live source\. For a recording write replay:FILE") as refused:
         parse_address("ftp://user:secret@host/file")
     assert "secret" not in str(refused.value)
-    with pytest.raises(SourceError, match="no such value speed"):
+    with pytest.raises(SourceError, match="there is no value speed"):
         parse_address("/dev/video0?speed=3")
     device = parse_address("/dev/video0?size=640x480&rate=30")
     assert (device.url, device.reader) == ("/dev/video0", "v4l2")

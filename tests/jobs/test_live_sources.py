@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -19,13 +21,14 @@ import numpy as np
 import pytest
 import requests
 
+from polypstream.core.addresses import listening_problem
 from polypstream.core.config import LiveSettings, Settings
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import Signal
-from polypstream.errors import OutputError, ProviderError
+from polypstream.errors import OutputError, ProviderError, SettingsError, SourceError
 from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, Status, describe, open_sources, recordings_of
+from polypstream.jobs.live import Live, Status, describe, open_sources, pushes_of, recordings_of
 from polypstream.jobs.setup import make_segmenter
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser
@@ -34,7 +37,7 @@ from polypstream.sources.recording import Recording
 from polypstream.stages.live import LatencyMeter
 from polypstream.stages.status_overlay import draw_recording
 from polypstream.web.live import LivePage
-from polypstream.web.server import web
+from polypstream.web.server import parse_listen, web
 from tests.conftest import Kept, call, free_port
 
 pytestmark = pytest.mark.realtime
@@ -124,7 +127,8 @@ def test_what_has_no_markers_has_none_of_any_age() -> None:
     for problem, signal in (("broken", True), ("", False), ("", True)):
         frame = Frame(0, black_picture(16, 16), 0, Fraction(1), now - 1, "a", has_signal=signal, problem=problem)
         meter([frame])
-    assert [age is None for _, _, age in meter.latest("a")] == [True, True, False]
+    assert [age is None for _, _, age in meter.latest("a")] == [True, False]
+    assert meter.shown_by_origin("a") == {"own": 1, "earlier": 0, "none": 1}
 
 
 def test_the_model_is_chosen_once_the_provider_has_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,17 +260,109 @@ def test_the_last_line_after_a_clean_end_is_no_complaint(segmenter: Segmenter, m
 
 def test_a_source_that_loses_frames_and_its_signal_says_so_in_words() -> None:
     delays = (46.2, 100.0, 174.4, 200.0)
-    dropped = {"newer": 336, "stale": 34}
-    status = Status("room", False, False, "no picture for 2 s", 1, 600, 230, dropped, 0, delays, None, 25.0)
+    dropped, origins = {"newer": 336, "stale": 34}, {"own": 0, "earlier": 200, "none": 30}
+    status = Status("room", False, False, "no picture for 2 s", 1, 600, 230, origins, dropped, 0, delays, None, 25.0)
     assert describe(status) == (
         "room: no signal (no picture for 2 s), 230 of 600 frames shown, 25.0 per second, "
+        "findings of the frame itself in 0, of an earlier frame in 200, none in 30, "
         "skipped 370 of 600 (336 overtaken, 34 too old), delay 46 ms, 99 % under 174 ms, signal lost once"
     )
 
 
-def test_live_without_any_output_says_so(make: Callable[..., Path], red_model: Path) -> None:
-    done = call("live", f"room=replay:{make(frames=5)}", "--model", red_model)
-    assert "nothing shows, records or sends the pictures; give --window, --serve, --record or --push" in done.stderr
+def test_live_without_any_output_is_refused() -> None:
+    done = call("live", "demo:", check=False)
+    assert done.returncode == 1
+    assert "nothing would show, record or send the video. Add --serve 127.0.0.1:8000 (web page), --win" in done.stderr
+
+
+def quiet_tcp(server: socket.socket) -> str:
+    """A sender that takes the connection and says nothing."""
+    server.listen()
+    return f"tcp://user:secret@127.0.0.1:{server.getsockname()[1]}"
+
+
+def quiet_udp(server: socket.socket) -> str:
+    return f"udp://127.0.0.1:{server.getsockname()[1]}?reuse=1"
+
+
+@pytest.mark.parametrize(
+    ("address", "awaited"),
+    [(quiet_tcp, r"waiting for video from 127\.0\.0\.1:\d+"), (quiet_udp, r"waiting for a sender to port \d+")],
+)
+def test_a_source_that_sends_nothing_is_reported_once(
+    address: Callable[[socket.socket], str],
+    awaited: str,
+    segmenter: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("polypstream.jobs.live.SILENCE_S", 0.1)
+    monkeypatch.setattr("polypstream.sources.live.CONNECT_S", 0.4)
+    settings = Settings.model_validate({"live": {"timeout": 0.4, "most_attempts": 1}})
+    kept = Kept()
+    kind = socket.SOCK_STREAM if address is quiet_tcp else socket.SOCK_DGRAM
+    with socket.socket(type=kind) as server:
+        server.bind(("127.0.0.1", 0))
+        url = address(server)
+        if kind == socket.SOCK_DGRAM:
+            server.close()
+        sources = [*open_sources([f"room={url}"], settings), Camera("other", 30, 60)]
+        live = Live(sources, segmenter, settings, [("kept", kept)])
+        live.run(lambda: None, 0.02)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "polypstream.jobs.live"]
+    assert re.fullmatch(
+        rf"room: nothing has arrived yet \({awaited}\)\. polypstream keeps trying\. Ctrl-C stops it\.", line
+    )
+    status = live.status()[0]
+    assert re.fullmatch(rf"no picture for 0\.4 s, {awaited}; given up after 1 attempt", status.problem)
+    # The placeholder reached the sinks, but it is no frame of the source.
+    assert [frame.has_signal for frame in kept.frames if frame.source == "room"] == [False]
+    assert (status.frames_in, status.shown, status.delay_ms) == (0, 0, None)
+    assert live.status()[1].shown > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--serve", "here"), "--serve here: the port `here` is not a number; write HOST:PORT, for instance"),
+        (("--serve", "127.0.0.1:70000"), "the port 70000 is too large; the largest one is 65535"),
+        (("--push", "udp://127.0.0.1"), "--push udp://127.0.0.1: the port is missing; write udp://127.0.0.1:PORT"),
+        (("--push", "rtmp://u:secret@host:x/y"), "--push rtmp://host:x/y: the port `x` is not a number"),
+        (("--push", "tcp://[::1:3"), "--push tcp://[::1:3: the host is not valid; write an IPv6 address in brackets"),
+    ],
+)
+def test_each_mistake_in_an_address_has_its_own_words(arguments: tuple[str, str], words: str) -> None:
+    option, value = arguments
+    with pytest.raises(SettingsError) as refused:
+        if option == "--serve":
+            parse_listen(value)
+        else:
+            pushes_of([value], [Camera("room", 1, 1)], Settings())
+    assert words in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EADDRINUSE, "in use"), "another program uses port 80 already; choose another port, or 0"),
+        (OSError(errno.EACCES, "denied"), "you are not allowed to use port 80; choose a port above 1023"),
+        (OSError(errno.EADDRNOTAVAIL, "no"), "host is not an address of this machine; 127.0.0.1 is this machine only"),
+        (socket.gaierror(-2, "unknown"), "no address is known for the name host; write an IP address"),
+        (OSError(errno.ENETDOWN, "Network is down"), "cannot listen there (Network is down)"),
+    ],
+)
+def test_each_reason_why_a_server_cannot_listen_has_its_own_words(error: OSError, words: str) -> None:
+    assert listening_problem(error, "host", 80).startswith(words)
+
+
+def test_a_source_with_a_wrong_port_or_an_unknown_host_says_so(segmenter: Segmenter) -> None:
+    with pytest.raises(SourceError, match="rtsp://host:70000/x: the port 70000 is too large"):
+        open_sources(["rtsp://user:secret@host:70000/x"], Settings())
+    settings = Settings.model_validate({"live": {"most_attempts": 1}})
+    live = Live(open_sources(["room=tcp://nowhere.invalid:1"], settings), segmenter, settings, [])
+    play(live)
+    assert live.status()[0].problem.startswith("the host name nowhere.invalid is not known; given up after 1 attempt")
 
 
 def test_what_is_recorded_is_in_the_status(segmenter: Segmenter, tmp_path: Path, make: Callable[..., Path]) -> None:

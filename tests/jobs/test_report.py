@@ -130,7 +130,10 @@ def write_rows(table: Path, rows: list[dict[str, str]]) -> None:
 
 def test_the_words_of_the_report(run: Path) -> None:
     page = (run / "report.html").read_text()
-    assert "<dt>shown</dt><dd>from certainty 0.5 and 0.1 % of the view; smoothed</dd>" in page
+    assert (
+        "findings with a probability of at least 0.5 at one pixel or more, and with an area of at least 0.1 % of"
+        in page
+    )
     assert "<h2>Polyps</h2>" in page
     assert "Polyp 1</a></h3>" in page
     assert "Track" not in page.partition("<script>")[0]

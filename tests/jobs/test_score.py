@@ -229,7 +229,7 @@ def test_truth_that_would_be_misread_is_refused(run: Callable[..., Path], tmp_pa
         score(folder, tmp_path / "lossy.mp4")
     masks.mkdir()
     cv2.imwrite(str(masks / "0.png"), square(1))
-    with pytest.raises(DataError, match=r"0\.png: is no mask of 0 and 255, its highest value is 1"):
+    with pytest.raises(DataError, match=r"0\.png: is not a mask with the values 0 and 255; its highest value is 1"):
         score(folder, masks)
 
 

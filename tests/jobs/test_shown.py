@@ -102,7 +102,7 @@ def test_round_things_stay_round_where_size_or_shape_change_midway(
     first = Clip(name="a.ts", frames=10, sample_aspect_ratio=Fraction(1))
     found = annotate(joined(tmp_path, first, second))
     assert found.frames == 20
-    assert any("10 pictures changed their size or the shape of their pixels" in note for note in found.notes)
+    assert any("10 pictures of another size or pixel shape" in note for note in found.notes)
     shape = second.sample_aspect_ratio or Fraction(1)
     for rgb in frames_of(found.folder / "annotated.mp4", "rgb24")[10:13]:
         assert rgb.shape == (240, 320, 3)

@@ -147,7 +147,7 @@ def test_one_wrong_time_in_a_transport_stream_moves_nothing_else(
     found = annotate(recording)
     assert seconds_of(found) == pytest.approx(right, abs=2e-3)
     assert sound_moved_by(recording, found.folder / "annotated.mp4") == [0]
-    assert any(note.startswith("1 pictures had no usable time") for note in found.notes)
+    assert any(note.startswith("1 picture had no usable time") for note in found.notes)
 
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "nut"])

@@ -324,4 +324,4 @@ def test_a_second_track_of_pictures_is_said_to_be_left_out(settings: Settings, t
             for copy in copies if packet.size else ():
                 packet.stream = copy
                 new.mux(packet)
-    assert "video track 1 was left out: only track 0 is looked at" in run_of(recording, settings).notes
+    assert "video track 1 was left out: only track 0 is processed" in run_of(recording, settings).notes

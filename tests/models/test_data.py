@@ -136,7 +136,7 @@ def test_parts_of_a_view_can_be_left_out(tmp_path: Path) -> None:
     assert areas("scale", "close-ups").std() < areas("close-ups").std() / 2
     assert areas("close-ups").std() < areas().std()
     # In the picture red is 210 on the disc and at most 119 beside it.
-    plain, coloured = (reds(*without)[:, 0] for without in (("colour", "spoiling"), ("spoiling",)))
+    plain, coloured = (reds(*without)[:, 0] for without in (("colour", "degradation"), ("degradation",)))
     assert ((plain <= 121) | ((plain >= 205) & (plain <= 211))).all()
     assert ((coloured > 121) & (coloured < 205)).sum() > 10
     assert reds("colour").max() == 255  # text and spots
@@ -151,7 +151,7 @@ def test_a_view_takes_on_anothers_palette(tmp_path: Path) -> None:
     levels, palette = levels_of(picture, mask, 96), levels_of(other, mask, 96).palette
 
     def views(*without: str) -> list[np.ndarray]:
-        without = ("scale", "close-ups", "colour", "spoiling", *without)
+        without = ("scale", "close-ups", "colour", "degradation", *without)
         return [augment(levels, palette, 96, np.random.default_rng(seed), without)[0] for seed in range(20)]
 
     as_it_is = views("palette")

@@ -299,6 +299,6 @@ def test_names(tmp_path: Path) -> None:
 
 
 def test_live_pictures_are_refused() -> None:
-    done = call("live", "demo:?seconds=1", "--set", "deidentify.enabled=true", check=False)
+    done = call("live", "demo:?seconds=1", "--set", "live.sound=true", "--set", "deidentify.enabled=true", check=False)
     assert done.returncode == 1
     assert "live pictures are not de-identified" in done.stderr

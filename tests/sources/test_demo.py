@@ -28,7 +28,7 @@ def test_a_demo_address_is_read() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("demo:?second=1", "no such value second"),
+        ("demo:?second=1", "there is no value second"),
         ("demo:?seconds=much", "seconds=much cannot be read"),
         ("demo:?seconds=0", "seconds must be over 0"),
         ("demo:?seconds=nan", "seconds must be over 0"),

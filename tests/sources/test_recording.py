@@ -148,7 +148,7 @@ def test_a_change_of_size_is_scaled_and_said(tmp_path: Path) -> None:
     recording = Recording(path)
     sizes = {(frame.picture.width, frame.picture.height) for frame in recording.frames()}
     assert sizes == {(320, 240)}
-    assert any("10 pictures changed their size" in note for note in recording.notes)
+    assert any("10 pictures of another size" in note for note in recording.notes)
 
 
 def test_pictures_too_wide_for_any_output_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -133,6 +134,7 @@ def test_status_snapshot_findings_and_metrics(page: Served) -> None:
     values = dict(line.rsplit(" ", 1) for line in metrics if not line.startswith("#"))
     assert float(values['polypstream_signal{source="room1"}']) == 1
     assert float(values['polypstream_frames_in_total{source="room1"}']) > 0
+    assert float(values['polypstream_frames_findings_total{frame="own",source="room1"}']) > 0
     assert page.get("/healthz")[::2] == (200, b"ok")
 
 
@@ -207,7 +209,7 @@ def test_where_to_listen() -> None:
 def test_a_port_in_use_is_said(page: Served, make: Callable[..., Path], red_model: Path) -> None:
     app = make_app([LivePage(page.live, page.browser)], "127.0.0.1", None)
     with (
-        pytest.raises(SettingsError, match=rf"127.0.0.1:{page.port}: already in use, or not allowed"),
+        pytest.raises(SettingsError, match=rf"127.0.0.1:{page.port}: another program uses port {page.port} already"),
         serving(app, "127.0.0.1", page.port),
     ):
         pass
@@ -229,6 +231,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
         until(lambda: driver.find_elements("css selector", ".findings img"))
         assert value(driver, "viewers") == "1"
         assert "per second" in value(driver, "rate")
+        assert re.fullmatch(r"[1-9]\d* own frame, 0 earlier frame, 0 none", value(driver, "origins"))
         driver.find_element("name", "sound").click()
         markers = driver.find_element("name", "overlay")
         markers.click()

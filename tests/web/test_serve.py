@@ -354,7 +354,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
         ("/recordings/0123456789abcdef", 404, "There is no such recording."),
         ("/recordings/nothing", 404, "There is no such recording."),
         ("/api/segment", 405, "This address is for programs."),
-        ("/api/recordings/nothing", 422, "The address is incomplete"),
+        ("/api/recordings/nothing", 422, "`id` in the address must be the ID of a recording"),
         ("/live/7/stream", 404, "There is no such source."),
     ],
 )
@@ -676,7 +676,7 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 def test_a_folder_of_another_version_is_said(tmp_path: Path) -> None:
     with open_library(tmp_path) as library:
         library._database.execute("PRAGMA user_version = 7")
-    with pytest.raises(OutputError, match="belongs to another version of polypstream; use another --folder"):
+    with pytest.raises(OutputError, match="belongs to another version of polypstream; choose another folder"):
         Library(tmp_path)
 
 

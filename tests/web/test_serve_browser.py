@@ -318,6 +318,13 @@ def test_an_error_is_a_page(browse: Callable[[], Any], app: Served) -> None:
     until(lambda: "There are no recordings yet" in text_of(driver, "#recordings"))
 
 
+def test_a_page_shows_which_value_of_a_request_is_wrong(browse: Callable[[], Any], app: Served) -> None:
+    driver = browse()
+    driver.get(app.address + "/recordings")
+    driver.execute_script("ask('/api/recordings/wrong').catch((error) => say(error.message))")
+    until(lambda: said(driver).startswith("`id` in the address must be the ID of a recording"))
+
+
 def test_an_upload_goes_on_where_the_line_broke(browse: Callable[[], Any], app: Served, tmp_path: Path) -> None:
     """Also after the page was closed; but what another one began, of the same name and size, is not gone on with."""
     big = tmp_path / "big.mp4"

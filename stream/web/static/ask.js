@@ -15,8 +15,7 @@ async function ask(url, options = {}) {
 function reasonOf(status, text) {
   if (status === 401) return "the token has changed; open the address that the server printed";
   try {
-    const detail = JSON.parse(text).detail;
-    return typeof detail === "string" ? detail : detail.map((each) => each.msg).join("; ");
+    return JSON.parse(text).detail;
   } catch {
     return text || `the server responded with ${status}`;
   }

@@ -62,6 +62,8 @@ function show(section, status) {
   const reasons = drops.map(([reason, count]) => `${count} ${REASONS[reason] ?? reason}`).join(", ");
   const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
   say(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
+  const { own, earlier, none } = status.findings_of;
+  say(section, "origins", `${own} own frame, ${earlier} earlier frame, ${none} none`);
   say(section, "losses", ["never", "once"][status.losses] ?? `${status.losses} times`);
   say(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);

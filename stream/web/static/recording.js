@@ -50,7 +50,7 @@ async function downloadAnnotations(form) {
     let made = await (await ask(address, { method: "POST" })).json();
     while (["waiting", "processing"].includes(made.state)) {
       const done = made.frames_expected ? `${made.frames_done} of ${made.frames_expected}` : made.frames_done;
-      status.textContent = made.state === "waiting" ? "waiting for other annotations" : `${done} frames`;
+      status.textContent = made.state === "waiting" ? "waiting for other annotations" : `frames done: ${done}`;
       await new Promise((resolve) => setTimeout(resolve, 500));
       const recording = await (await ask(api)).json();
       made = recording.annotations.find((each) => each.format === format.value) ?? { message: "Please try again." };
