@@ -100,6 +100,7 @@ def test_a_run_is_read_back(colon: Path) -> None:
         "blurred": ("b", (75,)),
         "overexposed": ("b", (75,)),
         "outside": ("b", (75,)),
+        "segmented": ("b", (75,)),
     }
 
 

@@ -121,9 +121,10 @@ def test_from_a_bucket_into_it(make: Make, bucket: str, red_model: Path, tmp_pat
     assert sum(task.kind == "part" for task in tasks) == 1
     assert rows["broken"].reason.startswith(f"{bucket}/in/broken.mp4: not a recording")
     results = fetch(bucket, "sub/clip", tmp_path / "got")
-    text = (results / "findings.json").read_text()
-    assert f"{bucket}/in/sub/clip.mp4" in text
-    (results / "findings.json").write_text(text.replace(f"{bucket}/in/sub/clip.mp4", str(recording)))
+    for name in ("findings.json", "polyps.csv"):
+        text = (results / name).read_text()
+        assert f"{bucket}/in/sub/clip.mp4" in text
+        (results / name).write_text(text.replace(f"{bucket}/in/sub/clip.mp4", str(recording)))
     compare(results, recording, red_model, tmp_path)
     assert run(bucket, red_model, f"{bucket}/in") == (rows, [])
     assert {row.item.name: row for row in read_ledger(f"{bucket}/out")} == rows
