@@ -24,6 +24,7 @@ from polypstream.errors import DataError, OutputError, PolypstreamError, SourceE
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
 from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
+from polypstream.media.gop_copy import CopyCounts, open_copying
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
 from polypstream.sinks.findings import SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
@@ -170,7 +171,10 @@ def _process(
             source = Deidentified(source, view, settings, job.name)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            run = RecordingPipeline(source, view, folder, segmenter, settings, job.masks).run(on_progress, on_activity)
+            pipeline = RecordingPipeline(
+                source, view, folder, segmenter, settings, job.masks, packets_from=source.path
+            )
+            run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
             with suppress(DataError):  # without a single frame there is nothing to report
                 write_report(folder)
@@ -227,6 +231,7 @@ class RecordingPipeline:
         frames: frames of the part; None: all frames of the source.
         stages: stages for the frames, as `make_stages` makes them; None: new ones.
         origin: pts at which the time of the part's annotated.mp4 begins.
+        packets_from: the recording's file, if its packets may be copied.
 
     Raises:
         OutputError: a file cannot be written.
@@ -243,9 +248,12 @@ class RecordingPipeline:
         frames: Iterator[Frame] | None = None,
         stages: Stages | None = None,
         origin: int = 0,
+        packets_from: Path | None = None,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
         self._masks = masks
+        video = settings.output.video
+        self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin or None)
         sinks = self._open_sinks(masks, origin)
         stages = make_stages(view, segmenter, settings) if stages is None else stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
@@ -259,6 +267,7 @@ class RecordingPipeline:
             self.settings.output.video,
             origin,
             self.source.shifts,
+            self.copying,
         )
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", self.video)]
         try:
@@ -334,6 +343,17 @@ class RecordingPipeline:
             "polypstream": version("polypstream"),
         }
 
+    def _unmarked(self) -> dict[str, Any]:
+        """How many groups of pictures were copied and encoded."""
+        counts = self.copying.counts if self.copying else CopyCounts(encoded_frames=self.video.frames)
+        return {
+            "copied_gops": counts.copied_gops,
+            "copied_frames": counts.copied_frames,
+            "encoded_gops": counts.encoded_gops if self.copying else None,
+            "encoded_frames": counts.encoded_frames,
+            "why_none": self._why_none or counts.why_none,
+        }
+
     def _without_folders(self, text: str) -> str:
         """A path, reduced to its file name if the results are de-identified: folders are often named after people."""
         return Path(text).name if self.settings.deidentify.enabled else text
@@ -352,6 +372,7 @@ class RecordingPipeline:
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,
             "encoder": self.video.encoder,
+            "unmarked": self._unmarked(),
             "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
             "picture_size": [self.source.format.width, self.source.format.height],
             "frames_in": self.pipeline.work["decode"].items,
