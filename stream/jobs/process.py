@@ -171,9 +171,7 @@ def _process(
             source = Deidentified(source, view, settings, job.name)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            pipeline = RecordingPipeline(
-                source, view, folder, segmenter, settings, job.masks, packets_from=source.path
-            )
+            pipeline = RecordingPipeline(source, view, folder, segmenter, settings, job.masks, packets_from=source.path)
             run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
             with suppress(DataError):  # without a single frame there is nothing to report

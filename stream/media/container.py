@@ -88,9 +88,7 @@ def video_tracks(container: InputContainer) -> list[VideoStream]:
     Returns:
         The tracks, the one that is annotated first.
     """
-    moving = [
-        stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic
-    ]
+    moving = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
     best = container.streams.best("video")
     return sorted(moving, key=lambda stream: stream is not best)
 

@@ -118,7 +118,6 @@ def encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoSe
     return {**options, **encoder.no_delay} if pictures.rate < LOW_RATE else options
 
 
-
 def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
     """Pad a frame by repeating its last column and row.
 

@@ -139,7 +139,9 @@ class _Gathered:
 
     def gop(self, end: int | None, problem: str = "") -> Gop:
         """Finish it; `end` is the pts of the first frame behind it."""
-        pts, dts = self.pts, [packet.dts for packet in self.packets if packet.dts is not None]
+        pts = self.pts
+        self._fill_decoding_times(pts)
+        dts = [packet.dts for packet in self.packets if packet.dts is not None]
         problem = self.problem or problem
         complete = len(pts) == len(dts) == len(self.packets)
         ordered = all(before < after for times in (pts, dts) for before, after in pairwise(times))
@@ -147,6 +149,14 @@ class _Gathered:
         if not (possible and ordered and (end is None or not pts or pts[-1] < end)):
             return Gop([], pts, [], end, problem or DAMAGED)
         return Gop([] if problem else self.packets, pts, dts, end, problem)
+
+    def _fill_decoding_times(self, pts: list[int]) -> None:
+        """Give the first packets a dts. FFmpeg leaves it out at the start of containers that store no dts."""
+        following: int | None = None
+        for packet in reversed(self.packets):
+            if packet.dts is None and following is not None and len(pts) > 1:
+                packet.dts = following - (pts[1] - pts[0])
+            following = packet.dts
 
 
 class GopReader:
@@ -355,9 +365,7 @@ class GopCopy:
         self._options = {"profile": PROFILES[theirs.profile], "x264-params": f"sps-id={sets.free_id()}"}
         ours = ParameterSets.parse(self._open_encoder().extradata or b"")
         alike = SequenceParameters.parse(ours.sequence[0]).alike(theirs).unit()
-        self._extradata = sets._replace(
-            sequence=[*sets.sequence, alike], picture=[*sets.picture, *ours.picture]
-        ).avcc()
+        self._extradata = sets._replace(sequence=[*sets.sequence, alike], picture=[*sets.picture, *ours.picture]).avcc()
 
     def _open_encoder(self) -> VideoCodecContext:
         context = cast(VideoCodecContext, VideoCodecContext.create(CODEC, "w"))

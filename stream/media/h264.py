@@ -174,7 +174,19 @@ class SequenceParameters:
             _skip(bits, 4)
         crop = bits.since(place)
         return cls(
-            profile, constraints, level, id_, chroma, order, references, gaps, size, progressive, direct, crop, bits.rest
+            profile,
+            constraints,
+            level,
+            id_,
+            chroma,
+            order,
+            references,
+            gaps,
+            size,
+            progressive,
+            direct,
+            crop,
+            bits.rest,
         )
 
     def unit(self) -> bytes:

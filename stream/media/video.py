@@ -333,8 +333,10 @@ def _mp4_options(pictures: PictureFormat, reordered: bool) -> list[dict[str, str
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
     if reordered:
         # FFmpeg cuts off a frame where a fragment ends among reordered ones. They never cross a keyframe.
+        # The first frame is decoded before the time at which it is shown. Without negative offsets, all frames of a
+        # file that was not closed would be late by that time.
         del options["frag_duration"]
-        options["movflags"] += "+frag_keyframe"
+        options["movflags"] += "+frag_keyframe+negative_cts_offsets"
     with_header = options | {"movflags": options["movflags"] + HEADER_AT_START}
     return [with_header, options] if abs(pictures.start) < LATE_START_S else [options]
 

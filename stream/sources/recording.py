@@ -222,7 +222,10 @@ class Recording:
                 self._format.time_base,
                 last=following is None,
                 orientation=orientation,
-                as_recorded=fitting is picture and stored == stated and not self.shifts.restarts and not picture.is_corrupt,
+                as_recorded=fitting is picture
+                and stored == stated
+                and not self.shifts.restarts
+                and not picture.is_corrupt,
             )
         self._note_damage(self._frames_read, end)
 
