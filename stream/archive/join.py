@@ -82,7 +82,7 @@ def join_parts(
     firsts = list(accumulate((each["frames_out"] for each in summaries[:-1]), initial=0))
     source = open_source(str(path))
     try:
-        _join_tables(parts, renumberings, firsts, folder)
+        found = _join_tables(parts, renumberings, firsts, folder)
         origins = [part.start or 0 for part in plan.parts]
         videos = [part / "annotated.mp4" for part in parts]
         sound = None if settings.deidentify.enabled else source.path
@@ -96,7 +96,7 @@ def join_parts(
     frames = sum(each["frames_out"] for each in summaries)
     for name in ("annotated.mp4", *(["masks.mkv"] if masks else [])):
         check_frames(folder / name, frames, on_activity)
-    run = _join_summaries(summaries, folder, notes, damage)
+    run = _join_summaries(summaries, found, folder, notes, damage)
     write_report(folder)
     return run
 
@@ -122,7 +122,7 @@ def _summary_of(part: Path) -> dict[str, Any]:
 
 def _join_tables(
     parts: Sequence[Path], renumberings: Sequence[TrackRenumbering], firsts: Sequence[int], folder: Path
-) -> None:
+) -> dict[str, Any]:
     """Write frames.csv, findings.json and the snapshots.
 
     Args:
@@ -130,6 +130,9 @@ def _join_tables(
         renumberings: for each part.
         firsts: number of each part's first frame in the recording.
         folder: folder for the results.
+
+    Returns:
+        What was found, for summary.json.
     """
     head = read_findings(parts[0])
     findings = FindingsFile(folder, {name: head[name] for name in ABOUT})
@@ -142,6 +145,7 @@ def _join_tables(
                     table.write_row(row | {"frame": frame, "tracks": " ".join(map(str, tracks))})
             exact = json.loads((part / TRACKS).read_text())
             findings.add_part(part, {int(track): ExactTrack(*row) for track, row in exact.items()}, renumber, first)
+    return findings.found
 
 
 def _join_videos(
@@ -268,7 +272,7 @@ def _packets(video: Path, time_base: Fraction | None = None, origin: int = 0) ->
 
 
 def _join_summaries(
-    parts: Sequence[dict[str, Any]], folder: Path, notes: list[str], damage: list[str]
+    parts: Sequence[dict[str, Any]], found: dict[str, Any], folder: Path, notes: list[str], damage: list[str]
 ) -> ProcessResult:
     seconds = sum(part["wall_seconds"] for part in parts)
     frames = sum(part["frames_out"] for part in parts)
@@ -285,6 +289,7 @@ def _join_summaries(
         "notes": [*part_notes, *notes],
         "frames_in": sum(part["frames_in"] for part in parts),
         "frames_out": frames,
+        **found,
         "wall_seconds": round(seconds, 3),
         "frames_per_second": round(frames / seconds, 2),
         "seconds_per_stage": {name: round(spent, 3) for name, spent in stages.items()},
@@ -292,7 +297,7 @@ def _join_summaries(
         "unmarked": parts[0]["unmarked"] | copied | ({"why_none": None} if copied["copied_gops"] else {}),
     }
     write_summary(folder, summary)
-    return ProcessResult(parts[0]["input"], folder, frames, seconds, [*part_notes, *notes], damage)
+    return ProcessResult(parts[0]["input"], folder, frames, seconds, [*part_notes, *notes], damage, **found)
 
 
 def _join_notes(notes: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 REFRESH_S = 0.25
 # Longest name beside a bar; with it the bar fits into 80 columns.
-MAX_NAME = 16
+MAX_NAME = 14
 
 
 class _Words(ProgressColumn):

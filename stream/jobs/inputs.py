@@ -63,14 +63,14 @@ def find_inputs(arguments: Sequence[str]) -> Inputs:
     found: dict[str | Path, list[Path]] = {}  # the key of a set of images is their folder
     others, problems = 0, []
     for argument in arguments:
+        in_folder = os.path.isdir(argument)  # noqa: PTH112 -- Path.is_dir raises for long names
         try:
             for file in _files_of(argument):
-                if isinstance(file, Path) and file.suffix.lower() in IMAGE_ENDINGS:
+                ending = file.suffix.lower() if isinstance(file, Path) else ""
+                if isinstance(file, Path) and ending in IMAGE_ENDINGS:
                     images = found.setdefault(file.parent, [])
                     images += [file] if file not in images else []
-                elif (
-                    isinstance(file, Path) and Path(argument).is_dir() and file.suffix.lower() not in RECORDING_ENDINGS
-                ):
+                elif in_folder and ending not in RECORDING_ENDINGS:
                     others += 1
                 else:
                     found[str(file)] = []

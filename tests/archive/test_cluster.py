@@ -223,7 +223,7 @@ def test_a_broken_recording_is_told_once_by_each_run(make: Make, red_model: Path
     said = (done.stdout + done.stderr).splitlines()
     (line,) = (line for line in said if "broken:" in line)
     assert line.startswith(f"polypstream: {broken}: broken: not a recording")
-    assert f"{good}: 5 frames, 1 track, " in done.stdout
+    assert f"{good}: 5 frames, 1 polyp, " in done.stdout
     assert f" -> {hashed_name(good.name, salt.read_bytes())}" in done.stdout
     again = call("archive", good, broken, *options, check=False)
     assert again.stderr.splitlines() == [line]

@@ -267,7 +267,7 @@ def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp
     save_boundary(changed, twice.parts[1] / BEGIN)
     assert not fits(twice.parts[0], twice.parts[1])
     (tmp_path / "again").mkdir()
-    with pytest.raises(CannotJoin, match="does not go on"):
+    with pytest.raises(CannotJoin, match="does not continue"):
         join_parts(twice.recording, twice.plan, twice.parts, tmp_path / "again", twice.settings, masks=True)
 
 

@@ -768,7 +768,7 @@ def test_what_is_not_installed_is_said_first(tmp_path: Path) -> None:
 def test_lines_name_recordings_as_process_does() -> None:
     hashed = Item("hashed:1", "abc", 1, "1", "/in/meier.mp4")
     assert describe(Row(hashed, State.DONE, "", 100, 1, 2.0, 1)) == (
-        "/in/meier.mp4: 100 frames, 1 track, 50.0 frames per second -> abc"
+        "/in/meier.mp4: 100 frames, 1 polyp, 50.0 frames per second -> abc"
     )
     assert describe(Row(hashed, State.BROKEN, "abc: not a recording")) == "/in/meier.mp4: broken: not a recording"
     stored = Item("hashed:1", "abc", 1, "1")

@@ -205,7 +205,7 @@ def test_where_to_listen() -> None:
 def test_a_port_in_use_is_said(page: Served, make: Callable[..., Path], red_model: Path) -> None:
     app = make_app([LivePage(page.live, page.browser)], "127.0.0.1", None)
     with (
-        pytest.raises(SettingsError, match=rf"127.0.0.1:{page.port}: cannot be listened on"),
+        pytest.raises(SettingsError, match=rf"127.0.0.1:{page.port}: already in use, or not allowed"),
         serving(app, "127.0.0.1", page.port),
     ):
         pass
