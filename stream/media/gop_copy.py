@@ -10,6 +10,7 @@ times of the packets that they replace. So a decoder does not notice the change.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,12 +53,13 @@ LONGEST_GOP_S = 20
 LARGEST_GOP_BYTES = 64 * 2**20
 # Seconds between keyframes in encoded stretches. Fragments may end only there, and a killed process loses one.
 KEY_FRAME_EVERY_S = 1
+# A seek in a transport stream ends at any packet. The groups before the wanted time are passed over.
+ENTER_BEFORE_S = 5
 CODEC = "libx264"
 # profile_idc and x264's name of the profile.
 PROFILES = {66: "baseline", 77: "main", 100: "high", 110: "high10", 122: "high422", 244: "high444"}
 # Constraint flag 3 of these profiles: all pictures are intra pictures.
 INTRA_ONLY, INTRA_PROFILES = 0x10, (110, 122, 244)
-COLOUR_TAGS = ("colorspace", "color_primaries", "color_trc")
 MARKED, DAMAGED, LONG = "marked", "damaged, mistimed or incomplete", f"longer than {LONGEST_GOP_S} seconds"
 CHANGED = "behind a change of the parameter sets"
 ENTERED_LATE = "before the first complete group"
@@ -203,7 +205,8 @@ class GopReader:
     def _read(self) -> Iterator[Gop]:
         if self._since is not None:
             try:
-                self._container.seek(self._since - self._offset, stream=self.stream)
+                earlier = round(ENTER_BEFORE_S / self.stream.time_base) if self.stream.time_base else 0
+                self._container.seek(self._since - self._offset - earlier, stream=self.stream)
             except FFmpegError:
                 return
         gathered, sticky = _Gathered(ENTERED_LATE), ""
@@ -357,10 +360,12 @@ class GopCopy:
             raise CannotCopy("it may have interlaced frames")
         if self._pictures.pixel_format != context.pix_fmt:
             raise CannotCopy(f"its pixel format {context.pix_fmt} is converted")
-        if any(getattr(context, tag) != getattr(self._pictures, tag) for tag in COLOUR_TAGS):
-            raise CannotCopy("its colour tags are unknown")
+        usability = theirs.usability()
+        tags = self._pictures.color_primaries, self._pictures.color_trc, self._pictures.colorspace
+        if usability.colours not in (None, tags):
+            raise CannotCopy("its colour tags are unknown, or not those of the file")
         self.reordered = context.has_b_frames
-        if self.reordered and not theirs.states_reordering:
+        if self.reordered and not usability.states_reordering:
             raise CannotCopy("it has B-frames and does not say how many frames a decoder must hold")
         self._options = {"profile": PROFILES[theirs.profile], "x264-params": f"sps-id={sets.free_id()}"}
         ours = ParameterSets.parse(self._open_encoder().extradata or b"")
@@ -406,7 +411,7 @@ class GopCopy:
             if gop is not None and not problem:
                 return finished + (self._copy(gop) if self._arrived == len(gop.pts) else [])
             finished += self._encode_first(place, problem)
-        return finished + self._encode(frame.picture, frame.pts, place)
+        return finished + self._encode(frame.picture, frame.pts)
 
     def _problem(self, frame: Frame, place: int) -> str:
         """Why the current GOP cannot be copied if this is its frame number `place`; empty if it can be."""
@@ -452,17 +457,23 @@ class GopCopy:
         if self._gop is not None:
             for place, picture in enumerate(self._reader.first_pictures(self._gop, count)):
                 picture.pts, picture.time_base = self._gop.pts[place], self._pictures.time_base
-                finished += self._encode(picture, picture.pts, place)
+                finished += self._encode(picture, picture.pts)
         return finished
 
-    def _encode(self, picture: av.VideoFrame, pts: int, place: int) -> list[Packet[VideoStream]]:
-        """Encode frame number `place` of the current GOP."""
+    def _encode(self, picture: av.VideoFrame, pts: int) -> list[Packet[VideoStream]]:
         if self._encoder is None:
             self._encoder = FrameEncoder(self._open_encoder().encode, self._pictures, KEY_FRAME_EVERY_S)
-        times = self._gop.dts if self._gop else []
-        self._planned.append(times[place] if place < len(times) else pts - self._delay)
+        self._planned.append(self._decoding_time(pts))
         self.counts.encoded_frames += 1
         return self._timed(self._encoder.encode(picture, float(pts * self._pictures.time_base)))
+
+    def _decoding_time(self, pts: int) -> int:
+        """Return the dts for an encoded frame: those of the packets of its GOP, in the order of the frames."""
+        if self._gop is not None and self._gop.dts:
+            place = bisect_left(self._gop.pts, pts)
+            if place < len(self._gop.pts) and self._gop.pts[place] == pts:
+                return self._gop.dts[place]
+        return pts - self._delay
 
     def _timed(self, packets: list[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
         """Give packets of the encoder, which does not reorder frames, their dts, and the form that MP4 stores."""

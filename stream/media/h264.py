@@ -16,6 +16,8 @@ START_CODE = b"\x00\x00\x01"
 # Profiles whose SPS states chroma format and bit depth (7.3.2.1.1), among those that x264 can write.
 HIGH_PROFILES = (100, 110, 122, 244)
 LENGTH_BYTES = 4
+# chroma_format_idc.
+CHROMA_444 = 3
 EXTENDED_ASPECT_RATIO = 255
 
 
@@ -116,6 +118,18 @@ def _ue(value: int) -> str:
     return "0" * (len(digits) - 1) + digits
 
 
+class Usability(NamedTuple):
+    """What a decoder is told beside what it needs to decode.
+
+    Attributes:
+        colours: colour primaries, transfer characteristics and matrix; None: not stated.
+        states_reordering: whether it says how many frames a decoder must hold to put them in order.
+    """
+
+    colours: tuple[int, int, int] | None
+    states_reordering: bool
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceParameters:
     """A sequence parameter set (7.3.2.1.1). Parts that are only copied are kept as strings of 0 and 1.
@@ -200,12 +214,26 @@ class SequenceParameters:
         payload = int(bits, 2).to_bytes(len(bits) // 8, "big")
         return bytes([3 << 5 | SPS]) + re.sub(rb"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", payload)
 
-    @property
-    def states_reordering(self) -> bool:
-        """Whether the VUI says how many frames a decoder must hold to put them in order."""
+    def extension(self) -> bytes:
+        """Write what an avcC says of chroma format and bit depths, in the profiles that state them."""
+        if self.profile not in HIGH_PROFILES:
+            return b""
+        bits = _Bits(self.chroma)
+        chroma = bits.ue()
+        if chroma == CHROMA_444:
+            bits.u(1)
+        return bytes([0xFC | chroma, 0xF8 | bits.ue(), 0xF8 | bits.ue(), 0])
+
+    def usability(self) -> Usability:
+        """Read the VUI, video usability information (E.1.1).
+
+        Raises:
+            NotSupported: it is damaged.
+        """
         bits = _Bits(self.vui)
+        colours = None
         if not bits.u(1):
-            return False
+            return Usability(None, states_reordering=False)
         if bits.u(1) and bits.u(8) == EXTENDED_ASPECT_RATIO:
             bits.u(32)
         if bits.u(1):  # overscan
@@ -213,7 +241,7 @@ class SequenceParameters:
         if bits.u(1):  # video signal type
             bits.u(4)
             if bits.u(1):  # colour description
-                bits.u(24)
+                colours = bits.u(8), bits.u(8), bits.u(8)
         if bits.u(1):  # location of chroma samples
             _skip(bits, 2)
         if bits.u(1):  # timing
@@ -222,7 +250,7 @@ class SequenceParameters:
         if any(hypothetical_decoders):
             bits.u(1)
         bits.u(1)  # pic_struct_present_flag
-        return bool(bits.u(1))
+        return Usability(colours, bool(bits.u(1)))
 
     def alike(self, recording: SequenceParameters) -> SequenceParameters:
         """Describe the same frames as this set, with the buffers, the reordering and the level of another one.
@@ -267,7 +295,7 @@ def _skip(bits: _Bits, numbers: int) -> None:
 
 def _read_chroma(bits: _Bits) -> str:
     place = bits.place
-    if bits.ue() == 3:  # chroma_format_idc: 4:4:4
+    if bits.ue() == CHROMA_444:
         bits.u(1)
     _skip(bits, 2)
     bits.u(1)
@@ -353,7 +381,8 @@ class ParameterSets(NamedTuple):
         data = bytes([1, *self.sequence[0][1:4], 0xFC | (LENGTH_BYTES - 1), 0xE0 | len(self.sequence)])
         data += b"".join(len(unit).to_bytes(2, "big") + unit for unit in self.sequence)
         data += bytes([len(self.picture)])
-        return data + b"".join(len(unit).to_bytes(2, "big") + unit for unit in self.picture) + self.extension
+        data += b"".join(len(unit).to_bytes(2, "big") + unit for unit in self.picture)
+        return data + (self.extension or SequenceParameters.parse(self.sequence[0]).extension())
 
     def free_id(self) -> int:
         """Return the smallest id that no sequence and no picture parameter set has.

@@ -315,11 +315,13 @@ def open_mp4(
     """
     options = _mp4_options(pictures, reordered)
     if audio_from is None:
-        return open_output(path, options[0]), None
+        return open_output(path, _with_late_header(options[-1]) if reordered else options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base
     audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, options)
     try:
-        file = open_output(path, audio.options)
+        # The first reordered frame is decoded before it is shown. A header that was written at the start does not say
+        # so. The frames of a file that was not closed would be late by a few frames.
+        file = open_output(path, _with_late_header(options[-1]) if reordered and not audio.is_late else audio.options)
         file.set_chapters(audio.chapters())
     except BaseException:
         audio.close()
@@ -333,12 +335,15 @@ def _mp4_options(pictures: PictureFormat, reordered: bool) -> list[dict[str, str
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
     if reordered:
         # FFmpeg cuts off a frame where a fragment ends among reordered ones. They never cross a keyframe.
-        # The first frame is decoded before the time at which it is shown. Without negative offsets, all frames of a
-        # file that was not closed would be late by that time.
         del options["frag_duration"]
-        options["movflags"] += "+frag_keyframe+negative_cts_offsets"
+        options["movflags"] += "+frag_keyframe"
     with_header = options | {"movflags": options["movflags"] + HEADER_AT_START}
     return [with_header, options] if abs(pictures.start) < LATE_START_S else [options]
+
+
+def _with_late_header(options: dict[str, str]) -> dict[str, str]:
+    """Container options with which the header is written when all tracks have begun."""
+    return options | {"movflags": options["movflags"] + "+delay_moov"}
 
 
 def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] = lambda _: None) -> None:
