@@ -91,7 +91,9 @@ def make_clip(folder: Path, clip: Clip) -> Path:
         step = round(1 / (clip.rate * context.time_base))
         pts = clip.pts or range(0, clip.frames * step, step)
         for index, when in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray((clip.draw or picture)(clip, index), "rgb24").reformat(format=clip.pixel_format)
+            frame = av.VideoFrame.from_ndarray((clip.draw or picture)(clip, index), "rgb24").reformat(
+                format=clip.pixel_format
+            )
             frame.pts, frame.time_base = when, context.time_base
             file.mux(video.encode(frame))
         file.mux(video.encode(None))

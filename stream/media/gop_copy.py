@@ -56,6 +56,9 @@ KEY_FRAME_EVERY_S = 1
 # A seek in a transport stream ends at any packet. The groups before the wanted time are passed over.
 ENTER_BEFORE_S = 5
 CODEC = "libx264"
+# An MP4 has the parameter sets in its header only. GStreamer stops sending those of the header to a decoder when it
+# meets some in a packet.
+LEFT_OUT = (SPS, PPS, DELIMITER)
 # profile_idc and x264's name of the profile.
 PROFILES = {66: "baseline", 77: "main", 100: "high", 110: "high10", 122: "high422", 244: "high444"}
 # Constraint flag 3 of these profiles: all pictures are intra pictures.
@@ -188,7 +191,7 @@ class GopReader:
             extradata = self.stream.codec_context.extradata or b""
             self.sets = ParameterSets.parse(extradata)
             self._split = split_lengths if is_avcc(extradata) else split_start_codes
-            self.is_byte_stream = self._split is split_start_codes
+            self._is_byte_stream = self._split is split_start_codes
             self._known = {*self.sets.sequence, *self.sets.picture}
             self._gops = self._read()
         except NotSupported as error:
@@ -280,21 +283,22 @@ class GopReader:
         Args:
             packet: the packet.
         """
-        return with_lengths(packet) if self.is_byte_stream else packet
+        units = self._split(bytes(packet))
+        kept = [unit for unit in units if unit_type(unit) not in LEFT_OUT]
+        return packet if len(kept) == len(units) and not self._is_byte_stream else with_units(packet, kept)
 
     def close(self) -> None:
         """Close the recording."""
         self._container.close()
 
 
-def with_lengths(packet: Packet[VideoStream], without: tuple[int, ...] = ()) -> Packet[VideoStream]:
-    """Copy a packet, with lengths in place of start codes.
+def with_units(packet: Packet[VideoStream], units: list[bytes]) -> Packet[VideoStream]:
+    """Copy a packet, with other content.
 
     Args:
-        packet: the packet, with start codes.
-        without: types of the NAL units that are left out.
+        packet: the packet.
+        units: NAL units of the copy.
     """
-    units = [unit for unit in split_start_codes(bytes(packet)) if unit_type(unit) not in without]
     copy = cast("Packet[VideoStream]", Packet(join_lengths(units)))
     copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
     copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
@@ -479,7 +483,8 @@ class GopCopy:
         """Give packets of the encoder, which does not reorder frames, their dts, and the form that MP4 stores."""
         finished = []
         for packet in packets:
-            copy = with_lengths(packet, (SPS, PPS, DELIMITER))
+            units = split_start_codes(bytes(packet))
+            copy = with_units(packet, [unit for unit in units if unit_type(unit) not in LEFT_OUT])
             assert copy.pts is not None
             dts = min(self._planned.popleft(), copy.pts)
             copy.dts = dts if self._last_dts is None else max(dts, self._last_dts + 1)

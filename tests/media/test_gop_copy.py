@@ -17,7 +17,6 @@ import pytest
 
 from polypstream.core.config import VideoSettings
 from polypstream.errors import OutputError
-from polypstream.jobs.process import process
 from polypstream.media import gop_copy
 from polypstream.media.gop_copy import CannotCopy, GopCopy, open_copying
 from polypstream.media.video import AnnotatedVideo
@@ -78,7 +77,8 @@ def openh264_frames(path: Path) -> int:
 
 
 def ffmpeg_says(path: Path) -> str:
-    command = ["ffmpeg", "-loglevel", "warning", "-i", str(path), "-f", "null", "-"]
+    exact = ["-fps_mode", "passthrough", "-enc_time_base", "1:90000"]
+    command = ["ffmpeg", "-loglevel", "warning", "-i", str(path), *exact, "-f", "null", "-"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
@@ -132,7 +132,9 @@ def test_copied_frames_are_the_recordings_own_to_the_last_bit(
 def test_a_recording_of_openh264_is_copied(film: Make, red_model: Path, tmp_path: Path) -> None:
     source, recording = film(name="x.mp4", options={"bf": "0"}), tmp_path / "open.mp4"
     openh264_frames(source)
-    command = f"gst-launch-1.0 -q filesrc location={source} ! qtdemux ! h264parse ! openh264dec ! openh264enc gop-size=12"
+    command = (
+        f"gst-launch-1.0 -q filesrc location={source} ! qtdemux ! h264parse ! openh264dec ! openh264enc gop-size=12"
+    )
     sink = f"! h264parse ! mp4mux ! filesink location={recording}"
     subprocess.run(f"{command} {sink}".split(), check=True, timeout=60)
     folder = run(recording, red_model, *PLAIN, "output.video.unmarked=copy")
@@ -185,7 +187,7 @@ def test_encode_copies_nothing(film: Make, red_model: Path) -> None:
         ({"interlaced": True}, [], "its frames are interlaced"),
         ({"name": "c.mkv", "codec": "ffv1", "width": 321, "options": {}}, [], "its odd size must be padded"),
         ({}, ["deidentify.enabled=true"], "its packets may not be copied"),
-        ({"pixel_format": "gray"}, [], "its pixel format gray is converted"),
+        ({"pixel_format": "gray"}, [], "its samples are of another kind"),
     ],
 )
 def test_what_cannot_be_copied_is_encoded_and_copy_is_refused(
@@ -246,7 +248,7 @@ def test_parameter_sets_that_change_midway_are_encoded_from_there_on(film: Make,
                     if packet.size and packet.pts is not None and packet.dts is not None:
                         packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
                         out.mux(packet)
-            shift = 36 * 3600
+            shift = 40 * 3600
     folder = run(recording, red_model, *PLAIN)
     assert pts_of(folder / "annotated.mp4") == pts_of(recording)
     counts = summary_of(folder)["unmarked"]
@@ -302,9 +304,7 @@ def test_another_encoder_than_x264_does_not_copy(film: Make) -> None:
     source.close()
 
 
-def test_a_browser_seeks_into_copied_and_encoded_groups(
-    film: Make, red_model: Path, browse: Callable[[], Any]
-) -> None:
+def test_a_browser_seeks_into_copied_and_encoded_groups(film: Make, red_model: Path, browse: Callable[[], Any]) -> None:
     folder = run(film(options={"preset": "medium"}), red_model, *PLAIN, "output.video.unmarked=copy")
     data = base64.b64encode((folder / "annotated.mp4").read_bytes()).decode()
     driver = browse()
