@@ -269,7 +269,7 @@ class GopReader:
             raise OutputError(f"{count - done} frames could not be decoded a second time; please report this")
 
     def _decoded(self, gop: Gop, threads: str) -> Iterator[av.VideoFrame]:
-        context = cast(VideoCodecContext, VideoCodecContext.create("h264", "r"))
+        context = VideoCodecContext.create("h264", "r")
         context.extradata, context.thread_type = self.stream.codec_context.extradata, threads
         for packet in (*gop.packets, None):
             try:

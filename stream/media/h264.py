@@ -354,10 +354,10 @@ class ParameterSets(NamedTuple):
         if is_avcc(extradata):
             return cls._parse_avcc(extradata)
         units = split_start_codes(extradata)
-        sets = cls(*([unit for unit in units if unit_type(unit) == kind] for kind in (SPS, PPS)))
-        if not sets.sequence or not sets.picture:
+        sequence, picture = ([unit for unit in units if unit_type(unit) == kind] for kind in (SPS, PPS))
+        if not sequence or not picture:
             raise NotSupported("its parameter sets were not found")
-        return sets
+        return cls(sequence, picture)
 
     @classmethod
     def _parse_avcc(cls, data: bytes) -> ParameterSets:
@@ -374,7 +374,7 @@ class ParameterSets(NamedTuple):
             found.append(units)
             if not all(units) or place > len(data) or (mask == 31 and place == len(data)):
                 raise NotSupported("its parameter sets are damaged")
-        return cls(*found, data[place:])
+        return cls(found[0], found[1], data[place:])
 
     def avcc(self) -> bytes:
         """Write an avcC (ISO/IEC 14496-15, 5.3.3.1). Profile and level are those of the first sequence."""
