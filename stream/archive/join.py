@@ -174,7 +174,7 @@ def _join_videos(
     Returns:
         Notes and damage of the sound.
     """
-    file, audio = open_mp4(target, pictures, sound, shifts)
+    file, audio = open_mp4(target, pictures, sound, shifts, _are_reordered(videos))
     with writing(target), closing(file):
         stream = _stream_like(file, videos)
         stream.time_base = pictures.time_base
@@ -195,6 +195,15 @@ def _join_videos(
             if audio:
                 audio.close()
     return (audio.notes, audio.damage) if audio else ([], [])
+
+
+def _are_reordered(videos: Sequence[Path]) -> bool:
+    """Whether frames of a video may be decoded in another order than they are shown."""
+    for video in videos:
+        with open_container(video) as container:
+            if container.streams.video[0].codec_context.has_b_frames:
+                return True
+    return False
 
 
 def _packets_in_order(
@@ -273,6 +282,9 @@ def _join_summaries(
     stages = Counter[str]()
     for part in parts:
         stages.update(part["seconds_per_stage"])
+    copied = Counter[str]()
+    for part in parts:
+        copied.update({name: count for name, count in part["unmarked"].items() if isinstance(count, int)})
     part_notes = _join_notes([note for part in parts for note in part["notes"]])
     summary = parts[0] | {
         "complete": not damage,
@@ -285,6 +297,7 @@ def _join_summaries(
         "frames_per_second": round(frames / seconds, 2),
         "seconds_per_stage": {name: round(spent, 3) for name, spent in stages.items()},
         "parts": len(parts),
+        "unmarked": parts[0]["unmarked"] | copied | ({"why_none": None} if copied["copied_gops"] else {}),
     }
     write_summary(folder, summary)
     return ProcessResult(parts[0]["input"], folder, frames, seconds, [*part_notes, *notes], damage, **found)

@@ -78,7 +78,7 @@ class Twice:
         run = process_part(job, self.plan, self.plan.parts[number], before, self.segmenter, self.settings)
         assert run.damage == []
 
-    def compare(self) -> None:
+    def compare(self, closed: bool = True) -> None:
         """Everything but the encoder's choices is the same, bit for bit."""
         for name in ("frames.csv", "findings.json"):
             assert (self.joined / name).read_bytes() == (self.whole / name).read_bytes()
@@ -91,8 +91,10 @@ class Twice:
         assert streams_of(self.joined / "annotated.mp4") == streams_of(self.whole / "annotated.mp4")
         ours, theirs = summary_of(self.joined), summary_of(self.whole)
         assert ours["parts"] == len(self.parts)
+        # A group that is open or is cut by a part is encoded there. The whole recording may copy it.
+        encoded = set() if closed else {"unmarked"}
         different = {key for key in ours if ours[key] != theirs.get(key)}
-        assert different <= {"parts", "wall_seconds", "frames_per_second", "seconds_per_stage"}
+        assert different <= {"parts", "wall_seconds", "frames_per_second", "seconds_per_stage", *encoded}
         assert (self.joined / "report.html").is_file()
 
 
@@ -184,7 +186,7 @@ VARIED = [
 def test_parts_give_what_the_whole_gives(make: Make, red_model: Path, wanted: dict[str, object], goes_on: bool) -> None:
     twice = Twice(make(**{"frames": 60, "width": 160, "height": 120} | wanted), red_model, 0.8, goes_on=goes_on)
     assert len(twice.parts) > 1
-    twice.compare()
+    twice.compare(closed="open-gop" not in str(wanted))
 
 
 def test_so_they_do_without_steadying(make: Make, red_model: Path) -> None:
