@@ -13,8 +13,8 @@ from polypstream.core.time_range import range_of
 from polypstream.errors import SourceError
 from polypstream.inference.model_card import ModelCard
 from polypstream.jobs import process as command
-from polypstream.jobs.image import load_image, prepare_image, to_rgb
-from polypstream.jobs.predictions import ImageResult
+from polypstream.jobs.image import load_image, to_rgb
+from polypstream.jobs.predictions import ImageResult, predict
 from polypstream.jobs.results import Run, load_run
 from polypstream.jobs.setup import make_segmenter, with_inference
 from polypstream.jobs.track import FrameResults
@@ -87,8 +87,7 @@ class Detector:
             (1, (180, 320))
         """
         rgb = _rgb_of(image)
-        view, model_input = prepare_image(rgb, self._segmenter.size)
-        return ImageResult(rgb, view, self._segmenter.segment([model_input])[0], self._rules)
+        return predict(rgb, self._segmenter.size, self._segmenter.segment_one, self._rules)
 
     def track(self, recording: str | Path, *, start: float | None = None, end: float | None = None) -> FrameResults:
         """Find polyps in a recording and follow them, as `polypstream process` does, without writing a file.

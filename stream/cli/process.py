@@ -204,9 +204,9 @@ def _process_one(processor: IsolatedProcessor, job: Job, place: str) -> ProcessR
     Raises:
         PolypstreamError: there are no results.
     """
-    with importing():
-        from polypstream.cli.progress import ProgressBar
-        from polypstream.jobs.inputs import STANDARD_INPUT
+    from polypstream.cli.progress import ProgressBar
+    from polypstream.jobs.inputs import STANDARD_INPUT
+
     processor.start()  # starts a new process if the previous recording crashed it
     with ExitStack() as stack:
         if job.uri == STANDARD_INPUT:

@@ -106,6 +106,17 @@ class Segmenter:
             maps.extend(self.run(batch[0][None] if len(batch) == 1 else np.stack(batch)))
         return maps
 
+    def segment_one(self, picture: np.ndarray) -> np.ndarray:
+        """Run the model on one image.
+
+        Args:
+            picture: uint8 RGB [size, size, 3].
+
+        Returns:
+            uint8 [size, size], 0..255 meaning 0..1.
+        """
+        return self.segment([picture])[0]
+
     def run(self, pictures: np.ndarray) -> np.ndarray:
         """Run the model on one batch.
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,22 @@ from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
 from polypstream.errors import SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import load_image, prepare_image
-from polypstream.jobs.predictions import ImageResult
-from polypstream.jobs.process import Job, OnActivity, OnProgress, ProcessResult, prepare_folder, write_summary
-from polypstream.jobs.report import MAX_BYTES, SNAPSHOT_QUALITY, SNAPSHOT_WIDTH, environment
+from polypstream.jobs.image import load_image
+from polypstream.jobs.predictions import ImageResult, predict
+from polypstream.jobs.process import (
+    Job,
+    OnActivity,
+    OnProgress,
+    ProcessResult,
+    head_of_results,
+    prepare_folder,
+    write_summary,
+)
+from polypstream.jobs.report import inlined, write_page
 from polypstream.jobs.setup import make_overlay
 from polypstream.media.scaling import Scaler, own_size
 from polypstream.sinks.findings import IMAGES_SCHEMA
-from polypstream.stages.findings import choose_rules
+from polypstream.stages.findings import Rules, choose_rules
 from polypstream.stages.overlay import Overlay
 
 HEADER = ("image", "polyp_count", "polyp_area_fraction", "max_probability")
@@ -47,14 +52,12 @@ class Sheet:
         polyps: number of findings.
         highest: highest probability, 0..1.
         annotated: path of the annotated copy, relative to the report.
-        picture: the same as a data URL, or that path.
     """
 
     name: str
     polyps: int
     highest: float
     annotated: str
-    picture: str
 
 
 def process_images(
@@ -125,11 +128,14 @@ class ImageRun:
     _rows: list[tuple[object, ...]] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
     _draw: Drawing = field(init=False)
+    _rules: Rules = field(init=False)
+    _sheets: list[Sheet] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.result = ProcessResult(self.job.uri, self.folder, images_with_polyps=0)
         self._names = result_names(self.job.images)
-        self._draw = Drawing(make_overlay(self.settings))
+        self._draw, card = Drawing(make_overlay(self.settings)), self.segmenter.card
+        self._rules = choose_rules(self.settings.findings, card.threshold, card.peak)
         with writing(self.folder):
             for name in ("masks", "annotated"):
                 (self.folder / name).mkdir(exist_ok=True)
@@ -147,10 +153,7 @@ class ImageRun:
         except SourceError as error:
             self.result.damage.append(f"{path.name}: {error}")
             return
-        card, name = self.segmenter.card, self._names[path]
-        view, model_input = prepare_image(rgb, self.segmenter.size)
-        rules = choose_rules(self.settings.findings, card.threshold, card.peak)
-        image = ImageResult(rgb, view, self.segmenter.segment([model_input])[0], rules)
+        name, image = self._names[path], predict(rgb, self.segmenter.size, self.segmenter.segment_one, self._rules)
         _write_image(self.folder / "masks" / f"{name}.png", image.mask.astype(np.uint8) * 255)
         _write_image(self.folder / "annotated" / f"{name}.jpg", self._draw(image))
         self._note(path, image)
@@ -178,6 +181,8 @@ class ImageRun:
                 ],
             }
         )
+        annotated = f"annotated/{self._names[path]}.jpg"
+        self._sheets.append(Sheet(path.name, len(image.findings), highest, annotated))
         self.result.frames += 1
         self.result.polyps += len(image.findings)
         self.result.images_with_polyps = (self.result.images_with_polyps or 0) + bool(image.findings)
@@ -194,18 +199,16 @@ class ImageRun:
         self.result.seconds = time.monotonic() - self._started
         with write_atomically(self.folder / "frames.csv") as path, path.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([HEADER, *self._rows])
-        about = {
-            "input": self.job.uri,
-            "model": {"file": str(self.segmenter.model), **self.segmenter.card.model_dump(mode="json")},
-            "settings": self.settings.model_dump(mode="json"),
-            "polypstream": version("polypstream"),
-        }
+        about = head_of_results(self.job.uri, self.segmenter, self.settings)
         with write_atomically(self.folder / "findings.json") as path:
             content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
             path.write_text(json.dumps(content, indent=1) + "\n")
         summary = self._summary(about, problem)
         write_summary(self.folder, summary)
-        self._write_report(summary)
+        pictures = inlined(self.folder, [sheet.annotated for sheet in self._sheets])
+        write_page(
+            self.folder, "images_report.html", summary=summary, sheets=list(zip(self._sheets, pictures, strict=True))
+        )
 
     def _summary(self, about: dict[str, Any], problem: str) -> dict[str, Any]:
         result = self.result
@@ -223,23 +226,6 @@ class ImageRun:
             "wall_seconds": round(result.seconds, 3),
             "notice": NOTICE,
         }
-
-    def _write_report(self, summary: dict[str, Any]) -> None:
-        page = environment().get_template("images_report.html").render(summary=summary, sheets=list(self._sheets()))
-        with writing(self.folder / "report.html"):
-            (self.folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-
-    def _sheets(self) -> Iterator[Sheet]:
-        """The images of the contact sheet. They are inside the file until MAX_BYTES are used, then links."""
-        bytes_left = MAX_BYTES
-        by_name = {path.name: path for path in self.job.images}
-        for found, row in zip(self._found, self._rows, strict=True):
-            annotated = f"annotated/{self._names[by_name[found['image']]]}.jpg"
-            picture = annotated
-            if bytes_left > 0:
-                picture = _thumbnail(self.folder / annotated)
-                bytes_left -= len(picture)
-            yield Sheet(found["image"], len(found["findings"]), float(str(row[3])), annotated, picture)
 
 
 def result_names(images: tuple[Path, ...]) -> dict[Path, str]:
@@ -286,13 +272,3 @@ def _write_image(path: Path, image: np.ndarray) -> None:
     )
     with writing(path):
         path.write_bytes(content.tobytes())
-
-
-def _thumbnail(path: Path) -> str:
-    """An annotated image, smaller, as a data URL."""
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    height = max(1, round(image.shape[0] * SNAPSHOT_WIDTH / image.shape[1]))
-    smaller = cv2.resize(image, (SNAPSHOT_WIDTH, height), interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, SNAPSHOT_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,7 @@ from av import VideoFrame
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView, Region, region_above
 from polypstream.errors import MissingExtra
+from polypstream.jobs.image import prepare_image
 from polypstream.media.scaling import Scaler, own_size
 from polypstream.stages.findings import Rules, find_region, peak_of
 from polypstream.stages.overlay import draw_findings
@@ -187,6 +189,19 @@ class ImageResult(Prediction):
     def __repr__(self) -> str:
         height, width = self._shape
         return f"ImageResult({width}x{height}, {len(self.findings)} findings)"
+
+
+def predict(image: np.ndarray, size: int, segment: Callable[[np.ndarray], np.ndarray], rules: Rules) -> ImageResult:
+    """Find polyps in an image: find its field of view, run the model on it, and apply the rules.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        size: side of the model's input in pixels.
+        segment: runs the model: from uint8 RGB [size, size, 3] to uint8 [size, size], 255 meaning 1.
+        rules: rules that decide what is a finding.
+    """
+    view, model_input = prepare_image(image, size)
+    return ImageResult(image, view, segment(model_input), rules)
 
 
 class FrameResult(Prediction):

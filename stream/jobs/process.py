@@ -262,6 +262,7 @@ class RecordingPipeline:
         if times is not None:
             origin = round(source.format.start / source.format.time_base)
         self.video: AnnotatedVideo | None = None
+        self._about = head_of_results(source.name, segmenter, settings, times)
         video = settings.output.video
         packets_from = None if video.codec == "none" else packets_from
         self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
@@ -285,7 +286,7 @@ class RecordingPipeline:
                 )
                 sinks.append(("encode", self.video))
             sinks.append(("table", FramesTable(folder / "frames.csv")))
-            self.findings = FindingsFile(folder, self._about())
+            self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))
             if masks:
                 sinks.append(("masks", MaskVideo(folder / "masks.mkv", pictures)))
@@ -354,19 +355,6 @@ class RecordingPipeline:
         for name in [*([VIDEO] if self.video else []), *(["masks.mkv"] if self._masks else [])]:
             check_frames(self.folder / name, self._frames_out, on_activity)
 
-    def _about(self) -> dict[str, Any]:
-        """Recording, model, settings and version: the head of findings.json and summary.json."""
-        settings = self.settings.model_dump(mode="json")
-        settings["inference"]["model"] = self._without_folders(settings["inference"]["model"])
-        file = self._without_folders(str(self.segmenter.model))
-        return {
-            "input": self.source.name,
-            **({} if self._times is None else {"range": self._times.as_json()}),
-            "model": {"file": file, **self.segmenter.card.model_dump(mode="json")},
-            "settings": settings,
-            "polypstream": version("polypstream"),
-        }
-
     def _unmarked(self) -> dict[str, Any] | None:
         """How many groups of pictures were copied and encoded; None: there is no video."""
         if self.video is None:
@@ -380,10 +368,6 @@ class RecordingPipeline:
             "why_none": self._why_none or counts.why_none,
         }
 
-    def _without_folders(self, text: str) -> str:
-        """A path, reduced to its file name if the results are de-identified: folders are often named after people."""
-        return Path(text).name if self.settings.deidentify.enabled else text
-
     def _write_summary(self, run: ProcessResult, problem: BaseException | None) -> None:
         reason = (str(problem) or type(problem).__name__) if problem else None
         if isinstance(problem, KeyboardInterrupt):
@@ -391,7 +375,7 @@ class RecordingPipeline:
         if reason and self.settings.deidentify.enabled:
             reason = reason.replace(str(self.folder), self.folder.name)
         summary: dict[str, Any] = {
-            **self._about(),
+            **self._about,
             "complete": problem is None and not run.damage,
             "problem": reason,
             "damage": run.damage,
@@ -474,6 +458,33 @@ def read_result(folder: Path) -> ProcessResult | None:
         last_s=summary.get("last_s"),
         images_with_polyps=summary.get("images_with_polyps"),
     )
+
+
+def head_of_results(
+    name: str, segmenter: Segmenter, settings: Settings, times: TimeRange | None = None
+) -> dict[str, Any]:
+    """Recording, model, settings and version: the head of findings.json and summary.json.
+
+    Args:
+        name: name of the recording, or of the set of images.
+        segmenter: runs the model.
+        settings: settings of the run.
+        times: range of the recording that was processed; None: all of it.
+    """
+
+    def without_folders(text: str) -> str:
+        """A path, reduced to its file name if the results are de-identified: folders are often named after people."""
+        return Path(text).name if settings.deidentify.enabled else text
+
+    written = settings.model_dump(mode="json")
+    written["inference"]["model"] = without_folders(written["inference"]["model"])
+    return {
+        "input": name,
+        **({} if times is None else {"range": times.as_json()}),
+        "model": {"file": without_folders(str(segmenter.model)), **segmenter.card.model_dump(mode="json")},
+        "settings": written,
+        "polypstream": version("polypstream"),
+    }
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -110,12 +110,27 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
     rows = [
         track | {"picture": picture, "spans": shown_spans(track, timeline)}
-        for track, picture in zip(tracks, _pictures(run, tracks), strict=True)
+        for track, picture in zip(tracks, inlined(run, [track["snapshot"] for track in tracks]), strict=True)
     ]
-    template = environment().get_template("report.html")
     values = {"summary": summary, "peak": peak, "timeline": timeline, "qualities": qualities, "figures": figures}
-    page = template.render(tracks=rows, has_video=(run / "annotated.mp4").is_file(), **values)
-    path = run / "report.html"
+    return write_page(run, "report.html", tracks=rows, has_video=(run / "annotated.mp4").is_file(), **values)
+
+
+def write_page(run: Path, template: str, **values: Any) -> Path:
+    """Write report.html from a template.
+
+    Args:
+        run: folder of the results.
+        template: name of the template.
+        values: for the template.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    page, path = environment().get_template(template).render(**values), run / "report.html"
     with writing(path):
         # File names may contain any bytes.
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -184,15 +199,20 @@ def _spans(frames: np.ndarray, times: np.ndarray, length: float) -> list[Span]:
     ]
 
 
-def _pictures(run: Path, tracks: list[dict[str, Any]]) -> Iterator[str]:
-    """For each track its snapshot: as a data URL until MAX_BYTES are used, then as a link."""
+def inlined(run: Path, images: Sequence[str]) -> Iterator[str]:
+    """Yield each image of a report: smaller, as a data URL, until MAX_BYTES are used, then as a link.
+
+    Args:
+        run: folder of the results.
+        images: paths in it.
+    """
     bytes_left = MAX_BYTES
-    for track in tracks:
-        picture = read_image(run / track["snapshot"], cv2.IMREAD_COLOR)
-        if picture is None or bytes_left <= 0:
-            yield track["snapshot"]
+    for name in images:
+        picture = read_image(run / name, cv2.IMREAD_COLOR) if bytes_left > 0 else None
+        if picture is None:
+            yield name
             continue
-        height = round(picture.shape[0] * SNAPSHOT_WIDTH / picture.shape[1])
+        height = max(1, round(picture.shape[0] * SNAPSHOT_WIDTH / picture.shape[1]))
         smaller = cv2.resize(picture, (SNAPSHOT_WIDTH, height), interpolation=cv2.INTER_AREA)
         _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, SNAPSHOT_QUALITY])
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()

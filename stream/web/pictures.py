@@ -17,8 +17,8 @@ from polypstream.core.config import Settings
 from polypstream.core.notice import NOTICE
 from polypstream.inference.model_card import ModelCard
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.image import FORMATS, load_image, prepare_image
-from polypstream.jobs.predictions import ImageResult
+from polypstream.jobs.image import FORMATS, load_image
+from polypstream.jobs.predictions import ImageResult, predict
 from polypstream.stages.findings import choose_rules
 from polypstream.web.accept import quality
 from polypstream.web.batcher import Batcher
@@ -129,8 +129,7 @@ class PicturePage:
         return _png_response(result, layer) if wanted == PNG_TYPE else _npz_response(result)
 
     def _segment(self, image: np.ndarray) -> ImageResult:
-        view, model_input = prepare_image(image, self._size)
-        return ImageResult(image, view, self._batcher.segment(model_input), self._rules)
+        return predict(image, self._size, self._batcher.segment, self._rules)
 
 
 RESPONSES: Described = BODY | {
