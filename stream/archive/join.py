@@ -174,7 +174,7 @@ def _join_videos(
     Returns:
         Notes and damage of the sound.
     """
-    file, audio = open_mp4(target, pictures, sound, shifts, _are_reordered(videos))
+    file, audio = open_mp4(target, pictures, sound, shifts, reordered=_are_reordered(videos))
     with writing(target), closing(file):
         stream = _stream_like(file, videos)
         stream.time_base = pictures.time_base
@@ -282,9 +282,6 @@ def _join_summaries(
     stages = Counter[str]()
     for part in parts:
         stages.update(part["seconds_per_stage"])
-    copied = Counter[str]()
-    for part in parts:
-        copied.update({name: count for name, count in part["unmarked"].items() if isinstance(count, int)})
     part_notes = _join_notes([note for part in parts for note in part["notes"]])
     summary = parts[0] | {
         "complete": not damage,
@@ -297,10 +294,21 @@ def _join_summaries(
         "frames_per_second": round(frames / seconds, 2),
         "seconds_per_stage": {name: round(spent, 3) for name, spent in stages.items()},
         "parts": len(parts),
-        "unmarked": parts[0]["unmarked"] | copied | ({"why_none": None} if copied["copied_gops"] else {}),
+        "unmarked": _join_copy_counts([part["unmarked"] for part in parts]),
     }
     write_summary(folder, summary)
     return ProcessResult(parts[0]["input"], folder, frames, seconds, [*part_notes, *notes], damage, **found)
+
+
+def _join_copy_counts(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Add up the copied and encoded groups of pictures of all parts; None: there is no video."""
+    first = parts[0]
+    if first is None:
+        return None
+    counts = Counter[str]()
+    for part in parts:
+        counts.update({name: count for name, count in (part or {}).items() if isinstance(count, int)})
+    return first | counts | ({"why_none": None} if counts["copied_gops"] else {})
 
 
 def _join_notes(notes: Sequence[str]) -> list[str]:

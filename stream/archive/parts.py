@@ -170,7 +170,7 @@ def process_part(
             iter(part_frames),
             stages,
             part.start or 0,
-            None if settings.deidentify.enabled else recording.path,
+            packets_from=None if settings.deidentify.enabled else recording.path,
         )
         run = pipeline.run(lambda *_: None, on_activity)
         if recording.was_corrected:

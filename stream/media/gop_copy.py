@@ -61,6 +61,8 @@ CODEC = "libx264"
 LEFT_OUT = (SPS, PPS, DELIMITER)
 # profile_idc and x264's name of the profile.
 PROFILES = {66: "baseline", 77: "main", 100: "high", 110: "high10", 122: "high422", 244: "high444"}
+# At a smaller crf x264 is lossless, which only one profile allows.
+LOSSY_CRF, LOSSLESS_PROFILE = 1, 244
 # Constraint flag 3 of these profiles: all pictures are intra pictures.
 INTRA_ONLY, INTRA_PROFILES = 0x10, (110, 122, 244)
 MARKED, DAMAGED, LONG = "marked", "damaged, mistimed or incomplete", f"longer than {LONGEST_GOP_S} seconds"
@@ -360,6 +362,8 @@ class GopCopy:
         theirs = SequenceParameters.parse(sets.sequence[0])
         if theirs.profile not in PROFILES or (theirs.profile in INTRA_PROFILES and theirs.constraints & INTRA_ONLY):
             raise CannotCopy(f"x264 cannot write its profile {theirs.profile}")
+        if self._settings.crf < LOSSY_CRF and theirs.profile != LOSSLESS_PROFILE:
+            raise CannotCopy(f"output.video.crf below {LOSSY_CRF} is lossless, which its profile cannot hold")
         if not theirs.progressive:
             raise CannotCopy("it may have interlaced frames")
         if self._pictures.pixel_format != context.pix_fmt:

@@ -187,6 +187,7 @@ def test_encode_copies_nothing(film: Make, red_model: Path) -> None:
         ({"interlaced": True}, [], "its frames are interlaced"),
         ({"name": "c.mkv", "codec": "ffv1", "width": 321, "options": {}}, [], "its odd size must be padded"),
         ({}, ["deidentify.enabled=true"], "its packets may not be copied"),
+        ({}, ["output.video.crf=0.5"], "output.video.crf below 1 is lossless"),
         ({"pixel_format": "gray"}, [], "its samples are of another kind"),
     ],
 )
