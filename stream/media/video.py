@@ -39,11 +39,11 @@ MP4_OPTIONS = {
     "max_interleave_delta": str(FRAGMENT_US),
     "flush_packets": "1",
 }
-# With this flag a video is playable before its last audio track has begun. FFmpeg cannot write such a header for AC-3
-# and E-AC-3, because it needs a packet of these first. FFmpeg 8.1 crashes if a track starts later than 31 bits of its
-# time scale. Recordings of a running transport stream do so. Without the flag the header is written with the first
-# fragment.
-HEADER_AT_START = "+empty_moov"
+# With the first flag a video is playable before its last audio track has begun. FFmpeg cannot write such a header for
+# AC-3 and E-AC-3, because it needs a packet of these first. FFmpeg 8.1 crashes if a track starts later than 31 bits of
+# its time scale. Recordings of a running transport stream do so. With the second flag the header is written when all
+# tracks have begun. With neither, a file that was not closed is played without its first fragment.
+HEADER_AT_START, HEADER_LATER = "+empty_moov", "+delay_moov"
 LATE_START_S = 600
 MAX_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
@@ -320,13 +320,13 @@ def open_mp4(
     since = None if origin is None else origin * pictures.time_base
     options = _mp4_options(pictures, since or Fraction(0), reordered)
     if audio_from is None:
-        return open_output(path, _with_late_header(options[-1]) if reordered else options[0]), None
+        return open_output(path, options[-1] if reordered else options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base
     audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, options, since)
     try:
         # The first reordered frame is decoded before it is shown. A header that was written at the start does not say
         # so. The frames of a file that was not closed would be late by a few frames.
-        file = open_output(path, _with_late_header(options[-1]) if reordered and not audio.is_late else audio.options)
+        file = open_output(path, options[-1] if reordered and not audio.is_late else audio.options)
         file.set_chapters(audio.chapters())
     except BaseException:
         audio.close()
@@ -348,13 +348,10 @@ def _mp4_options(pictures: PictureFormat, since: Fraction, reordered: bool) -> l
         # FFmpeg cuts off a frame where a fragment ends among reordered ones. They never cross a keyframe.
         del options["frag_duration"]
         options["movflags"] += "+frag_keyframe"
-    with_header = options | {"movflags": options["movflags"] + HEADER_AT_START}
-    return [with_header, options] if pictures.start - since < LATE_START_S else [options]
-
-
-def _with_late_header(options: dict[str, str]) -> dict[str, str]:
-    """Container options with which the header is written when all tracks have begun."""
-    return options | {"movflags": options["movflags"] + "+delay_moov"}
+    at_start, later = (
+        options | {"movflags": options["movflags"] + flag} for flag in (HEADER_AT_START, HEADER_LATER)
+    )
+    return [at_start, later] if pictures.start - since < LATE_START_S else [later]
 
 
 def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] = lambda _: None) -> None:

@@ -275,12 +275,24 @@ def written(recording: Path, target: Path, frames: int, marked: range, keep: dic
     return copying
 
 
+LATE = {"pts": range(700_000, 700_000 + 200 * 40, 40), "time_base": Fraction(1, 1000)}
+
+
 @pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "3"}], ids=["in-order", "reordered"])
-@pytest.mark.parametrize("audio", [[], ["aac"]], ids=["silent", "sound"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param({}, id="silent"),
+        pytest.param({"audio": ["aac"]}, id="sound"),
+        pytest.param({"audio": ["ac3"]}, id="sound-that-the-header-waits-for"),
+        pytest.param(LATE, id="late-start"),
+    ],
+)
 def test_a_file_that_was_not_closed_plays_up_to_two_seconds_before_its_end(
-    film: Make, tmp_path: Path, options: dict[str, str], audio: list[str]
+    film: Make, tmp_path: Path, options: dict[str, str], wanted: dict[str, Any]
 ) -> None:
-    recording = film(frames=200, options=options, audio=audio)
+    """From its first frame on."""
+    recording = film(frames=200, width=160, height=120, options=options, **wanted)
     keep = {place: tmp_path / f"{place}.mp4" for place in (60, 110, 155, 199)}
     written(recording, tmp_path / "out.mp4", 200, range(90, 140), keep)
     expected = pts_of(recording)
