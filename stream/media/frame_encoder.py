@@ -29,16 +29,13 @@ class FrameEncoder:
     Args:
         encode: encodes a frame and returns the packets that are finished; None flushes.
         pictures: format of the frames.
-        key_frame_every: seconds between keyframes.
     """
 
     def __init__(
         self,
         encode: Callable[[av.VideoFrame | None], list[Packet[VideoStream]]],
         pictures: PictureFormat,
-        key_frame_every: float = KEY_FRAME_EVERY_S,
     ) -> None:
-        self._key_frame_every = key_frame_every
         self._encode, self._padding = encode, padding(pictures)
         self._interlaced = None if pictures.field_order == "progressive" else Filtered("setfield", pictures.field_order)
         # Time in seconds of the last keyframe that the encoder output or that was requested.
@@ -71,7 +68,7 @@ class FrameEncoder:
 
     def _wants_key_frame(self, seconds: float) -> bool:
         """Decide by time. The encoder counts frames, and a recording may announce a wrong frame rate."""
-        wanted = seconds - self._key_frame_s >= self._key_frame_every
+        wanted = seconds - self._key_frame_s >= KEY_FRAME_EVERY_S
         if wanted:
             self._key_frame_s = seconds
         return wanted

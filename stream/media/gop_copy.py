@@ -51,8 +51,6 @@ from polypstream.media.h264 import (
 # A longer GOP is encoded. Its packets would take memory, and a killed process would lose all of it.
 LONGEST_GOP_S = 20
 LARGEST_GOP_BYTES = 64 * 2**20
-# Seconds between keyframes in encoded stretches. Fragments may end only there, and a killed process loses one.
-KEY_FRAME_EVERY_S = 1
 # A seek in a transport stream ends at any packet. The groups before the wanted time are passed over.
 ENTER_BEFORE_S = 5
 CODEC = "libx264"
@@ -470,7 +468,7 @@ class GopCopy:
 
     def _encode(self, picture: av.VideoFrame, pts: int) -> list[Packet[VideoStream]]:
         if self._encoder is None:
-            self._encoder = FrameEncoder(self._open_encoder().encode, self._pictures, KEY_FRAME_EVERY_S)
+            self._encoder = FrameEncoder(self._open_encoder().encode, self._pictures)
         self._planned.append(self._decoding_time(pts))
         self.counts.encoded_frames += 1
         return self._timed(self._encoder.encode(picture, float(pts * self._pictures.time_base)))

@@ -142,6 +142,8 @@ class AnnotatedVideo:
         self._previous_packet: Packet[VideoStream] | None = None
         self._video_packets = 0
         self._ends: float | None = None
+        # End of the last frame, in units of its pts.
+        self._end_pts = 0
         self._copying = copying
         reordered = bool(copying and copying.reordered)
         self._file, self._audio = open_mp4(path, pictures, audio_from, shifts, origin, reordered)
@@ -178,6 +180,7 @@ class AnnotatedVideo:
         with writing(self._path):
             self._mux(self._frames.packets(frame))
         self.frames += 1
+        self._end_pts = frame.pts + (frame.picture.duration or 0)
         self._ends = None if frame.last else frame.seconds + float((frame.picture.duration or 0) * frame.time_base)
 
     def _mux(self, packets: list[Packet[VideoStream]]) -> None:
@@ -225,6 +228,10 @@ class AnnotatedVideo:
 
     def _flush(self) -> None:
         self._mux(self._frames.flush())
+        last = self._previous_packet
+        if last is not None and last.pts is not None:
+            # FFmpeg ends the track where its last fragment ends. Reordered frames before that may be shown later.
+            last.duration = max(last.duration or 0, self._end_pts - last.pts)
         self._release()
         if self._audio:
             # If the video ended early, for example by Ctrl-C, the audio ends at the same time.
@@ -318,7 +325,7 @@ def open_mp4(
         OutputError: the file cannot be created.
     """
     since = None if origin is None else origin * pictures.time_base
-    options = _mp4_options(pictures, since or Fraction(0), reordered)
+    options = _mp4_options(pictures, since or Fraction(0))
     if audio_from is None:
         return open_output(path, options[-1] if reordered else options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base
@@ -334,23 +341,16 @@ def open_mp4(
     return file, audio
 
 
-def _mp4_options(pictures: PictureFormat, since: Fraction, reordered: bool) -> list[dict[str, str]]:
+def _mp4_options(pictures: PictureFormat, since: Fraction) -> list[dict[str, str]]:
     """Return the possible container options of annotated.mp4, the preferred ones first.
 
     Args:
         pictures: format of the frames.
         since: time in the recording at which the file's timeline begins, in seconds.
-        reordered: frames may be decoded in another order than they are shown.
     """
     # Tracks start in units of the movie's time scale, which is milliseconds by default.
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
-    if reordered:
-        # FFmpeg cuts off a frame where a fragment ends among reordered ones. They never cross a keyframe.
-        del options["frag_duration"]
-        options["movflags"] += "+frag_keyframe"
-    at_start, later = (
-        options | {"movflags": options["movflags"] + flag} for flag in (HEADER_AT_START, HEADER_LATER)
-    )
+    at_start, later = (options | {"movflags": options["movflags"] + flag} for flag in (HEADER_AT_START, HEADER_LATER))
     return [at_start, later] if pictures.start - since < LATE_START_S else [later]
 
 

@@ -28,6 +28,8 @@ from tests.web.serving import until
 Make = Callable[..., Path]
 FRAMES, MARKED = 72, (30, 31, 32)
 BITS, SIDE = 8, 20
+# Most frames that a decoder holds to put them in order.
+REORDERED = 4
 PLAIN = ("findings.steady=false", "overlay.labels=none")
 
 
@@ -288,7 +290,7 @@ LATE = {"pts": range(700_000, 700_000 + 200 * 40, 40), "time_base": Fraction(1, 
         pytest.param(LATE, id="late-start"),
     ],
 )
-def test_a_file_that_was_not_closed_plays_up_to_two_seconds_before_its_end(
+def test_a_file_that_was_not_closed_plays_up_to_the_group_before_its_end(
     film: Make, tmp_path: Path, options: dict[str, str], wanted: dict[str, Any]
 ) -> None:
     """From its first frame on."""
@@ -298,9 +300,18 @@ def test_a_file_that_was_not_closed_plays_up_to_two_seconds_before_its_end(
     expected = pts_of(recording)
     for place, path in keep.items():
         found = pts_of(path)
-        assert found == expected[: len(found)]
-        assert found[-1] >= expected[place] - 2
+        # Frames that are decoded after the last one, but shown before it, may be missing.
+        complete = len(found) - (REORDERED if options["bf"] != "0" else 0)
+        assert found[:complete] == expected[:complete]
+        assert found[-1] >= expected[place] - 1.2  # a group of 12 pictures, a fragment, a packet that is held
     assert pts_of(tmp_path / "out.mp4") == expected
+
+
+def test_a_fragment_that_ends_among_reordered_frames_costs_none(film: Make, tmp_path: Path) -> None:
+    """The last fragment is one packet, whose frame is shown before others."""
+    recording = film(frames=240, width=160, height=120, draw=None, options={"bf": "5", "b-pyramid": "normal"})
+    written(recording, tmp_path / "out.mp4", 120, range(0), {})
+    assert pts_of(tmp_path / "out.mp4") == pts_of(recording)[:120]
 
 
 def test_a_run_that_ends_within_a_group_keeps_every_frame(film: Make, tmp_path: Path) -> None:
