@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -187,6 +188,20 @@ def test_parts_give_what_the_whole_gives(make: Make, red_model: Path, wanted: di
     twice = Twice(make(**{"frames": 60, "width": 160, "height": 120} | wanted), red_model, 0.8, goes_on=goes_on)
     assert len(twice.parts) > 1
     twice.compare(closed="open-gop" not in str(wanted))
+
+
+def test_groups_that_the_whole_copies_are_copied_in_parts(make: Make, red_model: Path) -> None:
+    twice = Twice(make(frames=60, width=160, height=120, options=GOP, audio=["aac"]), red_model, 0.8)
+    counts: Any = summary_of(twice.joined)["unmarked"]
+    assert counts == summary_of(twice.whole)["unmarked"]
+    assert (counts["copied_gops"] > 0, counts["encoded_gops"] > 0) == (True, True)
+    recorded, *annotated = (
+        frames_of(path, "yuv420p")
+        for path in (twice.recording, twice.whole / "annotated.mp4", twice.joined / "annotated.mp4")
+    )
+    for frames in annotated:
+        for number in range(counts["encoded_frames"], 60):  # nothing is marked in the last groups
+            np.testing.assert_array_equal(recorded[number], frames[number])
 
 
 def test_so_they_do_without_steadying(make: Make, red_model: Path) -> None:
