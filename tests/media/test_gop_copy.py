@@ -66,6 +66,11 @@ def groups_of(recording: Path) -> Iterator[range]:
     return (range(*pair) for pair in pairwise([*starts, len(times)]))
 
 
+def rotation_of(path: Path) -> int:
+    with av.open(str(path)) as file:
+        return next(file.decode(video=0)).rotation
+
+
 def openh264_frames(path: Path) -> int:
     """Number of frames that OpenH264 decodes."""
     if shutil.which("gst-launch-1.0") is None:
@@ -95,6 +100,10 @@ RECORDINGS = [
     pytest.param({"options": {"g": "24"}}, id="long"),
     pytest.param({"pts": VARIED, "time_base": Fraction(1, 1000)}, id="variable-rate"),
     pytest.param({"rotation": 90, "audio": ["aac", "aac"], "colours": {"colorspace": 1}}, id="rotated-with-sound"),
+    pytest.param(
+        {"name": "c.mkv", "rotation": 270, "audio": ["ac3", "aac"], "pts": VARIED, "time_base": Fraction(1, 1000)},
+        id="variable-rate-rotated-with-sound",
+    ),
     pytest.param({"name": "c.ts", "audio": ["mp2"]}, id="transport-stream"),
     pytest.param({"name": "c.mkv"}, id="matroska"),
     pytest.param({"pixel_format": "yuv420p10le"}, id="10-bit"),
@@ -128,7 +137,10 @@ def test_copied_frames_are_the_recordings_own_to_the_last_bit(
     assert ffmpeg_says(annotated) == ""
     if form == "yuv420p":
         assert openh264_frames(annotated) == FRAMES
-    assert len(audio_packets_of(annotated)) == len(wanted.get("audio", []))
+    assert rotation_of(annotated) == rotation_of(recording)
+    sound = [[data for _, data in track] for track in audio_packets_of(annotated)]
+    assert sound == [[data for _, data in track] for track in audio_packets_of(recording)]
+    assert len(sound) == len(wanted.get("audio", []))
 
 
 def test_a_recording_of_openh264_is_copied(film: Make, red_model: Path, tmp_path: Path) -> None:
