@@ -31,7 +31,7 @@ from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import OutputError
 from polypstream.media.container import is_encrypted, open_container, packets_of, video_tracks
-from polypstream.media.encoders import ENCODERS
+from polypstream.media.encoders import ENCODERS, choose_encoder
 from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
 from polypstream.media.h264 import (
     DELIMITER,
@@ -326,7 +326,7 @@ class GopCopy:
     def __init__(
         self, path: Path, pictures: PictureFormat, settings: VideoSettings, offset: int, since: int | None = None
     ) -> None:
-        if settings.codec != CODEC:
+        if choose_encoder(settings.codec, pictures.pixel_format).codec != CODEC:
             raise CannotCopy(f"only {CODEC} can encode frames that fit between them")
         if pictures.field_order != "progressive":
             raise CannotCopy("its frames are interlaced")

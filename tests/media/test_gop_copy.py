@@ -18,6 +18,7 @@ import pytest
 from polypstream.core.config import VideoSettings
 from polypstream.errors import OutputError
 from polypstream.media import gop_copy
+from polypstream.media.encoders import ENCODERS
 from polypstream.media.gop_copy import CannotCopy, GopCopy, open_copying
 from polypstream.media.video import AnnotatedVideo
 from polypstream.sources.recording import Recording
@@ -333,10 +334,12 @@ def test_a_run_that_ends_within_a_group_keeps_every_frame(film: Make, tmp_path: 
     assert (copying.counts.copied_frames, copying.counts.encoded_frames) == (36, 5)
 
 
-def test_another_encoder_than_x264_does_not_copy(film: Make) -> None:
+def test_another_encoder_than_x264_does_not_copy(film: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Recording(film())
+    GopCopy(source.path, source.format, VideoSettings(codec="auto"), 0).close()  # x264 on a machine without a GPU
+    monkeypatch.setattr(gop_copy, "choose_encoder", lambda *_: ENCODERS["h264_nvenc"])
     with pytest.raises(CannotCopy, match="only libx264"):
-        GopCopy(source.path, source.format, VideoSettings(codec="h264_nvenc"), 0)
+        GopCopy(source.path, source.format, VideoSettings(codec="auto"), 0)
     source.close()
 
 
