@@ -174,10 +174,8 @@ def _process(
         source = restricted(source, view, settings, job.name, job.times, on_activity)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            # A range may begin and end in the middle of a group of pictures.
-            packets_from = source.path if job.times is None else None
             pipeline = RecordingPipeline(
-                source, view, folder, segmenter, settings, job.masks, times=job.times, packets_from=packets_from
+                source, view, folder, segmenter, settings, job.masks, times=job.times, packets_from=source.path
             )
             run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
