@@ -14,14 +14,14 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import av
 from av.codec.context import Flags
 from av.container import InputContainer, OutputContainer
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
@@ -249,6 +249,8 @@ class GopReader:
     def first_pictures(self, gop: Gop, count: int) -> Iterator[av.VideoFrame]:
         """Decode the first frames of a GOP.
 
+        If a frame of a damaged recording is not decoded this time, the next one stands for it.
+
         Args:
             gop: a GOP with its packets.
             count: number of frames.
@@ -259,14 +261,19 @@ class GopReader:
         Raises:
             OutputError: they cannot be decoded.
         """
-        done = 0
+        missing, picture = deque(gop.pts[:count]), None
         # FFmpeg's frame threads may hold frames that PyAV gives up when it meets damage. One thread holds none.
         for threads in THREADS:
-            for picture in islice(self._decoded(gop, threads), done, count):
-                yield picture
-                done += 1
-        if done < count:
-            raise OutputError(f"{count - done} frames could not be decoded a second time; please report this")
+            for picture in self._decoded(gop, threads):
+                if not missing or (picture.pts > missing[0] and threads != THREADS[-1]):
+                    break
+                while missing and picture.pts >= missing[0]:
+                    missing.popleft()
+                    yield picture
+        if missing and picture is None:
+            raise OutputError(f"{len(missing)} frames could not be decoded a second time; please report this")
+        for _ in missing:
+            yield picture
 
     def _decoded(self, gop: Gop, threads: str) -> Iterator[av.VideoFrame]:
         context = VideoCodecContext.create("h264", "r")
@@ -274,8 +281,8 @@ class GopReader:
         for packet in (*gop.packets, None):
             try:
                 yield from context.decode(packet)
-            except FFmpegError:
-                return
+            except InvalidDataError:
+                continue
 
     def converted(self, packet: Packet[VideoStream]) -> Packet[VideoStream]:
         """Return a packet of the recording as MP4 stores it.
