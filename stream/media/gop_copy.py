@@ -66,7 +66,6 @@ INTRA_ONLY, INTRA_PROFILES = 0x10, (110, 122, 244)
 MARKED, DAMAGED, LONG = "marked", "damaged, mistimed or incomplete", f"longer than {LONGEST_GOP_S} seconds"
 CHANGED = "behind a change of the parameter sets"
 ENTERED_LATE = "before the first complete group"
-THREADS = ("AUTO", "SLICE")
 
 
 class CannotCopy(Exception):
@@ -153,7 +152,9 @@ class _Gathered:
         possible = complete and all(cast(int, each.dts) <= cast(int, each.pts) for each in self.packets)
         if not (possible and ordered and (end is None or not pts or pts[-1] < end)):
             return Gop([], pts, [], end, problem or DAMAGED)
-        return Gop([] if problem else self.packets, pts, dts, end, problem)
+        if problem:
+            self.packets.clear()
+        return Gop(self.packets, pts, dts, end, problem)
 
     def _fill_decoding_times(self, pts: list[int]) -> None:
         """Give the first packets a dts. FFmpeg leaves it out at the start of containers that store no dts."""
@@ -249,7 +250,7 @@ class GopReader:
     def first_pictures(self, gop: Gop, count: int) -> Iterator[av.VideoFrame]:
         """Decode the first frames of a GOP.
 
-        If a frame of a damaged recording is not decoded this time, the next one stands for it.
+        If a frame of a damaged recording is not decoded this time, another one stands for it.
 
         Args:
             gop: a GOP with its packets.
@@ -261,23 +262,24 @@ class GopReader:
         Raises:
             OutputError: they cannot be decoded.
         """
-        missing, picture = deque(gop.pts[:count]), None
-        # FFmpeg's frame threads may hold frames that PyAV gives up when it meets damage. One thread holds none.
-        for threads in THREADS:
-            for picture in self._decoded(gop, threads):
-                if not missing or (picture.pts > missing[0] and threads != THREADS[-1]):
-                    break
-                while missing and picture.pts >= missing[0]:
-                    missing.popleft()
-                    yield picture
-        if missing and picture is None:
+        missing = deque(gop.pts[:count])
+        last: av.VideoFrame | None = None
+        for picture in self._decoded(gop) if missing else ():
+            while missing and (picture.pts or 0) >= missing[0]:
+                missing.popleft()
+                yield picture
+            if not missing:
+                return
+            last = picture
+        if missing and last is None:
             raise OutputError(f"{len(missing)} frames could not be decoded a second time; please report this")
         for _ in missing:
-            yield picture
+            yield cast(av.VideoFrame, last)
 
-    def _decoded(self, gop: Gop, threads: str) -> Iterator[av.VideoFrame]:
+    def _decoded(self, gop: Gop) -> Iterator[av.VideoFrame]:
         context = VideoCodecContext.create("h264", "r")
-        context.extradata, context.thread_type = self.stream.codec_context.extradata, threads
+        # Frame threads would hold many frames, and PyAV gives up those that they hold when it meets damage.
+        context.extradata, context.thread_type = self.stream.codec_context.extradata, "SLICE"
         for packet in (*gop.packets, None):
             try:
                 yield from context.decode(packet)
@@ -408,23 +410,25 @@ class GopCopy:
         stream.time_base = self._pictures.time_base
         return stream
 
-    def packets(self, frame: Frame) -> list[Packet[VideoStream]]:
+    def packets(self, frame: Frame) -> Iterator[Packet[VideoStream]]:
         """Take a frame.
 
         Args:
             frame: the next frame.
 
-        Returns:
-            The packets that are finished.
+        Yields:
+            The packets that are finished. There may be many at once, so they are made one by one.
         """
-        finished = self._advance(frame.pts)
+        yield from self._advance(frame.pts)
         place, self._arrived = self._arrived, self._arrived + 1
         if not self._decided:
             gop, problem = self._gop, self._problem(frame, place)
             if gop is not None and not problem:
-                return finished + (self._copy(gop) if self._arrived == len(gop.pts) else [])
-            finished += self._encode_first(place, problem)
-        return finished + self._encode(frame.picture, frame.pts)
+                if self._arrived == len(gop.pts):
+                    yield from self._copy(gop)
+                return
+            yield from self._encode_first(place, problem)
+        yield from self._encode(frame.picture, frame.pts)
 
     def _problem(self, frame: Frame, place: int) -> str:
         """Why the current GOP cannot be copied if this is its frame number `place`; empty if it can be."""
@@ -439,39 +443,39 @@ class GopCopy:
             return ""
         return MARKED if frame.region is not None else DAMAGED
 
-    def _advance(self, pts: int) -> list[Packet[VideoStream]]:
+    def _advance(self, pts: int) -> Iterator[Packet[VideoStream]]:
         """Go on to the GOP of a frame."""
-        finished: list[Packet[VideoStream]] = []
         while self._gop is not None and self._gop.end is not None and pts >= self._gop.end:
-            finished += self._encode_unfinished()
+            yield from self._encode_unfinished()
             self._gop, self._arrived, self._decided = self._reader.next(), 0, False
-        return finished
 
-    def _encode_unfinished(self) -> list[Packet[VideoStream]]:
+    def _encode_unfinished(self) -> Iterator[Packet[VideoStream]]:
         """Encode the frames of the current GOP, if not all of them arrived."""
-        return self._encode_first(self._arrived, DAMAGED) if self._arrived and not self._decided else []
+        if self._arrived and not self._decided:
+            yield from self._encode_first(self._arrived, DAMAGED)
 
-    def _copy(self, gop: Gop) -> list[Packet[VideoStream]]:
-        finished = self._finish_encoder()
+    def _copy(self, gop: Gop) -> Iterator[Packet[VideoStream]]:
+        yield from self._finish_encoder()
         if self._last_dts is not None and gop.dts[0] <= self._last_dts:
-            return finished + self._encode_first(self._arrived, DAMAGED)
+            yield from self._encode_first(self._arrived, DAMAGED)
+            return
         self._decided, self._last_dts = True, gop.dts[-1]
         self.counts.copied_gops += 1
         self.counts.copied_frames += len(gop.packets)
         gop.packets[0].is_keyframe = True
-        return finished + [self._reader.converted(packet) for packet in gop.packets]
+        yield from map(self._reader.converted, gop.packets)
 
-    def _encode_first(self, count: int, reason: str) -> list[Packet[VideoStream]]:
+    def _encode_first(self, count: int, reason: str) -> Iterator[Packet[VideoStream]]:
         """Decide that the current GOP is encoded, and encode its first frames, which arrived and were not held."""
         self._decided = True
         self.counts.encoded_gops += 1
         self.counts.reasons[reason] += 1
-        finished: list[Packet[VideoStream]] = []
-        if self._gop is not None:
-            for place, picture in enumerate(self._reader.first_pictures(self._gop, count)):
-                picture.pts, picture.time_base = self._gop.pts[place], self._pictures.time_base
-                finished += self._encode(picture, picture.pts)
-        return finished
+        if self._gop is None:
+            return
+        for place, picture in enumerate(self._reader.first_pictures(self._gop, count)):
+            picture.pts, picture.time_base = self._gop.pts[place], self._pictures.time_base
+            yield from self._encode(picture, picture.pts)
+        self._gop.packets.clear()  # the reader has the same list
 
     def _encode(self, picture: av.VideoFrame, pts: int) -> list[Packet[VideoStream]]:
         if self._encoder is None:
@@ -505,9 +509,10 @@ class GopCopy:
         encoder, self._encoder = self._encoder, None
         return self._timed(encoder.flush()) if encoder else []
 
-    def flush(self) -> list[Packet[VideoStream]]:
-        """Finish, and return the last packets."""
-        return self._encode_unfinished() + self._finish_encoder()
+    def flush(self) -> Iterator[Packet[VideoStream]]:
+        """Finish, and yield the last packets."""
+        yield from self._encode_unfinished()
+        yield from self._finish_encoder()
 
     def close(self) -> None:
         """Close the recording."""

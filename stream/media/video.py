@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -183,7 +183,7 @@ class AnnotatedVideo:
         self._end_pts = frame.pts + (frame.picture.duration or 0)
         self._ends = None if frame.last else frame.seconds + float((frame.picture.duration or 0) * frame.time_base)
 
-    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+    def _mux(self, packets: Iterable[Packet[VideoStream]]) -> None:
         """Mux each packet after the next one has arrived, so that its exact duration is known.
 
         Otherwise a fragment would end with a guessed duration. FFmpeg then assumes that the next fragment's frames

@@ -19,7 +19,7 @@ from polypstream.core.config import VideoSettings
 from polypstream.errors import OutputError
 from polypstream.media import gop_copy
 from polypstream.media.encoders import ENCODERS
-from polypstream.media.gop_copy import CannotCopy, GopCopy, open_copying
+from polypstream.media.gop_copy import CannotCopy, GopCopy, GopReader, open_copying, with_units
 from polypstream.media.video import AnnotatedVideo
 from polypstream.sources.recording import Recording
 from tests.conftest import RED, Clip, audio_packets_of, frames_of, pts_of, summary_of
@@ -250,6 +250,19 @@ def test_a_damaged_group_alone_is_encoded(film: Make, red_model: Path) -> None:
     folder = run(recording, red_model, *PLAIN)
     counts = summary_of(folder)["unmarked"]
     assert (counts["copied_gops"], counts["encoded_gops"]) == (4, 2)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("place", [1, 11])
+def test_another_frame_stands_for_one_that_is_not_decoded_a_second_time(film: Make, place: int) -> None:
+    reader = GopReader(film(options={"bf": "3"}), 0)
+    gop = reader.next()
+    assert gop
+    gop.packets[place] = with_units(gop.packets[place], [b"\x41" + bytes(30)])
+    whole = frames_of(Path(reader.stream.container.name), "yuv420p")
+    found = [picture.to_ndarray() for picture in reader.first_pictures(gop, 12)]
+    reader.close()
+    assert len(found) == 12
+    np.testing.assert_array_equal(found[0], whole[0])
 
 
 def test_parameter_sets_that_change_midway_are_encoded_from_there_on(film: Make, red_model: Path) -> None:
