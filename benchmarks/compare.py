@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,11 +30,19 @@ from polypstream.inference.providers import probe
 POLYPSTREAM = str(Path(sys.executable).with_name("polypstream"))
 LOOPS = str(Path(__file__).with_name("loops.py"))
 FLOOR, NAIVE, OURS = "ffmpeg transcode, no inference", "OpenCV loop, plain CPU provider", "polypstream process"
+# Other ways to run ours, and their settings. No finding is as large as the smallest one that is asked for.
+NOTHING_MARKED = "findings.smallest=0.99"
+VARIANTS = {
+    "the same, every frame encoded": ("output.video.unmarked=encode",),
+    "the same, nothing marked": (NOTHING_MARKED,),
+    "the same, nothing marked, every frame encoded": (NOTHING_MARKED, "output.video.unmarked=encode"),
+    "the same, no video": ("output.video.codec=none",),
+}
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One program's run: wall time, and resident memory in MB at half time and at most."""
+    """One program's run: wall time, and resident memory of its largest process in MB at half time and at most."""
 
     seconds: float
     half_mb: float
@@ -54,11 +62,13 @@ def main() -> None:
         runs: dict[str, list[Timed]] = {name: [] for name in programs}
         for _ in range(wanted.rounds):
             for name, program in programs.items():
-                shutil.rmtree(Path(folder) / "ours", ignore_errors=True)
                 runs[name].append(watch(program))
-        summary = json.loads(next((Path(folder) / "ours").glob("*/summary.json")).read_text())
+        summaries = {
+            name: json.loads(next((Path(folder) / name).glob("*/summary.json")).read_text())
+            for name in (OURS, *VARIANTS)
+        }
     medians = {name: sorted(each, key=lambda run: run.seconds)[len(each) // 2] for name, each in runs.items()}
-    report(video, summary, medians)
+    report(video, summaries, medians)
 
 
 def render(path: Path) -> Path:
@@ -88,8 +98,10 @@ def contenders(video: Path, model: str, folder: Path) -> dict[str, list[str]]:
         programs["supervision's process_video, plain CPU provider"] = loop("supervision", "shipped-float")
     if probe("openvino") is None:
         programs["OpenCV loop, OpenVINO plug-in"] = loop("opencv", "shipped-float", "openvino")
-    wanted = ["--output", str(folder / "ours"), "--set", f"inference.model={model}"]
-    programs[OURS] = [POLYPSTREAM, "process", str(video), *wanted]
+    for name, settings in {OURS: (), **VARIANTS}.items():
+        overrides = [text for each in (f"inference.model={model}", *settings) for text in ("--set", each)]
+        output = ["--output", str(folder / name), "--overwrite"]
+        programs[name] = [POLYPSTREAM, "process", str(video), *output, *overrides]
     return programs
 
 
@@ -99,9 +111,10 @@ def watch(program: list[str]) -> Timed:
     running = psutil.Popen(program, stdout=subprocess.DEVNULL)
     while running.poll() is None:
         try:
-            samples.append(running.memory_info().rss / 1e6)
-        except psutil.NoSuchProcess:
-            break
+            family = [running, *running.children(recursive=True)]  # ours processes a recording in a child
+            samples.append(max(each.memory_info().rss for each in family) / 1e6)
+        except psutil.NoSuchProcess:  # a child that has just ended
+            pass
         time.sleep(0.1)
     seconds = time.monotonic() - started
     if running.wait():
@@ -109,27 +122,38 @@ def watch(program: list[str]) -> Timed:
     return Timed(seconds, max(samples[: len(samples) // 2 + 1]), max(samples))
 
 
-def report(video: Path, summary: dict[str, object], medians: dict[str, Timed]) -> None:
+def report(video: Path, summaries: dict[str, dict[str, Any]], medians: dict[str, Timed]) -> None:
     """The tables."""
+    summary = summaries[OURS]
     frames, stages = summary["frames_out"], summary["seconds_per_stage"]
-    assert isinstance(frames, int)
-    assert isinstance(stages, dict)
     for name, value in describe_machine().items():
         print(f"- {name}: {value}")
-    size = "x".join(map(str, summary["picture_size"]))  # type: ignore[arg-type]
+    size = "x".join(map(str, summary["picture_size"]))
     print(
         f"\n{video.name}: {frames} frames of {size}, every frame inferred; ours: {summary['provider']}, "
         f"{Path(summary['model']['file']).name}\n"
     )
-    print("| | frames per second | of the transcode | of the OpenCV loop |\n| --- | --- | --- | --- |")
+    print("| | frames per second | of the transcode | of the OpenCV loop | copied |\n| --- | --- | --- | --- | --- |")
     for name, run in medians.items():
         shares = [medians[base].seconds / run.seconds for base in (FLOOR, NAIVE)]
-        print(f"| {name} | {frames / run.seconds:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |")
+        speeds = f"{frames / run.seconds:.1f} | {shares[0]:.2f} | {shares[1]:.2f}"
+        print(f"| {name} | {speeds} | {copied(summaries.get(name, {}).get('unmarked'))} |")
     ours = medians[OURS]
     print(f"\nResident memory of ours: {ours.half_mb:.0f} MB at half time, {ours.most_mb:.0f} MB at most.\n")
     print("| stage | ms per frame |\n| --- | --- |")
     for name, seconds in stages.items():
         print(f"| {name} | {seconds / frames * 1000:.2f} |")
+
+
+def copied(unmarked: dict[str, int] | None) -> str:
+    """How much of the video is the recording's own; empty: there is no video of ours."""
+    if unmarked is None:
+        return ""
+    gops, frames = unmarked["copied_gops"], unmarked["copied_frames"]
+    if not gops:
+        return "nothing"
+    share = frames / (frames + unmarked["encoded_frames"])
+    return f"{gops} of {gops + unmarked['encoded_gops']} groups, {share:.0%} of the frames"
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Clip:
     Attributes:
         pts: of each frame, in units of time_base.
         audio: codec of each audio track.
+        draw: draws a picture, uint8 RGB [height, width, 3]; None: `picture`.
     """
 
     name: str = "clip.mp4"
@@ -56,6 +57,7 @@ class Clip:
     options: dict[str, str] = field(default_factory=dict)
     container_options: dict[str, str] = field(default_factory=dict)
     interlaced: bool = False
+    draw: Callable[[Clip, int], np.ndarray] | None = None
 
 
 def picture(clip: Clip, index: int) -> np.ndarray:
@@ -94,7 +96,9 @@ def make_clip(folder: Path, clip: Clip) -> Path:
         step = round(1 / (clip.rate * context.time_base))
         pts = clip.pts or range(0, clip.frames * step, step)
         for index, when in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray(picture(clip, index), "rgb24").reformat(format=clip.pixel_format)
+            frame = av.VideoFrame.from_ndarray((clip.draw or picture)(clip, index), "rgb24").reformat(
+                format=clip.pixel_format
+            )
             frame.pts, frame.time_base = when, context.time_base
             file.mux(video.encode(frame))
         file.mux(video.encode(None))

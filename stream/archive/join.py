@@ -174,7 +174,7 @@ def _join_videos(
     Returns:
         Notes and damage of the sound.
     """
-    file, audio = open_mp4(target, pictures, sound, shifts)
+    file, audio = open_mp4(target, pictures, sound, shifts, reordered=_are_reordered(videos))
     with writing(target), closing(file):
         stream = _stream_like(file, videos)
         stream.time_base = pictures.time_base
@@ -195,6 +195,15 @@ def _join_videos(
             if audio:
                 audio.close()
     return (audio.notes, audio.damage) if audio else ([], [])
+
+
+def _are_reordered(videos: Sequence[Path]) -> bool:
+    """Whether frames of a video may be decoded in another order than they are shown."""
+    for video in videos:
+        with open_container(video) as container:
+            if container.streams.video[0].codec_context.has_b_frames:
+                return True
+    return False
 
 
 def _packets_in_order(
@@ -285,9 +294,21 @@ def _join_summaries(
         "frames_per_second": round(frames / seconds, 2),
         "seconds_per_stage": {name: round(spent, 3) for name, spent in stages.items()},
         "parts": len(parts),
+        "unmarked": _join_copy_counts([part["unmarked"] for part in parts]),
     }
     write_summary(folder, summary)
     return ProcessResult(parts[0]["input"], folder, frames, seconds, [*part_notes, *notes], damage, **found)
+
+
+def _join_copy_counts(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Add up the copied and encoded groups of pictures of all parts; None: there is no video."""
+    first = parts[0]
+    if first is None:
+        return None
+    counts = Counter[str]()
+    for part in parts:
+        counts.update({name: count for name, count in (part or {}).items() if isinstance(count, int)})
+    return first | counts | ({"why_none": None} if counts["copied_gops"] else {})
 
 
 def _join_notes(notes: Sequence[str]) -> list[str]:

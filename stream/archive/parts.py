@@ -163,7 +163,16 @@ def process_part(
             frames = _prepare_stages(frames, part.start, stages, end_before, folder)
         part_frames = _PartFrames(frames, part.end, 1 / recording.format.time_base)
         pipeline = RecordingPipeline(
-            source, view, folder, segmenter, settings, job.masks, iter(part_frames), stages, part.start or 0
+            source,
+            view,
+            folder,
+            segmenter,
+            settings,
+            job.masks,
+            iter(part_frames),
+            stages,
+            part.start or 0,
+            packets_from=None if settings.deidentify.enabled else recording.path,
         )
         run = pipeline.run(lambda *_: None, on_activity)
         if recording.was_corrected:

@@ -119,6 +119,7 @@ class LiveSettings(Section):
 class VideoSettings(Section):
     """How annotated.mp4 is encoded."""
 
+    unmarked: Literal["auto", "copy", "encode"] = "auto"
     codec: Literal["auto", "h264_nvenc", "h264_qsv", "libx264", "none"] = "libx264"
     preset: Preset = "veryfast"
     crf: float = Field(default=20, ge=0, le=51, strict=True)

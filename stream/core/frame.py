@@ -109,6 +109,7 @@ class Frame:
         source: name of the source, if there are several.
         last: the frame is the last one of its source.
         orientation: how the frame is rotated, mirrored and stretched for display.
+        as_recorded: picture and pts are exactly those of the recording. Who changes the picture clears it.
         has_signal: False for a placeholder, which is shown while the source sends nothing. Inference skips it.
         problem: why the frame has no markers, as text for the user; set by FailSafe and LatestMarkers.
         markers_age: seconds since the arrival of the frame whose markers are drawn; 0 if they belong to this frame.
@@ -134,6 +135,7 @@ class Frame:
     source: str = ""
     last: bool = False
     orientation: Orientation = AS_STORED
+    as_recorded: bool = False
     has_signal: bool = True
     problem: str = ""
     markers_age: float = 0.0

@@ -26,6 +26,7 @@ from polypstream.errors import DataError, OutputError, PolypstreamError, SourceE
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
 from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages, restricted
+from polypstream.media.gop_copy import CopyCounts, open_copying
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
 from polypstream.sinks.findings import POLYPS, SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
@@ -177,7 +178,9 @@ def _process(
         source = restricted(source, view, settings, job.name, job.times, on_activity)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
-            pipeline = RecordingPipeline(source, view, folder, segmenter, settings, job.masks, times=job.times)
+            pipeline = RecordingPipeline(
+                source, view, folder, segmenter, settings, job.masks, times=job.times, packets_from=source.path
+            )
             run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
             with suppress(DataError):  # without a single frame there is nothing to report
@@ -236,6 +239,7 @@ class RecordingPipeline:
         stages: stages for the frames, as `make_stages` makes them; None: new ones.
         origin: pts at which the time of the part's annotated.mp4 begins.
         times: range of the recording that `source` yields; None: all of it.
+        packets_from: the recording's file, if its packets may be copied.
 
     Raises:
         OutputError: a file cannot be written.
@@ -253,6 +257,7 @@ class RecordingPipeline:
         stages: Stages | None = None,
         origin: int | None = None,
         times: TimeRange | None = None,
+        packets_from: Path | None = None,
     ) -> None:
         self.source, self.view, self.folder, self.segmenter, self.settings = source, view, folder, segmenter, settings
         self._masks, self._times = masks, times
@@ -260,6 +265,9 @@ class RecordingPipeline:
             origin = round(source.format.start / source.format.time_base)
         self.video: AnnotatedVideo | None = None
         self._about = head_of_results(source.name, segmenter, settings, times)
+        video = settings.output.video
+        packets_from = None if video.codec == "none" else packets_from
+        self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
         sinks = self._open_sinks(masks, origin)
         stages = make_stages(view, segmenter, settings) if stages is None else stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
@@ -276,6 +284,7 @@ class RecordingPipeline:
                     self.settings.output.video,
                     origin,
                     self.source.shifts,
+                    self.copying,
                 )
                 sinks.append(("encode", self.video))
             sinks.append(("table", FramesTable(folder / "frames.csv")))
@@ -348,6 +357,19 @@ class RecordingPipeline:
         for name in [*([VIDEO] if self.video else []), *(["masks.mkv"] if self._masks else [])]:
             check_frames(self.folder / name, self._frames_out, on_activity)
 
+    def _unmarked(self) -> dict[str, Any] | None:
+        """How many groups of pictures were copied and encoded; None: there is no video."""
+        if self.video is None:
+            return None
+        counts = self.copying.counts if self.copying else CopyCounts(encoded_frames=self.video.frames)
+        return {
+            "copied_gops": counts.copied_gops,
+            "copied_frames": counts.copied_frames,
+            "encoded_gops": counts.encoded_gops if self.copying else None,
+            "encoded_frames": counts.encoded_frames,
+            "why_none": self._why_none or counts.why_none,
+        }
+
     def _write_summary(self, run: ProcessResult, problem: BaseException | None) -> None:
         reason = (str(problem) or type(problem).__name__) if problem else None
         if isinstance(problem, KeyboardInterrupt):
@@ -362,6 +384,7 @@ class RecordingPipeline:
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,
             "encoder": self._encoder,
+            "unmarked": self._unmarked(),
             "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],
             "picture_size": [self.source.format.width, self.source.format.height],
             "frames_in": self.pipeline.work["decode"].items,

@@ -50,6 +50,7 @@ class Audio:
     Attributes:
         damage: problems of the audio, one phrase each.
         notes: what was not copied unchanged, one phrase each.
+        is_late: whether a track begins so late that the header must be written before.
         options: the container options with which all tracks can be written.
         packets: number of packets written so far.
 
@@ -84,9 +85,9 @@ class Audio:
             for source in known
         ]
         # If the header waits for the first packet of one track, it must not wait for a late track as well.
-        late = any(track.begins > start + LATE_S for track in tracks)
+        self.is_late = any(track.begins > start + LATE_S for track in tracks)
         for track in tracks:
-            track.choose(options[:1] if late else options)
+            track.choose(options[:1] if self.is_late else options)
         self._tracks = [track for track in tracks if not track.left_out]
         self.options = options[max((track.options_index for track in self._tracks), default=0)]
         self.notes += [track.note for track in tracks if track.note]

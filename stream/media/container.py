@@ -12,6 +12,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Stream
+from av.video.stream import VideoStream
 
 from polypstream.core.formatting import counted
 from polypstream.errors import SourceError
@@ -77,6 +78,20 @@ def open_container(path: Path) -> InputContainer:
         if stream.codec_context is not None:  # None for a codec that FFmpeg does not know
             stream.codec_context.options = LIMITS
     return container
+
+
+def video_tracks(container: InputContainer) -> list[VideoStream]:
+    """Find the tracks with moving pictures.
+
+    Args:
+        container: an open recording.
+
+    Returns:
+        The tracks, the one that is annotated first.
+    """
+    moving = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
+    best = container.streams.best("video")
+    return sorted(moving, key=lambda stream: stream is not best)
 
 
 def demuxed(container: InputContainer, streams: Sequence[StreamT]) -> Iterator[Packet[StreamT] | None]:

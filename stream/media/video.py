@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
 import av
-import cv2
 import numpy as np
-from av.codec.context import Flags
 from av.container import OutputContainer
 from av.packet import Packet
-from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from polypstream.core.config import VideoSettings
@@ -25,15 +22,13 @@ from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import OutputError
 from polypstream.media.audio import Audio
 from polypstream.media.container import file_url, open_container, packets_of
-from polypstream.media.encoders import NO_B_FRAMES, Encoder, choose_encoder
-from polypstream.media.pictures import longest_step, planes_of
-from polypstream.media.scaling import Filtered
+from polypstream.media.encoders import Encoder, choose_encoder
+from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
+from polypstream.media.gop_copy import GopCopy
+from polypstream.media.pictures import longest_step
 
 # A killed process loses the current fragment. The documented limit is two seconds, so fragments are much shorter.
 FRAGMENT_US = 500_000
-KEY_FRAME_EVERY_S = 2
-# Below this frame rate the encoder must not delay frames, because a few frames would already be seconds.
-LOW_RATE = 12
 MASK_OPTIONS = {"cluster_time_limit": "500", "flush_packets": "1"}
 MP4_OPTIONS = {
     # Edit lists define when a track starts. A fragmented file contains them only with this option.
@@ -44,11 +39,11 @@ MP4_OPTIONS = {
     "max_interleave_delta": str(FRAGMENT_US),
     "flush_packets": "1",
 }
-# With this flag a video is playable before its last audio track has begun. FFmpeg cannot write such a header for AC-3
-# and E-AC-3, because it needs a packet of these first. FFmpeg 8.1 crashes if a track starts later than 31 bits of its
-# time scale. Recordings of a running transport stream do so. Without the flag the header is written with the first
-# fragment.
-HEADER_AT_START = "+empty_moov"
+# With the first flag a video is playable before its last audio track has begun. FFmpeg cannot write such a header for
+# AC-3 and E-AC-3, because it needs a packet of these first. FFmpeg 8.1 crashes if a track starts later than 31 bits of
+# its time scale. Recordings of a running transport stream do so. With the second flag the header is written when all
+# tracks have begun. With neither, a file that was not closed is played without its first fragment.
+HEADER_AT_START, HEADER_LATER = "+empty_moov", "+delay_moov"
 LATE_START_S = 600
 MAX_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
@@ -71,29 +66,6 @@ def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
         return av.open(file_url(path), "w", container_options=options)
 
 
-def set_picture_format(stream: VideoStream, pictures: PictureFormat, width: int, height: int) -> None:
-    """Set the size, timing, pixel shape and colour tags of an encoder.
-
-    Args:
-        stream: the encoder's stream; changed in place.
-        pictures: format of the source's frames.
-        width, height: size of the encoded frames in pixels.
-    """
-    context = stream.codec_context
-    context.width, context.height, context.pix_fmt = width, height, pictures.pixel_format
-    context.time_base = stream.time_base = pictures.time_base
-    context.framerate = pictures.rate
-    context.sample_aspect_ratio = pictures.sample_aspect_ratio
-    context.colorspace, context.color_range = pictures.colorspace, pictures.color_range
-    context.color_primaries, context.color_trc = pictures.color_primaries, pictures.color_trc
-    # Without this flag every frame lasts 1/rate, and the last frame of a variable-rate recording has a wrong duration.
-    context.flags |= Flags.frame_duration
-    if pictures.field_order != "progressive":
-        context.flags |= Flags.interlaced_dct
-    if pictures.display_matrix is not None:
-        stream.set_display_matrix(pictures.display_matrix)
-
-
 def add_pictures(
     file: OutputContainer, encoder: Encoder, pictures: PictureFormat, options: dict[str, str]
 ) -> VideoStream:
@@ -109,14 +81,18 @@ def add_pictures(
         The stream.
     """
     stream = cast(VideoStream, file.add_stream(encoder.codec, options=options))
-    right, below = padding(pictures)
-    set_picture_format(stream, pictures, pictures.width + right, pictures.height + below)
+    set_picture_format(stream.codec_context, pictures)
+    stream.time_base = pictures.time_base
+    if pictures.display_matrix is not None:
+        stream.set_display_matrix(pictures.display_matrix)
     stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
     return stream
 
 
 class AnnotatedVideo:
-    """annotated.mp4: the frames encoded as H.264, with a copy of every audio track of the recording.
+    """annotated.mp4: the frames as H.264, with a copy of every audio track of the recording.
+
+    The frames are encoded. With `copying`, groups of pictures in which nothing is drawn are the recording's packets.
 
     The file is a hybrid fragmented MP4 (FFmpeg's `movflags=hybrid_fragmented`). While it is written, it can be played
     up to its last fragment. When it is closed, it becomes an ordinary MP4.
@@ -129,11 +105,12 @@ class AnnotatedVideo:
         origin: pts at which the file's timeline begins, if it holds a range of the recording: earlier sound and all
             chapters are left out; None: the whole recording.
         shifts: the offsets that were added to the recording's timestamps.
+        copying: copies groups of pictures, and is closed with the file; None: all frames are encoded.
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
-        frames: number of frames encoded so far.
-        bytes: size of the encoded frames written so far.
+        frames: number of frames accepted so far.
+        bytes: size of the video packets written so far.
         packets: number of video and audio packets written so far.
         notes: what could not be copied unchanged.
         damage: problems of the audio; complete once the file is closed.
@@ -150,26 +127,33 @@ class AnnotatedVideo:
         settings: VideoSettings,
         origin: int | None = None,
         shifts: ClockShifts | None = None,
+        copying: GopCopy | None = None,
     ) -> None:
         encoder = choose_encoder(settings.codec, pictures.pixel_format)
         self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin or 0, encoder.codec, 0, 0
         self.notes: list[str] = []
         self.damage: list[str] = []
-        self._padding = padding(pictures)
-        width, height = pictures.width + self._padding[0], pictures.height + self._padding[1]
-        if any(self._padding):
+        right, below = padding(pictures)
+        if right or below:
+            width, height = pictures.width + right, pictures.height + below
             self.notes.append(
                 f"its odd size {pictures.width}x{pictures.height} was padded to {width}x{height}, as H.264 needs"
             )
-        self._interlaced = None if pictures.field_order == "progressive" else Filtered("setfield", pictures.field_order)
-        # Time in seconds of the last keyframe that the encoder output or that was requested.
-        self._key_frame_s = float("-inf")
         self._previous_packet: Packet[VideoStream] | None = None
         self._video_packets = 0
         self._ends: float | None = None
-        self._file, self._audio = open_mp4(path, pictures, audio_from, shifts, origin)
+        # End of the last frame, in units of its pts.
+        self._end_pts = 0
+        self._copying = copying
+        reordered = bool(copying and copying.reordered)
+        self._file, self._audio = open_mp4(path, pictures, audio_from, shifts, origin, reordered)
         try:
-            self._stream = add_pictures(self._file, encoder, pictures, _encoder_options(encoder, pictures, settings))
+            if copying:
+                self._stream = copying.add_to(self._file)
+            else:
+                options = encoder_options(encoder, pictures, settings)
+                self._stream = add_pictures(self._file, encoder, pictures, options)
+            self._frames = copying or FrameEncoder(self._stream.encode, pictures)
             if self._audio:
                 self._audio.add_to(self._file)
                 self.notes += self._audio.notes
@@ -185,7 +169,7 @@ class AnnotatedVideo:
         return self._video_packets + (self._audio.packets if self._audio else 0)
 
     def write(self, frame: Frame) -> None:
-        """Encode a frame, and mux the audio up to its time.
+        """Encode a frame, or keep its number until its group is copied, and mux the audio up to its time.
 
         Args:
             frame: the frame.
@@ -193,32 +177,19 @@ class AnnotatedVideo:
         Raises:
             OutputError: the file cannot be written.
         """
-        picture = pad(frame.picture, *self._padding)
-        if self._interlaced and not picture.interlaced_frame:
-            picture = self._interlaced(picture)
         with writing(self._path):
-            # Otherwise the encoder would use the frame types of the source.
-            picture.pict_type = PictureType.I if self._wants_key_frame(frame.seconds) else PictureType.NONE
-            self._mux(self._stream.encode(picture))
+            self._mux(self._frames.packets(frame))
         self.frames += 1
-        self._ends = None if frame.last else frame.seconds + float((picture.duration or 0) * frame.time_base)
+        self._end_pts = frame.pts + (frame.picture.duration or 0)
+        self._ends = None if frame.last else frame.seconds + float((frame.picture.duration or 0) * frame.time_base)
 
-    def _wants_key_frame(self, seconds: float) -> bool:
-        """Decide by time. The encoder counts frames, and a recording may announce a wrong frame rate."""
-        wanted = seconds - self._key_frame_s >= KEY_FRAME_EVERY_S
-        if wanted:
-            self._key_frame_s = seconds
-        return wanted
-
-    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+    def _mux(self, packets: Iterable[Packet[VideoStream]]) -> None:
         """Mux each packet after the next one has arrived, so that its exact duration is known.
 
         Otherwise a fragment would end with a guessed duration. FFmpeg then assumes that the next fragment's frames
         follow immediately (ff_mov_write_packet).
         """
         for packet in packets:
-            if packet.is_keyframe:
-                self._key_frame_s = max(self._key_frame_s, float((packet.pts or 0) * packet.time_base))
             if self._previous_packet is not None and self._previous_packet.dts is not None and packet.dts is not None:
                 self._previous_packet.duration = packet.dts - self._previous_packet.dts
             self._release()
@@ -231,6 +202,7 @@ class AnnotatedVideo:
         if self._audio:
             self._audio.mux_until(float((packet.pts or 0) * packet.time_base))
         self.bytes += packet.size
+        packet.stream = self._stream
         # The packet's pts is changed, not the frame's, because other sinks use the same frame.
         if self._origin and packet.pts is not None and packet.dts is not None:
             packet.pts, packet.dts = packet.pts - self._origin, packet.dts - self._origin
@@ -248,12 +220,18 @@ class AnnotatedVideo:
                 if self.frames:
                     self._flush()
         finally:
+            if self._copying:
+                self._copying.close()
             if self._audio:
                 self._audio.close()
                 self.damage = self._audio.damage
 
     def _flush(self) -> None:
-        self._mux(self._stream.encode(None))
+        self._mux(self._frames.flush())
+        last = self._previous_packet
+        if last is not None and last.pts is not None:
+            # FFmpeg ends the track where its last fragment ends. Reordered frames before that may be shown later.
+            last.duration = max(last.duration or 0, self._end_pts - last.pts)
         self._release()
         if self._audio:
             # If the video ended early, for example by Ctrl-C, the audio ends at the same time.
@@ -322,48 +300,13 @@ class MaskVideo:
             self._file.mux(self._stream.encode(None))
 
 
-def pad(picture: av.VideoFrame, right: int, below: int) -> av.VideoFrame:
-    """Pad a frame by repeating its last column and row.
-
-    Args:
-        picture: the frame.
-        right: number of columns to add.
-        below: number of rows to add.
-
-    Returns:
-        A padded copy, or the frame itself if there is nothing to add. Chroma planes already cover the added pixels.
-    """
-    if not right and not below:
-        return picture
-    padded = av.VideoFrame(picture.width + right, picture.height + below, picture.format.name)
-    for source, target in zip(planes_of(picture), planes_of(padded), strict=True):
-        rows, columns = target.shape[0] - source.shape[0], target.shape[1] - source.shape[1]
-        target[:] = cv2.copyMakeBorder(source, 0, rows, 0, columns, cv2.BORDER_REPLICATE)
-    padded.pts, padded.time_base, padded.duration = picture.pts, picture.time_base, picture.duration
-    padded.colorspace, padded.color_range = picture.colorspace, picture.color_range
-    return padded
-
-
-def padding(pictures: PictureFormat) -> tuple[int, int]:
-    """Compute the padding of frames: H.264 stores only whole chroma samples.
-
-    Args:
-        pictures: format of the frames.
-
-    Returns:
-        Number of columns and rows to add.
-    """
-    chroma = av.VideoFormat(pictures.pixel_format, 64, 64)
-    across, down = 64 // chroma.chroma_width(), 64 // chroma.chroma_height()
-    return -pictures.width % across, -pictures.height % down
-
-
 def open_mp4(
     path: Path,
     pictures: PictureFormat,
     audio_from: Path | None,
     shifts: ClockShifts | None,
     origin: int | None = None,
+    reordered: bool = False,
 ) -> tuple[OutputContainer, Audio | None]:
     """Create an MP4, and prepare its audio. The audio decides how the header is written.
 
@@ -373,6 +316,7 @@ def open_mp4(
         audio_from: recording whose audio, chapters and metadata are copied; None: none.
         shifts: the offsets that were added to the recording's timestamps.
         origin: as for `AnnotatedVideo`.
+        reordered: frames may be decoded in another order than they are shown.
 
     Returns:
         The open container, and the audio if there is any.
@@ -383,11 +327,13 @@ def open_mp4(
     since = None if origin is None else origin * pictures.time_base
     options = _mp4_options(pictures, since or Fraction(0))
     if audio_from is None:
-        return open_output(path, options[0]), None
+        return open_output(path, options[-1] if reordered else options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base
     audio = Audio(audio_from, shifts or ClockShifts(), float(pictures.start), longest, options, since)
     try:
-        file = open_output(path, audio.options)
+        # The first reordered frame is decoded before it is shown. A header that was written at the start does not say
+        # so. The frames of a file that was not closed would be late by a few frames.
+        file = open_output(path, options[-1] if reordered and not audio.is_late else audio.options)
         file.set_chapters(audio.chapters())
     except BaseException:
         audio.close()
@@ -404,8 +350,8 @@ def _mp4_options(pictures: PictureFormat, since: Fraction) -> list[dict[str, str
     """
     # Tracks start in units of the movie's time scale, which is milliseconds by default.
     options = MP4_OPTIONS | {"movie_timescale": str(_timescale(pictures.time_base))}
-    with_header = options | {"movflags": options["movflags"] + HEADER_AT_START}
-    return [with_header, options] if pictures.start - since < LATE_START_S else [options]
+    at_start, later = (options | {"movflags": options["movflags"] + flag} for flag in (HEADER_AT_START, HEADER_LATER))
+    return [at_start, later] if pictures.start - since < LATE_START_S else [later]
 
 
 def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] = lambda _: None) -> None:
@@ -432,14 +378,6 @@ def check_frames(path: Path, frames: int, on_activity: Callable[[object], None] 
                 on_activity(found)
     if found != frames:
         raise OutputError(f"{path}: {found} of the {frames} frames that were written can be read; please report this")
-
-
-def _encoder_options(encoder: Encoder, pictures: PictureFormat, settings: VideoSettings) -> dict[str, str]:
-    key_frames = max(1, round(pictures.rate * KEY_FRAME_EVERY_S))
-    options = {**encoder.quality(settings.preset, settings.crf), **NO_B_FRAMES, "g": str(key_frames)}
-    if pictures.field_order == "bff":
-        options |= encoder.lower_field_first
-    return {**options, **encoder.no_delay} if pictures.rate < LOW_RATE else options
 
 
 def _timescale(time_base: Fraction) -> int:

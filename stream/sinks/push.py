@@ -16,9 +16,10 @@ from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError, SourceError
 from polypstream.media.encoders import NO_B_FRAMES, choose_encoder
+from polypstream.media.frame_encoder import pad, padding
 from polypstream.media.pictures import Conformer
 from polypstream.media.srt import srt_sent
-from polypstream.media.video import add_pictures, pad, padding
+from polypstream.media.video import add_pictures
 
 # FFmpeg's container for each scheme.
 CONTAINERS = {"rtsp": "rtsp", "srt": "mpegts", "udp": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv"}

@@ -97,7 +97,7 @@ class Deidentified:
         """
         blanked = 0
         for frame in self._source.frames():
-            frame.picture = self._cleaned(frame.picture)
+            frame.picture, frame.as_recorded = self._cleaned(frame.picture), False
             if self._blank_outside and self._is_outside(frame):
                 frame.picture = self._cleaned(frame.picture, blank=True)
                 blanked += self._since is None or frame.pts >= self._since

@@ -25,7 +25,7 @@ from polypstream.core.time_range import TimeRange
 from polypstream.core.timestamps import ClockShifts, TimestampCorrector
 from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
-from polypstream.media.container import open_container, packets_of
+from polypstream.media.container import open_container, packets_of, video_tracks
 from polypstream.media.pictures import (
     MAX_PIXELS,
     MAX_RATE,
@@ -152,18 +152,12 @@ class Recording:
             raise
 
     def _picture_stream(self) -> av.VideoStream:
-        moving = [
-            stream
-            for stream in self._container.streams.video
-            if not stream.disposition & stream.disposition.attached_pic
-        ]
+        moving = video_tracks(self._container)
         if not moving:
             raise SourceError(f"{self.path}: has no video (only sound or still images)")
-        best = self._container.streams.best("video")
-        stream = best if best in moving else moving[0]
-        for other in moving:
-            if other is not stream:
-                self.notes.append(f"video track {other.index} was left out: only track {stream.index} is processed")
+        stream, *others = moving
+        for other in others:
+            self.notes.append(f"video track {other.index} was left out: only track {stream.index} is processed")
         return stream
 
     def _undecodable_reason(self) -> str:
@@ -230,6 +224,7 @@ class Recording:
             if until is not None and pts >= until:
                 self._note_damage(index, None)
                 return
+            stored = picture.pts
             fitting = conform(picture, self._shape_of(picture))
             fitting.pts, fitting.duration = pts, self._duration(picture, stated, following)
             end = float((pts + fitting.duration) * self._format.time_base)
@@ -241,6 +236,10 @@ class Recording:
                 self._format.time_base,
                 last=following is None,
                 orientation=orientation,
+                as_recorded=fitting is picture
+                and stored == stated
+                and not self.shifts.restarts
+                and not picture.is_corrupt,
             )
         self._note_damage(self._frames_read, end)
 

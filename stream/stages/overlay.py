@@ -67,6 +67,7 @@ class Overlay:
         if region is None or style == "none":
             return
         frame.picture.make_writable()
+        frame.as_recorded = False
         planes = planes_of(frame.picture)
         if style == "heatmap":
             self._draw_heat(frame.picture, planes, region)

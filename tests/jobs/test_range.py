@@ -124,6 +124,26 @@ def test_a_range_is_that_part_of_the_whole(
     assert "range" not in summary_of(whole)
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param({"audio": ["aac"]}, id="b-frames"),
+        pytest.param({"name": "c.mkv", "pts": VARIED, "time_base": Fraction(1, 100)}, id="vfr"),
+        pytest.param({"name": "c.ts", "container_options": {"output_ts_offset": "2.2"}}, id="ts-late"),
+    ],
+)
+def test_whole_groups_of_pictures_in_a_range_are_copied(make: Make, red_model: Path, wanted: dict[str, Any]) -> None:
+    recording = make(**(LONG | {"width": 160, "height": 120} | wanted))
+    times, pictures = pts_of(recording), frames_of(recording, "yuv420p")
+    start, end = float(times[60]) - 0.001, float(times[140]) - 0.001
+    part = run(recording, red_model, "part", "output.video.crf=20", "output.video.unmarked=copy", start=start, end=end)
+    counts: Any = summary_of(part)["unmarked"]
+    assert (counts["copied_frames"], counts["encoded_frames"]) == (50, 30)
+    assert pts_of(part / "annotated.mp4") == [time - times[60] for time in times[60:140]]
+    for ours, theirs in zip(frames_of(part / "annotated.mp4", "yuv420p")[15:65], pictures[75:125], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def check_sound(whole: Path, part: Path, since: Fraction, tracks: int, encoded: bool) -> None:
     """Sound is there from the first picture to the last, at the same distance to the pictures as in the whole."""
     every, some = audio_packets_of(whole), audio_packets_of(part)
