@@ -246,6 +246,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
 
 
 @pytest.mark.browser
+@pytest.mark.realtime
 def test_a_browser_on_a_slow_line_holds_up_nobody(
     browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
 ) -> None:
