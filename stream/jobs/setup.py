@@ -135,29 +135,28 @@ class Stages:
     Attributes:
         crop: crops to the field of view and scales to the model's input.
         quality: rates the quality of the frame.
-        segment: runs the model.
+        segment: runs the model, on all frames or on some.
+        batch_size: the largest batch of `segment`.
         smooth: smooths the probability map over time; None if the settings switch it off.
         findings: turns the probability map into regions, outlines and tracks.
         overlay: draws them.
-        every: N; the model runs on every Nth frame, and where the motion is not reliable.
     """
 
     crop: ViewCropper
     quality: QualityInspector
-    segment: Segmenter
+    segment: Stage[Frame]
+    batch_size: int
     smooth: TemporalSmoother | None
     findings: FindingsTracker
     overlay: Overlay
-    every: int = 1
 
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
         """Name, stage and batch size of each stage except the overlay."""
-        segment: Stage[Frame] = self.segment if self.every == 1 else EveryNth(self.segment, self.every)
         stages: list[tuple[str, Stage[Frame], int]] = [
             ("crop", self.crop, 1),
             ("quality", self.quality, 1),
-            ("segment", segment, self.segment.batch_size),
+            ("segment", self.segment, self.batch_size),
         ]
         if self.smooth is not None:
             stages.append(("smooth", self.smooth, 1))
@@ -187,13 +186,13 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> 
         segmenter: runs the model; may be shared by several recordings.
         settings: settings of the run.
     """
-    card, findings = segmenter.card, settings.findings
+    card, findings, every = segmenter.card, settings.findings, settings.inference.every
     return Stages(
         crop=ViewCropper(view, segmenter.size),
         quality=QualityInspector(),
-        segment=segmenter,
-        smooth=TemporalSmoother(estimate=settings.inference.every == 1) if findings.steady else None,
+        segment=segmenter if every == 1 else EveryNth(segmenter, every),
+        batch_size=segmenter.batch_size,
+        smooth=TemporalSmoother(estimate=every == 1) if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
         overlay=make_overlay(settings),
-        every=settings.inference.every,
     )
