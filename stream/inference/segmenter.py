@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,9 @@ import onnxruntime as ort
 from pydantic import ValidationError
 
 from polypstream.errors import ModelError, ProviderError
+from polypstream.inference.cpu import fastest_first
 from polypstream.inference.model_card import INPUT, OUTPUT, ModelCard
-from polypstream.inference.providers import GPU, choose, open_session, warm_up
+from polypstream.inference.providers import GPU, Provider, choose, open_session, warm_up
 
 if TYPE_CHECKING:
     from polypstream.core.frame import Frame  # needs OpenCV and FFmpeg, which `polypstream inspect` does without
@@ -28,7 +31,8 @@ class Segmenter:
 
     Args:
         model: path of a model file.
-        provider: "auto" selects the fastest available one; any other is used or refused.
+        provider: "auto" selects the fastest available one; any other is used or refused. On a CPU, which one is
+            faster is measured at the first use of a model and remembered (`polypstream.inference.cpu`).
         batch_size: the largest batch on a GPU.
         threads: CPU threads of the session; 0 leaves the number to the provider.
         cpu_model: model file that is used instead of `model` on the provider "cpu".
@@ -58,8 +62,10 @@ class Segmenter:
     ) -> None:
         _check_file(model)
         present, self.notes = choose(provider)
+        models = {each: cpu_model or model if each == "cpu" else model for each in present}
+        present = _fastest_first(models, threads)
         for number, self.provider in enumerate(present, 1):
-            self.model = cpu_model or model if self.provider == "cpu" else model
+            self.model = models[self.provider]
             try:
                 self._open(batch_size, threads, device)
                 break
@@ -128,6 +134,14 @@ class Segmenter:
         """
         maps: np.ndarray = self._session.run([OUTPUT], {INPUT: pictures})[0]
         return maps
+
+
+def _fastest_first(models: Mapping[Provider, Path], threads: int) -> list[Provider]:
+    """A GPU is faster than any CPU; which provider is faster on a CPU is measured."""
+    if len(models) > 1 and GPU.isdisjoint(models):
+        with contextlib.suppress(ProviderError):  # it is raised again when the provider is used
+            return fastest_first(models, threads)
+    return list(models)
 
 
 def inspect_model(model: Path) -> ModelCard:

@@ -6,7 +6,6 @@ costs.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -18,6 +17,7 @@ from urllib.parse import parse_qsl
 import av
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from polypstream.core.cache import cache_folder
 from polypstream.core.config import VideoSettings
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.errors import OutputError, SourceError
@@ -199,8 +199,3 @@ def _picture_format(settings: DemoSettings) -> PictureFormat:
         color_primaries=int(ColorPrimaries.BT709),
         color_trc=int(ColorTrc.BT709),
     )
-
-
-def cache_folder() -> Path:
-    """Folder of the rendered demos: polypstream/ in XDG_CACHE_HOME, which is ~/.cache by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polypstream"
