@@ -40,6 +40,7 @@ from tests.conftest import audio_packets_of, frames_of, pts_of, summary_of
 
 Make = Callable[..., Path]
 GOP = {"g": "10"}
+SLOW = pytest.mark.slow
 
 
 class Twice:
@@ -173,14 +174,22 @@ VARIED = [
     [
         pytest.param({"options": GOP}, id="plain"),
         pytest.param({"options": GOP, "audio": ["aac", "mp3"]}, id="sound"),
-        pytest.param({"options": GOP, "rate": Fraction(30000, 1001), "rotation": 90}, id="ntsc-rotated"),
-        pytest.param({"name": "c.mkv", "options": GOP, "audio": ["flac"]}, id="matroska"),
-        pytest.param({"name": "c.ts", "options": GOP, "audio": ["mp2"]}, id="transport-stream"),
-        pytest.param({"name": "c.avi", "codec": "mjpeg", "pixel_format": "yuvj420p"}, id="motion-jpeg"),
+        pytest.param({"options": GOP, "rate": Fraction(30000, 1001), "rotation": 90}, id="ntsc-rotated", marks=SLOW),
+        pytest.param({"name": "c.mkv", "options": GOP, "audio": ["flac"]}, id="matroska", marks=SLOW),
+        pytest.param({"name": "c.ts", "options": GOP, "audio": ["mp2"]}, id="transport-stream", marks=SLOW),
+        pytest.param({"name": "c.avi", "codec": "mjpeg", "pixel_format": "yuvj420p"}, id="motion-jpeg", marks=SLOW),
         pytest.param({"options": {"g": "10", "x264-params": "open-gop=1:bframes=3"}}, id="open-gop"),
-        pytest.param({"frames": 28, "pts": VARIED, "time_base": Fraction(1, 25), "options": {"g": "4"}}, id="varied"),
-        pytest.param({"pts": range(5000, 9000, 100), "time_base": Fraction(1, 1000), "options": GOP}, id="starts-late"),
-        pytest.param({"name": "c.mkv", "width": 161, "height": 121, "codec": "ffv1"}, id="odd-size"),
+        pytest.param(
+            {"frames": 28, "pts": VARIED, "time_base": Fraction(1, 25), "options": {"g": "4"}},
+            id="varied",
+            marks=SLOW,
+        ),
+        pytest.param(
+            {"pts": range(5000, 9000, 100), "time_base": Fraction(1, 1000), "options": GOP},
+            id="starts-late",
+            marks=SLOW,
+        ),
+        pytest.param({"name": "c.mkv", "width": 161, "height": 121, "codec": "ffv1"}, id="odd-size", marks=SLOW),
     ],
 )
 @pytest.mark.parametrize("goes_on", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -204,10 +213,12 @@ def test_groups_that_the_whole_copies_are_copied_in_parts(make: Make, red_model:
             np.testing.assert_array_equal(recorded[number], frames[number])
 
 
+@pytest.mark.slow
 def test_so_they_do_without_steadying(make: Make, red_model: Path) -> None:
     Twice(make(frames=75, options=GOP, audio=["aac"]), red_model, 1, "findings.steady=false").compare()
 
 
+@pytest.mark.slow
 def test_frames_blanked_in_all_parts_are_counted_once(make: Make, red_model: Path) -> None:
     """They lie in two parts: grey is not what the inside of a body looks like."""
     twice = Twice(make(frames=75, options=GOP), red_model, 0.6, "deidentify.enabled=true")
@@ -243,6 +254,7 @@ def flicker(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_part_that_guessed_wrong_is_found_out(tmp_path: Path, red_model: Path) -> None:
     twice = Twice(flicker(tmp_path), red_model, 4, "findings.peak=0.8")
     assert twice.guesses == [False]
@@ -275,6 +287,7 @@ def test_cuts_are_key_frames_and_the_parts_alike(make: Make) -> None:
     assert lengths.max() <= 1.4 * second
 
 
+@pytest.mark.slow
 def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp_path: Path) -> None:
     twice = Twice(make(frames=60, options=GOP), red_model, 1)
     shutil.copyfile(twice.parts[0] / END, twice.parts[1] / BEGIN)  # fits, and is not its own
@@ -288,6 +301,7 @@ def test_parts_that_do_not_go_on_are_not_joined(make: Make, red_model: Path, tmp
         join_parts(twice.recording, twice.plan, twice.parts, tmp_path / "again", twice.settings, masks=True)
 
 
+@pytest.mark.slow
 def test_parts_encoded_differently_are_not_joined(make: Make, red_model: Path, tmp_path: Path) -> None:
     twice = Twice(make(frames=60, options=GOP), red_model, 1)
     (tmp_path / "other").mkdir()
@@ -301,6 +315,7 @@ def test_parts_encoded_differently_are_not_joined(make: Make, red_model: Path, t
         join_parts(twice.recording, plan, parts, tmp_path / "again", twice.settings, masks=True)
 
 
+@pytest.mark.slow
 def test_a_part_whose_pictures_are_others_is_refused(make: Make, red_model: Path, tmp_path: Path) -> None:
     """The results before are those of another recording with the same cuts."""
     twice = Twice(make(frames=60, options=GOP), red_model, 1)

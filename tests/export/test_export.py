@@ -162,6 +162,7 @@ def test_a_model_that_disagrees_is_not_written(
     assert not list(tmp_path.glob("*.onnx*"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_said(checkpoint: Path, tmp_path: Path) -> None:
     for size in (98, 0, -8):
         with pytest.raises(SettingsError, match="multiple of 4"):

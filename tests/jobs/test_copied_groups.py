@@ -80,6 +80,7 @@ def test_score_gives_the_same_figures(folders: dict[str, Path]) -> None:
     assert (one["frames"], one["mean_dice"]) == (FRAMES, 1.0)
 
 
+@pytest.mark.slow
 def test_dicom_writes_the_same_captures(folders: dict[str, Path], recording: Path) -> None:
     pixels = []
     for folder in folders.values():

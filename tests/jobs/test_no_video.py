@@ -58,6 +58,7 @@ def test_the_api_writes_no_video(make: Callable[..., Path], red_model: Path, tmp
     assert not (run.folder / "annotated.mp4").exists()
 
 
+@pytest.mark.slow
 def test_parts_are_joined_without_a_video(make: Callable[..., Path], red_model: Path) -> None:
     twice = Twice(make(options=GOP, audio=["aac"], frames=80), red_model, 1.0, NO_VIDEO)
     assert len(twice.parts) > 1
@@ -80,6 +81,7 @@ def test_live_video_is_not_recorded_or_sent_without_an_encoder(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_bench_refuses_to_measure_no_encoder(make: Callable[..., Path], red_model: Path) -> None:
     done = call("bench", make(), "--seconds", 1, "--model", red_model, "--set", NO_VIDEO, check=False)
     assert done.returncode == 1

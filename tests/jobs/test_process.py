@@ -257,6 +257,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_batch_size_or_timing(make: Make, red_model: Path) -> None:
     recording = make(frames=40)
     results = []

@@ -32,6 +32,7 @@ Make = Callable[..., Path]
 LONG = {"frames": 200, "options": {"g": "25", "bf": "2"}}
 # 200 times at irregular steps of 2 to 9 hundredths of a second.
 VARIED = np.cumsum([0, *(2 + (7 * index * index) % 8 for index in range(199))]).tolist()
+SLOW = pytest.mark.slow
 DRAW_NOTHING = ("findings.steady=false", "overlay.style=none", "output.video.crf=0")
 
 
@@ -68,22 +69,22 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("wanted", "seeks"),
     [
         pytest.param({"audio": ["aac", "aac"]}, True, id="b-frames-two-sounds"),
-        pytest.param({"name": "c.mkv", "audio": ["libopus", "ac3"]}, True, id="matroska", marks=pytest.mark.slow),
-        pytest.param({"pts": VARIED, "time_base": Fraction(1, 100), "audio": ["aac"]}, True, id="vfr"),
-        pytest.param({"rotation": 90, "audio": ["mp3"]}, True, id="rotation", marks=pytest.mark.slow),
+        pytest.param({"name": "c.mkv", "audio": ["libopus", "ac3"]}, True, id="matroska", marks=SLOW),
+        pytest.param({"pts": VARIED, "time_base": Fraction(1, 100), "audio": ["aac"]}, True, id="vfr", marks=SLOW),
+        pytest.param({"rotation": 90, "audio": ["mp3"]}, True, id="rotation", marks=SLOW),
         pytest.param(
             {"name": "c.ts", "audio": ["mp2"], "container_options": {"output_ts_offset": "2.2"}},
             False,
             id="ts-late",
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
-        pytest.param({"name": "c.avi", "codec": "mpeg4", "audio": ["mp3"]}, False, id="avi", marks=pytest.mark.slow),
-        pytest.param({"name": "c.mov", "audio": ["pcm_s16le"]}, True, id="pcm", marks=pytest.mark.slow),
+        pytest.param({"name": "c.avi", "codec": "mpeg4", "audio": ["mp3"]}, False, id="avi", marks=SLOW),
+        pytest.param({"name": "c.mov", "audio": ["pcm_s16le"]}, True, id="pcm", marks=SLOW),
         pytest.param(
             {"name": "c.mp4", "options": {"g": "1000", "bf": "2"}, "audio": ["aac"]},
             True,
             id="one-keyframe",
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
     ],
 )
@@ -160,6 +161,7 @@ def check_sound(whole: Path, part: Path, since: Fraction, tracks: int, encoded: 
             assert content == contents[place]
 
 
+@pytest.mark.slow
 def test_what_is_not_given_is_the_beginning_or_the_end(make: Make, red_model: Path) -> None:
     recording = make(**LONG)
     whole = rows_of(run(recording, red_model, "whole"))
@@ -178,6 +180,7 @@ def test_times_of_frames_csv_can_be_copied(make: Make, red_model: Path) -> None:
     assert [row["pts_s"] for row in part] == [row["pts_s"] for row in rows[2:5]]
 
 
+@pytest.mark.slow
 def test_a_recording_that_cannot_be_entered_is_decoded_from_its_start(
     make: Make, red_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +190,7 @@ def test_a_recording_that_cannot_be_entered_is_decoded_from_its_start(
     assert rows_of(run(recording, red_model, "other", start=4, end=5)) == good
 
 
+@pytest.mark.slow
 def test_frames_far_before_the_range_are_not_decoded(
     make: Make, red_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

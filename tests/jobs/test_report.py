@@ -91,6 +91,7 @@ def test_the_labels_of_the_timeline_can_be_read(run: Path, browse: Callable[[], 
 BOXES = "return [...document.querySelectorAll('.timeline text')].map((each) => each.getBoundingClientRect().toJSON())"
 
 
+@pytest.mark.slow
 def test_bars_are_where_a_polyp_is_shown(run: Path) -> None:
     """A track with a gap has two bars. A gap that is narrower than a column of the timeline has none."""
     found = json.loads((run / "findings.json").read_text())
@@ -104,6 +105,7 @@ def test_bars_are_where_a_polyp_is_shown(run: Path) -> None:
     assert shown_spans(track, long) == [(0.0, 2.0)]
 
 
+@pytest.mark.slow
 def test_what_reaches_the_line_and_is_not_shown_is_marked(run: Path) -> None:
     rows = read_rows(run / "frames.csv")
     for row in rows[60:63]:
@@ -174,6 +176,7 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     assert [label for _, label, _ in timeline.ticks()][:3] == ["0:00:00", "0:02:00", "0:04:00"]
 
 
+@pytest.mark.slow
 def test_what_is_no_run_is_said(tmp_path: Path, run: Path) -> None:
     with pytest.raises(DataError, match="holds no finished run"):
         write_report(tmp_path)

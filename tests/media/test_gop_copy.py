@@ -91,23 +91,24 @@ def ffmpeg_says(path: Path) -> str:
 
 
 VARIED = [each * 40 + (each * each * 7) % 31 for each in range(FRAMES)]
+SLOW = pytest.mark.slow
 RECORDINGS = [
-    pytest.param({"options": {"profile": "baseline"}}, id="baseline"),
-    pytest.param({"options": {"preset": "ultrafast"}}, id="ultrafast"),
+    pytest.param({"options": {"profile": "baseline"}}, id="baseline", marks=SLOW),
+    pytest.param({"options": {"preset": "ultrafast"}}, id="ultrafast", marks=SLOW),
     pytest.param({"options": {"profile": "main", "bf": "2", "refs": "4"}}, id="main"),
-    pytest.param({"options": {"preset": "medium"}}, id="medium"),
-    pytest.param({"options": {"preset": "slow", "refs": "5"}}, id="slow"),
-    pytest.param({"options": {"bf": "0", "refs": "1", "tune": "zerolatency"}}, id="one-reference"),
-    pytest.param({"options": {"g": "24"}}, id="long"),
-    pytest.param({"pts": VARIED, "time_base": Fraction(1, 1000)}, id="variable-rate"),
+    pytest.param({"options": {"preset": "medium"}}, id="medium", marks=SLOW),
+    pytest.param({"options": {"preset": "slow", "refs": "5"}}, id="slow", marks=SLOW),
+    pytest.param({"options": {"bf": "0", "refs": "1", "tune": "zerolatency"}}, id="one-reference", marks=SLOW),
+    pytest.param({"options": {"g": "24"}}, id="long", marks=SLOW),
+    pytest.param({"pts": VARIED, "time_base": Fraction(1, 1000)}, id="variable-rate", marks=SLOW),
     pytest.param({"rotation": 90, "audio": ["aac", "aac"], "colours": {"colorspace": 1}}, id="rotated-with-sound"),
     pytest.param(
         {"name": "c.mkv", "rotation": 270, "audio": ["ac3", "aac"], "pts": VARIED, "time_base": Fraction(1, 1000)},
         id="variable-rate-rotated-with-sound",
     ),
-    pytest.param({"name": "c.ts", "audio": ["mp2"]}, id="transport-stream"),
-    pytest.param({"name": "c.mkv"}, id="matroska"),
-    pytest.param({"pixel_format": "yuv420p10le"}, id="10-bit"),
+    pytest.param({"name": "c.ts", "audio": ["mp2"]}, id="transport-stream", marks=SLOW),
+    pytest.param({"name": "c.mkv"}, id="matroska", marks=SLOW),
+    pytest.param({"pixel_format": "yuv420p10le"}, id="10-bit", marks=SLOW),
     pytest.param({"pts": range(5000, 5000 + FRAMES * 40, 40), "time_base": Fraction(1, 1000)}, id="starts-late"),
 ]
 
@@ -169,6 +170,7 @@ def test_the_marked_group_shows_the_same_picture_with_its_markers(film: Make, re
         assert (difference[140, 160].max() > 20) == (number in MARKED)
 
 
+@pytest.mark.slow
 def test_the_same_file_comes_out_every_time(film: Make, red_model: Path, tmp_path: Path) -> None:
     recording = film()
     files = []
@@ -356,6 +358,7 @@ def test_another_encoder_than_x264_does_not_copy(film: Make, monkeypatch: pytest
     source.close()
 
 
+@pytest.mark.browser
 def test_a_browser_seeks_into_copied_and_encoded_groups(film: Make, red_model: Path, browse: Callable[[], Any]) -> None:
     folder = run(film(options={"preset": "medium"}), red_model, *PLAIN, "output.video.unmarked=copy")
     data = base64.b64encode((folder / "annotated.mp4").read_bytes()).decode()

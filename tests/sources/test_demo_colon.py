@@ -81,6 +81,7 @@ def test_truth_is_empty_on_the_black_round_the_view(colon: DemoColon, truths: li
     assert not np.any([truth[outside].any() for truth in truths])
 
 
+@pytest.mark.slow
 def test_polyps_come_and_go_with_healthy_stretches_between(truths: list[np.ndarray]) -> None:
     seen = [bool(truth.any()) for truth in truths]
     assert any(seen[:6])  # within the first second
