@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from tests.fork_server import READ_LATE, ForkServer, environment_of_tests
 
 # Several test processes share the cores. torch's threads would wait for each other and use twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that runs a script in the background makes it ignore Control-C, and all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
 
