@@ -115,6 +115,7 @@ class _WorkerSlot:
     Attributes:
         actor: its Ray actor.
         result: Ray's reference to the result of its current call; None: it is idle.
+        provider: the execution provider that it was told to use; None: it chooses the fastest one.
         state: its state.
         task: the task that it processes; None: it is not busy.
         node: name of its machine; empty while it starts.
@@ -122,6 +123,7 @@ class _WorkerSlot:
 
     actor: Any
     result: Any
+    provider: str | None = None
     state: _State = _State.STARTING
     task: Task | None = None
     node: str = ""
@@ -206,11 +208,13 @@ class Pool:
             raise SettingsError(f"--address: no running Ray cluster found at {address} ({reason})") from error
 
     def _start_worker(self) -> None:
-        """Ask Ray for one more worker. It starts when enough resources are free."""
+        """Ask Ray for one more worker, with the provider of the others. It starts when enough resources are free."""
         share = self.share
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "scheduling_strategy": "SPREAD", "max_restarts": 0}
-        actor = self._ray.remote(**options)(Worker).remote(self._job, share.threads)
-        self._slots.append(_WorkerSlot(actor, actor.start.remote()))
+        wanted = self._job.settings.inference.provider
+        provider = wanted if wanted != "auto" else self.engine.provider if self.engine else None
+        actor = self._ray.remote(**options)(Worker).remote(self._job, share.threads, provider)
+        self._slots.append(_WorkerSlot(actor, actor.start.remote(), provider))
 
     @property
     def idle(self) -> int:
@@ -285,9 +289,12 @@ class Pool:
         outcome: Outcome = result
         return outcome
 
-    def _replace(self, slot: _WorkerSlot, reason: str) -> None:
+    def _remove(self, slot: _WorkerSlot) -> None:
         self._slots.remove(slot)
         self._ray.kill(slot.actor)
+
+    def _replace(self, slot: _WorkerSlot, reason: str) -> None:
+        self._remove(slot)
         had_started = slot.state is not _State.STARTING
         if had_started:
             log.warning(f"a worker on {slot.node} died; another worker repeats its task ({reason})")
@@ -305,6 +312,10 @@ class Pool:
         if info.version != self._job.version:
             problem = f"it has polypstream {info.version}, but this machine has {self._job.version}"
         elif wanted and info.engine and info.engine != wanted:
+            if slot.provider is None and info.engine.provider != wanted.provider:
+                self._remove(slot)
+                self._start_worker()
+                return
             what = f"runs on {info.engine.provider} instead of {wanted.provider}"
             if info.engine.provider == wanted.provider:
                 what = "has another model file"
@@ -312,8 +323,7 @@ class Pool:
         if not problem:
             self.engine = wanted
             return
-        self._slots.remove(slot)
-        self._ray.kill(slot.actor)
+        self._remove(slot)
         if not self._slots:
             raise PolypstreamError(f"a worker on {info.node}: {problem}")
         log.warning(f"a worker on {info.node} is not used: {problem}")

@@ -136,13 +136,14 @@ class Worker:
     Args:
         job: what to process and how.
         threads: number of CPU threads for the model, if the settings do not give one; 0: the provider's default.
+        provider: execution provider of the other workers, so that the results are alike; None: as in the settings.
     """
 
     _segmenter: Segmenter
     _store: Store
 
-    def __init__(self, job: ArchiveJob, threads: int) -> None:
-        self._job, self._threads = job, threads
+    def __init__(self, job: ArchiveJob, threads: int, provider: str | None = None) -> None:
+        self._job, self._threads, self._provider = job, threads, provider
 
     def start(self) -> WorkerInfo:
         """Load the model. Must be called before any task.
@@ -159,9 +160,10 @@ class Worker:
         return replace(info, engine=Engine(self._segmenter.provider, digest_of(self._segmenter.model)))
 
     def _own_settings(self) -> Settings:
-        """Settings with the number of threads of this worker. The results state the settings without this change."""
+        """Settings with the threads and the provider of this worker. The results state the settings without them."""
         settings = self._job.settings
-        return with_inference(settings, threads=settings.inference.threads or self._threads)
+        threads = settings.inference.threads or self._threads
+        return with_inference(settings, threads=threads, provider=self._provider)
 
     def work(self, task: Task) -> Outcome:
         """Process a task. Errors are returned in the outcome, not raised.

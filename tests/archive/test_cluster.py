@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import numpy as np
 import pytest
 
 from polypstream.archive.cluster import Share, share_out
-from polypstream.archive.ledger import LEDGER, State
+from polypstream.archive.ledger import LEDGER, Ledger, State
 from polypstream.archive.run import read_ledger
 from polypstream.archive.storage import HIDDEN, LOCK
 from polypstream.core.config import Settings
 from polypstream.errors import OutputError
+from polypstream.inference.providers import probe
 from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.deidentified import hashed_name
@@ -209,6 +211,22 @@ def test_without_a_cluster_ray_is_started_here(
     assert "1 of 1 recording to process" in done.stderr
     assert (tmp_path / "clip" / "annotated.mp4").is_file()
     assert "done" in call("archive", "status", tmp_path).stdout
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(probe("openvino") is not None, reason="needs two providers")
+@pytest.mark.parametrize("provider", ["openvino", "cpu"])
+def test_a_run_that_goes_on_takes_the_provider_of_earlier_results(
+    make: Make, red_model: Path, tmp_path: Path, provider: str
+) -> None:
+    """Whichever is the fastest here: results of two providers can differ."""
+    common = ("--output", tmp_path / "out", "--model", red_model, "--workers", 1)
+    call("archive", make(name="a.mp4", frames=5), *common)
+    with closing(Ledger(tmp_path / "out" / LEDGER)) as ledger:
+        facts: Any = ledger.made_with()
+        ledger.set_made_with(facts | {"engine": facts["engine"] | {"provider": provider}})
+    call("archive", make(name="b.mp4", frames=5), *common)
+    assert json.loads((tmp_path / "out" / "b" / "summary.json").read_text())["provider"] == provider
 
 
 @pytest.mark.cluster
