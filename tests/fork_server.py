@@ -5,6 +5,7 @@ Each run has its own process, arguments, working folder and files for its output
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -12,11 +13,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import NoReturn
 
 # What nearly every command imports, and what the commands import that use torch.
-PRELOADED = ("cli.process", "cli.annotations", "cli.recordings", "jobs.isolated", "jobs.annotations", "jobs.score")
+PRELOADED = (
+    *("cli.process", "cli.annotations", "cli.recordings", "cli.progress"),
+    *("jobs.isolated", "jobs.annotations", "jobs.score"),
+)
 WITH_TORCH = ("models.training", "models.evaluation", "models.operating_point", "export.onnx_file")
 # Variables that are read when a command needs them, and not while modules are imported.
 READ_LATE = {"COLUMNS", "TMPDIR"}
@@ -100,7 +107,6 @@ def serve(requests: socket.socket) -> None:
             requests.close()
             os.environ.update(call["environment"])
             _run(call["arguments"], call["folder"], files)
-            return
         for file in files:
             os.close(file)
         _, status = os.waitpid(child, 0)
@@ -112,8 +118,8 @@ def _import(names: tuple[str, ...]) -> None:
         import_module(f"polypstream.{name}")
 
 
-def _run(arguments: list[str], folder: str, files: list[int]) -> None:
-    """Run the command in this process."""
+def _run(arguments: list[str], folder: str, files: list[int]) -> NoReturn:
+    """Run the command in this process, and end it."""
     from polypstream.__main__ import main
 
     for target, file in zip((1, 2), files, strict=True):
@@ -121,7 +127,25 @@ def _run(arguments: list[str], folder: str, files: list[int]) -> None:
         os.close(file)
     os.chdir(folder)
     sys.argv = arguments
-    main()
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Do what Python does at its end, but leave the memory to the system: to clear all modules takes 0.15 seconds."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
