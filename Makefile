@@ -11,10 +11,10 @@ demo: $(VENV)/.base
 	@echo "The demo recording is rendered once, which takes about half a minute; then it is processed."
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
-# Three test processes for two cores: tests wait a third of the time, for processes and clocks. Those that measure delays
-# use a quarter of a core each.
+# Two test processes for each core: tests wait a part of the time, for processes and clocks. Those that measure delays use
+# a quarter of a core each.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-SPREAD := -n $(shell expr \( 3 \* $(CORES) + 1 \) / 2) --dist loadfile --no-loadscope-reorder
+SPREAD := -n $(shell expr 2 \* $(CORES)) --dist loadfile --no-loadscope-reorder
 # Hundreds of processes are started. Each would compile our modules again if Python did not keep them compiled.
 test quick: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev

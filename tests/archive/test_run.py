@@ -425,12 +425,14 @@ def test_another_model_at_the_same_path_is_noticed(make: Make, run: Callable[...
         red_model.write_bytes(original)
 
 
-def test_workers_hear_what_those_before_worked_with(make: Make, run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_workers_hear_what_those_before_worked_with(
+    make: Make, run: Callable[..., Ran], red_model: Path, tmp_path: Path
+) -> None:
     run(make(frames=10, **SMALL))
     ledger = Ledger(tmp_path / "out" / LEDGER)
     facts = ledger.made_with()
     assert facts is not None
-    assert facts["engine"]["provider"] == make_segmenter(load_settings(None, [])).provider
+    assert facts["engine"]["provider"] == make_segmenter(with_model(load_settings(None, []), red_model)).provider
     ledger.set_made_with(facts | {"engine": {"provider": "cuda", "model": "another"}})
     ledger.close()
     with pytest.raises(AssertionError):  # of Here
