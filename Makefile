@@ -19,7 +19,7 @@ SPREAD := -n $(shell expr 2 \* $(CORES)) --dist loadfile --no-loadscope-reorder
 test quick: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SPREAD) -m "not realtime"
-	$(BIN)/python -m pytest -n $(CORES) --dist load -m realtime
+	$(BIN)/python -m pytest -n $(shell expr \( 3 \* $(CORES) + 1 \) / 2) --dist worksteal -m realtime
 
 # Something of every folder, without what is slow; pyproject.toml has what each marker means.
 quick: $(VENV)/.dev

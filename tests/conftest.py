@@ -30,8 +30,21 @@ from tests.fork_server import READ_LATE, ForkServer, environment_of_tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that runs a script in the background makes it ignore Control-C, and all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# These take longest, so they come first: at the end no test process is left alone with one of them.
+LONGEST = (
+    *("archive/test_cluster.py", "jobs/test_live.py", "web/test_serve.py", "web/test_serve_browser.py"),
+    *("media/test_sound.py", "jobs/test_range.py", "export/test_export.py", "web/test_live.py"),
+    "jobs/test_bad_input.py",
+)
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files by their place in LONGEST. With --dist loadfile a file belongs to one test process."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: place.get(item.path.relative_to(tests).as_posix(), len(place)))
 
 
 @dataclass
