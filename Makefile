@@ -8,7 +8,8 @@ export VIDEO ?= demo:?seconds=10&seed=1
 export RESULTS ?= results
 
 demo: $(VENV)/.base
-	@echo "The demo recording is rendered once, which takes about half a minute; then it is processed."
+	@case "$$VIDEO" in demo:*) \
+		echo "The demo recording is rendered once, which takes about half a minute; then it is processed.";; esac
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
 # Two test processes for each core: tests wait a part of the time, for processes and clocks. Those that measure delays use

@@ -2,9 +2,9 @@
 
     python benchmarks/compare.py [VIDEO] [--rounds 3] [--model shipped-float]
 
-Without a video it renders a minute of demo at 1920x1080, in groups of pictures of two seconds. Every contender reads the
-same file, runs the shipped weights (the loops in floating point as the file comes, and as 8-bit integers) and counts
-from its start to its end as a program. Needs the ffmpeg program; supervision is left out where it is not installed
+Without a video it renders a minute of demo at 1920x1080, in groups of pictures of two seconds. Every contender reads
+the same file, runs the shipped weights (the loops in floating point as the file comes, and as 8-bit integers) and
+counts from its start to its end as a program. Needs the ffmpeg program. supervision is left out where it is missing
 (`pip install supervision`). Prints Markdown.
 """
 

@@ -186,6 +186,8 @@ def _rgb_of(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if not isinstance(image, str | Path):
         raise SourceError(f"image: expected a path, a Pillow image or an array, got {type(image).__name__}")
     path = Path(image)
+    if path.is_dir():
+        raise SourceError(f"{path}: is a folder, not an image")
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     try:

@@ -117,9 +117,9 @@ def live_sources(
         finally:
             for status in live.status():
                 typer.echo(describe(status))
-            for problem in live.failed_sinks():
+            for problem in (*live.failed_sources(), *live.failed_sinks()):
                 log.error(problem)
-    if live.failed_sinks():
+    if live.failed_sources() or live.failed_sinks():
         raise typer.Exit(1)
 
 

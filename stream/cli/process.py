@@ -146,7 +146,7 @@ def process(
     _check_folders(jobs)
     images = next((job.uri for job in jobs if job.images), None)
     if times is not None and images is not None:
-        raise SettingsError(f"{images}: are images; --from and --to are for recordings")
+        raise SettingsError(f"{images}: --from and --to are for recordings, and not for images")
     skip = (skip_existing or len(jobs) > 1) and not overwrite
     with closing(IsolatedProcessor(settings, fork=True)) as processor:
         processor.start()
@@ -194,7 +194,7 @@ def _check_folders(jobs: list[Job]) -> None:
 
 def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> Iterator[Row]:
     """Process the jobs one after another. Results and errors are printed as they come."""
-    from polypstream.jobs.process import read_result
+    from polypstream.jobs.process import differences, read_result
     from polypstream.sources.open import stem_of
 
     for number, job in enumerate(jobs, 1):
@@ -203,24 +203,27 @@ def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> I
             folder = job.output / (job.name or stem_of(job.uri))
             done = read_result(folder) if skip else None
             if done is not None:
-                masks = job.images or not job.masks or (folder / "masks.mkv").is_file()
-                without = "" if masks else " without masks.mkv"
-                typer.echo(f"{place}{job.uri}: already done{without}; --overwrite does it again")
-                yield Row(job.uri, "already done", done)
+                but = "".join(f", but {each}" for each in differences(folder, job, processor.settings))
+                typer.echo(f"{place}{job.uri}: already done{but}; --overwrite does it again")
+                if done.problem:
+                    log.error(done.problem)
+                yield Row(job.uri, "damaged" if done.problem else "already done", done, done.problem)
                 continue
             result = _process_one(processor, job, place)
             for note in result.notes:
                 typer.echo(f"{job.uri}: {note}")
+            typer.echo(f"{place}{job.uri}: {describe(result)}; open {quoted(result.folder / 'report.html')}")
             if result.problem:
                 log.error(result.problem)
-            else:
-                typer.echo(f"{place}{job.uri}: {describe(result)}; open {quoted(result.folder / 'report.html')}")
             yield Row(job.uri, "damaged" if result.problem else "done", result, result.problem)
         except PolypstreamError as error:
             log.error(error)
             yield Row(job.uri, "failed", problem=str(error))
         except KeyboardInterrupt:
-            log.error(f"{job.uri}: interrupted; the results so far are kept")
+            log.error(
+                f"{job.uri}: interrupted; the results so far are in {folder}. The same command processes it again from "
+                "its start" + (", and skips what is done" if skip else "")
+            )
             raise
 
 

@@ -12,6 +12,9 @@ import numpy as np
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.timestamps import ClockShifts
 
+# Problems of a Signal or of an output that are no faults: not connected yet, and ended by the user.
+CONNECTING, STOPPED = "connecting", "stopped"
+
 
 class Source(Protocol):
     """A source of frames, such as a recording.
@@ -75,12 +78,14 @@ class Signal:
         problem: why there are none, or what is being waited for.
         losses: how often the signal was lost.
         ended: no more frames will come, because the source was stopped or has ended.
+        given_up: no more frames will come, because too many attempts to connect have failed.
     """
 
     there: bool = False
-    problem: str = "connecting"
+    problem: str = CONNECTING
     losses: int = 0
     ended: bool = False
+    given_up: bool = False
 
 
 class LiveSource(Protocol):

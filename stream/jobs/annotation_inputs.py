@@ -79,6 +79,21 @@ def _find(each: Input, results: Path) -> Finished:
     return Finished(each.uri, run_folder(each.name or stem_of(each.uri), results), each.images)
 
 
+def _found_again(path: str, folder: Path) -> Path:
+    """Find what a run is of. A relative path counts from where `process` ran, which is mostly above the results.
+
+    Raises:
+        DataError: it is not there.
+    """
+    for start in (Path(), *folder.resolve().parents):
+        if (start / path).exists():
+            return start / path
+    raise DataError(
+        f"{folder}: was made from {path}, which is not there. Say where it is now: "
+        f"polypstream masks RECORDING --results {quoted(folder)}"
+    )
+
+
 def _read_finished(folder: Path) -> Finished:
     """Find out from a run what it is of.
 
@@ -87,11 +102,8 @@ def _read_finished(folder: Path) -> Finished:
     """
     content = read_findings(folder, (SCHEMA, IMAGES_SCHEMA))
     uri = str(content["input"])
-    if not uri.startswith(SCHEME) and not Path(uri).exists():
-        raise DataError(
-            f"{folder}: was made from {uri}, which is not there. Say where it is now: "
-            f"polypstream masks RECORDING --results {quoted(folder)}"
-        )
+    if not uri.startswith(SCHEME):
+        uri = str(_found_again(uri, folder))
     if content["schema"] == SCHEMA:
         return Finished(uri, folder)
     place = Path(uri) if Path(uri).is_dir() else Path(uri).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from polypstream.errors import DataError, OutputError, SettingsError
 from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
 from polypstream.jobs.annotation_inputs import Finished, find_finished
 from polypstream.jobs.image_results import load_images
-from polypstream.jobs.process import ANNOTATIONS, OnProgress
+from polypstream.jobs.process import ANNOTATIONS, OnProgress, read_summary
 from polypstream.jobs.results import (
     Outline,
     Run,
@@ -37,6 +38,7 @@ from polypstream.jobs.results import (
 from polypstream.media.scaling import shown
 from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 
+log = logging.getLogger(__name__)
 JPEG_QUALITY = 95
 # A frame that is early by at most this many seconds counts as on time.
 EARLY_S = 1e-4
@@ -178,6 +180,9 @@ def _inputs_of(runs: Sequence[Finished]) -> list[_Input]:
 
 def _size_of(run: Finished) -> tuple[int, int]:
     """Number of frames or images of a run, and the largest number of a track."""
+    summary = read_summary(run.folder) or {}
+    if summary.get("problem"):
+        log.warning(f"{run.folder}: the run is not complete ({summary['problem']}); what it did not reach has no masks")
     if run.images:
         _, images = load_images(run.folder, run.images)
         return len(images), sum(len(image.outlines) for image in images)

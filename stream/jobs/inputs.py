@@ -11,14 +11,13 @@ from pathlib import Path
 
 from polypstream.errors import SourceError
 from polypstream.sources.demo import SCHEME
-from polypstream.sources.open import RECORDING_ENDINGS
+from polypstream.sources.open import ADDRESS, RECORDING_ENDINGS
 from polypstream.sources.recording import results_stem
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 STANDARD_INPUT = "-"
 # A number in the file names of a sequence, as FFmpeg writes it: %d or %04d.
 NUMBER = re.compile(r"%(0\d+)?d")
-ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

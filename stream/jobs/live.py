@@ -17,9 +17,10 @@ from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
 from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Sink, Stage, in_background
-from polypstream.core.protocols import LiveSource
+from polypstream.core.protocols import CONNECTING, STOPPED, LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.live_changes import LiveChanges
 from polypstream.sinks.push import Push
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
@@ -131,7 +132,9 @@ def describe(status: Status) -> str:
     lost = "once" if status.losses == 1 else f"{status.losses} times"
     ended = "source ended" if status.frames_in else "nothing arrived"
     state = ended if status.ended else "signal" if status.signal else "no signal"
-    if status.problem and not (status.ended and status.problem == state):
+    if status.ended and status.problem == STOPPED:
+        state = STOPPED
+    elif status.problem and not (status.ended and status.problem == state):
         state += f" ({status.problem})"
     parts = [
         f"{status.source}: {state}",
@@ -328,19 +331,22 @@ class Live:
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Run until every source has ended, or `poll` raises. KeyboardInterrupt means that the user ended the run.
 
-        Sources that have sent nothing after SILENCE_S are logged once.
+        What is logged, once each: sources that have sent nothing after SILENCE_S, signals that are lost or return,
+        and outputs that fail or work again.
 
         Args:
             poll: called in the calling thread.
             every: approximate time between two calls in seconds.
         """
         report_at: float | None = time.monotonic() + SILENCE_S
+        changes = LiveChanges(self.sources)
 
         def poll_all() -> None:
             nonlocal report_at
             if report_at is not None and time.monotonic() > report_at:
                 report_at = None
                 self._report_silence()
+            changes.look({each.name: each.problem for each in self.sinks() if each.problem != CONNECTING})
             poll()
 
         if self._background is None:
@@ -378,6 +384,10 @@ class Live:
         """End the sources."""
         for source in self.sources:
             source.close()
+
+    def failed_sources(self) -> list[str]:
+        """Sources that were given up, one line each."""
+        return [f"{each.name}: {each.signal.problem}" for each in self.sources if each.signal.given_up]
 
     def failed_sinks(self) -> list[str]:
         """Problems of sinks that have failed for good, one line each."""

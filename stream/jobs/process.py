@@ -462,6 +462,47 @@ def read_result(folder: Path) -> ProcessResult | None:
     )
 
 
+def differences(folder: Path, job: Job, settings: Settings) -> list[str]:
+    """Say in what the results of an earlier run differ from those that a job would write.
+
+    Args:
+        folder: folder of the results.
+        job: what would be processed.
+        settings: settings of the job.
+
+    Returns:
+        A phrase for each difference, such as "without masks.mkv". Execution providers, threads and folders of model
+        files do not count.
+    """
+    summary = read_summary(folder) or {}
+    found = []
+    if job.masks and not job.images and not (folder / "masks.mkv").is_file():
+        found.append("without masks.mkv")
+    if summary.get("range") != (job.times.as_json() if job.times else None):
+        found.append("of another range of the recording" if "range" in summary else "of the whole recording")
+    before, now = (_flat(each) for each in (summary.get("settings", {}), settings.model_dump(mode="json")))
+    if changed := [key for key in now if key in before and before[key] != now[key]]:
+        found.append(f"with {'another' if len(changed) == 1 else 'other values of'} {', '.join(changed)}")
+    return found
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Values that change the results, by key."""
+    sections = ("view", "findings", "overlay", "output", "deidentify")
+    flat = {f"{name}.{key}": value for name in sections for key, value in _leaves(settings.get(name, {}))}
+    inference = settings.get("inference", {})
+    flat |= {f"inference.{key}": inference[key] for key in ("every",) if key in inference}
+    return flat | ({"inference.model": Path(inference["model"]).name} if "model" in inference else {})
+
+
+def _leaves(section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{below}", leaf) for below, leaf in _leaves(value))
+        else:
+            yield key, value
+
+
 def head_of_results(
     name: str, segmenter: Segmenter, settings: Settings, times: TimeRange | None = None
 ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import VideoSettings
 from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
-from polypstream.core.protocols import LiveSource
+from polypstream.core.protocols import CONNECTING, LiveSource
 from polypstream.errors import SettingsError, SourceError
 from polypstream.media.encoders import NO_B_FRAMES, choose_encoder
 from polypstream.media.frame_encoder import pad, padding
@@ -58,7 +58,7 @@ class Push:
         self._output: OutputContainer | None = None
         self._srt = ExitStack()
         self._attempts, self._not_before = 0, 0.0
-        self.problem, self.frames = "connecting", 0
+        self.problem, self.frames = CONNECTING, 0
 
     @property
     def doing(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import LiveSettings
 from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
-from polypstream.core.protocols import LiveSource, Signal, Source
+from polypstream.core.protocols import STOPPED, LiveSource, Signal, Source
 from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
 from polypstream.media.container import demuxed
@@ -48,6 +49,11 @@ NO_SIGNAL_SIZE = 1280, 720
 # FFmpeg's device readers, by the prefix of a device's address.
 DEVICES = {"/dev/video": "v4l2", "dshow:": "dshow", "avfoundation:": "avfoundation"}
 DEVICE_OPTIONS = {"size": "video_size", "rate": "framerate", "format": "pixel_format"}
+# How the values look: a pattern, and its words.
+DEVICE_VALUES = {
+    "size": (r"\d+x\d+", "WIDTHxHEIGHT, for instance 1920x1080"),
+    "rate": (r"\d+([./]\d+)?", "a number of frames per second, for instance 30 or 30000/1001"),
+}
 V4L2_OPTIONS = DEVICE_OPTIONS | {"format": "input_format"}
 # For each scheme the protocols that its stream may use: a playlist must not read files of this machine.
 PROTOCOLS = {
@@ -121,6 +127,8 @@ def _device(uri: str, reader: str) -> Address:
     for key, value in parse_qsl(query):
         if key not in known:
             raise SourceError(f"{uri}: there is no value {key}; a device has {', '.join(known)}")
+        if key in DEVICE_VALUES and not re.fullmatch(DEVICE_VALUES[key][0], value):
+            raise SourceError(f"{uri}: {key} is not {DEVICE_VALUES[key][1]}")
         options[known[key]] = value
     url = name if reader == "v4l2" else name.partition(":")[2]
     return Address(f"video={url}" if reader == "dshow" else url, reader, options)
@@ -207,18 +215,23 @@ class Stream:
                 if not self._closed.is_set():
                     self._lost("source ended")
             except Exception as error:  # a library may raise anything; the stream may return unchanged
-                self._lost(self._silence(attempts) if isinstance(error, ExitError) else reason(error, self.address.url))
+                self._lost(self._silence(attempts) if isinstance(error, ExitError) else self._reason(error))
             if not self._closed.is_set():
                 yield self._no_signal_frame()
             if attempts and attempts == most:
                 self.signal.problem += f"; given up after {counted(most, 'attempt')}"
+                self.signal.given_up = True
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
-        self.signal.ended = True
+        self.signal.there, self.signal.ended, self.signal.problem = False, True, STOPPED
 
     def close(self) -> None:
         """End `frames`, after its current wait; this takes at most the timeout."""
         self._closed.set()
+
+    def _reason(self, error: Exception) -> str:
+        known = self.address.reader is None or not isinstance(error, FileNotFoundError)
+        return reason(error, self.address.url) + ("" if known else "; see `polypstream devices`")
 
     def _silence(self, attempts: int) -> str:
         """Say how long nothing has arrived and, before the first picture, from where it is expected."""
@@ -354,6 +367,8 @@ class Replay:
         with closing(self._recording):
             yield from self._played()
         self.signal.there, self.signal.ended = False, True
+        if self._closed.is_set():
+            self.signal.problem = STOPPED
 
     def _played(self) -> Iterator[Frame]:
         frames, due = self._recording.frames(), time.monotonic()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+from polypstream.core.addresses import redacted
 from polypstream.core.protocols import Source
+from polypstream.errors import SourceError
 from polypstream.sources.demo import SCHEME, demo_stem, open_demo, parse_demo
 from polypstream.sources.dicom import DicomVideo, is_dicom
 from polypstream.sources.recording import Recording, results_stem
 
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 # File endings of recordings in folders.
 RECORDING_ENDINGS = {
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dcm", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h264", ".h265",
@@ -33,6 +37,10 @@ def open_source(uri: str, on_progress: Callable[[int, int], None] = lambda *_: N
     """
     if uri.startswith(SCHEME):
         return open_demo(uri, on_progress)
+    if ADDRESS.match(uri):
+        raise SourceError(
+            f"{redacted(uri)}: is an address; recordings are files. For live video there is `polypstream live`"
+        )
     path = Path(uri)
     return DicomVideo(path) if is_dicom(path) else Recording(path)
 

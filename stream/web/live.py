@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from polypstream.core.formatting import words_of
+from polypstream.core.protocols import STOPPED
 from polypstream.jobs.live import Live, Status
 from polypstream.sinks.browser import Browser
 from polypstream.web.page import BINARY, INVALID, Described, Render, refusal
@@ -47,7 +48,8 @@ class LivePage:
             self._problem = f"live: ended with an error: {words_of(error)}"
             LOG.exception("live sources")
         else:
-            LOG.warning("live: all sources have ended")
+            if any(each.problem != STOPPED for each in self._live.status()):
+                LOG.warning("live: all sources have ended")
 
     def close(self) -> None:
         """Let `run` end."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Clip, call, command, make_clip, summary_of
+from tests.web.serving import until
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +67,7 @@ def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Pat
     assert rows[2]["problem"].startswith("ward/c.mp4: not a recording")
     assert float(rows[0]["last_s"]) == pytest.approx(0.76, abs=0.05)
     masks = call("process", "ward", "--masks", *model(red_model), check=False).stdout
-    assert "1 of 3: ward/a.mp4: already done without masks.mkv; --overwrite" in masks
+    assert "1 of 3: ward/a.mp4: already done, but without masks.mkv; --overwrite" in masks
     again = call("process", "ward", "--overwrite", *model(red_model), check=False)
     assert again.stdout.splitlines()[-1] == "3 inputs: 2 done, 1 failed; polyps in 2"
     assert Path("results/a/findings.json").stat().st_mtime_ns > before
@@ -149,3 +151,57 @@ def test_quiet_says_errors_only(recordings: Path, red_model: Path) -> None:
     assert "left out: 1 file of the folders, neither recordings nor images" in usual.stderr
     assert "neither" not in quiet.stderr
     assert "ward/c.mp4: " in quiet.stderr
+
+
+def test_finished_results_of_other_wishes_are_said(recordings: Path, red_model: Path) -> None:
+    first = ("process", "ward/a.mp4", "--skip-existing", *model(red_model))
+    call(*first)
+    assert "already done; --overwrite" in call(*first).stdout
+    assert "already done; --overwrite" in call(*first, "--set", "inference.threads=1").stdout
+    style = call(*first, "--set", "overlay.style=box", "--from", "0.2").stdout
+    assert (
+        "already done, but of the whole recording, but with another overlay.style; --overwrite does it again" in style
+    )
+    both = call(*first, "--set", "overlay.style=box", "--set", "findings.steady=false").stdout
+    assert "already done, but with other values of findings.steady, overlay.style; --overwrite" in both
+
+
+def test_a_damaged_recording_stays_damaged_and_has_its_results(recordings: Path, red_model: Path) -> None:
+    whole = make_clip(recordings, Clip(name="d.avi", codec="mjpeg", pixel_format="yuvj420p", frames=30, **SMALL))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for _ in range(2):
+        done = call("process", "ward/d.avi", "--skip-existing", *model(red_model), check=False)
+        assert done.returncode == 1
+        assert "ward/d.avi: damaged: " in done.stderr
+    first = call("process", "ward/d.avi", "--overwrite", *model(red_model), check=False).stdout
+    assert first.startswith("ward/d.avi: 1 polyp (")
+    assert first.rstrip().endswith("open results/d/report.html")
+
+
+def test_the_report_and_masks_of_an_interrupted_run_say_so(recordings: Path, red_model: Path) -> None:
+    long = make_clip(recordings, Clip(name="e.mp4", frames=2000, **SMALL))
+    running = subprocess.Popen([*command(), "process", str(long), *model(red_model)], stderr=subprocess.PIPE, text=True)
+    until(lambda: len(rows_of("results/e/frames.csv")) > 50)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate()[1]
+    assert running.returncode == 130
+    assert (
+        "interrupted; the results so far are in results/e. The same command processes it again from its start" in said
+    )
+    assert "<dt>incomplete</dt><dd>interrupted; " in Path("results/e/report.html").read_text()
+    done = call("masks", long, "--results", "results", "--format", "coco")
+    assert "results/e: the run is not complete (interrupted)" in done.stderr
+
+
+def test_masks_of_a_folder_of_results_from_another_folder(
+    recordings: Path, red_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of the recording in the results is relative to the folder in which `process` ran."""
+    call("process", "ward/a.mp4", *model(red_model))
+    monkeypatch.chdir(recordings)
+    call("masks", tmp_path / "results" / "a", "--format", "coco")
+    assert any((tmp_path / "results" / "a").glob("annotations-coco/**/*.jpg"))
+
+
+def rows_of(table: str) -> list[str]:
+    return Path(table).read_text().splitlines() if Path(table).is_file() else []

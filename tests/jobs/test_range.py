@@ -264,7 +264,7 @@ def test_a_range_of_images_is_refused(red_model: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     done = call("process", tmp_path / "a.png", "--from", 1, "--model", red_model, check=False)
     assert done.returncode == 1
-    assert "are images; --from and --to are for recordings" in done.stderr
+    assert "--from and --to are for recordings, and not for images" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,115 @@
+"""What changes in live video is logged once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from polypstream.core.config import Settings
+from polypstream.core.frame import Frame
+from polypstream.core.protocols import Signal
+from polypstream.errors import SourceError
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.live import Live, describe, open_sources, pushes_of
+from polypstream.jobs.live_changes import LiveChanges
+from polypstream.sources.live import parse_address
+from tests.conftest import Kept, call, free_port
+
+FAST = Settings.model_validate({"live": {"most_attempts": 2, "longest_wait": 0.1}})
+
+
+class Room:
+    """A source whose signal is set by the test."""
+
+    name, format = "room", None
+
+    def __init__(self) -> None:
+        self.signal = Signal(there=True, problem="")
+
+    def frames(self) -> Iterator[Frame]:
+        yield from ()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.INFO, "polypstream")
+    return lambda: [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
+
+
+def test_a_signal_that_is_lost_and_returns(said: Callable[[], list[str]]) -> None:
+    room = Room()
+    changes = LiveChanges([room])
+    for _ in range(2):
+        changes.look({})
+    room.signal.there, room.signal.problem, room.signal.losses = False, "no picture for 5 s", 1
+    for _ in range(2):
+        changes.look({})
+    room.signal.there, room.signal.problem = True, ""
+    for _ in range(2):
+        changes.look({})
+    assert said() == ["WARNING room: the signal is lost (no picture for 5 s)", "INFO room: the signal is back"]
+
+
+def test_an_output_that_fails_and_works_again(said: Callable[[], list[str]]) -> None:
+    changes = LiveChanges([])
+    for problem in ("", "Connection refused", "Connection refused", "", ""):
+        changes.look({"push 1": problem})
+    assert said() == ["WARNING push 1: Connection refused", "INFO push 1: works again"]
+
+
+@pytest.mark.slow
+def test_a_push_that_nobody_takes_is_said_once(
+    make: Callable[..., Path], red_model: Path, said: Callable[[], list[str]]
+) -> None:
+    sources = open_sources([f"room=replay:{make(frames=50)}"], FAST)
+    pushes = pushes_of([f"tcp://127.0.0.1:{free_port()}"], sources, FAST)
+    Live(sources, Segmenter(red_model, "cpu"), FAST, pushes).run(lambda: None, 0.05)
+    assert said() == ["WARNING push 1: Connection refused"]
+
+
+def test_a_source_that_was_stopped_did_not_end(make: Callable[..., Path], red_model: Path) -> None:
+    kept = Kept()
+    live = Live(
+        open_sources([f"room=replay:{make(frames=100)}"], FAST), Segmenter(red_model, "cpu"), FAST, [("k", kept)]
+    )
+    live.run(lambda: live.close() if kept.frames else None, 0.05)
+    (status,) = live.status()
+    assert describe(status).startswith("room: stopped, ")
+
+
+@pytest.mark.slow
+def test_a_source_that_is_given_up_is_a_failure(red_model: Path, tmp_path: Path) -> None:
+    """A service manager starts it again then."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    few = ("--set", "live.most_attempts=2", "--set", "live.longest_wait=0.1", "--model", red_model)
+    done = call("live", f"room={address}", "--record", tmp_path / "r.mp4", *few, check=False)
+    assert done.returncode == 1
+    assert "room: Connection refused; given up after 2 attempts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("size=big", "size is not WIDTHxHEIGHT, for instance 1920x1080"),
+        ("rate=fast", "rate is not a number of frames per second, for instance 30 or 30000/1001"),
+    ],
+)
+def test_values_of_a_device_that_are_none(query: str, words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        parse_address(f"/dev/video0?{query}")
+    assert parse_address("/dev/video0?size=1280x720&rate=30000/1001").options["framerate"] == "30000/1001"
+
+
+@pytest.mark.slow
+def test_a_device_that_is_not_there_leads_to_the_list(red_model: Path) -> None:
+    live = Live(open_sources(["room=/dev/video99"], FAST), Segmenter(red_model, "cpu"), FAST, [("k", Kept())])
+    live.run(lambda: None)
+    assert live.failed_sources() == [
+        "room: No such file or directory; see `polypstream devices`; given up after 2 attempts"
+    ]
