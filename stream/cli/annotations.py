@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,10 +11,12 @@ import typer
 from polypstream.cli.options import RESULTS, Commands, importing
 from polypstream.core.extras import extra
 from polypstream.core.formatting import counted
+from polypstream.errors import PolypstreamError
 
 AnnotationFormat = Literal["coco", "png", "yolo", "cvat", "labelme"]
 
 app = Commands()
+log = logging.getLogger(__name__)
 
 
 @app.command("masks")
@@ -81,14 +84,20 @@ def annotation_masks(
         from polypstream.jobs.annotations import Selection, write_annotations
 
     selection = Selection(every, only_findings)
+    left_out: list[PolypstreamError] = []
     with ProgressBar(inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs", "frames") as progress:
         folder, entries = write_annotations(
-            inputs, results or [RESULTS], name, output, selection, validation, overwrite, progress.show
+            inputs, results or [RESULTS], name, output, selection, validation, overwrite, progress.show, left_out.append
         )
     for entry in entries:
         split = f", split {entry.split}" if entry.split else ""
         typer.echo(f"{entry.name}: {counted(entry.findings, 'finding')} in {counted(entry.pictures, 'image')}{split}")
     typer.echo(f"The annotations are in {folder}")
+    for problem in left_out:
+        log.error(problem)
+    if left_out:
+        log.error(f"{counted(len(left_out), 'input')} left out")
+        raise typer.Exit(1)
 
 
 @app.command("dicom")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from polypstream.core.formatting import quoted
-from polypstream.errors import DataError, SettingsError, SourceError
+from polypstream.errors import DataError, PolypstreamError, SettingsError, SourceError
 from polypstream.jobs.inputs import STANDARD_INPUT, Input, find_inputs
 from polypstream.jobs.results import run_folder
 from polypstream.sinks.findings import IMAGES_SCHEMA, SCHEMA, read_findings
@@ -31,33 +31,40 @@ class Finished:
     images: tuple[Path, ...] = ()
 
 
-def find_finished(arguments: Sequence[str], results: Sequence[Path]) -> list[Finished]:
+def find_finished(
+    arguments: Sequence[str], results: Sequence[Path], on_problem: Callable[[PolypstreamError], None]
+) -> list[Finished]:
     """Find the runs that some arguments name.
 
     Args:
         arguments: what `process` takes, except standard input; and folders of runs, or folders that hold some.
         results: where the runs of the former are: the folder that was given to `process --output`, or the folder of the
             run. One for all of them, or one for each.
+        on_problem: called with a SourceError for each argument that names nothing, and with a DataError for each run
+            whose recording is not there.
 
     Returns:
         The runs: first those whose folders are named, then the others in the order of the arguments.
 
     Raises:
-        SourceError: an argument names nothing.
-        DataError: the recording of a run is not there.
+        SourceError: an argument is standard input.
         SettingsError: there are neither one folder of results nor as many as recordings.
     """
     found: list[Finished] = []
     others: list[str] = []
     for argument in arguments:
         folders = list(_runs_in(Path(argument)))
-        found += map(_read_finished, folders)
+        for folder in folders:
+            try:
+                found.append(_read_finished(folder))
+            except DataError as error:
+                on_problem(error)
         others += [] if folders else [argument]
     if STANDARD_INPUT in others:
         raise SourceError("-: standard input cannot be read again; save the recording to a file, and name the file")
     inputs = find_inputs(others)
-    if inputs.problems:
-        raise SourceError("; ".join(inputs.problems))
+    for problem in inputs.problems:
+        on_problem(SourceError(problem))
     if inputs.found and len(results) not in (1, len(inputs.found)):
         raise SettingsError(
             f"--results: there are {len(results)} folders for {len(inputs.found)} recordings; give one folder for all "

@@ -21,7 +21,7 @@ from av import VideoFrame
 from polypstream.core.files import writing
 from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
-from polypstream.errors import DataError, OutputError, SettingsError
+from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError
 from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
 from polypstream.jobs.annotation_inputs import Finished, find_finished
 from polypstream.jobs.image_results import load_images
@@ -109,6 +109,7 @@ def write_annotations(
     validation: float | None = None,
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
+    on_problem: Callable[[PolypstreamError], None] | None = None,
 ) -> tuple[Path, list[AnnotatedRecording]]:
     """Write the findings of finished runs, and the images, as one data set in the format of an annotation tool.
 
@@ -125,6 +126,8 @@ def write_annotations(
             only, and each set of images. None: the format's default.
         overwrite: replace the output of an earlier call.
         on_progress: called as on_progress(done, total) with numbers of frames and images.
+        on_problem: called with the DataError or SourceError of each input that is left out. None: the first one is
+            raised.
 
     Returns:
         The folder, and the recordings and sets of images in the data set.
@@ -135,7 +138,13 @@ def write_annotations(
         SettingsError: the arguments do not fit together.
         OutputError: the folder cannot be written, or is not empty and may not be replaced.
     """
-    inputs = _inputs_of(find_finished(arguments, results))
+    problems: list[PolypstreamError] = []
+    inputs = _inputs_of(find_finished(arguments, results, problems.append), problems.append)
+    if problems and (on_problem is None or not inputs):
+        raise type(problems[0])("; ".join(map(str, problems)))
+    for problem in problems:
+        assert on_problem is not None
+        on_problem(problem)
     _assign_splits([each.entry for each in inputs], name, validation)
     target, total, done = output or _default_target(inputs, name), sum(each.frames for each in inputs), 0
     with _replacing(target, overwrite) as folder:
@@ -156,16 +165,24 @@ def write_annotations(
     return target, [each.entry for each in inputs]
 
 
-def _inputs_of(runs: Sequence[Finished]) -> list[_Input]:
-    """Make the entries of the data set, and check that all runs can be read.
+def _inputs_of(runs: Sequence[Finished], on_problem: Callable[[PolypstreamError], None]) -> list[_Input]:
+    """Make the entries of the data set.
+
+    Args:
+        runs: the runs.
+        on_problem: called with a DataError for each run that is missing or cannot be read.
 
     Raises:
-        DataError: a run is missing or cannot be read, or two recordings have the same one.
+        DataError: two recordings have the same run.
     """
     inputs: list[_Input] = []
     first_track = 1
     for run in runs:
-        frames, tracks = _size_of(run)
+        try:
+            frames, tracks = _size_of(run)
+        except DataError as error:
+            on_problem(error)
+            continue
         for other in inputs:
             if run.folder.samefile(other.run.folder):
                 raise DataError(

@@ -625,6 +625,28 @@ def test_recordings_and_images_are_one_data_set(
     assert [each.name for each in entries] == ["clip"]
 
 
+def test_an_input_that_cannot_be_used_does_not_keep_the_others_back(
+    processed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A run whose recording has gone, a run without findings.json, and a name of nothing."""
+    gone, empty = tmp_path / "results" / "gone", tmp_path / "empty"
+    shutil.copytree(processed[1] / "clip", gone)
+    findings = json.loads((gone / "findings.json").read_text())
+    (gone / "findings.json").write_text(json.dumps(findings | {"input": "/nowhere/gone.mp4"}))
+    empty.mkdir()
+    (tmp_path / "new.avi").write_bytes(b"new")
+    arguments = [processed[1] / "clip", gone, tmp_path / "new.avi", tmp_path / "nothing*.mp4"]
+    done = call("masks", *arguments, "--results", empty, "--format", "coco", "--output", tmp_path / "out", check=False)
+    assert done.returncode == 1
+    assert f"The annotations are in {tmp_path / 'out'}" in done.stdout
+    assert f"{gone}: was made from /nowhere/gone.mp4, which is not there" in done.stderr
+    assert "nothing*.mp4: no file has such a name" in done.stderr
+    assert "holds no finished run" in done.stderr
+    assert "3 inputs left out" in done.stderr
+    content = json.loads((tmp_path / "out" / "annotations" / "instances_default.json").read_text())
+    assert content["annotations"]
+
+
 def test_what_masks_cannot_find_is_said(
     processed: tuple[Path, Path], image_run: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -409,7 +409,8 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     live = run([f"room=tcp://127.0.0.1:{free_port()}"], segmenter, settings, kept)
     (status,) = live.status()
     assert status.problem == "Connection refused; given up after 3 attempts"
-    assert [frame.has_signal for frame in kept.frames] == [False] * 3
+    assert 1 <= len(kept.frames) <= 3  # a newer one may have replaced one that waited
+    assert not any(frame.has_signal for frame in kept.frames)
     assert (status.frames_in, status.shown, status.dropped) == (0, 0, {"newer": 0, "stale": 0})
 
 
