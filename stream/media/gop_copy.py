@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -165,6 +166,22 @@ class _Gathered:
             following = packet.dts
 
 
+@contextmanager
+def _closing_after_failure(opened: GopReader | GopCopy) -> Iterator[None]:
+    """Close what could not be made ready.
+
+    Raises:
+        CannotCopy: the block raised NotSupported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        opened.close()
+        if isinstance(error, NotSupported):
+            raise CannotCopy(str(error)) from error
+        raise
+
+
 class GopReader:
     """Reads the GOPs of a recording one after another.
 
@@ -185,7 +202,7 @@ class GopReader:
     def __init__(self, path: Path, offset: int, since: int | None = None) -> None:
         self._container: InputContainer = open_container(path)
         self._offset, self._since = offset, since
-        try:
+        with _closing_after_failure(self):
             self.stream = video_tracks(self._container)[0]
             if self.stream.codec_context.codec.canonical_name != "h264":
                 raise CannotCopy("it is not H.264")
@@ -195,12 +212,6 @@ class GopReader:
             self._is_byte_stream = self._split is split_start_codes
             self._known = {*self.sets.sequence, *self.sets.picture}
             self._gops = self._read()
-        except NotSupported as error:
-            self.close()
-            raise CannotCopy(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
 
     def next(self) -> Gop | None:
         """Read the next GOP; None: there are no more."""
@@ -343,14 +354,8 @@ class GopCopy:
             raise CannotCopy("its odd size must be padded")
         self._pictures, self._settings, self.counts = pictures, settings, CopyCounts()
         self._reader = GopReader(path, offset, since)
-        try:
+        with _closing_after_failure(self):
             self._prepare()
-        except NotSupported as error:
-            self.close()
-            raise CannotCopy(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
         self._encoder: FrameEncoder | None = None
         # For each frame that the encoder holds, the dts that its packet shall have.
         self._planned: deque[int] = deque()
