@@ -20,7 +20,7 @@ from polypstream.core.config import Settings
 from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import DataError, PolypstreamError, SourceError
-from polypstream.inference.model_card import SHIPPED, WEIGHTS
+from polypstream.inference.model_card import SHIPPED, WEIGHTS, digest_of
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import Job, OnActivity, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter, with_inference
@@ -248,15 +248,6 @@ class Worker:
         with self._store.local_folder(parts_name(item, plan)) as parts:
             names = [parts / str(part.number) for part in plan.parts]
             return join_parts(path, plan, names, folder, self._job.settings, self._job.masks, on_activity)
-
-
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits.
-
-    Args:
-        file: the file.
-    """
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def parts_name(item: Item, plan: Plan) -> str:

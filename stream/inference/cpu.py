@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from polypstream.core.cache import cache_folder
-from polypstream.inference.model_card import INPUT, OUTPUT
+from polypstream.inference.model_card import INPUT, OUTPUT, digest_of
 from polypstream.inference.providers import Provider, open_session, warm_up
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _conditions(models: Mapping[Provider, Path], threads: int) -> dict[str, obje
         "threads": threads,
         "onnxruntime": ort.__version__,
         "openvino": version("onnxruntime-ep-openvino") if "openvino" in models else "",
-        "models": {provider: hashlib.sha256(model.read_bytes()).hexdigest() for provider, model in models.items()},
+        "models": {provider: digest_of(model) for provider, model in models.items()},
     }
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,12 @@ def model_file(name: str) -> Path:
     """
     name = "shipped-float" if name == SHIPPED else name
     return shipped_weights(name) if name in WEIGHTS else Path(name)
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a model file's content, as hexadecimal digits.
+
+    Args:
+        file: the file.
+    """
+    return hashlib.sha256(file.read_bytes()).hexdigest()
