@@ -307,3 +307,11 @@ def test_the_examples_in_docstrings_are_true(name: str, colon: Path, monkeypatch
     assert runner.summarize().failed == 0
     if name not in ("Settings", "Finding", "TrackSummary", "FrameResults"):  # they are shown by what returns them
         assert any(test.examples for test in found), f"{name}: no example"
+
+
+def test_an_address_and_a_folder_are_no_files(tmp_path: Path) -> None:
+    detector = Detector()
+    with pytest.raises(SourceError, match=r"rtsp://host/room: is a live stream; use `polypstream live"):
+        detector.track("rtsp://host/room")
+    with pytest.raises(SourceError, match="is a folder, not an image"):
+        detector(tmp_path)

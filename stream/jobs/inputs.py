@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polypstream.errors import SourceError
 from polypstream.sources.demo import SCHEME
-from polypstream.sources.open import ADDRESS, RECORDING_ENDINGS
+from polypstream.sources.open import RECORDING_ENDINGS, address_problem
 from polypstream.sources.recording import results_stem
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -93,8 +93,8 @@ def _files_of(argument: str) -> Iterator[Path | str]:
     path = Path(argument)
     if argument == STANDARD_INPUT or argument.startswith(SCHEME):
         yield argument
-    elif address := ADDRESS.match(argument):
-        raise SourceError(_explain_address(argument, address[1].lower()))
+    elif problem := address_problem(argument):
+        raise SourceError(problem)
     elif os.path.isdir(argument):  # noqa: PTH112 -- Path.is_dir raises for long names
         yield from _in_folder(path)
     elif os.path.lexists(argument):
@@ -129,14 +129,3 @@ def _in_sequence(pattern: Path) -> Iterator[Path]:
     if not files:
         raise SourceError(f"{pattern}: no file has such a name")
     yield from sorted(files, key=lambda each: [int(number) for number in re.findall(r"\d+", each.name)])
-
-
-def _explain_address(argument: str, scheme: str) -> str:
-    if scheme in ("http", "https"):
-        return (
-            f"{argument}: is a web address. Download a recording first, or give its stream to "
-            "`polypstream live ADDRESS --record annotated.mp4`"
-        )
-    if scheme in ("s3", "gs", "az", "abfs"):
-        return f"{argument}: is in an object store; use `polypstream archive`"
-    return f"{argument}: is a live stream; use `polypstream live ADDRESS --record annotated.mp4`"

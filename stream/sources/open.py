@@ -37,12 +37,33 @@ def open_source(uri: str, on_progress: Callable[[int, int], None] = lambda *_: N
     """
     if uri.startswith(SCHEME):
         return open_demo(uri, on_progress)
-    if ADDRESS.match(uri):
-        raise SourceError(
-            f"{redacted(uri)}: is an address; recordings are files. For live video there is `polypstream live`"
-        )
+    if problem := address_problem(uri):
+        raise SourceError(problem)
     path = Path(uri)
     return DicomVideo(path) if is_dicom(path) else Recording(path)
+
+
+def address_problem(uri: str) -> str:
+    """Say what to do with an address of the web, an object store or a stream, since recordings are files.
+
+    Args:
+        uri: path or address.
+
+    Returns:
+        Text for the user; empty if it is no such address.
+    """
+    address = ADDRESS.match(uri)
+    if address is None:
+        return ""
+    scheme, shown = address[1].lower(), redacted(uri)
+    if scheme in ("http", "https"):
+        return (
+            f"{shown}: is a web address. Download a recording first, or give its stream to "
+            "`polypstream live ADDRESS --record annotated.mp4`"
+        )
+    if scheme in ("s3", "gs", "az", "abfs"):
+        return f"{shown}: is in an object store; use `polypstream archive`"
+    return f"{shown}: is a live stream; use `polypstream live ADDRESS --record annotated.mp4`"
 
 
 def stem_of(uri: str) -> str:
