@@ -140,11 +140,11 @@ def write_annotations(
     """
     problems: list[PolypstreamError] = []
     inputs = _inputs_of(find_finished(arguments, results, problems.append), problems.append)
-    if problems and (on_problem is None or not inputs):
+    if on_problem is not None and inputs:
+        for problem in problems:
+            on_problem(problem)
+    elif problems:
         raise type(problems[0])("; ".join(map(str, problems)))
-    for problem in problems:
-        assert on_problem is not None
-        on_problem(problem)
     _assign_splits([each.entry for each in inputs], name, validation)
     target, total, done = output or _default_target(inputs, name), sum(each.frames for each in inputs), 0
     with _replacing(target, overwrite) as folder:

@@ -480,27 +480,30 @@ def differences(folder: Path, job: Job, settings: Settings) -> list[str]:
         found.append("without masks.mkv")
     if summary.get("range") != (job.times.as_json() if job.times else None):
         found.append("of another range of the recording" if "range" in summary else "of the whole recording")
-    before, now = (_flat(each) for each in (summary.get("settings", {}), settings.model_dump(mode="json")))
-    if changed := [key for key in now if key in before and before[key] != now[key]]:
+    now = dict(_values(settings.model_dump(mode="json")))
+    before = now | dict(_values(summary.get("settings", {})))
+    if changed := [key for key in now if before[key] != now[key]]:
         found.append(f"with {'another' if len(changed) == 1 else 'other values of'} {', '.join(changed)}")
     return found
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _values(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Values that change the results, by key."""
-    sections = ("view", "findings", "overlay", "output", "deidentify")
-    flat = {f"{name}.{key}": value for name in sections for key, value in _leaves(settings.get(name, {}))}
+    for name in ("view", "findings", "overlay", "output", "deidentify"):
+        yield from _leaves(name, settings.get(name, {}))
     inference = settings.get("inference", {})
-    flat |= {f"inference.{key}": inference[key] for key in ("every",) if key in inference}
-    return flat | ({"inference.model": Path(inference["model"]).name} if "model" in inference else {})
+    if "model" in inference:
+        yield "inference.model", Path(inference["model"]).name
+    if "every" in inference:
+        yield "inference.every", inference["every"]
 
 
-def _leaves(section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from ((f"{key}.{below}", leaf) for below, leaf in _leaves(value))
-        else:
-            yield key, value
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, below in value.items():
+        yield from _leaves(f"{key}.{name}", below)
 
 
 def head_of_results(
