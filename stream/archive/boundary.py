@@ -88,7 +88,7 @@ def digest_of(frame: Frame) -> int:
         frame: the frame.
     """
     digest = 0
-    for plane in planes_of(frame.picture):
+    for plane in planes_of(frame.in_memory()):
         digest = zlib.crc32(np.ascontiguousarray(plane).data, digest)
     return digest
 

@@ -20,7 +20,7 @@ from polypstream.core.protocols import Source
 from polypstream.errors import PolypstreamError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import Job, OnActivity, ProcessResult, RecordingPipeline
-from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages
+from polypstream.jobs.setup import Stages, choose_field_of_view, decode_on_gpu, make_stages
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.open import open_source
 from polypstream.sources.recording import Recording
@@ -153,10 +153,11 @@ def process_part(
         assert isinstance(recording, Recording)
         recording.name = job.title or recording.name
         view = FieldOfView(*plan.view)
+        gpu = decode_on_gpu(recording, segmenter, settings)
         source: Source = PartOfRecording(recording, part)
         if settings.deidentify.enabled:
             source = Deidentified(source, view, settings, job.name, part.start)
-        stages = make_stages(view, segmenter, settings)
+        stages = make_stages(view, segmenter, settings, gpu)
         frames: Iterator[Frame] = source.frames()
         if part.start is not None:
             end_before = load_boundary(before / END) if before else None

@@ -64,8 +64,10 @@ class Inference(Section):
     """The model and its execution provider."""
 
     model: str = "shipped"
-    provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
+    provider: Literal["auto", "cuda", "tensorrt", "tensorrt-rtx", "openvino", "cpu"] = "auto"
     device: int = Field(default=0, ge=0, strict=True)
+    decoder: Literal["auto", "cpu", "nvdec"] = "auto"
+    cuda_graph: bool = False
     batch_size: int = Field(default=8, ge=1, le=64, strict=True)
     every: int = Field(default=1, ge=1, le=100, strict=True)
     threads: int = Field(default=0, ge=0, le=1024, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -96,13 +96,40 @@ class Motion:
         return moved
 
 
+class HeldPicture(Protocol):
+    """A picture in the memory of a GPU."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        ...
+
+    @property
+    def duration(self) -> int:
+        """How long it is shown, in units of the time base."""
+        ...
+
+    def download(self) -> VideoFrame:
+        """Copy it to the memory of the CPU.
+
+        Returns:
+            The decoded frame, planar YUV.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Frame:
     """One frame, and what the stages attach to it.
 
     Attributes:
         index: number of the frame in its source, from 0.
-        picture: the decoded frame, planar YUV.
+        picture: the decoded frame, planar YUV; `in_memory` gives its pixels. It may be in the memory of a GPU.
         pts: presentation timestamp in units of time_base, exact.
         time_base: seconds per unit of pts.
         arrived: time.monotonic when the source delivered the frame, in seconds.
@@ -128,7 +155,7 @@ class Frame:
     """
 
     index: int
-    picture: VideoFrame
+    picture: VideoFrame | HeldPicture
     pts: int
     time_base: Fraction
     arrived: float = field(default_factory=time.monotonic)
@@ -149,6 +176,12 @@ class Frame:
     region: Region | None = None
     outlines: list[np.ndarray] = field(default_factory=list)
     tracks: list[int] = field(default_factory=list)
+
+    def in_memory(self) -> VideoFrame:
+        """Return the decoded frame. If it is in the memory of a GPU, it is copied, once."""
+        if not isinstance(self.picture, VideoFrame):
+            self.picture = self.picture.download()
+        return self.picture
 
     @property
     def seconds(self) -> float:

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import onnxruntime as ort
 
 from polypstream.core.cache import cache_folder
 from polypstream.inference.model_card import INPUT, OUTPUT, digest_of
-from polypstream.inference.providers import Provider, open_session, warm_up
+from polypstream.inference.providers import Provider, SessionSettings, open_session, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +100,12 @@ def measure(models: Mapping[Provider, Path], threads: int) -> dict[Provider, flo
         ModelError: a file cannot be loaded.
         ProviderError: a provider cannot run its model.
     """
-    sessions = {provider: open_session(model, provider, threads) for provider, model in models.items()}
+    sessions = {provider: open_session(model, provider, SessionSettings(threads)) for provider, model in models.items()}
     pictures: dict[Provider, np.ndarray] = {}
     for provider, session in sessions.items():
         _, height, width, _ = session.get_inputs()[0].shape
         pictures[provider] = np.zeros((1, height, width, 3), np.uint8)
-        warm_up(session, provider, [pictures[provider].shape])
+        warm_up(partial(_run, session), provider, [pictures[provider].shape])
     best = dict.fromkeys(models, float("inf"))
     for _ in range(ROUNDS):
         for provider, session in sessions.items():
@@ -114,8 +115,12 @@ def measure(models: Mapping[Provider, Path], threads: int) -> dict[Provider, flo
 
 def _milliseconds(session: ort.InferenceSession, picture: np.ndarray) -> float:
     begin = time.perf_counter()
-    session.run([OUTPUT], {INPUT: picture})
+    _run(session, picture)
     return (time.perf_counter() - begin) * 1000
+
+
+def _run(session: ort.InferenceSession, pictures: np.ndarray) -> None:
+    session.run([OUTPUT], {INPUT: pictures})
 
 
 def _conditions(models: Mapping[Provider, Path], threads: int) -> dict[str, object]:

@@ -9,7 +9,7 @@ import av
 import psutil
 
 from polypstream.inference.cpu import describe_cpu
-from polypstream.inference.providers import cuda_driver_version, gpu_names
+from polypstream.inference.cuda import cuda_driver_version, gpu_names
 
 PACKAGES = ("polypstream", "onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-openvino", "av", "opencv-python", "numpy")
 

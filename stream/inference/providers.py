@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,20 +22,55 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
-from polypstream.errors import ModelError, ProviderError
+from polypstream.core.cache import cache_folder
+from polypstream.errors import ModelError, PolypstreamError, ProviderError
+from polypstream.inference.cuda import count_nvidia_gpus, cuda_driver_version
+from polypstream.inference.model_card import INPUT, digest_of
 
 log = logging.getLogger(__name__)
 
-Provider = Literal["cuda", "tensorrt", "openvino", "cpu"]
+Provider = Literal["cuda", "tensorrt", "tensorrt-rtx", "openvino", "cpu"]
+# `auto` does not take tensorrt-rtx: it was not tried on a GPU, and compiles the model at each start.
 FASTEST_FIRST: tuple[Provider, ...] = ("tensorrt", "cuda", "openvino", "cpu")
 # The names in ONNX Runtime.
 FULL_NAMES: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-GPU: frozenset[Provider] = frozenset({"tensorrt", "cuda"})
+GPU: frozenset[Provider] = frozenset({"tensorrt", "tensorrt-rtx", "cuda"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A package that brings a provider to any build of ONNX Runtime.
+
+    Attributes:
+        module: its module.
+        install: how to install it.
+        device_type: what it runs on.
+        hardware: the same for the user.
+    """
+
+    module: str
+    install: str
+    device_type: ort.OrtHardwareDeviceType
+    hardware: str
+
+
+PLUGINS: dict[Provider, Plugin] = {
+    "openvino": Plugin(
+        "onnxruntime_ep_openvino", "pip install onnxruntime-ep-openvino", ort.OrtHardwareDeviceType.CPU, "CPU"
+    ),
+    "tensorrt-rtx": Plugin(
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "pip install onnxruntime-ep-nv-tensorrt-rtx",
+        ort.OrtHardwareDeviceType.GPU,
+        "RTX GPU",
+    ),
+}
 # The oldest driver that works: ONNX Runtime 1.27 and later are built with CUDA 13.
 OLDEST_DRIVER = 13_000
 INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -76,8 +111,8 @@ def probe(provider: Provider) -> Absent | None:
     """
     if provider == "cpu":
         return None
-    if provider == "openvino":
-        return _probe_openvino()
+    if provider in PLUGINS:
+        return _probe_plugin(PLUGINS[provider])
     return _probe_gpu(provider)
 
 
@@ -93,11 +128,11 @@ def choose(wanted: str) -> tuple[list[Provider], list[str]]:
     Raises:
         ProviderError: the requested provider is unknown or cannot be used here.
     """
-    if wanted not in ("auto", *FASTEST_FIRST):
-        raise ProviderError(f"inference.provider {wanted}: not one of auto, {', '.join(FASTEST_FIRST)}")
+    if wanted not in ("auto", *FULL_NAMES):
+        raise ProviderError(f"inference.provider {wanted}: not one of auto, {', '.join(FULL_NAMES)}")
     present: list[Provider] = []
     notes: list[str] = []
-    for provider in FASTEST_FIRST:
+    for provider in FASTEST_FIRST if wanted == "auto" else FULL_NAMES:
         if wanted not in ("auto", provider):
             continue
         absent = probe(provider)
@@ -111,14 +146,33 @@ def choose(wanted: str) -> tuple[list[Provider], list[str]]:
     return present, notes
 
 
-def open_session(model: Path, provider: Provider, threads: int = 0, device: int = 0) -> ort.InferenceSession:
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a session runs.
+
+    Attributes:
+        threads: CPU threads of the session; 0 leaves the number to the provider.
+        device: number of the GPU, from 0, in the order of `nvidia-smi`'s CUDA devices; other providers ignore it.
+        batch_size: the largest batch, for which tensorrt builds its engine.
+        cuda_graph: cuda records the work for a batch once and replays it. Then each batch size needs buffers of its own
+            that stay in place (`polypstream.inference.bound`).
+    """
+
+    threads: int = 0
+    device: int = 0
+    batch_size: int = 1
+    cuda_graph: bool = False
+
+
+def open_session(
+    model: Path, provider: Provider, settings: SessionSettings = SessionSettings()
+) -> ort.InferenceSession:
     """Create a session of a model file on one provider.
 
     Args:
         model: path of an ONNX file.
         provider: a provider whose `probe` is None.
-        threads: CPU threads of the session; 0 leaves the number to the provider.
-        device: number of the GPU, from 0, in the order of `nvidia-smi`'s CUDA devices; other providers ignore it.
+        settings: how it runs.
 
     Returns:
         The session.
@@ -129,27 +183,18 @@ def open_session(model: Path, provider: Provider, threads: int = 0, device: int 
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL_ONLY
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
     # Idle threads of the session must not spin on the cores that decode and encode. Spinning cost a fifth of the frame
     # rate.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    names: list[str | tuple[str, dict[str, str]]] | None = [FULL_NAMES[provider]]
-    if provider in GPU:
-        if device and device >= count_nvidia_gpus():
-            raise ProviderError(
-                f"inference.device {device}: there is no such NVIDIA GPU; this machine has {count_nvidia_gpus()}, and "
-                "the first one has number 0"
-            )
-        names = [(FULL_NAMES[provider], {"device_id": str(device)})]
-    if provider == "openvino":
-        names = None
-        settings = {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})} if threads else {}
-        options.add_provider_for_devices(_openvino_devices(), settings)
     if provider != "cpu":
         # Without this option ONNX Runtime replaces a provider that cannot run a model by the CPU, and only logs it.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(str(model), options, providers=names)
+        chosen = _chosen_providers(model, provider, settings, options)
+        session = ort.InferenceSession(str(model), options, providers=chosen)
+    except PolypstreamError:
+        raise
     except Exception as error:  # ONNX Runtime raises its own class for each status code
         if provider != "cpu" and _loads_on_cpu(model):
             raise ProviderError(f"inference.provider {provider} cannot run {model}: {_first_line(error)}") from error
@@ -157,6 +202,66 @@ def open_session(model: Path, provider: Provider, threads: int = 0, device: int 
     if session.get_providers()[0] != FULL_NAMES[provider]:
         raise ProviderError(f"inference.provider {provider}: ONNX Runtime took {session.get_providers()[0]} instead")
     return session
+
+
+def _chosen_providers(
+    model: Path, provider: Provider, settings: SessionSettings, options: ort.SessionOptions
+) -> list[tuple[str, dict[str, str]]] | None:
+    """ONNX Runtime's list of providers with their options; None: a plug-in, which was added to `options`."""
+    if provider in PLUGINS:
+        options.add_provider_for_devices(_plugin_devices(PLUGINS[provider]), _plugin_options(provider, settings))
+        return None
+    if provider not in GPU:
+        return [(FULL_NAMES[provider], {})]
+    if settings.device and settings.device >= count_nvidia_gpus():
+        raise ProviderError(
+            f"inference.device {settings.device}: there is no such NVIDIA GPU; this machine has "
+            f"{count_nvidia_gpus()}, and the first one has number 0"
+        )
+    cuda = {"device_id": str(settings.device)} | ({"enable_cuda_graph": "1"} if settings.cuda_graph else {})
+    if provider == "cuda":
+        return [(FULL_NAMES["cuda"], cuda)]
+    return [(FULL_NAMES["tensorrt"], _tensorrt_options(model, settings)), (FULL_NAMES["cuda"], cuda)]
+
+
+def _tensorrt_options(model: Path, settings: SessionSettings) -> dict[str, str]:
+    """One engine for all batch sizes. It is built at the first start, which takes minutes, and then kept."""
+    folder = tensorrt_folder(model, settings.batch_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = ort.InferenceSession(str(model), providers=[FULL_NAMES["cpu"]]).get_inputs()[0].shape
+    size = "x".join(map(str, shape[1:]))
+    return {
+        "device_id": str(settings.device),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_profile_min_shapes": f"{INPUT}:1x{size}",
+        "trt_profile_opt_shapes": f"{INPUT}:{settings.batch_size}x{size}",
+        "trt_profile_max_shapes": f"{INPUT}:{settings.batch_size}x{size}",
+    }
+
+
+def tensorrt_folder(model: Path, batch_size: int) -> Path:
+    """Return the folder of the engines that TensorRT built for a model.
+
+    TensorRT itself distinguishes GPUs and versions by the names of the files.
+
+    Args:
+        model: the ONNX file.
+        batch_size: the largest batch.
+    """
+    return cache_folder() / "tensorrt" / f"{digest_of(model)[:16]}-{batch_size}"
+
+
+def has_tensorrt_engine(model: Path, batch_size: int) -> bool:
+    """Whether TensorRT has built an engine for a model before. If not, it builds one for minutes.
+
+    Args:
+        model: the ONNX file.
+        batch_size: the largest batch.
+    """
+    return any(tensorrt_folder(model, batch_size).glob("*.engine"))
 
 
 def _loads_on_cpu(model: Path) -> bool:
@@ -168,45 +273,50 @@ def _loads_on_cpu(model: Path) -> bool:
     return True
 
 
-def warm_up(session: ort.InferenceSession, provider: Provider, shapes: Sequence[tuple[int, ...]]) -> None:
+def warm_up(run: Callable[[np.ndarray], object], provider: Provider, shapes: Sequence[tuple[int, ...]]) -> None:
     """Run each input shape once. Providers compile kernels, and cuDNN searches algorithms, in the first run of a shape.
 
     Args:
-        session: the session.
+        run: runs the model on one batch.
         provider: its provider, for the message.
         shapes: shapes of the input, [N, H, W, 3].
 
     Raises:
         ProviderError: the first run fails. For example, a missing cuDNN is only detected here.
     """
-    name = session.get_inputs()[0].name
     try:
         for shape in shapes:
-            session.run(None, {name: np.zeros(shape, np.uint8)})
+            run(np.zeros(shape, np.uint8))
     except Exception as error:  # as above
         raise ProviderError(f"inference.provider {provider} fails at its first run: {_first_line(error)}") from error
 
 
-def _probe_openvino() -> Absent | None:
-    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
-        return Absent("its plug-in is not installed", "pip install onnxruntime-ep-openvino")
-    if not _openvino_devices():
-        return Absent("its plug-in finds no CPU that it supports", "choose cpu")
+def _probe_plugin(plugin: Plugin) -> Absent | None:
+    if importlib.util.find_spec(plugin.module) is None:
+        return Absent("its plug-in is not installed", plugin.install)
+    if not _plugin_devices(plugin):
+        return Absent(f"its plug-in finds no {plugin.hardware} that it supports", "choose another provider, or auto")
     return None
 
 
-def _openvino_devices() -> list[ort.OrtEpDevice]:
-    """Return the plug-in's CPU device. There is none if the plug-in does not support the CPU."""
-    name, cpu = _register_openvino(), ort.OrtHardwareDeviceType.CPU
-    return [device for device in ort.get_ep_devices() if device.ep_name == name and device.device.type == cpu]
+def _plugin_devices(plugin: Plugin) -> list[ort.OrtEpDevice]:
+    """Return the device of a plug-in. There is none if the plug-in does not support the hardware."""
+    name = _register(plugin)
+    return [each for each in ort.get_ep_devices() if each.ep_name == name and each.device.type == plugin.device_type]
 
 
 @functools.cache  # registering a plug-in twice in one process is an error
-def _register_openvino() -> str:
-    """Register the plug-in, and return the provider's name in ONNX Runtime."""
-    plugin = importlib.import_module("onnxruntime_ep_openvino")
-    ort.register_execution_provider_library("polypstream-openvino", plugin.get_library_path())
-    return str(plugin.get_ep_name())
+def _register(plugin: Plugin) -> str:
+    """Register a plug-in, and return the provider's name in ONNX Runtime."""
+    module = importlib.import_module(plugin.module)
+    ort.register_execution_provider_library(f"polypstream-{plugin.module}", module.get_library_path())
+    return str(module.get_ep_name())
+
+
+def _plugin_options(provider: Provider, settings: SessionSettings) -> dict[str, str]:
+    if provider == "openvino" and settings.threads:
+        return {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(settings.threads)}})}
+    return {}
 
 
 def _probe_gpu(provider: Provider) -> Absent | None:
@@ -229,52 +339,6 @@ def _probe_gpu(provider: Provider) -> Absent | None:
     if provider == "tensorrt" and not _can_load("libnvinfer.so.10", "nvinfer_10.dll"):
         return Absent("TensorRT 10 was not found", "pip install 'tensorrt>=10,<11', or choose cuda")
     return None
-
-
-def count_nvidia_gpus() -> int:
-    """Count the GPUs that NVIDIA's driver reports, with cuDeviceGetCount of the CUDA driver API.
-
-    Returns:
-        The number of GPUs; 0 without a driver.
-    """
-    try:
-        driver = _cuda_driver()
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def gpu_names() -> list[str]:
-    """List the names of the GPUs, with cuDeviceGetName of the CUDA driver API.
-
-    Returns:
-        One name per GPU.
-    """
-    names = []
-    for ordinal in range(count_nvidia_gpus()):
-        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
-        _cuda_driver().cuDeviceGet(ctypes.byref(device), ordinal)
-        _cuda_driver().cuDeviceGetName(name, len(name), device)
-        names.append(name.value.decode(errors="replace"))
-    return names
-
-
-def cuda_driver_version() -> int:
-    """Return the newest CUDA version that the driver supports, with cuDriverGetVersion of the CUDA driver API.
-
-    Returns:
-        The version; 13000 means 13.0.
-    """
-    version = ctypes.c_int(0)
-    _cuda_driver().cuDriverGetVersion(ctypes.byref(version))
-    return version.value
-
-
-def _cuda_driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _can_load(linux: str, windows: str) -> bool:

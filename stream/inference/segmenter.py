@@ -13,14 +13,28 @@ import onnxruntime as ort
 from pydantic import ValidationError
 
 from polypstream.errors import ModelError, ProviderError
+from polypstream.inference.bound import BoundModel
 from polypstream.inference.cpu import fastest_first
 from polypstream.inference.model_card import INPUT, OUTPUT, ModelCard
-from polypstream.inference.providers import GPU, Provider, choose, open_session, warm_up
+from polypstream.inference.providers import (
+    FULL_NAMES,
+    GPU,
+    Provider,
+    SessionSettings,
+    choose,
+    has_tensorrt_engine,
+    open_session,
+    warm_up,
+)
 
 if TYPE_CHECKING:
     from polypstream.core.frame import Frame  # needs OpenCV and FFmpeg, which `polypstream inspect` does without
 
 log = logging.getLogger(__name__)
+NO_ENGINE = (
+    "tensorrt is not used: it has not built its engine for this model and inference.batch_size; "
+    "inference.provider=tensorrt builds it, once, in some minutes"
+)
 
 
 class Segmenter:
@@ -37,10 +51,12 @@ class Segmenter:
         threads: CPU threads of the session; 0 leaves the number to the provider.
         cpu_model: model file that is used instead of `model` on the provider "cpu".
         device: number of the GPU, from 0.
+        cuda_graph: replay recorded work on the provider cuda.
 
     Attributes:
         model: path of the file in use.
         provider: the provider in use.
+        device: number of the GPU, from 0.
         batch_size: the largest batch in use.
         card: the model's metadata.
         size: height and width of the model's input in pixels.
@@ -59,29 +75,43 @@ class Segmenter:
         threads: int = 0,
         cpu_model: Path | None = None,
         device: int = 0,
+        cuda_graph: bool = False,
     ) -> None:
         _check_file(model)
         present, self.notes = choose(provider)
+        if provider == "auto" and "tensorrt" in present and not has_tensorrt_engine(model, batch_size):
+            present.remove("tensorrt")
+            self.notes.append(NO_ENGINE)
         models = {each: cpu_model or model if each == "cpu" else model for each in present}
         present = _fastest_first(models, threads)
+        self.device = device
         for number, self.provider in enumerate(present, 1):
             self.model = models[self.provider]
             try:
-                self._open(batch_size, threads, device)
+                self._open(SessionSettings(threads, device, batch_size, cuda_graph))
                 break
             except ProviderError as error:
                 if number == len(present):
                     raise
                 self.notes.append(f"{error}; the next best is used")
 
-    def _open(self, batch_size: int, threads: int, device: int) -> None:
-        self.batch_size = batch_size if self.provider in GPU else 1
-        self._session = open_session(self.model, self.provider, threads, device)
+    def _open(self, settings: SessionSettings) -> None:
+        if settings.cuda_graph and self.provider != "cuda":
+            raise ProviderError(f"inference.cuda_graph: works with the provider cuda, not with {self.provider}")
+        self.batch_size = settings.batch_size if self.provider in GPU else 1
+        self._session = open_session(self.model, self.provider, settings)
+        self._bound = BoundModel(self._session, "cuda", settings.device, settings.cuda_graph) if self.on_cuda else None
         self.card = read_card(self._session, self.model)
         self.size = self.card.input_size
         shapes = [(count, self.size, self.size, 3) for count in range(1, self.batch_size + 1)]
-        warm_up(self._session, self.provider, shapes)
+        # A CUDA graph is recorded in the first run. This must be over before other threads use the GPU.
+        warm_up(self.run, self.provider, shapes)
         log.debug("%s: runs on %s, %d images at once", self.model, self.provider, self.batch_size)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the session takes buffers in the memory of an NVIDIA GPU, as CUDA and TensorRT do."""
+        return self._session.get_providers()[0] in (FULL_NAMES["cuda"], FULL_NAMES["tensorrt"])
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Set the probability map of each frame.
@@ -132,6 +162,8 @@ class Segmenter:
         Returns:
             uint8 [N, size, size], 0..255 meaning 0..1.
         """
+        if self._bound is not None:
+            return self._bound.run(pictures)
         maps: np.ndarray = self._session.run([OUTPUT], {INPUT: pictures})[0]
         return maps
 

@@ -263,7 +263,7 @@ def _write_recording(
             ends = [stretches[outline.track_id, frame.index] for outline in outlines]
             with writing(target):
                 if images:
-                    (images / f"{name_of_files}.jpg").write_bytes(encode(frame.picture))
+                    (images / f"{name_of_files}.jpg").write_bytes(encode(frame.in_memory()))
                 writer.write(Annotated(name_of_files, size, frame.index, displayed, ends))
             entry.pictures, entry.findings = entry.pictures + 1, entry.findings + len(outlines)
     return run.about

@@ -355,11 +355,11 @@ def measure_degradation(open_video: Open, view: FieldOfView, segmenter: Segmente
         video = AnnotatedVideo(path, source.format, None, settings.output.video)
         with closing(video):
             for frame in islice(source.frames(), COMPARED_PICTURES):
-                before = [plane.copy() for plane in planes_of(frame.picture)]
+                before = [plane.copy() for plane in planes_of(frame.in_memory())]
                 for _, stage, _ in stages:
                     stage([frame])
                 outside = _outside_markers(frame, settings)
-                for plane, original in zip(planes_of(frame.picture), before, strict=True):
+                for plane, original in zip(planes_of(frame.in_memory()), before, strict=True):
                     unmarked = cv2.resize(outside, plane.shape[::-1], interpolation=cv2.INTER_AREA) == 255
                     changed += int(np.count_nonzero((plane != original) & unmarked))
                 compared.append((before[0], outside == 255))

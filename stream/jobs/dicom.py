@@ -161,7 +161,7 @@ def capture_of(frame: Frame, outline: Outline, study: Study) -> SCImage:
         study: values shared by all objects.
     """
     capture = SCImage(
-        pixel_array=shown("rgb24", study.orientation.turned_only)(frame.picture).to_ndarray(),
+        pixel_array=shown("rgb24", study.orientation.turned_only)(frame.in_memory()).to_ndarray(),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",

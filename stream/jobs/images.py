@@ -277,7 +277,7 @@ class Drawing:
         frame.outlines = [finding.polygon for finding in image.findings]
         frame.tracks = list(range(1, len(frame.outlines) + 1))
         self._overlay([frame])
-        drawn: np.ndarray = self._to_bgr(frame.picture).to_ndarray()
+        drawn: np.ndarray = self._to_bgr(frame.in_memory()).to_ndarray()
         return drawn
 
 

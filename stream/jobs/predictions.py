@@ -238,7 +238,7 @@ class FrameResult(Prediction):
     @cached_property
     def image(self) -> np.ndarray:
         """The frame, uint8 RGB [H, W, 3]. It is converted at the first access."""
-        return self._to_rgb(self._frame.picture)
+        return self._to_rgb(self._frame.in_memory())
 
     @property
     def _shape(self) -> tuple[int, int]:

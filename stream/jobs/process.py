@@ -25,12 +25,13 @@ from polypstream.core.watchdog import STALL_TIMEOUT_S
 from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
-from polypstream.jobs.setup import Stages, choose_field_of_view, make_stages, restricted
+from polypstream.jobs.setup import Stages, choose_field_of_view, decode_on_gpu, make_stages, restricted
 from polypstream.media.gop_copy import CopyCounts, open_copying
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
 from polypstream.sinks.findings import POLYPS, SNAPSHOTS, FindingsFile
 from polypstream.sinks.tables import FramesTable
 from polypstream.sources.open import open_source, stem_of
+from polypstream.stages.gpu_field_of_view import GpuViewCropper
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int | None], None]
@@ -175,11 +176,20 @@ def _process(
     try:
         source.name = job.title or source.name
         view, recording = choose_field_of_view(source, settings), source.path
+        gpu = decode_on_gpu(source, segmenter, settings)
         source = restricted(source, view, settings, job.name, job.times, on_activity)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
         try:
             pipeline = RecordingPipeline(
-                source, view, folder, segmenter, settings, job.masks, times=job.times, packets_from=source.path
+                source,
+                view,
+                folder,
+                segmenter,
+                settings,
+                job.masks,
+                stages=make_stages(view, segmenter, settings, gpu),
+                times=job.times,
+                packets_from=source.path,
             )
             run = pipeline.run(on_progress, on_activity)
         except KeyboardInterrupt:
@@ -269,7 +279,7 @@ class RecordingPipeline:
         packets_from = None if video.codec == "none" else packets_from
         self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
         sinks = self._open_sinks(masks, origin)
-        stages = make_stages(view, segmenter, settings) if stages is None else stages
+        self._stages = stages = make_stages(view, segmenter, settings) if stages is None else stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
@@ -348,6 +358,12 @@ class RecordingPipeline:
         """FFmpeg's name of the encoder; None: there is no annotated.mp4."""
         return self.video.encoder if self.video else None
 
+    @property
+    def _decoded_on_gpu(self) -> int:
+        """Number of frames that a GPU decoded."""
+        crop = self._stages.crop
+        return crop.on_gpu if isinstance(crop, GpuViewCropper) else 0
+
     def _check_files(self, on_activity: OnActivity) -> None:
         """Check that the written files can be read back.
 
@@ -383,6 +399,7 @@ class RecordingPipeline:
             "damage": run.damage,
             "notes": [*self.segmenter.notes, *run.notes],
             "provider": self.segmenter.provider,
+            "decoded_on_gpu": self._decoded_on_gpu,
             "encoder": self._encoder,
             "unmarked": self._unmarked(),
             "field_of_view": [self.view.x, self.view.y, self.view.width, self.view.height],

@@ -14,13 +14,16 @@ from polypstream.core.protocols import Source
 from polypstream.core.time_range import TimeRange
 from polypstream.errors import SettingsError
 from polypstream.inference.model_card import SHIPPED, model_file, shipped_weights
+from polypstream.inference.nv12 import Nv12Graph
 from polypstream.inference.segmenter import Segmenter
+from polypstream.media.nvdec import GpuDecoder, Nvdec
 from polypstream.sources.deidentified import Deidentified
 from polypstream.sources.excerpt import Excerpt
 from polypstream.sources.recording import Recording
 from polypstream.stages.every_nth import EveryNth
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 from polypstream.stages.findings import FindingsTracker, choose_rules
+from polypstream.stages.gpu_field_of_view import GpuViewCropper
 from polypstream.stages.overlay import Overlay
 from polypstream.stages.quality import QualityInspector
 from polypstream.stages.smoothing import TemporalSmoother
@@ -70,7 +73,15 @@ def make_segmenter(settings: Settings) -> Segmenter:
     # The int8 model halves the time of the plain CPU provider. It was not measured with other providers.
     cpu_model = shipped_weights("shipped-int8") if inference.model == SHIPPED else None
     model = model_file(inference.model)
-    return Segmenter(model, inference.provider, inference.batch_size, inference.threads, cpu_model, inference.device)
+    return Segmenter(
+        model,
+        inference.provider,
+        inference.batch_size,
+        inference.threads,
+        cpu_model,
+        inference.device,
+        inference.cuda_graph,
+    )
 
 
 def choose_field_of_view(source: Source, settings: Settings) -> FieldOfView:
@@ -142,7 +153,7 @@ class Stages:
         overlay: draws them.
     """
 
-    crop: ViewCropper
+    crop: ViewCropper | GpuViewCropper
     quality: QualityInspector
     segment: Stage[Frame]
     batch_size: int
@@ -178,17 +189,59 @@ def make_overlay(settings: Settings) -> Overlay:
     return Overlay(overlay, "number" if overlay.labels == "auto" else overlay.labels)
 
 
-def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings) -> Stages:
+def decode_on_gpu(source: Source, segmenter: Segmenter, settings: Settings) -> GpuDecoder | None:
+    """Let a recording be decoded on the GPU that runs the model, if the settings want it and it can be done.
+
+    Args:
+        source: the recording; why it is decoded on the CPU is added to its notes.
+        segmenter: runs the model.
+        settings: settings of the run.
+
+    Returns:
+        The decoder; None: the CPU decodes.
+
+    Raises:
+        SettingsError: the settings name the GPU, and it cannot decode the recording.
+    """
+    wanted = settings.inference.decoder
+    if wanted == "cpu" or (wanted == "auto" and not segmenter.on_cuda):
+        return None
+    gpu = Nvdec(segmenter.device)
+    if not segmenter.on_cuda:
+        why = f"nvdec needs the provider cuda or tensorrt, and the provider is {segmenter.provider}"
+    elif settings.deidentify.enabled:
+        why = "--deidentify changes pictures in the memory of the CPU"
+    elif not isinstance(source, Recording):
+        why = "nvdec decodes recordings"
+    else:
+        why = source.decode_on(gpu)
+    if not why:
+        return gpu
+    if wanted == "nvdec":
+        raise SettingsError(f"inference.decoder nvdec: {source.name}: {why}; choose auto or cpu")
+    source.notes.append(f"decoded on the CPU: {why}")
+    return None
+
+
+def _make_cropper(view: FieldOfView, segmenter: Segmenter, gpu: GpuDecoder | None) -> ViewCropper | GpuViewCropper:
+    if gpu is None:
+        return ViewCropper(view, segmenter.size)
+    graph = Nv12Graph(view, segmenter.size, segmenter.provider, segmenter.device)
+    return GpuViewCropper(view, segmenter.size, graph, gpu.surface_format)
+
+
+def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings, gpu: GpuDecoder | None = None) -> Stages:
     """Make the stages that the settings ask for.
 
     Args:
         view: field of view of the recording.
         segmenter: runs the model; may be shared by several recordings.
         settings: settings of the run.
+        gpu: the GPU that decodes the recording; None: the CPU does.
     """
     card, findings, every = segmenter.card, settings.findings, settings.inference.every
     return Stages(
-        crop=ViewCropper(view, segmenter.size),
+        crop=_make_cropper(view, segmenter, gpu),
         quality=QualityInspector(),
         segment=segmenter if every == 1 else EveryNth(segmenter, every),
         batch_size=segmenter.batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import av
+import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, and also AVCOL_PRI_ and AVCOL_TRC_; PyAV has no name for it
@@ -102,6 +103,25 @@ def bits_of(picture: av.VideoFrame) -> int:
         8 or 10.
     """
     return int(picture.format.components[0].bits)
+
+
+def rgb_matrix(picture: av.VideoFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the conversion of 8-bit samples of a frame to full-range RGB, the reverse of `to_yuv`.
+
+    Args:
+        picture: a frame, which gives the matrix and the range.
+
+    Returns:
+        float32 [3, 3] and [3]: the red, green and blue of a pixel are `matrix @ (Y, U, V) + offset`, 0..255.
+    """
+    red, blue = _LUMA_WEIGHTS.get(matrix_name(picture), _BT601_WEIGHTS)
+    green = 1 - red - blue
+    from_u, from_v = 2 * (1 - blue), 2 * (1 - red)
+    matrix = np.array([[1, 0, from_v], [1, -from_u * blue / green, -from_v * red / green], [1, from_u, 0]])
+    zero = np.array([0, 128, 128])
+    if not is_full_range(picture):
+        matrix, zero = matrix * [255 / 219, 255 / 224, 255 / 224], np.array([16, 128, 128])
+    return matrix.astype(np.float32), (-matrix @ zero).astype(np.float32)
 
 
 def to_yuv(rgb: tuple[int, int, int], picture: av.VideoFrame) -> tuple[float, float, float]:

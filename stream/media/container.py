@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar, cast
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -42,11 +44,15 @@ def file_url(path: Path) -> str:
     return f"file:{path}"
 
 
-def open_container(path: Path) -> InputContainer:
+def open_container(
+    path: Path, accelerator: HWAccel | None = None, options: Mapping[str, str] = MappingProxyType({})
+) -> InputContainer:
     """Open a recording for reading, without the files that it refers to. Decoders refuse more than MAX_PIXELS.
 
     Args:
         path: path of the recording.
+        accelerator: decodes the pictures on a GPU.
+        options: more options of the decoders of pictures.
 
     Returns:
         The open container.
@@ -62,8 +68,8 @@ def open_container(path: Path) -> InputContainer:
             raise SourceError(f"{path}: is not a regular file; copy the recording to one first")
         if status.st_size == 0:
             raise SourceError(f"{path}: is empty")
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"} | LIMITS
-        container = av.open(file_url(path), options=options, metadata_errors="replace")
+        demuxing = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"} | LIMITS
+        container = av.open(file_url(path), options=demuxing, metadata_errors="replace", hwaccel=accelerator)
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except PermissionError as error:
@@ -76,7 +82,7 @@ def open_container(path: Path) -> InputContainer:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     for stream in container.streams.video:
         if stream.codec_context is not None:  # None for a codec that FFmpeg does not know
-            stream.codec_context.options = LIMITS
+            stream.codec_context.options = LIMITS | dict(options)
     return container
 
 

@@ -60,7 +60,7 @@ class FrameEncoder:
 
     def packets(self, frame: Frame) -> list[Packet[VideoStream]]:
         """Encode the picture of a frame; see `encode`."""
-        return self.encode(frame.picture, frame.seconds)
+        return self.encode(frame.in_memory(), frame.seconds)
 
     def flush(self) -> list[Packet[VideoStream]]:
         """Finish, and return the last packets."""

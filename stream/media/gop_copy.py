@@ -433,7 +433,7 @@ class GopCopy:
                     yield from self._copy(gop)
                 return
             yield from self._encode_first(place, problem)
-        yield from self._encode(frame.picture, frame.pts)
+        yield from self._encode(frame.in_memory(), frame.pts)
 
     def _problem(self, frame: Frame, place: int) -> str:
         """Why the current GOP cannot be copied if this is its frame number `place`; empty if it can be."""

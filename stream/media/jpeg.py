@@ -26,7 +26,7 @@ def snapshot(frame: Frame) -> bytes:
     Returns:
         The JPEG file.
     """
-    return Jpeg(WHOLE, SNAPSHOT_QUANTISER)(frame.picture, frame.orientation)
+    return Jpeg(WHOLE, SNAPSHOT_QUANTISER)(frame.in_memory(), frame.orientation)
 
 
 class Jpeg:

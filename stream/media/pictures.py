@@ -146,10 +146,12 @@ class Conformer:
 
     Args:
         pictures: the wanted format.
+        surface_format: FFmpeg's name of the pixel format of pictures in a GPU's memory. They stay there if they have
+            the wanted format but for that. None: there are no such pictures.
     """
 
-    def __init__(self, pictures: PictureFormat) -> None:
-        self._pictures = pictures
+    def __init__(self, pictures: PictureFormat, surface_format: str | None = None) -> None:
+        self._pictures, self._surface_format = pictures, surface_format
         self._scaler: Scaler | None = None
         self._scaler_for: tuple[object, ...] = ()
 
@@ -169,8 +171,8 @@ class Conformer:
             or (picture.width, picture.height) != (wanted.width, wanted.height)
             or not self._is_alike(picture)
         ):
-            converted = self._fitted(picture, shape)
-        elif picture.format.name == wanted.pixel_format:
+            converted = self._fitted(self._in_memory(picture), shape)
+        elif picture.format.name in (wanted.pixel_format, self._surface_format):
             return picture
         else:
             tags: dict[str, int] = {}
@@ -180,6 +182,11 @@ class Conformer:
         converted.colorspace, converted.color_range = wanted.colorspace, wanted.color_range
         converted.pts, converted.time_base, converted.duration = picture.pts, picture.time_base, picture.duration
         return converted
+
+    def _in_memory(self, picture: av.VideoFrame) -> av.VideoFrame:
+        """Copy a picture from the memory of a GPU, if it is there."""
+        is_surface = picture.format.name == self._surface_format
+        return picture.reformat(format=self._pictures.pixel_format) if is_surface else picture
 
     def _is_alike(self, picture: av.VideoFrame) -> bool:
         """Whether its sample values mean the same colours as those of the wanted format."""

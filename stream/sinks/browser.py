@@ -75,7 +75,7 @@ class Browser:
         if not viewers and not begins:
             return
         encoder = self._encoders.setdefault(frame.source, Jpeg(PAGE_WIDTH, PAGE_QUANTISER))
-        jpeg = encoder(frame.picture, frame.orientation)
+        jpeg = encoder(frame.in_memory(), frame.orientation)
         with self._lock:
             state.jpeg = jpeg
             if begins:
@@ -128,7 +128,7 @@ class Browser:
         with self._lock:
             frame = state.frame
         shown = frame or _no_signal()
-        jpeg = Jpeg(PAGE_WIDTH, PAGE_QUANTISER)(shown.picture, shown.orientation)
+        jpeg = Jpeg(PAGE_WIDTH, PAGE_QUANTISER)(shown.in_memory(), shown.orientation)
         with self._lock:
             if state.frame is frame:
                 state.jpeg = jpeg

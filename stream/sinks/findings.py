@@ -204,7 +204,7 @@ class FindingsFile:
         path = self._snapshots / f"track-{track}.jpg"
         with writing(path):
             self._snapshots.mkdir(exist_ok=True)
-            path.write_bytes(self._jpeg(frame.picture, frame.orientation))
+            path.write_bytes(self._jpeg(frame.in_memory(), frame.orientation))
 
     def close(self) -> None:
         """Write findings.json and polyps.csv, each completely or not at all."""

@@ -82,7 +82,7 @@ class Push:
         if self._output is None:
             self._connect(pictures)
         assert self._output is not None
-        picture = pad(self._conform(frame.picture), *padding(pictures))
+        picture = pad(self._conform(frame.in_memory()), *padding(pictures))
         self._output.mux(self._stream.encode(picture))
         self.problem, self._attempts = "", 0
         self.frames += 1

@@ -79,15 +79,16 @@ class RollingRecording:
         assert self._video is not None
         self._recorded += max(0.0, frame.seconds - self._last)
         self._last = frame.seconds
-        self._video.write(frame if frame.has_signal else replace(frame, picture=self._conform(frame.picture)))
+        self._video.write(frame if frame.has_signal else replace(frame, picture=self._conform(frame.in_memory())))
 
     def _must_roll(self, frame: Frame) -> bool:
         if self._video is None:
             return False
-        picture = (frame.picture.width, frame.picture.height, frame.picture.format.name, frame.orientation)
+        picture = frame.in_memory()
+        now = (picture.width, picture.height, picture.format.name, frame.orientation)
         current, roll = self._format, self._settings.roll
         return (
-            picture != (current.width, current.height, current.pixel_format, current.orientation)
+            now != (current.width, current.height, current.pixel_format, current.orientation)
             or frame.seconds - self._started >= roll.seconds
             or self._video.bytes >= roll.megabytes * 1e6
         )
@@ -96,8 +97,10 @@ class RollingRecording:
         assert self._source.format is not None
         self._format, self._started, self._last = self._source.format, frame.seconds, frame.seconds
         if frame.has_signal:  # the frame may be older than the change of the source's format
-            width, height, name = frame.picture.width, frame.picture.height, frame.picture.format.name
-            self._format = replace(self._format, width=width, height=height, pixel_format=name)
+            picture = frame.in_memory()
+            self._format = replace(
+                self._format, width=picture.width, height=picture.height, pixel_format=picture.format.name
+            )
         self._conform = Conformer(self._format)
         path = self._next_path()
         self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)

@@ -106,7 +106,7 @@ class Windows:
         if scaler is None or known != frame.orientation:
             scaler = shown("bgr24", frame.orientation)
             self._to_bgr[source] = frame.orientation, scaler
-        return np.ascontiguousarray(scaler(frame.picture).to_ndarray())
+        return np.ascontiguousarray(scaler(frame.in_memory()).to_ndarray())
 
     def _open(self, source: str, frame: Frame) -> None:
         cv2.namedWindow(source, cv2.WINDOW_NORMAL | cv2.WINDOW_GUI_NORMAL)

@@ -97,9 +97,9 @@ class Deidentified:
         """
         blanked = 0
         for frame in self._source.frames():
-            frame.picture, frame.as_recorded = self._cleaned(frame.picture), False
+            frame.picture, frame.as_recorded = self._cleaned(frame.in_memory()), False
             if self._blank_outside and self._is_outside(frame):
-                frame.picture = self._cleaned(frame.picture, blank=True)
+                frame.picture = self._cleaned(frame.in_memory(), blank=True)
                 blanked += self._since is None or frame.pts >= self._since
             yield frame
         if blanked:
@@ -122,7 +122,7 @@ class Deidentified:
         return cleaned
 
     def _is_outside(self, frame: Frame) -> bool:
-        if inspect(self._to_thumbnail(frame.picture).to_ndarray()).outside:
+        if inspect(self._to_thumbnail(frame.in_memory()).to_ndarray()).outside:
             self._outside_until = frame.seconds + OUTSIDE_HOLD_S
         return frame.seconds < self._outside_until
 

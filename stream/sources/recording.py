@@ -26,6 +26,7 @@ from polypstream.core.timestamps import ClockShifts, TimestampCorrector
 from polypstream.errors import SourceError
 from polypstream.media.color import forget_unknown_tags
 from polypstream.media.container import open_container, packets_of, video_tracks
+from polypstream.media.nvdec import GpuDecoder
 from polypstream.media.pictures import (
     MAX_PIXELS,
     MAX_RATE,
@@ -125,6 +126,7 @@ class Recording:
         self._closed = False
         # pts from which `frames` begins at the latest, and pts before which it ends.
         self._limits: tuple[int | None, int | None] = None, None
+        self._gpu: GpuDecoder | None = None
         self._entered: InputContainer | None = None
         self._container = open_container(path)
         try:
@@ -143,6 +145,7 @@ class Recording:
             self._format = picture_format(self._stream, first)
             if untimed_rate and first.pts is None:
                 self._format = replace(self._format, rate=untimed_rate)
+            self._notes_before = [*self.notes]
             self._timed = self._with_times(chain([first], decoded))
             self._first = next(self._timed)
             self.shifts.origin = self._origin()
@@ -215,10 +218,11 @@ class Recording:
         origin = round(self.shifts.origin / self._format.time_base)
         timed: Iterator[_Timed] = chain([self._first], self._timed)
         if since is not None:
-            timed = self._with_times(self._decoding.pictures_since(since - origin))
+            timed = self._with_times(self._taken(self._decoding.pictures_since(since - origin)))
         elif self._limits != (None, None):
             timed, until = self._entering(timed, origin), self._limits[1]
-        conform, orientation, end = Conformer(self._format), self._format.orientation, 0.0
+        conform = Conformer(self._format, self._gpu.surface_format if self._gpu else None)
+        orientation, end = self._format.orientation, 0.0
         for index, (picture, stated, following) in enumerate(timed):
             pts = stated + origin
             if until is not None and pts >= until:
@@ -243,6 +247,50 @@ class Recording:
             )
         self._note_damage(self._frames_read, end)
 
+    def decode_on(self, gpu: GpuDecoder) -> str:
+        """Decode on a GPU. Call it before `frames`.
+
+        Args:
+            gpu: the decoder. `frames` then yields pictures in its `surface_format`, and pictures in memory where the
+                GPU could not decode them.
+
+        Returns:
+            Why the recording is decoded on the CPU nevertheless; empty if it is not.
+        """
+        wanted = self._format
+        if wanted.pixel_format not in ("yuv420p", "yuvj420p"):
+            return f"{gpu.name} is used for 8-bit 4:2:0 video, and its pixel format is {wanted.pixel_format}"
+        if wanted.width % 2 or wanted.height % 2:
+            return f"{gpu.name} is used for even sizes, and it has {wanted.width}x{wanted.height} pixels"
+        if self.format.field_order != "progressive":
+            return f"{gpu.name} is not used for interlaced video"
+        try:
+            container = gpu.open(self.path)
+        except SourceError as error:
+            return str(error)
+        decoding = self._decoding_of(container)
+        pictures = map(gpu.surface, decoding.pictures())
+        first = next(pictures, None)
+        if first is None or first.format.name != gpu.surface_format:
+            container.close()
+            return f"{gpu.name} cannot decode it"
+        self._container.close()
+        self._gpu, self._container, self._decoding = gpu, container, decoding
+        self._stream = cast(av.VideoStream, container.streams[self._stream.index])
+        self.notes, self.shifts.restarts = self._notes_before, []
+        self._timed = self._with_times(chain([first], pictures))
+        self._first = next(self._timed)
+        return ""
+
+    def _decoding_of(self, container: InputContainer) -> Decoding:
+        stream = container.streams[self._stream.index]
+        assert isinstance(stream, av.VideoStream)
+        stream.thread_type = "AUTO"
+        return Decoding(self.path, container, stream)
+
+    def _taken(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        return map(self._gpu.surface, pictures) if self._gpu else pictures
+
     def limit(self, times: TimeRange) -> None:
         """Let `frames` begin shortly before a range of time and end with it. Frames before it must be left out.
 
@@ -260,12 +308,9 @@ class Recording:
         if since is None or entry <= self._first.pts or self._container.format.name not in EXACT_SEEK:
             return timed
         # Another container: if it cannot be entered, this one is still at its start.
-        container = self._entered = open_container(self.path)
-        stream = container.streams[self._stream.index]
-        assert isinstance(stream, av.VideoStream)
-        stream.thread_type = "AUTO"
-        decoding = Decoding(self.path, container, stream)
-        pictures = decoding.pictures_from_key_frame(entry)
+        container = self._entered = self._gpu.open(self.path) if self._gpu else open_container(self.path)
+        decoding = self._decoding_of(container)
+        pictures = self._taken(decoding.pictures_from_key_frame(entry))
         first = next(pictures, None)
         # With periodic intra refresh a P picture counts as a keyframe, and what follows is not exact at once.
         if first is None or first.pts is None or first.pict_type != PictureType.I:

@@ -137,6 +137,6 @@ class ViewCropper:
         """
         for frame in frames:
             frame.view = self.view
-            green, blue, red = planes_of(self._scale(frame.picture))
+            green, blue, red = planes_of(self._scale(frame.in_memory()))
             frame.model_input = cv2.merge([red, green, blue])
         return frames

@@ -231,7 +231,9 @@ class LatestMarkers:
         """
         for frame in frames:
             self.unmarked[frame.source] = copy.copy(frame)
-            frame.picture = copy_of(frame.picture)  # the overlay draws on the copy, and inference reads the original
+            frame.picture = copy_of(
+                frame.in_memory()
+            )  # the overlay draws on the copy, and inference reads the original
             marked = self._newest.get(frame.source)
             if marked is None or (marked.picture.width, marked.picture.height) != _size(frame):
                 frame.problem = "waiting for the first ones"

@@ -66,17 +66,18 @@ class Overlay:
         region = region_above(frame.probability, frame.view, HEAT_FROM) if style == "heatmap" else frame.region
         if region is None or style == "none":
             return
-        frame.picture.make_writable()
+        picture = frame.in_memory()
+        picture.make_writable()
         frame.as_recorded = False
-        planes = planes_of(frame.picture)
+        planes = planes_of(picture)
         if style == "heatmap":
-            self._draw_heat(frame.picture, planes, region)
+            self._draw_heat(picture, planes, region)
         elif style == "tint":
-            self._draw_tint(frame.picture, planes, region)
+            self._draw_tint(picture, planes, region)
         if style == "box":
-            self._draw_lines(frame.picture, planes, [_box(outline) for outline in frame.outlines])
+            self._draw_lines(picture, planes, [_box(outline) for outline in frame.outlines])
         else:
-            self._draw_lines(frame.picture, planes, frame.outlines)
+            self._draw_lines(picture, planes, frame.outlines)
         if self.labels != "none":
             for outline, track in zip(frame.outlines, frame.tracks, strict=True):
                 self._draw_label(frame, planes, outline, track)
@@ -122,9 +123,9 @@ class Overlay:
         turn = frame.orientation
         x, y = _label_place(turn.stored(letters).shape, outline, frame)
         for plane, letter, dark in zip(
-            planes, to_yuv(self.colour, frame.picture), to_yuv((0, 0, 0), frame.picture), strict=True
+            planes, to_yuv(self.colour, frame.in_memory()), to_yuv((0, 0, 0), frame.in_memory()), strict=True
         ):
-            across, down = _subsampling(plane, frame.picture)
+            across, down = _subsampling(plane, frame.in_memory())
             for mask, value in ((ground, dark), (letters, letter)):
                 small = np.ascontiguousarray(turn.stored(mask)[::down, ::across])
                 part = plane[y // down : y // down + small.shape[0], x // across : x // across + small.shape[1]]

@@ -36,9 +36,10 @@ class StatusOverlay:
             The same frames.
         """
         for frame in frames:
-            frame.picture.make_writable()
-            luma = planes_of(frame.picture)[0]
-            scale = frame.picture.height / REFERENCE_LINES
+            picture = frame.in_memory()
+            picture.make_writable()
+            luma = planes_of(picture)[0]
+            scale = picture.height / REFERENCE_LINES
             white = 235 if luma.dtype == np.uint8 else 940
             if frame.has_signal and not frame.problem:
                 _mark_corners(luma, frame, scale, white)

@@ -1,0 +1,89 @@
+"""NVIDIA's driver: which GPUs there are, and a wait for their work. It is called directly, without the CUDA toolkit."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+
+from polypstream.errors import ProviderError
+
+
+def count_nvidia_gpus() -> int:
+    """Count the GPUs that NVIDIA's driver reports, with cuDeviceGetCount of the CUDA driver API.
+
+    Returns:
+        The number of GPUs; 0 without a driver.
+    """
+    try:
+        driver = _driver()
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def gpu_names() -> list[str]:
+    """List the names of the GPUs, with cuDeviceGetName of the CUDA driver API.
+
+    Returns:
+        One name per GPU.
+    """
+    names = []
+    for ordinal in range(count_nvidia_gpus()):
+        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        _driver().cuDeviceGet(ctypes.byref(device), ordinal)
+        _driver().cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode(errors="replace"))
+    return names
+
+
+def cuda_driver_version() -> int:
+    """Return the newest CUDA version that the driver supports, with cuDriverGetVersion of the CUDA driver API.
+
+    Returns:
+        The version; 13000 means 13.0.
+    """
+    version = ctypes.c_int(0)
+    _driver().cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
+def wait_for_default_stream(device: int) -> None:
+    """Wait until the work in a GPU's default stream is done, with cuStreamSynchronize of the CUDA driver API.
+
+    FFmpeg returns a decoded picture when the work on it is queued in the default stream (libavcodec/nvdec.c). ONNX
+    Runtime computes in a stream of its own, which does not wait for the default stream.
+
+    Args:
+        device: number of the GPU, from 0.
+
+    Raises:
+        ProviderError: the driver reports an error, also one of earlier work.
+    """
+    driver, context = _driver(), _primary_context(device)
+    _check(driver.cuCtxPushCurrent_v2(context), device)
+    try:
+        _check(driver.cuStreamSynchronize(None), device)
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+@functools.cache  # it is retained once, and never released: ONNX Runtime and FFmpeg use it, too
+def _primary_context(device: int) -> ctypes.c_void_p:
+    driver, ordinal, context = _driver(), ctypes.c_int(0), ctypes.c_void_p()
+    _check(driver.cuInit(0), device)
+    _check(driver.cuDeviceGet(ctypes.byref(ordinal), device), device)
+    _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), ordinal), device)
+    return context
+
+
+def _check(result: int, device: int) -> None:
+    if result != 0:
+        raise ProviderError(f"inference.device {device}: NVIDIA's driver reports error {result}; see `nvidia-smi`")
+
+
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
