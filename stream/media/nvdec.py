@@ -8,7 +8,6 @@ from typing import Protocol
 import av
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
-from av.error import FFmpegError
 
 from polypstream.errors import SourceError
 from polypstream.media.container import open_container
@@ -75,8 +74,10 @@ class Nvdec:
         accelerator = HWAccel("cuda", device=self._device, allow_software_fallback=True, is_hw_owned=True)
         try:
             return open_container(path, accelerator, {"extra_hw_frames": str(HELD_SURFACES)})
-        except (FFmpegError, OSError, NotImplementedError) as error:
-            raise SourceError(f"NVDEC cannot be used ({str(error).splitlines()[0]})") from error
+        except (SourceError, NotImplementedError) as error:
+            # The CPU has opened the recording before, so the GPU is the cause.
+            cause = error.__cause__ or error
+            raise SourceError(f"NVDEC cannot be used ({getattr(cause, 'strerror', None) or cause})") from error
 
     def surface(self, picture: av.VideoFrame) -> av.VideoFrame:
         """Take a decoded picture; see GpuDecoder."""

@@ -274,9 +274,10 @@ class Recording:
         if first is None or first.format.name != gpu.surface_format:
             container.close()
             return f"{gpu.name} cannot decode it"
+        stream = container.streams[self._stream.index]
         self._container.close()
         self._gpu, self._container, self._decoding = gpu, container, decoding
-        self._stream = cast(av.VideoStream, container.streams[self._stream.index])
+        self._stream = cast(av.VideoStream, stream)
         self.notes, self.shifts.restarts = self._notes_before, []
         self._timed = self._with_times(chain([first], pictures))
         self._first = next(self._timed)

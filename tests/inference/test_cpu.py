@@ -12,7 +12,7 @@ import pytest
 from polypstream.errors import ProviderError
 from polypstream.inference import cpu, segmenter
 from polypstream.inference.cpu import describe_cpu, fastest_first, measure
-from polypstream.inference.providers import Provider, probe
+from polypstream.inference.providers import Provider, SessionSettings, probe
 from polypstream.inference.segmenter import Segmenter
 from tests.conftest import make_red_model
 
@@ -48,8 +48,8 @@ def test_auto_takes_what_was_faster(red_model: Path, monkeypatch: pytest.MonkeyP
             time.sleep(0.03)
             return self._run(*arguments)
 
-    def opened(model: Path, provider: Provider, threads: int) -> Any:
-        session = real(model, provider, threads)
+    def opened(model: Path, provider: Provider, settings: SessionSettings) -> Any:
+        session = real(model, provider, settings)
         return Slow(session) if provider == slow else session
 
     monkeypatch.setattr(cpu, "open_session", opened)
@@ -117,7 +117,7 @@ def test_a_provider_that_cannot_run_the_model_is_said_and_left(
 ) -> None:
     real = segmenter.open_session
 
-    def opened(model: Path, provider: Provider, *rest: int) -> Any:
+    def opened(model: Path, provider: Provider, *rest: SessionSettings) -> Any:
         if provider == "openvino":
             raise ProviderError("inference.provider openvino cannot run it")
         return real(model, provider, *rest)

@@ -15,7 +15,7 @@ from polypstream.core.notice import NOTICE
 from polypstream.errors import ModelError, ProviderError
 from polypstream.inference import providers
 from polypstream.inference.model_card import WEIGHTS, shipped_weights
-from polypstream.inference.providers import Absent, choose, probe
+from polypstream.inference.providers import Absent, SessionSettings, choose, probe
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.setup import make_segmenter
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
@@ -111,11 +111,11 @@ def test_the_gpu_of_the_settings_is_asked_for(monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr(providers, "count_nvidia_gpus", lambda: 2)
     for device in (0, 1):
         with pytest.raises(ModelError):
-            providers.open_session(red_model, "cuda", device=device)
+            providers.open_session(red_model, "cuda", SessionSettings(device=device))
     ids = [providers_[0][1] for providers_ in asked[::2]]  # after each, the CPU is asked whether the model is valid
     assert ids == [{"device_id": "0"}, {"device_id": "1"}]
     with pytest.raises(ProviderError, match=r"inference\.device 2: .*this machine has 2"):
-        providers.open_session(red_model, "cuda", device=2)
+        providers.open_session(red_model, "cuda", SessionSettings(device=2))
 
 
 def test_auto_goes_on_when_a_provider_fails_after_all(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_cuda_session_of_the_shipped_weights_opens(tmp_path: Path) -> None:
     """Nothing of the network may be left to the CPU: ONNX Runtime leaves arithmetic on shapes, for one, to it."""
     fake_cuda.build(tmp_path)
     program = (
-        f"from polypstream.inference.providers import *; open_session(Path({str(shipped_weights())!r}), 'cuda', 0)"
+        f"from polypstream.inference.providers import *; open_session(Path({str(shipped_weights())!r}), 'cuda')"
     )
     found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
@@ -146,7 +146,7 @@ def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_mo
 
     monkeypatch.setattr(segment, "choose", lambda _: (["cuda"], []))
     monkeypatch.setattr(
-        segment, "open_session", lambda model, _, threads, device: providers.open_session(model, "cpu", threads)
+        segment, "open_session", lambda model, _, settings: providers.open_session(model, "cpu", settings)
     )
     segmenter = Segmenter(red_model, "auto", batch_size=4)
     sizes: list[int] = []

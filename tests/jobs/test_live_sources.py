@@ -26,7 +26,7 @@ from polypstream.core.config import LiveSettings, Settings
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.protocols import Signal
 from polypstream.errors import OutputError, ProviderError, SettingsError, SourceError
-from polypstream.inference.providers import open_session
+from polypstream.inference.providers import SessionSettings, open_session
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, Status, describe, open_sources, pushes_of, recordings_of
 from polypstream.jobs.setup import make_segmenter
@@ -135,10 +135,10 @@ def test_the_model_is_chosen_once_the_provider_has_opened(monkeypatch: pytest.Mo
     """After a fallback the plain CPU has its own, the 8-bit one."""
     monkeypatch.setattr("polypstream.inference.segmenter.choose", lambda wanted: (["openvino", "cpu"], []))
 
-    def refused(model: Path, provider: str, threads: int, device: int) -> object:
+    def refused(model: Path, provider: str, settings: SessionSettings) -> object:
         if provider == "openvino":
             raise ProviderError("inference.provider openvino cannot run it")
-        return open_session(model, "cpu", threads)
+        return open_session(model, "cpu", settings)
 
     monkeypatch.setattr("polypstream.inference.segmenter.open_session", refused)
     segmenter = make_segmenter(Settings())

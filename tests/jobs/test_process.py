@@ -252,7 +252,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain CPU provider poses as CUDA, since on a CPU pictures run one by one whatever the settings say."""
     monkeypatch.setattr(segmenter, "choose", lambda _: (["cuda"], []))
     monkeypatch.setattr(
-        segmenter, "open_session", lambda model, _, threads, device: open_session(model, "cpu", threads)
+        segmenter, "open_session", lambda model, _, settings: open_session(model, "cpu", settings)
     )
 
 
