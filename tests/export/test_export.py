@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from polypstream.errors import ModelError, OutputError, SettingsError
-from polypstream.export import onnx_file
-from polypstream.export.onnx_file import ExportSettings
+from polypstream.export import graph, onnx_file, proof
+from polypstream.export.int8 import Precision
+from polypstream.export.onnx_file import ExportSettings, computed_by
 from polypstream.inference.segmenter import Segmenter
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
@@ -84,8 +85,8 @@ def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Pat
 def test_fp16_stores_every_large_tensor_in_half_and_says_the_same(
     checkpoint: Path, converted: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "MIN_HALF_ELEMENTS", 1024)  # the test's network has none as large as ours
-    monkeypatch.setattr(onnx_file, "DEMO_STEP", 125)
+    monkeypatch.setattr(graph, "MIN_HALF_ELEMENTS", 1024)  # the test's network has none as large as ours
+    monkeypatch.setattr(proof, "DEMO_STEP", 125)
     monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: copy_of(converted))
     onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16"))
     tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
@@ -108,9 +109,9 @@ def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pictures = [cv2.resize(read_pair(pair)[0], (64, 64)) for pair in find_pairs(data)]
     network = load_checkpoint(checkpoint)[0]
     net = PictureNet(network, 1).eval()
-    assert onnx_file.mask_dice(net, output, pictures, 128) >= onnx_file.MIN_DICE
+    assert proof.mask_dice(computed_by(net), output, pictures, 128) >= proof.MIN_DICE
     network.last_blocks[1].weight.data.neg_()  # another network finds other pixels
-    assert onnx_file.mask_dice(net, output, pictures, 128) < onnx_file.MIN_DICE
+    assert proof.mask_dice(computed_by(net), output, pictures, 128) < proof.MIN_DICE
 
 
 def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:
@@ -121,8 +122,8 @@ def test_int8_needs_pictures(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "VERIFIED_BATCHES", (2,))  # a large network: other tests verify the other batches
-    monkeypatch.setattr(onnx_file, "DEMO_STEP", 125)
+    monkeypatch.setattr(proof, "VERIFIED_BATCHES", (2,))  # a large network: other tests verify the other batches
+    monkeypatch.setattr(proof, "DEMO_STEP", 125)
     torch.manual_seed(0)
     network = SAUNet(**SEED).eval()
     torch.save(network.state_dict(), tmp_path / "saunet128.pt")
@@ -143,7 +144,7 @@ def test_a_model_that_disagrees_is_not_written(
     converted: onnx.ModelProto,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    precision: onnx_file.Precision,
+    precision: Precision,
     shift: float,
 ) -> None:
     """With another bias in the file than in torch, as a broken exporter would write it."""
@@ -154,7 +155,7 @@ def test_a_model_that_disagrees_is_not_written(
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + shift, bias.name))
         return model
 
-    monkeypatch.setattr(onnx_file, "DEMO_STEP", 125)
+    monkeypatch.setattr(proof, "DEMO_STEP", 125)
     monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
     pictures = make_data(tmp_path / "d", count=4) if precision == "int8" else None
     with pytest.raises(ModelError, match="too much"):
