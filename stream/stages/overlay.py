@@ -19,7 +19,6 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import Region, region_above
 from polypstream.media.color import to_yuv
 from polypstream.media.pictures import planes_of
-from polypstream.stages.findings import peak_of
 
 Style = Literal["tint", "outline", "box", "heatmap", "none"]
 Labels = Literal["none", "number", "all"]
@@ -78,8 +77,8 @@ class Overlay:
         else:
             self._draw_lines(frame.picture, planes, frame.outlines)
         if self.labels != "none":
-            for outline, track in zip(frame.outlines, frame.tracks, strict=True):
-                self._draw_label(frame, planes, outline, track)
+            for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True):
+                self._draw_label(frame, planes, outline, f"{track} {peak / 255:.2f}" if self.labels == "all" else f"{track}")
 
     def _draw_tint(self, picture: av.VideoFrame, planes: list[np.ndarray], region: Region) -> None:
         for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
@@ -115,9 +114,8 @@ class Overlay:
             scaled = polygons if (across, down) == (1, 1) else [polygon // (across, down) for polygon in polygons]
             cv2.polylines(plane, scaled, True, round(value), max(1, round(thickness / across)))
 
-    def _draw_label(self, frame: Frame, planes: list[np.ndarray], outline: np.ndarray, track: int) -> None:
+    def _draw_label(self, frame: Frame, planes: list[np.ndarray], outline: np.ndarray, text: str) -> None:
         """Write a track's number, and its probability if asked for, beside its outline, upright when displayed."""
-        text = f"{track} {peak_of(frame, outline) / 255:.2f}" if self.labels == "all" else str(track)
         letters, ground = _text_masks(text, frame.picture.height)
         turn = frame.orientation
         x, y = _label_place(turn.stored(letters).shape, outline, frame)

@@ -139,7 +139,7 @@ def test_the_words_of_the_report(run: Path) -> None:
     assert "<h2>Polyps</h2>" in page
     assert "Polyp 1</a></h3>" in page
     assert "Track" not in page.partition("<script>")[0]
-    assert "<dt>probability</dt><dd>highest 1.00, mean 0.98</dd>" in page
+    assert "<dt>probability</dt><dd>highest 1.00, mean 1.00</dd>" in page
     assert "<dt>first and last seen</dt><dd>0:00:00.0 to 0:00:02.0</dd>" in page
 
 
