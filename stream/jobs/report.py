@@ -62,15 +62,24 @@ class Timeline:
     def area(self) -> str:
         """SVG path of the area under the probability, 1 wide and 1 high, with a piece for each stretch without gaps."""
         places = np.linspace(0, 1, len(self.highest))
-        half = 0.5 / max(len(places) - 1, 1)
-        there = np.flatnonzero(~np.isnan(self.highest))
         pieces = []
-        for stretch in np.split(there, np.flatnonzero(np.diff(there) > 1) + 1):
-            left, right = max(places[stretch[0]] - half, 0), min(places[stretch[-1]] + half, 1)
+        for stretch in _stretches(~np.isnan(self.highest)):
+            left, right = self._edges(stretch)
             steps = " ".join(f"L{places[each]:.4f} {1 - self.highest[each]:.2f}" for each in stretch)
             first, last = (1 - self.highest[stretch[end]] for end in (0, -1))
             pieces.append(f"M{left:.4f} 1 V{first:.2f} {steps} L{right:.4f} {last:.2f} V1 Z")
         return " ".join(pieces)
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """Left edge and width in per cent of each stretch in which the recording has no frame."""
+        edges = (self._edges(stretch) for stretch in _stretches(np.isnan(self.highest)))
+        return [(100 * left, 100 * (right - left)) for left, right in edges]
+
+    def _edges(self, columns: np.ndarray) -> tuple[float, float]:
+        """Left and right edge of adjacent columns, 0..1."""
+        last = max(len(self.highest) - 1, 1)
+        return max((columns[0] - 0.5) / last, 0.0), min((columns[-1] + 0.5) / last, 1.0)
 
     def box(self, span: Span) -> tuple[float, float]:
         """Left edge and width of a span on the timeline in per cent. A single frame is as wide as a column.
@@ -108,6 +117,12 @@ class Timeline:
         phone = _tick_distance(length, MAX_TICKS_PHONE, step)
         for seconds in range(0, int(length) + 1, step):
             yield 100 * self._place(self.start + seconds), clock(self.start + seconds, 0), seconds % phone == 0
+
+
+def _stretches(mask: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of each stretch of adjacent true values of a mask, bool [n]."""
+    true = np.flatnonzero(mask)
+    return [each for each in np.split(true, np.flatnonzero(np.diff(true) > 1) + 1) if len(each)]
 
 
 def _tick_distance(length: float, most: int, multiple_of: int) -> int:
