@@ -160,7 +160,8 @@ def _recent(state: SmootherState) -> float | None:
 def _relevant(track: Track, now: float) -> tuple[object, ...]:
     """Values that decide how a track continues. These include whether it has a number, but not which."""
     confident = track.last_confident if now - track.last_confident <= CONFIDENCE_TIMEOUT_S else None
-    return track.last, bool(track.number), confident, track.evidence, track.confirmed, track.position_unknown
+    numbered = bool(track.number)
+    return track.last, numbered, confident, track.evidence, track.confirmed, track.position_unknown, track.level
 
 
 def save_boundary(boundary: Boundary, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import difflib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from PIL import ImageColor
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -36,9 +38,12 @@ def _contour_width(width: Any) -> Any:
 
 
 def _colour(value: Any) -> Any:
-    """Accept a colour without `#`. YAML reads one that has digits only as a number."""
+    """Accept a colour's name in CSS, and digits without `#`. YAML reads one that has digits only as a number."""
     text = f"{value:06}" if isinstance(value, int) and not isinstance(value, bool) else value
-    return f"#{text}" if isinstance(text, str) and not text.startswith("#") else text
+    if not isinstance(text, str):
+        return text
+    digits = f"#{text}" if re.fullmatch("[0-9a-fA-F]{6}", text) else text
+    return ImageColor.colormap.get(text.strip().lower(), digits)
 
 
 class Section(BaseModel):
@@ -323,7 +328,7 @@ def _value_of(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         return "four whole numbers such as [0, 0, 640, 480]"
     if "pattern" in schema:
-        return f"a colour as six hexadecimal digits, such as {schema['default']}"
+        return f"a colour by its name, such as red, or as six hexadecimal digits, such as {schema['default']}"
     if schema["type"] == "string":
         return "text"
     number = "a whole number" if schema["type"] == "integer" else "a number"

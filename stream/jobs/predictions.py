@@ -18,7 +18,7 @@ from polypstream.core.geometry import FieldOfView, Region, region_above
 from polypstream.errors import MissingExtra
 from polypstream.jobs.image import prepare_image
 from polypstream.media.scaling import Scaler, own_size
-from polypstream.stages.findings import Rules, find_region, peak_of
+from polypstream.stages.findings import Rules, find_region
 from polypstream.stages.overlay import draw_findings
 
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ class FrameResult(Prediction):
         """The findings that are shown; empty if there are none."""
         frame = self._frame
         return [
-            Finding(outline, box_of(outline), peak_of(frame, outline) / 255, track or None)
-            for outline, track in zip(frame.outlines, frame.tracks, strict=True)
+            Finding(outline, box_of(outline), peak / 255, track or None)
+            for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True)
         ]
 
     def __repr__(self) -> str:

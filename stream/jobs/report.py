@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -32,6 +33,10 @@ SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MAX_BYTES = 480, 80, 6_000_000
 # on the page of a phone, which shows only some of the ticks.
 TICKS_S, MAX_TICKS, MAX_TICKS_PHONE = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 10, 3
 
+# Two frames have a gap between them if they are further apart than this, in seconds and in usual distances.
+GAP_S, GAP_STEPS = 1.0, 3
+# Rows of bars below the timeline, and the distance between two numbers in a row in per cent. Nearer ones are left out.
+ROWS, NUMBER_WIDTH = 3, 2.5
 # First and last time in seconds.
 Span = tuple[float, float]
 
@@ -42,21 +47,39 @@ class Timeline:
 
     Attributes:
         start, end: time of the first and the last frame in seconds.
-        highest: highest probability in each column, 0..1, float64 [columns].
+        highest: highest probability in each column, 0..1, float64 [columns]; NaN where the recording has no frame.
         not_shown: stretches in which the probability reaches the peak, but no polyp is shown.
+        gap: frames that are further apart have a gap between them, in seconds.
     """
 
     start: float
     end: float
     highest: np.ndarray
     not_shown: list[Span]
+    gap: float = math.inf
 
     @property
     def area(self) -> str:
-        """SVG path of the area under the probability, 1 wide and 1 high."""
+        """SVG path of the area under the probability, 1 wide and 1 high, with a piece for each stretch without gaps."""
         places = np.linspace(0, 1, len(self.highest))
-        steps = " ".join(f"L{x:.4f} {1 - value:.2f}" for x, value in zip(places, self.highest, strict=True))
-        return f"M0 1 {steps} L{places[-1]:.4f} 1 Z"
+        pieces = []
+        for stretch in _stretches(~np.isnan(self.highest)):
+            left, right = self._edges(stretch)
+            steps = " ".join(f"L{places[each]:.4f} {1 - self.highest[each]:.2f}" for each in stretch)
+            first, last = (1 - self.highest[stretch[end]] for end in (0, -1))
+            pieces.append(f"M{left:.4f} 1 V{first:.2f} {steps} L{right:.4f} {last:.2f} V1 Z")
+        return " ".join(pieces)
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """Left edge and width in per cent of each stretch in which the recording has no frame."""
+        edges = (self._edges(stretch) for stretch in _stretches(np.isnan(self.highest)))
+        return [(100 * left, 100 * (right - left)) for left, right in edges]
+
+    def _edges(self, columns: np.ndarray) -> tuple[float, float]:
+        """Left and right edge of adjacent columns, 0..1."""
+        last = max(len(self.highest) - 1, 1)
+        return max((columns[0] - 0.5) / last, 0.0), min((columns[-1] + 0.5) / last, 1.0)
 
     def box(self, span: Span) -> tuple[float, float]:
         """Left edge and width of a span on the timeline in per cent. A single frame is as wide as a column.
@@ -73,6 +96,20 @@ class Timeline:
         """Position of a time on the timeline, 0..1."""
         return (seconds - self.start) / max(self.end - self.start, 1e-9)
 
+    def numbers(self, tracks: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+        """Return the position in per cent of each track's number on its bar, where there is room for it.
+
+        Args:
+            tracks: with `track` and `spans`, in the order of their bars, whose rows take turns.
+        """
+        places: dict[int, float] = {}
+        ends = [-math.inf] * ROWS
+        for index, track in enumerate(tracks):
+            left, row = self.box(track["spans"][0])[0], index % ROWS
+            if left - ends[row] >= NUMBER_WIDTH:
+                places[track["track"]] = ends[row] = left
+        return places
+
     def ticks(self) -> Iterator[tuple[float, str, bool]]:
         """Yield the position in per cent and the label of each tick, and whether a phone shows it."""
         length = self.end - self.start
@@ -80,6 +117,12 @@ class Timeline:
         phone = _tick_distance(length, MAX_TICKS_PHONE, step)
         for seconds in range(0, int(length) + 1, step):
             yield 100 * self._place(self.start + seconds), clock(self.start + seconds, 0), seconds % phone == 0
+
+
+def _stretches(mask: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of each stretch of adjacent true values of a mask, bool [n]."""
+    true = np.flatnonzero(mask)
+    return [each for each in np.split(true, np.flatnonzero(np.diff(true) > 1) + 1) if len(each)]
 
 
 def _tick_distance(length: float, most: int, multiple_of: int) -> int:
@@ -161,14 +204,32 @@ def read_table(table: Path, peak: float) -> tuple[Timeline, dict[str, float]]:
     times = frames["pts_s"]
     if not len(times):
         raise DataError(f"{table}: holds no frames")
-    columns = np.zeros(min(COLUMNS, len(times)))
-    where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
-    np.maximum.at(columns, where, frames["max_probability"])
+    gap = max(GAP_S, GAP_STEPS * float(np.median(np.diff(times)))) if len(times) > 1 else GAP_S
     shares = {name: float(frames[name].mean()) for name in QUALITIES}
     reaches = (frames["max_probability"] * 255).round() >= grey_level(peak)
     unseen = np.flatnonzero(reaches & (frames["polyp_count"] == 0))
     start, end = float(times[0]), float(times[-1])
-    return Timeline(start, end, columns, _spans(unseen, times[unseen], end - start)), shares
+    columns = _columns(times, frames["max_probability"], gap)
+    return Timeline(start, end, columns, _spans(unseen, times[unseen], end - start, gap), gap), shares
+
+
+def _columns(times: np.ndarray, values: np.ndarray, gap: float) -> np.ndarray:
+    """Return the highest value in each column of the timeline, NaN in gaps, float64 [columns].
+
+    Args:
+        times: of the frames in seconds, rising, float [n].
+        values: of the frames, float [n].
+        gap: frames that are further apart have a gap between them, in seconds.
+    """
+    columns = np.full(min(COLUMNS, len(times)), np.nan)
+    where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
+    np.fmax.at(columns, where, values)
+    # A column between two frames has the value of the frame before. Distances between frames are rarely all equal.
+    empty = np.flatnonzero(np.isnan(columns))
+    after = np.searchsorted(where, empty)
+    near = times[after] - times[after - 1] <= gap
+    columns[empty[near]] = values[after[near] - 1]
+    return columns
 
 
 def shown_spans(track: dict[str, Any], timeline: Timeline) -> list[Span]:
@@ -180,20 +241,22 @@ def shown_spans(track: dict[str, Any], timeline: Timeline) -> list[Span]:
     """
     frames = np.array([outline["frame"] for outline in track["outlines"]])
     times = np.array([outline["pts_s"] for outline in track["outlines"]])
-    return _spans(frames, times, timeline.end - timeline.start)
+    return _spans(frames, times, timeline.end - timeline.start, timeline.gap)
 
 
-def _spans(frames: np.ndarray, times: np.ndarray, length: float) -> list[Span]:
+def _spans(frames: np.ndarray, times: np.ndarray, length: float, gap: float) -> list[Span]:
     """Join frames to spans.
 
     Args:
         frames: numbers of the frames, rising, int [n].
         times: their times in seconds, float [n].
         length: of the timeline in seconds. Gaps that are shorter than one of its columns are left out.
+        gap: frames that are further apart have a gap between them, in seconds.
     """
     if not len(frames):
         return []
-    ends = np.flatnonzero((np.diff(frames) > 1) & (np.diff(times) > length / COLUMNS))
+    apart = np.diff(times)
+    ends = np.flatnonzero(((np.diff(frames) > 1) | (apart > gap)) & (apart > length / COLUMNS))
     return [
         (float(times[first]), float(times[last]))
         for first, last in zip([0, *(ends + 1)], [*ends, len(frames) - 1], strict=True)

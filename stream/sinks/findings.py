@@ -21,7 +21,6 @@ from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
 from polypstream.errors import DataError
 from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
-from polypstream.stages.findings import peak_of
 
 SCHEMA = "polypstream-findings-1"
 # Of a set of images, written by `polypstream process` as well.
@@ -115,14 +114,12 @@ class FindingsFile:
         """Add the tracks that a frame shows."""
         self._picture = frame.picture.width, frame.picture.height
         for track in dict.fromkeys(number for number in frame.tracks if number):
-            polygons = [
-                outline for outline, number in zip(frame.outlines, frame.tracks, strict=True) if number == track
-            ]
             record = self._tracks.setdefault(track, _TrackRecord(frame.seconds, frame.seconds))
-            self._note(track, record, frame, polygons)
+            self._note(track, record, frame)
 
-    def _note(self, track: int, record: _TrackRecord, frame: Frame, polygons: list[np.ndarray]) -> None:
-        peak = max(peak_of(frame, polygon) for polygon in polygons)
+    def _note(self, track: int, record: _TrackRecord, frame: Frame) -> None:
+        shown = [place for place, number in enumerate(frame.tracks) if number == track]
+        polygons, peak = [frame.outlines[place] for place in shown], max(frame.peaks[place] for place in shown)
         record.last, record.frames = frame.seconds, record.frames + 1
         record.seconds += (frame.picture.duration or 0) * frame.time_base
         record.peak, record.sum_of_peaks = max(record.peak, peak), record.sum_of_peaks + peak

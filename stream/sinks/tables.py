@@ -25,7 +25,7 @@ class FramesTable:
     """A sink that writes frames.csv.
 
     Columns: frame number, time in seconds, number of polyps shown, their share of the frame's area, highest
-    probability, track numbers, 1 or 0 for each quality problem, and 1 or 0 for whether the model saw the frame.
+    probability of the model or of a polyp that is shown, track numbers, 1 or 0 for each quality problem, and 1 or 0 for whether the model saw the frame.
 
     Args:
         path: file to write.
@@ -45,7 +45,7 @@ class FramesTable:
         """Append the line of a frame."""
         found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
         share = found / (frame.picture.width * frame.picture.height)
-        highest = int(frame.probability.max()) / 255
+        highest = max(int(frame.probability.max()), *frame.peaks, 0) / 255
         tracks = " ".join(map(str, sorted(set(frame.tracks))))
         wrong = [int(getattr(frame.quality, name)) for name in QUALITIES]
         row = (

@@ -456,7 +456,10 @@ class Recording:
     def _announced(self) -> _Announced:
         exact = float(END_FRAMES / self._format.rate)
         if self._stream.duration is not None and self._container.format.name not in SHARED_DURATION:
-            return _Announced(float(self._stream.duration * self._format.time_base), exact, shared=False)
+            # FFmpeg shortens the duration of an AVI that was cut off, but not its number of frames, gaps included.
+            whole = self._stream.frames if self._container.format.name in COUNTS_GAPS else 0
+            units = max(self._stream.duration, whole)
+            return _Announced(float(units * self._format.time_base), exact, shared=False)
         tagged = MATROSKA_DURATION.fullmatch(self._stream.metadata.get("DURATION", ""))
         if tagged:
             hours, minutes, seconds = tagged.groups()

@@ -124,7 +124,8 @@ def find_blobs(extent_map: np.ndarray, probability: np.ndarray, rules: Rules) ->
             box = np.s_[y : y + height, x : x + width]
             highest = probability[box][labels[box] == label].max()
             confident = bool(highest >= grey_level(max(rules.threshold, rules.peak)))
-            blobs.append(Blob(len(blobs) + 1, float(area) / extent_map.size, confident))
+            level = max(highest, extent_map[box][labels[box] == label].max())
+            blobs.append(Blob(len(blobs) + 1, float(area) / extent_map.size, confident, int(level)))
             new_labels[label] = len(blobs)
     if len(blobs) == count - 1:
         return labels.astype(np.uint8), blobs
@@ -149,7 +150,7 @@ class FindingsTracker:
         self.tracker = Tracker(steady)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Set `region`, `outlines` and `tracks` of each frame. Each 8-connected blob of the mask has one outline.
+        """Set `region`, `outlines`, `tracks` and `peaks` of each frame. Each 8-connected blob of the mask has one outline.
 
         Args:
             frames: frames of one source, in the order of their timestamps.
@@ -163,7 +164,9 @@ class FindingsTracker:
             if visible is None:
                 continue
             frame.region, frame.outlines = _enlarge(visible.slots, extent_map, frame.view, self.rules.threshold)
-            frame.tracks = [_track_at(outline, visible, frame.view) for outline in frame.outlines]
+            slots = [_slot_at(outline, visible, frame.view) for outline in frame.outlines]
+            frame.tracks = [int(visible.numbers[slot]) for slot in slots]
+            frame.peaks = [visible.levels[slot] for slot in slots]
         return frames
 
     def _visible(self, frame: Frame, extent_map: np.ndarray) -> VisibleTracks | None:
@@ -184,28 +187,11 @@ def _outlines_of(region: Region) -> list[np.ndarray]:
     return [contour[:, 0] for contour, (*_, parent) in zip(contours, levels[0], strict=True) if parent < 0]
 
 
-def _track_at(outline: np.ndarray, visible: VisibleTracks, view: FieldOfView) -> int:
-    """Return the track that an outline encloses, from the map pixels nearest to its points."""
+def _slot_at(outline: np.ndarray, visible: VisibleTracks, view: FieldOfView) -> int:
+    """Return the slot of the track that an outline encloses, from the map pixels nearest to its points."""
     rows, columns = visible.slots.shape
     x = ((outline[:, 0] - view.x) * columns // view.width).clip(0, columns - 1)
     y = ((outline[:, 1] - view.y) * rows // view.height).clip(0, rows - 1)
     # An outline may lie outside its blob by less than one map pixel.
     around = cv2.dilate(visible.slots, np.ones((3, 3), np.uint8))[y, x]
-    return int(visible.numbers[np.bincount(around[around > 0], minlength=1).argmax()])
-
-
-def peak_of(frame: Frame, polygon: np.ndarray) -> int:
-    """Highest probability in the bounding box of an outline.
-
-    Args:
-        frame: the frame, with its probability map.
-        polygon: outline, int32 [n, 2], x and y in pixels of the frame.
-
-    Returns:
-        0..255.
-    """
-    view, (rows, columns) = frame.view, frame.probability.shape
-    x, y, width, height = cv2.boundingRect(polygon)
-    left, top = (x - view.x) * columns // view.width, (y - view.y) * rows // view.height
-    right, bottom = -(-(x + width - view.x) * columns // view.width), -(-(y + height - view.y) * rows // view.height)
-    return int(frame.probability[max(0, top) : bottom, max(0, left) : right].max(initial=0))
+    return int(np.bincount(around[around > 0], minlength=1).argmax())

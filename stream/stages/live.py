@@ -245,7 +245,8 @@ class LatestMarkers:
                 frame.problem = marked.problem
             else:
                 frame.view, frame.probability = marked.view, marked.probability
-                frame.region, frame.outlines, frame.tracks = marked.region, marked.outlines, marked.tracks
+                frame.region, frame.outlines = marked.region, marked.outlines
+                frame.tracks, frame.peaks = marked.tracks, marked.peaks
         return frames
 
     def write(self, frame: Frame) -> None:

@@ -19,16 +19,21 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import Region, region_above
 from polypstream.media.color import to_yuv
 from polypstream.media.pictures import planes_of
-from polypstream.stages.findings import peak_of
 
 Style = Literal["tint", "outline", "box", "heatmap", "none"]
 Labels = Literal["none", "number", "all"]
 # The heat map shows probabilities from this one. Lower ones are noise on healthy mucosa and would tint every frame.
 HEAT_FROM = 0.1
+# Its opacity is this factor times that of a tint: its colours are those of mucosa, and it is faint where the
+# probability is low.
+HEAT_OPACITY = 2
 # Line widths are given for a frame with this number of rows.
 REFERENCE_LINES = 1080
-# Size and line width of labels, for such a frame, and the gap between a label and its outline in pixels.
-FONT, TEXT_SCALE, TEXT_LINE, GAP = cv2.FONT_HERSHEY_SIMPLEX, 1.4, 2, 6
+# Size, line width and border of labels, for such a frame, and the gap between a label and its outline in pixels.
+FONT, TEXT_SCALE, TEXT_LINE, BORDER, GAP = cv2.FONT_HERSHEY_SIMPLEX, 1.4, 2, 3, 6
+# The smallest size at which digits can be read, in any frame; 12 pixels high. And the share of a pixel that a letter
+# must cover: at this size its lines are thinner than a pixel.
+SMALLEST_TEXT, COVERED = 0.55, 0.35
 
 
 class Overlay:
@@ -79,8 +84,8 @@ class Overlay:
         else:
             self._draw_lines(picture, planes, frame.outlines)
         if self.labels != "none":
-            for outline, track in zip(frame.outlines, frame.tracks, strict=True):
-                self._draw_label(frame, planes, outline, track)
+            for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True):
+                self._draw_label(frame, planes, outline, f"{track} {peak / 255:.2f}" if self.labels == "all" else f"{track}")
 
     def _draw_tint(self, picture: av.VideoFrame, planes: list[np.ndarray], region: Region) -> None:
         for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
@@ -100,7 +105,7 @@ class Overlay:
         if key not in self._heat_tables:
             bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
             yuv = np.array([to_yuv((int(r), int(g), int(b)), picture) for b, g, r in bgr], np.float32)
-            alpha = np.linspace(0, self.opacity, 256, dtype=np.float32)
+            alpha = np.linspace(0, min(1, HEAT_OPACITY * self.opacity), 256, dtype=np.float32)
             alpha[np.arange(256) < HEAT_FROM * 255] = 0
             # Assigning floats to integers truncates. Adding half a level rounds.
             added = np.ascontiguousarray((yuv * alpha[:, None]).T) + 0.5
@@ -116,10 +121,11 @@ class Overlay:
             scaled = polygons if (across, down) == (1, 1) else [polygon // (across, down) for polygon in polygons]
             cv2.polylines(plane, scaled, True, round(value), max(1, round(thickness / across)))
 
-    def _draw_label(self, frame: Frame, planes: list[np.ndarray], outline: np.ndarray, track: int) -> None:
+    def _draw_label(self, frame: Frame, planes: list[np.ndarray], outline: np.ndarray, text: str) -> None:
         """Write a track's number, and its probability if asked for, beside its outline, upright when displayed."""
-        text = f"{track} {peak_of(frame, outline) / 255:.2f}" if self.labels == "all" else str(track)
-        letters, ground = _text_masks(text, frame.picture.height)
+        scale = frame.picture.height / REFERENCE_LINES
+        size, thickness = max(SMALLEST_TEXT, TEXT_SCALE * scale), max(1, round(TEXT_LINE * scale))
+        letters, ground = text_masks(text, size, thickness, max(1, round(BORDER * scale)))
         turn = frame.orientation
         x, y = _label_place(turn.stored(letters).shape, outline, frame)
         for plane, letter, dark in zip(
@@ -128,9 +134,7 @@ class Overlay:
             across, down = _subsampling(plane, frame.in_memory())
             for mask, value in ((ground, dark), (letters, letter)):
                 small = np.ascontiguousarray(turn.stored(mask)[::down, ::across])
-                part = plane[y // down : y // down + small.shape[0], x // across : x // across + small.shape[1]]
-                small = small[: part.shape[0], : part.shape[1]]  # a frame may be smaller than its label
-                part[small > 0] = round(value)
+                paint(plane, small, x // across, y // down, round(value))
 
 
 def draw_findings(image: np.ndarray, region: Region, outlines: list[np.ndarray]) -> None:
@@ -186,23 +190,40 @@ def _box(outline: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _text_masks(text: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a text for a frame with this number of rows.
+def text_masks(text: str, size: float, thickness: int, border: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a text with a border, which is readable on any ground.
+
+    Args:
+        text: one line.
+        size: OpenCV's font scale.
+        thickness: of the lines of its letters, in pixels.
+        border: width of the border in pixels.
 
     Returns:
         uint8 [h, w] with 255 on the letters, and the same with 255 on the letters and a border around them.
     """
-    scale = lines / REFERENCE_LINES
-    size, thickness, border = max(0.4, TEXT_SCALE * scale), max(1, round(TEXT_LINE * scale)), max(1, round(3 * scale))
     (width, height), below = cv2.getTextSize(text, FONT, size, thickness)
     letters = np.zeros((height + below + 2 * border, width + 2 * border), np.uint8)
     cv2.putText(letters, text, (border, height + border), FONT, size, 255, thickness)
-    cv2.threshold(letters, 127, 255, cv2.THRESH_BINARY, letters)  # OpenCV 5 smooths letters whatever it is told
+    cv2.threshold(letters, 255 * COVERED, 255, cv2.THRESH_BINARY, letters)  # OpenCV 5 smooths letters whatever it is told
     # Sizes are rough: the mask is cut to the letters and their border.
     ground = cv2.dilate(letters, np.ones((2 * border + 1, 2 * border + 1), np.uint8))
     x, y, width, height = cv2.boundingRect(ground)
     box = np.s_[y : y + height, x : x + width]
     return letters[box], ground[box]
+
+
+def paint(plane: np.ndarray, mask: np.ndarray, x: int, y: int, value: int | tuple[int, ...]) -> None:
+    """Set the pixels under a mask. The plane may end within the mask.
+
+    Args:
+        plane: [H, W] or [H, W, 3]; changed in place.
+        mask: uint8 [h, w]; nonzero where pixels are set.
+        x, y: place of its left top corner in the plane.
+        value: of the pixels.
+    """
+    part = plane[y : y + mask.shape[0], x : x + mask.shape[1]]
+    part[mask[: part.shape[0], : part.shape[1]] > 0] = value
 
 
 def _label_place(label: tuple[int, ...], outline: np.ndarray, frame: Frame) -> tuple[int, int]:

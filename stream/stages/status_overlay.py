@@ -8,13 +8,12 @@ import numpy as np
 from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
 from polypstream.media.pictures import planes_of
-from polypstream.stages.overlay import REFERENCE_LINES
+from polypstream.stages.overlay import FONT, REFERENCE_LINES, SMALLEST_TEXT, paint, text_masks
 
 READY = "looking for polyps"
 NO_SIGNAL = "no signal"
 # Sizes in pixels on a frame with 1080 rows.
-MARGIN, TEXT_SCALE, LINE, CORNER = 24, 0.9, 2, 40
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+MARGIN, TEXT_SCALE, LINE, LINE_HEIGHT, CORNER = 24, 0.9, 2, 40, 40
 # Colours in the order blue, green, red.
 RED, WHITE = (60, 60, 255), (255, 255, 255)
 
@@ -60,11 +59,11 @@ def draw_recording(picture: np.ndarray, text: str, on: bool) -> None:
         on: whether the frame is being recorded; the text is then red, otherwise white.
     """
     scale = picture.shape[0] / REFERENCE_LINES
-    size, thickness, margin = TEXT_SCALE * scale, max(1, round(LINE * scale)), round(MARGIN * scale)
-    (width, height), _ = cv2.getTextSize(text, FONT, size, thickness)
-    place = (max(0, picture.shape[1] - margin - width), margin + height)
-    cv2.putText(picture, text, place, FONT, size, (0, 0, 0), thickness + 2, cv2.LINE_AA)
-    cv2.putText(picture, text, place, FONT, size, RED if on else WHITE, thickness, cv2.LINE_AA)
+    margin = round(MARGIN * scale)
+    letters, ground = _masks(text, scale, picture.shape[1] - 2 * margin)
+    x = max(0, picture.shape[1] - margin - letters.shape[1])
+    for mask, colour in ((ground, (0, 0, 0)), (letters, RED if on else WHITE)):
+        paint(picture, mask, x, margin, colour)
 
 
 def _state_of(frame: Frame) -> str:
@@ -77,12 +76,25 @@ def _state_of(frame: Frame) -> str:
 
 def _write(luma: np.ndarray, text: str, row: int, scale: float, white: int) -> None:
     """Write a line of text at the left; row 0 is the lowest one."""
-    size, thickness = TEXT_SCALE * scale, max(1, round(LINE * scale))
-    height = cv2.getTextSize(text, FONT, size, thickness)[0][1]
     margin = round(MARGIN * scale)
-    place = (margin, luma.shape[0] - margin - round(row * 1.8 * height))
-    cv2.putText(luma, text, place, FONT, size, white // 15, thickness + 2, cv2.LINE_AA)
-    cv2.putText(luma, text, place, FONT, size, white, thickness, cv2.LINE_AA)
+    letters, ground = _masks(text, scale, luma.shape[1] - 2 * margin)
+    line = round(LINE_HEIGHT * max(scale, SMALLEST_TEXT / TEXT_SCALE))
+    y = max(0, luma.shape[0] - margin - letters.shape[0] - row * line)
+    for mask, level in ((ground, white // 15), (letters, white)):
+        paint(luma, mask, margin, y, level)
+
+
+def _masks(text: str, scale: float, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a text, as `text_masks` does. In a small frame it is relatively larger, so that it can be read, if it fits.
+
+    Args:
+        text: the text.
+        scale: height of the frame relative to REFERENCE_LINES.
+        width: pixels that the text may have.
+    """
+    fitting = SMALLEST_TEXT * width / cv2.getTextSize(text, FONT, SMALLEST_TEXT, 1)[0][0]
+    size = max(TEXT_SCALE * scale, min(SMALLEST_TEXT, fitting))
+    return text_masks(text, size, max(1, round(LINE * scale)), max(1, round(LINE * scale)))
 
 
 def _mark_corners(luma: np.ndarray, frame: Frame, scale: float, white: int) -> None:

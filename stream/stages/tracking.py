@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -43,6 +43,7 @@ class Track:
         evidence: seconds with a confident model, minus the seconds without; 0 to MAX_EVIDENCE_S.
         confirmed: the track may be shown.
         position_unknown: a new scene has started since the last detection.
+        level: highest probability in the last frame in which it was detected, 0..255 meaning 0..1.
     """
 
     last: float
@@ -51,6 +52,7 @@ class Track:
     evidence: float = 0.0
     confirmed: bool = False
     position_unknown: bool = False
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,13 @@ class Blob:
         label: its value in the label map, from 1.
         share: share of the map that it covers, 0..1.
         confident: its probability reaches the high threshold.
+        level: its highest probability, of the model or smoothed, 0..255 meaning 0..1.
     """
 
     label: int
     share: float
     confident: bool
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,12 @@ class VisibleTracks:
     Attributes:
         slots: uint8 [h, w]. For each pixel of the map, the slot of the track that is shown there, or 0.
         numbers: int [256]. For each slot, the number of its track, or 0 if the track is not shown.
+        levels: for each slot, the `level` of its track; 0 for slot 0.
     """
 
     slots: np.ndarray
     numbers: np.ndarray
+    levels: list[int]
 
 
 @dataclass(slots=True)
@@ -128,7 +134,7 @@ class Tracker:
         self._predict(seconds, motion, self.state.places.shape)
         if self._visible is not None:
             slots = motion.warp(self._visible.slots, cv2.INTER_NEAREST)
-            self._visible = VisibleTracks(slots, self._visible.numbers) if cv2.countNonZero(slots) else None
+            self._visible = replace(self._visible, slots=slots) if cv2.countNonZero(slots) else None
         return self._visible
 
     def update(
@@ -172,7 +178,8 @@ class Tracker:
         if hidden:
             hidden_pixels = cv2.LUT(labels, _table((blob.label, 255) for blob in hidden))
             visible = cv2.copyTo(visible, cv2.bitwise_not(hidden_pixels))
-        return VisibleTracks(visible, numbers) if cv2.countNonZero(visible) else None
+        levels = [0, *(track.level for track in state.tracks)]
+        return VisibleTracks(visible, numbers, levels) if cv2.countNonZero(visible) else None
 
     def _predict(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
         """Move every track to its position in this frame, and drop the old ones.
@@ -252,6 +259,7 @@ class Tracker:
         elif seconds - track.last_confident > CONFIDENCE_TIMEOUT_S:
             track.confirmed = False
         track.last, track.position_unknown = seconds, False
+        track.level = max(blob.level for blob in blobs)
         if track.confirmed and not track.number:
             self.state.count += 1
             track.number = self.state.count

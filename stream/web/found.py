@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,14 @@ class Found(BaseModel):
     start: float
     end: float
     """Start and end of the recording, in seconds."""
-    highest: list[float]
-    """The highest probability in each column of the timeline."""
+    highest: list[float | None]
+    """The highest probability in each column of the timeline; null where the recording has no frame."""
     not_shown: list[Span] = []
     """First and last time of each stretch in which the peak is reached, but no polyp is shown."""
 
     def timeline(self) -> Timeline:
         """Return the timeline, to be drawn."""
-        return Timeline(self.start, self.end, np.array(self.highest), self.not_shown)
+        return Timeline(self.start, self.end, np.array(self.highest, float), self.not_shown)
 
 
 def found_in(results: Path, peak: float) -> Found:
@@ -55,6 +56,6 @@ def found_in(results: Path, peak: float) -> Found:
     """
     timeline, _ = read_table(results / "frames.csv", peak)
     tracks = [track | {"spans": shown_spans(track, timeline)} for track in read_findings(results)["tracks"]]
-    highest = timeline.highest.round(3).tolist()
+    highest = [None if math.isnan(value) else value for value in timeline.highest.round(3).tolist()]
     times = {"start": timeline.start, "end": timeline.end, "not_shown": timeline.not_shown}
     return Found(tracks=[FoundTrack(**track) for track in tracks], peak=peak, highest=highest, **times)

@@ -54,7 +54,10 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("view.field_of_view=[1, 2, 3]", "--set view.field_of_view=[1, 2, 3]: "),
         ("view.field_of_view=wide", "four whole numbers such as [0, 0, 640, 480], or `auto` or `full` (got 'wide')"),
         ("findings.steady=maybe", "write true or false"),
-        ("overlay.colour=red", "write a colour as six hexadecimal digits, such as #40ff60"),
+        (
+            "overlay.colour=reddish",
+            "write a colour by its name, such as red, or as six hexadecimal digits, such as #40ff60 (got 'reddish')",
+        ),
         ("overlay=5", "overlay"),
         ("overlay", "key=value"),
         ("=5", "key=value"),
@@ -75,7 +78,7 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
     ("content", "key"),
     [
         ("overlay:\n  opacity: 7\n", "overlay.opacity"),
-        ("overlay:\n  colour: red\n", "overlay.colour"),
+        ("overlay:\n  colour: reddish\n", "overlay.colour"),
         ("overlay:\n  labels: yes\n", "write `auto`, `none`, `number` or `all` (got yes)"),
         ("a: &a {labels: yes}\noverlay:\n  <<: *a\n", "overlay.labels"),
         ("overly:\n  opacity: 1\n", "overly"),
@@ -107,6 +110,13 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
     for file in (tmp_path / "none.yaml", binary, tmp_path):
         with pytest.raises(SettingsError, match=str(file)):
             load_settings(file, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "rgb"), [("red", (255, 0, 0)), ("Yellow", (255, 255, 0)), ("lime", (0, 255, 0)), ("grey", (128, 128, 128))]
+)
+def test_a_colour_may_be_a_name(name: str, rgb: tuple[int, int, int]) -> None:
+    assert load_settings(None, [f"overlay.colour={name}"]).overlay.rgb == rgb
 
 
 @pytest.mark.parametrize("written", ["#ffcc00", '"#ffcc00"', "ffcc00"])

@@ -88,7 +88,7 @@ def test_the_labels_of_the_timeline_can_be_read(run: Path, browse: Callable[[], 
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
 
 
-BOXES = "return [...document.querySelectorAll('.timeline text')].map((each) => each.getBoundingClientRect().toJSON())"
+BOXES = "return [...document.querySelectorAll('.timeline g text')].map((each) => each.getBoundingClientRect().toJSON())"
 
 
 @pytest.mark.slow
@@ -118,6 +118,40 @@ def test_what_reaches_the_line_and_is_not_shown_is_marked(run: Path) -> None:
     assert page.count("not shown: too short or too small") == 2  # and in the legend
 
 
+@pytest.mark.parametrize("count", [100, 5000])
+def test_a_gap_in_the_recording_is_a_gap_in_the_timeline(tmp_path: Path, count: int) -> None:
+    """Frames at 25 per second, with uneven distances, and none for a third of the time."""
+    table, gap = tmp_path / "frames.csv", count / 25 / 2
+    jitter = np.random.default_rng(1).uniform(-0.015, 0.015, count)
+    times = np.arange(count) / 25 + jitter + gap * (np.arange(count) >= count // 2)
+    rows = [f"{index},{seconds:.6f},0,0.0,0.8,1,0,0,0,1" for index, seconds in enumerate(times)]
+    table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
+    timeline, _ = read_table(table, 0.9)
+    missing = np.flatnonzero(np.isnan(timeline.highest)) / (len(timeline.highest) - 1)
+    assert missing.min() == pytest.approx(1 / 3, abs=0.02)
+    assert missing.max() == pytest.approx(2 / 3, abs=0.02)
+    assert len(missing) == pytest.approx(len(timeline.highest) / 3, abs=3)
+    assert timeline.area.count("M") == timeline.area.count("Z") == 2
+    ((left, width),) = timeline.gaps
+    assert (left, width) == (pytest.approx(100 / 3, abs=2), pytest.approx(100 / 3, abs=3))
+    assert "nan" not in timeline.area
+    assert " 1.00 " not in timeline.area  # nowhere at probability 0
+    track = {"outlines": [{"frame": index, "pts_s": seconds} for index, seconds in enumerate(times)]}
+    assert len(shown_spans(track, timeline)) == 2
+
+
+def test_the_report_says_the_number_of_polyps_first_and_numbers_the_bars(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert page.partition("<dl>")[0].rstrip().endswith('<p class="found">1 polyp</p>')
+    assert re.findall(r'class="number".*?>(\d+)</text>', page) == ["1"]
+    tracks = [{"track": number, "spans": [(second, second + 1.0)]} for number, second in enumerate((0, 1, 2, 2.5, 90), 1)]
+    # Tracks 1 and 4 are in the same row of bars, and too near to each other for two numbers.
+    assert list(Timeline(0.0, 120, np.zeros(1200), []).numbers(tracks)) == [1, 2, 3, 5]
+    found = json.loads((run / "findings.json").read_text())
+    (run / "findings.json").write_text(json.dumps(found | {"tracks": []}))
+    assert '<p class="found">No polyp was found.</p>' in write_report(run).read_text()
+
+
 def read_rows(table: Path) -> list[dict[str, str]]:
     with table.open() as file:
         return list(csv.DictReader(file))
@@ -139,7 +173,7 @@ def test_the_words_of_the_report(run: Path) -> None:
     assert "<h2>Polyps</h2>" in page
     assert "Polyp 1</a></h3>" in page
     assert "Track" not in page.partition("<script>")[0]
-    assert "<dt>probability</dt><dd>highest 1.00, mean 0.98</dd>" in page
+    assert "<dt>probability</dt><dd>highest 1.00, mean 1.00</dd>" in page
     assert "<dt>first and last seen</dt><dd>0:00:00.0 to 0:00:02.0</dd>" in page
 
 

@@ -15,7 +15,6 @@ import pytest
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.sinks.findings import TRACK_COLUMNS, FindingsFile, read_polyps
-from polypstream.stages.findings import peak_of
 
 WIDTH, HEIGHT = 320, 240
 Box = tuple[int, int, int, int]
@@ -32,6 +31,7 @@ def frame_of(index: int, *findings: tuple[int, Box, int]) -> Frame:
         right, bottom = x + width - 1, y + height - 1
         frame.outlines.append(np.array([(x, y), (right, y), (right, bottom), (x, bottom)], np.int32))
         frame.tracks.append(track)
+        frame.peaks.append(level)
         frame.probability[y : y + height, x : x + width] = level
     return frame
 
@@ -120,25 +120,3 @@ def test_corners_may_move_by_a_pixel_and_no_more(tmp_path: Path) -> None:
     corners = np.array(polygon).reshape(-1, 1, 2)
     moved = [-cv2.pointPolygonTest(corners, (float(x), float(y)), True) for x, y in frame.outlines[0]]
     assert max(moved) <= 1
-
-
-@pytest.mark.parametrize(
-    ("outline", "peak"),
-    [
-        pytest.param((60, 40, 10, 10), 200, id="inside"),
-        pytest.param((60, 40, 9, 9), 200, id="a part of the last place"),
-        pytest.param((62, 42, 6, 6), 0, id="beside it"),
-        pytest.param((20, 40, 50, 10), 200, id="beyond the left of the view"),
-        pytest.param((60, 10, 10, 40), 200, id="beyond its top"),
-        pytest.param((60, 40, 400, 400), 250, id="beyond its right and bottom"),
-    ],
-)
-def test_the_peak_is_that_of_the_places_in_the_box(outline: Box, peak: int) -> None:
-    """The view begins at (40, 20), and a place of the map is two pixels of the picture wide and high."""
-    frame = frame_of(0)
-    frame.view, frame.probability = FieldOfView(40, 20, 240, 200), np.zeros((100, 120), np.uint8)
-    frame.probability[14, 14] = 200  # pixels 68 and 69, 48 and 49
-    frame.probability[15, 15] = frame.probability[9, 9] = 250
-    x, y, width, height = outline
-    corners = np.array([(x, y), (x + width - 1, y + height - 1)], np.int32)
-    assert peak_of(frame, corners) == peak

@@ -117,6 +117,27 @@ def test_a_cut_off_recording_gives_what_is_there_and_says_so(make: Make) -> None
     assert any("of 4.0 s" in damage for damage in recording.damage)
 
 
+@pytest.mark.parametrize(("codec", "pixel_format"), [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx264", "yuv420p")])
+def test_a_cut_off_avi_says_where_it_ends(make: Make, codec: str, pixel_format: str) -> None:
+    """FFmpeg shortens the duration of such a file, so that nothing seems to be missing."""
+    path = make(name="cut.avi", codec=codec, pixel_format=pixel_format, frames=100, options={"g": "10", "bf": "0"})
+    whole = Recording(path)
+    assert len(list(whole.frames())) == 100
+    assert whole.damage == []
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    recording = Recording(path)
+    assert 20 < len(list(recording.frames())) < 90
+    assert any("it ends at" in damage and "of 4.0 s" in damage for damage in recording.damage)
+
+
+def test_an_avi_with_gaps_is_whole(make: Make) -> None:
+    times = [*range(10), *range(20, 30), *range(60, 75)]
+    recording = Recording(make(name="gaps.avi", codec="mpeg4", frames=len(times), pts=times))
+    assert len(list(recording.frames())) == len(times)
+    assert recording.damage == []
+
+
 def test_flipped_bits_are_counted_and_decoding_goes_on(make: Make) -> None:
     path = make(name="c.mkv", codec="mpeg4", frames=100, options={"g": "10"})
     content = bytearray(path.read_bytes())

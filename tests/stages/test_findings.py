@@ -127,6 +127,8 @@ def test_steady_findings_follow_the_smoothed_map_and_the_pictures_motion() -> No
     for frame in frames:
         tracker([frame])
     assert [box_of(frame) for frame in frames] == [small, large, (30, 20, 60, 40), large, large, None]
+    # The network sees nothing in the second frame, and the third one only holds the finding.
+    assert [frame.peaks for frame in frames] == [[250], [250], [250], [250], [250], []]
 
 
 def test_a_blob_must_be_large_enough() -> None:

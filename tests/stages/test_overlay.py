@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from polypstream.core.orientation import Orientation
 from polypstream.media.pictures import planes_of
 from polypstream.sources.recording import Recording
 from polypstream.stages.findings import FindingsTracker, Rules
-from polypstream.stages.overlay import Labels, Overlay, _text_masks
+from polypstream.stages.overlay import TEXT_SCALE, Labels, Overlay, text_masks
+from polypstream.stages.status_overlay import StatusOverlay
 
 MARKER_RGB = OverlaySettings().rgb
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le"]
@@ -154,13 +155,55 @@ def test_a_label_stands_upright_above_its_finding_as_displayed(
 
 def test_a_label_with_everything_says_number_and_probability() -> None:
     frame, bare = (with_square(grey_frame("yuv444p", 1280, 960), FieldOfView(0, 0, 1280, 960), 237) for _ in range(2))
-    frame.tracks = [7]
+    frame.tracks, frame.peaks = [7], [237]
     drawn_by("all")([frame])
     drawn_by("none")([bare])
     changed = (planes_of(frame.picture)[0] != planes_of(bare.picture)[0]).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(changed)
-    _, expected = _text_masks("7 0.93", 960)  # 237 of 255
+    _, expected = text_masks("7 0.93", TEXT_SCALE * 960 / 1080, 2, 3)  # 237 of 255
     assert np.array_equal(255 * changed[y : y + height, x : x + width], expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(384, 288), (320, 240), (1920, 1080)])
+def test_texts_of_small_frames_can_be_read(width: int, height: int) -> None:
+    """Digits of a label are at least 12 pixels high, and the notice fits into the width."""
+    frame = with_square(grey_frame("yuv444p", width, height), FieldOfView(0, 0, width, height))
+    frame.tracks, frame.peaks = [7], [237]
+    plain = planes_of(grey_frame("yuv444p", width, height).picture)[0].copy()
+    drawn_by("all", contour=0, opacity=0)([frame])
+    assert boxes_of_change(planes_of(frame.picture)[0], plain)[3] >= 12
+    frame = grey_frame("yuv444p", width, height)
+    frame.view = FieldOfView(width // 2, 0, 2, 2)
+    StatusOverlay()([frame])
+    lower = slice(height * 3 // 4, height)
+    left, _, wide, tall = boxes_of_change(planes_of(frame.picture)[0][lower], plain[lower])
+    assert tall >= 2 * 12
+    assert 0 < left < left + wide < width
+
+
+def boxes_of_change(after: np.ndarray, before: np.ndarray) -> Sequence[int]:
+    """Left, top, width and height of what differs."""
+    return cv2.boundingRect((after != before).astype(np.uint8))
+
+
+def test_the_border_of_a_live_text_surrounds_its_letters() -> None:
+    frame = grey_frame("yuv444p", 1280, 720)
+    frame.view = FieldOfView(0, 0, 1280, 720)
+    StatusOverlay()([frame])
+    luma = planes_of(frame.picture)[0][600:].copy()
+    luma[:, :20] = 90  # without the corner marks
+    luma[80:] = 90
+    letters = cv2.dilate((luma == 235).astype(np.uint8), np.ones((5, 5), np.uint8))
+    assert (luma == 235).any()
+    assert not ((luma == 235 // 15) & (letters == 0)).any()
+
+
+def test_a_heat_map_of_the_default_opacity_changes_the_colour_clearly() -> None:
+    """A tint of 0.3 leaves the pattern visible. A heat map of 0.3 could not be told from mucosa."""
+    frame = with_square(grey_frame("yuv444p"), FieldOfView(0, 0, 320, 240), 200)
+    drawn_by(style="heatmap", contour=0)([frame])
+    after = frame.picture.to_ndarray(format="rgb24")[120, 160].astype(int)
+    assert np.abs(after - 90).max() > 60
 
 
 def test_a_label_fits_into_a_small_frame_and_into_its_corner() -> None:
