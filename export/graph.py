@@ -11,6 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 # Tensors with fewer elements stay in fp32. Biases and depthwise kernels are a tenth of the file only, and in fp16 they
 # changed probabilities by two grey levels.
 MIN_HALF_ELEMENTS = 32768
+# Operations that turn logits into grey levels.
+LAST_OPERATIONS = frozenset({"Cast", "Round", "Mul", "Sigmoid"})
+# Inputs of an operation that are fp32 whatever its other inputs are: `roi` and `scales` of Resize.
+ALWAYS_FLOAT = {"Resize": (1, 2)}
 
 
 def remove_source_locations(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -35,3 +39,46 @@ def halve_weights(model: onnx.ModelProto) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def compute_in_half(model: onnx.ModelProto) -> None:
+    """Change a float graph so that it computes in fp16. Its uint8 input and output stay as they are.
+
+    Sigmoid, scaling to 255 and rounding, the end of the graph, stay in fp32.
+
+    Args:
+        model: the model; changed in place.
+    """
+    graph = model.graph
+    end = _end_of(graph)
+    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    halves: dict[str, onnx.TensorProto] = {}
+    for node in (each for each in graph.node if each not in end):
+        for place, name in enumerate(node.input):
+            if name in floats and place not in ALWAYS_FLOAT.get(node.op_type, ()):
+                values = numpy_helper.to_array(floats[name]).astype(np.float16)
+                halves[name] = numpy_helper.from_array(values, f"{name}.half")
+                node.input[place] = halves[name].name
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+    graph.initializer.extend(halves.values())
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(tensor)
+    begin = end[-1]
+    cast = helper.make_node("Cast", [begin.input[0]], [f"{begin.input[0]}.float"], to=TensorProto.FLOAT)
+    graph.node.insert(list(graph.node).index(begin), cast)
+    begin.input[0] = cast.output[0]
+    del graph.value_info[:]  # the types of feature maps, which are other ones now
+
+
+def _end_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes at the end of a graph that turn logits into grey levels, the last one first."""
+    makers = {name: node for node in graph.node for name in node.output}
+    end: list[onnx.NodeProto] = []
+    node = makers[graph.output[0].name]
+    while node.op_type in LAST_OPERATIONS:
+        end.append(node)
+        node = makers[node.input[0]]
+    return end

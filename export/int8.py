@@ -17,7 +17,7 @@ from polypstream.inference.model_card import INPUT
 from polypstream.jobs.image import prepare_image
 from polypstream.models.data import find_pairs, names_file_of, read_pair, spread
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "fp16-weights", "int8"]
 CALIBRATION_IMAGES = 64
 # Convolutions and the operators between them. The attention's reductions over channels stay in floating point.
 QUANTISED = ["Conv", "Clip", "LeakyRelu", "Add", "Concat", "Resize"]

@@ -18,9 +18,9 @@ from onnx import helper
 
 from polypstream.core.files import writing
 from polypstream.core.notice import NOTICE
-from polypstream.export.graph import halve_weights, remove_source_locations
+from polypstream.export.graph import compute_in_half, halve_weights, remove_source_locations
 from polypstream.export.int8 import Precision, calibration_images, quantise
-from polypstream.export.proof import Reference, write_proven
+from polypstream.export.proof import MAX_DIFFERENCE, MAX_HALF_DIFFERENCE, Reference, write_proven
 from polypstream.inference.model_card import INPUT, OUTPUT
 from polypstream.models.checkpoint import load_checkpoint
 from polypstream.models.picture_net import PictureNet, gmac_of
@@ -38,9 +38,9 @@ class ExportSettings:
 
     Attributes:
         size: side in pixels of the model's input. None: as in the checkpoint.
-        precision: "fp32"; "fp16", which stores the weights as half floats and halves the file; or "int8". With fp16 the
-            weights are converted to fp32 when the file is loaded, so each provider computes as with fp32. int8 computes
-            in 8-bit integers, which is faster on CPUs and slightly less accurate.
+        precision: "fp32"; "fp16-weights", which stores the weights as half floats and converts them to fp32 when the
+            file is loaded, so the file is half as large and each provider computes as with fp32; "fp16", which computes
+            in half floats, for GPUs; or "int8", which computes in 8-bit integers, for the plain CPU provider.
         calibration: for int8 the data set on which the ranges of feature maps are measured, with images/ and masks/.
             Images in its train.txt are used, or all images.
     """
@@ -76,13 +76,16 @@ def export(checkpoint: Path, output: Path, settings: ExportSettings, scores: dic
         output.parent.mkdir(parents=True, exist_ok=True)
     net = PictureNet(network, int(card["views"])).eval()
     model = to_onnx(net, size)
-    if settings.precision == "fp16":
+    if settings.precision == "fp16-weights":
         halve_weights(model)
+    if settings.precision == "fp16":
+        compute_in_half(model)
     if settings.precision == "int8":
         model = quantise(model, images)
     helper.set_model_props(model, describe(net, card, checkpoint, size, settings.precision, scores or {}))
     onnx.checker.check_model(model, full_check=True)
-    return write_proven(model, output, computed_by(net), "torch", size, card["threshold"], images)
+    most = MAX_HALF_DIFFERENCE if settings.precision == "fp16" else MAX_DIFFERENCE
+    return write_proven(model, output, computed_by(net), "torch", size, card["threshold"], images, most)
 
 
 def computed_by(net: PictureNet) -> Reference:

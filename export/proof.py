@@ -17,6 +17,8 @@ from polypstream.sources.demo_colon import DemoColon, DemoSettings
 VERIFIED_BATCHES = (1, 2, 5)
 # The probability maps of floating-point models may differ from the original's by this many grey levels at each pixel.
 MAX_DIFFERENCE = 1
+# The same for models that compute in fp16.
+MAX_HALF_DIFFERENCE = 2
 # The masks of an int8 model must have at least this Dice with those of the original.
 MIN_DICE = 0.95
 # Verification uses one of this many frames of the demo source.
@@ -34,6 +36,7 @@ def write_proven(
     size: int,
     threshold: float,
     calibration: Sequence[np.ndarray] = (),
+    most: int = MAX_DIFFERENCE,
 ) -> str:
     """Write a model file, but only if its output is that of the original.
 
@@ -45,6 +48,7 @@ def write_proven(
         size: side in pixels of the model's input.
         threshold: probability from which a pixel counts as polyp, 0..1.
         calibration: for an int8 model uint8 images [size, size, 3], on which the masks are compared.
+        most: the largest difference that is allowed, in grey levels.
 
     Returns:
         The result of the comparison, as text for the user.
@@ -60,7 +64,7 @@ def write_proven(
             result, differs = f"masks like those of {original}, Dice {dice:.4f}", dice < MIN_DICE
         else:
             largest = largest_difference(reference, unfinished, pictures_for_proof(size))
-            result, differs = f"differs from {original} by at most {largest}/255", largest > MAX_DIFFERENCE
+            result, differs = f"differs from {original} by at most {largest}/255", largest > most
         if differs:
             raise ModelError(f"{output}: not written; {result}, which is too much")
     return result

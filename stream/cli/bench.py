@@ -36,7 +36,7 @@ def bench_machine(
     sources: Annotated[
         int,
         typer.Option(
-            "--rooms", min=1, metavar="N", help="Also measure live video with this many sources at the same time"
+            "--rooms", min=1, metavar="N", help="Also measure how many live sources at the same time keep up, at most N"
         ),
     ] = 1,
     json_file: JsonFile = None,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
-from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
+from polypstream.jobs.bench import LONGEST_DELAY_MS, SHOWN_SHARE, Degradation, Display, Recorded, Shown
 
 
 def print_bench(found: dict[str, Any], console: Console) -> None:
@@ -21,6 +21,7 @@ def print_bench(found: dict[str, Any], console: Console) -> None:
         _recorded(recorded, found["provider"], found["picture_size"]),
         _stages(recorded),
         _live(found["live"]),
+        *([Text(_rooms(found["rooms"]))] if found["rooms"] is not None else []),
         _providers(found["providers"]),
         _questions(found["model"]["scores"], degradation, found["live"]),
         Text(NOTICE),
@@ -62,6 +63,13 @@ def _live(live: list[Shown]) -> RenderableType:
         latencies = (delay, f"{each.markers_ms[2]:.0f}") if each.shown else ()
         table.add_row(each.display + condition, *counts, *latencies)
     return table
+
+
+def _rooms(rooms: int) -> str:
+    return (
+        f"{counted(rooms, 'source')} at once, of 30 frames per second each, {'keeps' if rooms == 1 else 'keep'} up: "
+        f"{SHOWN_SHARE:.0%} of the frames are shown, {SHOWN_SHARE:.0%} of them within {LONGEST_DELAY_MS:.0f} ms"
+    )
 
 
 def _providers(providers: dict[str, dict[str, float] | str]) -> RenderableType:

@@ -28,10 +28,11 @@ def export_model(
         typer.Option(metavar="PIXELS", help="Side of the model's input in pixels; default: as in the checkpoint"),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
+        Literal["fp32", "fp16", "fp16-weights", "int8"],
         typer.Option(
-            metavar="fp32|fp16|int8",
-            help="fp16 halves the file; int8 computes in 8-bit integers, faster on CPUs and slightly less accurate",
+            metavar="fp32|fp16|fp16-weights|int8",
+            help="fp16-weights halves the file; fp16 computes in half floats, for GPUs; int8 computes in 8-bit integers, "
+            "faster on CPUs and slightly less accurate",
         ),
     ] = "fp32",
     calibration: Annotated[

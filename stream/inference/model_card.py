@@ -27,7 +27,7 @@ class ModelCard(BaseModel):
         views: number of orientations of each image that the model averages; the second one is rotated by 180 degrees.
         threshold: probability from which a pixel counts as polyp, 0..1.
         peak: probability that a finding must reach somewhere, 0..1.
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16, fp16-weights (stored as half floats, computed in fp32) or int8.
         gmac: multiply-accumulate operations for one image, in 10^9.
         trained_on: the training data.
         terms: the terms of use.

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -16,12 +17,14 @@ from polypstream.errors import ModelError, OutputError, SettingsError
 from polypstream.export import graph, onnx_file, proof
 from polypstream.export.int8 import Precision
 from polypstream.export.onnx_file import ExportSettings, computed_by
+from polypstream.inference.model_card import shipped_weights
 from polypstream.inference.segmenter import Segmenter
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.data import find_pairs, read_pair
 from polypstream.models.picture_net import PictureNet
 from polypstream.models.sa_unet import SEED, Architecture, SAUNet
+from polypstream.sources.demo_colon import DemoColon, DemoSettings
 from tests.conftest import call
 from tests.models.test_data import make_data
 
@@ -88,12 +91,61 @@ def test_fp16_stores_every_large_tensor_in_half_and_says_the_same(
     monkeypatch.setattr(graph, "MIN_HALF_ELEMENTS", 1024)  # the test's network has none as large as ours
     monkeypatch.setattr(proof, "DEMO_STEP", 125)
     monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: copy_of(converted))
-    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16"))
+    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16-weights"))
     tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
     large = [tensor for tensor in tensors if np.prod(tensor.dims) >= 1024]
     assert len(large) >= 4
     assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in large)
-    assert assert_says_what_torch_says(tmp_path / "m.onnx", checkpoint).card.precision == "fp16"
+    assert assert_says_what_torch_says(tmp_path / "m.onnx", checkpoint).card.precision == "fp16-weights"
+
+
+@pytest.mark.slow
+def test_fp16_computes_in_half(
+    checkpoint: Path, converted: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "DEMO_STEP", 125)
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: copy_of(converted))
+    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16"))
+    assert_computes_in_half(onnx.load(str(tmp_path / "m.onnx")))
+    assert Segmenter(tmp_path / "m.onnx", "cpu").card.precision == "fp16"
+
+
+def assert_computes_in_half(model: onnx.ModelProto) -> None:
+    """All convolutions take and give half floats."""
+    typed = onnx.shape_inference.infer_shapes(model)
+    types = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert convolutions
+    for node in convolutions:
+        assert {types[name] for name in (*node.input, *node.output)} == {onnx.TensorProto.FLOAT16}
+
+
+def test_the_shipped_network_computes_the_same_in_half(tmp_path: Path) -> None:
+    """Without optimisation ONNX Runtime rounds each feature map to half floats, as a GPU does."""
+    model = onnx.load(str(shipped_weights()))
+    widen_weights(model)
+    graph.compute_in_half(model)
+    assert_computes_in_half(model)
+    onnx.save(model, tmp_path / "half.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    half = onnxruntime.InferenceSession(str(tmp_path / "half.onnx"), options, providers=["CPUExecutionProvider"])
+    whole = Segmenter(shipped_weights(), "cpu")
+    colon = DemoColon(DemoSettings(width=256, height=256))
+    pictures = np.stack([colon.render(index)[0] for index in (20, 40, 120)])
+    [found], expected = half.run(None, {"frames": pictures}), np.stack(whole.segment([*pictures]))
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
+    assert (expected >= 128).any()
+
+
+def widen_weights(model: onnx.ModelProto) -> None:
+    """Undo `halve_weights`: weights in fp32, as torch's exporter writes them."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in tensors]:
+        values = onnx.numpy_helper.to_array(tensors[node.input[0]]).astype(np.float32)
+        tensors[node.input[0]].CopyFrom(onnx.numpy_helper.from_array(values, node.output[0]))
+        model.graph.node.remove(node)
 
 
 @pytest.mark.slow
@@ -127,7 +179,7 @@ def test_the_seeds_checkpoint_exports_with_the_same_command(tmp_path: Path, monk
     torch.manual_seed(0)
     network = SAUNet(**SEED).eval()
     torch.save(network.state_dict(), tmp_path / "saunet128.pt")
-    onnx_file.export(tmp_path / "saunet128.pt", tmp_path / "seed.onnx", ExportSettings(precision="fp16"))
+    onnx_file.export(tmp_path / "saunet128.pt", tmp_path / "seed.onnx", ExportSettings(precision="fp16-weights"))
     segmenter = Segmenter(tmp_path / "seed.onnx", "cpu")
     assert segmenter.size == 128
     pictures = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)

@@ -60,7 +60,7 @@ def test_on_a_cpu_the_batch_size_changes_nothing(provider: str, batch_size: int,
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_shipped_model_says_what_it_is(name: str) -> None:
     card = Segmenter(shipped_weights(name), "cpu").card
-    assert card.precision == ("int8" if "int8" in name else "fp16")
+    assert card.precision == ("int8" if "int8" in name else "fp16-weights")
     assert card.notice == NOTICE
     assert "kvasir" in card.trained_on.lower()
     assert card.scores["images"] == 120
