@@ -41,6 +41,19 @@ def halve_weights(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
+def widen_weights(model: onnx.ModelProto) -> None:
+    """Undo `halve_weights`: weights in fp32, though with the precision of half floats.
+
+    Args:
+        model: the model; changed in place.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in tensors]:
+        values = numpy_helper.to_array(tensors[node.input[0]]).astype(np.float32)
+        tensors[node.input[0]].CopyFrom(numpy_helper.from_array(values, node.output[0]))
+        model.graph.node.remove(node)
+
+
 def compute_in_half(model: onnx.ModelProto) -> None:
     """Change a float graph so that it computes in fp16. Its uint8 input and output stay as they are.
 

@@ -124,7 +124,7 @@ def assert_computes_in_half(model: onnx.ModelProto) -> None:
 def test_the_shipped_network_computes_the_same_in_half(tmp_path: Path) -> None:
     """Without optimisation ONNX Runtime rounds each feature map to half floats, as a GPU does."""
     model = onnx.load(str(shipped_weights()))
-    widen_weights(model)
+    graph.widen_weights(model)
     graph.compute_in_half(model)
     assert_computes_in_half(model)
     onnx.save(model, tmp_path / "half.onnx")
@@ -137,15 +137,6 @@ def test_the_shipped_network_computes_the_same_in_half(tmp_path: Path) -> None:
     [found], expected = half.run(None, {"frames": pictures}), np.stack(whole.segment([*pictures]))
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
     assert (expected >= 128).any()
-
-
-def widen_weights(model: onnx.ModelProto) -> None:
-    """Undo `halve_weights`: weights in fp32, as torch's exporter writes them."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in tensors]:
-        values = onnx.numpy_helper.to_array(tensors[node.input[0]]).astype(np.float32)
-        tensors[node.input[0]].CopyFrom(onnx.numpy_helper.from_array(values, node.output[0]))
-        model.graph.node.remove(node)
 
 
 @pytest.mark.slow

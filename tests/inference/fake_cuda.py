@@ -23,11 +23,20 @@ ANSWERS = {
     "cudaGetDevice": "(int *device) { *device = 0; return 0; }",
     "cudaMalloc": "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }",
     "cudaHostAlloc": "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }",
+    "cudaMallocHost": "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }",
     "cudaFree": "(void *memory) { free(memory); return 0; }",
     "cudaFreeHost": "(void *memory) { free(memory); return 0; }",
     "cudaMemcpy": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",
     "cudaMemcpyAsync": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",
+    # FFmpeg's and ONNX Runtime's work is in different streams: a test reads that the one was waited for.
+    "cuStreamSynchronize": '(void *stream) { fprintf(stderr, "waited for stream %p\\n", stream); return 0; }',
     "cudaMemGetInfo": "(size_t *unused, size_t *all) { *unused = *all = 1ul << 34; return 0; }",
+}
+
+# Functions of the driver that polypstream itself calls.
+DRIVER = {
+    *("cuInit", "cuDeviceGet", "cuDeviceGetCount", "cuDeviceGetName", "cuDriverGetVersion", "cuStreamSynchronize"),
+    *("cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"),
 }
 
 
@@ -37,12 +46,12 @@ def build(folder: Path) -> None:
     functions: dict[str, set[str]] = defaultdict(set)
     for library in re.findall(r"NEEDED\s+(libcu\S+)", table):
         functions[library] = set(re.findall(rf"\*UND\*.*\({re.escape(library)}\)\s+(\S+)", table))
-    # The driver's come without a version.
-    functions["libcuda.so.1"] = set(re.findall(r"\*UND\*.*Base +(cu[A-Z]\w+)", table))
+    # The driver's come without a version. Ours are called by their names.
+    functions["libcuda.so.1"] = set(re.findall(r"\*UND\*.*Base +(cu[A-Z]\w+)", table)) | DRIVER
     for library, names in functions.items():
         lines = [f"int {name}{ANSWERS.get(name, '() { return 0; }')}" for name in sorted(names)]
         source, versions = folder / f"{library}.c", folder / f"{library}.map"
-        source.write_text("\n".join(["#include <stdlib.h>", "#include <string.h>", *lines]))
+        source.write_text("\n".join(["#include <stdlib.h>", "#include <string.h>", "#include <stdio.h>", *lines]))
         versions.write_text(f"{library} {{ global: *; }};")
         command = ["gcc", "-w", "-shared", "-fPIC", source, "-o", folder / library, f"-Wl,-soname,{library}"]
         subprocess.run([*command, f"-Wl,--version-script={versions}"], check=True)

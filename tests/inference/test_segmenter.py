@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from polypstream.core.config import Settings
 from polypstream.core.notice import NOTICE
 from polypstream.errors import ModelError, ProviderError
 from polypstream.inference import providers
+from polypstream.inference import segmenter as segmenter_module
+from polypstream.inference.bound import BoundModel
 from polypstream.inference.model_card import WEIGHTS, shipped_weights
 from polypstream.inference.providers import Absent, SessionSettings, choose, probe
 from polypstream.inference.segmenter import Segmenter
@@ -72,7 +76,7 @@ def test_the_shipped_integers_find_what_the_shipped_floats_find(pictures: list[n
     assert 2 * (floats & integers).sum() / (floats.sum() + integers.sum()) > 0.95
 
 
-@pytest.mark.parametrize("provider", [name for name in providers.FASTEST_FIRST if name not in HERE])
+@pytest.mark.parametrize("provider", [name for name in providers.FASTEST_FIRST if name not in HERE] + ["tensorrt-rtx"])
 def test_an_absent_provider_is_refused_with_a_remedy(provider: str, red_model: Path) -> None:
     with pytest.raises(ProviderError, match=f"{provider} is not available: .+; .+"):
         Segmenter(red_model, provider)
@@ -128,25 +132,118 @@ def test_auto_goes_on_when_a_provider_fails_after_all(monkeypatch: pytest.Monkey
     assert "next best" in segmenter.notes[0]
 
 
-@pytest.mark.skipif(not fake_cuda.POSSIBLE, reason="gcc, objdump or ONNX Runtime's CUDA provider is missing")
-def test_a_cuda_session_of_the_shipped_weights_opens(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def with_fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Run a program that finds the stand-ins for NVIDIA's libraries, and return what it prints."""
+    if not fake_cuda.POSSIBLE:
+        pytest.skip("gcc, objdump or ONNX Runtime's CUDA provider is missing")
+    folder = tmp_path_factory.mktemp("cuda")
+    fake_cuda.build(folder)
+
+    def run(program: str) -> str:
+        found = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+        done = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_cuda_session_of_the_shipped_weights_opens(with_fake_cuda: Callable[[str], str], cuda_graph: bool) -> None:
     """Nothing of the network may be left to the CPU: ONNX Runtime leaves arithmetic on shapes, for one, to it."""
-    fake_cuda.build(tmp_path)
-    program = (
-        f"from polypstream.inference.providers import *; open_session(Path({str(shipped_weights())!r}), 'cuda')"
+    with_fake_cuda(
+        "from polypstream.inference.providers import *\n"
+        f"open_session(Path({str(shipped_weights())!r}), 'cuda', SessionSettings(cuda_graph={cuda_graph}))"
     )
-    found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+
+
+def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Callable[[str], str]) -> None:
+    """All of it, in buffers of the stand-in's memory, after a wait for the decoder. Only the kernels do nothing."""
+    said = with_fake_cuda(
+        "import av, numpy as np\n"
+        "from polypstream.core.geometry import FieldOfView\n"
+        "from polypstream.inference.nv12 import *\n"
+        "picture = VideoFrame(250, 120, 'nv12')\n"
+        "picture.pts, picture.time_base = 1, Fraction(1, 30)\n"
+        "graph = Nv12Graph(FieldOfView(0, 0, 250, 120), 64, 'cuda', 0)\n"
+        "for _ in range(2):\n"
+        "    made, held = graph(picture, RgbMatrix(np.eye(3, dtype=np.float32), np.zeros(3, np.float32)))\n"
+        "print(made.shape, made.dtype, held.width, held.height, held.luma.device_name(), held.download().format.name)"
+    )
+    assert "(64, 64, 3) uint8 250 120 cuda yuv420p" in said
+    assert said.count("waited for stream (nil)") == 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray], count: int) -> None:
+    """In the CPU's memory; each call has maps of its own."""
+    session = providers.open_session(shipped_weights(), "cpu")
+    bound, batch = BoundModel(session, "cpu", 0), np.stack(pictures[:count])
+    [expected] = session.run(None, {"frames": batch})
+    first = bound.run(batch)
+    bound.run(np.zeros_like(batch))
+    assert np.array_equal(first, expected)
+
+
+def test_tensorrt_keeps_one_engine_for_all_batch_sizes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red_model: Path
+) -> None:
+    """No GPU is needed to see what ONNX Runtime is asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real, asked = providers.ort.InferenceSession, []
+
+    def refuse(model: str, *options: object, providers: Any) -> Any:
+        if providers[0] == "CPUExecutionProvider" or providers[0][0] == "CPUExecutionProvider":
+            return real(model, *options, providers=providers)
+        asked.append(providers)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", refuse)
+    with pytest.raises(ProviderError, match="tensorrt cannot run"):
+        providers.open_session(red_model, "tensorrt", SessionSettings(batch_size=4))
+    [[(name, options), (next_name, _)]] = asked
+    assert (name, next_name) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert options["trt_profile_min_shapes"] == "frames:1x128x128x3"
+    assert options["trt_profile_opt_shapes"] == options["trt_profile_max_shapes"] == "frames:4x128x128x3"
+    folder = Path(options["trt_engine_cache_path"])
+    assert folder.is_relative_to(tmp_path / "polypstream" / "tensorrt")
+    assert folder == providers.tensorrt_folder(red_model, 4) != providers.tensorrt_folder(red_model, 8)
+
+
+def test_auto_takes_tensorrt_only_with_an_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red_model: Path
+) -> None:
+    """To build one takes minutes, which nobody asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(segmenter_module, "choose", lambda _: (["tensorrt", "cpu"], []))
+    opened: list[str] = []
+
+    def open_session(model: Path, provider: Any, settings: SessionSettings) -> Any:
+        opened.append(provider)
+        return providers.open_session(model, "cpu", settings)
+
+    monkeypatch.setattr(segmenter_module, "open_session", open_session)
+    segmenter = Segmenter(red_model)
+    assert (segmenter.provider, opened) == ("cpu", ["cpu"])
+    assert "inference.provider=tensorrt builds it" in segmenter.notes[0]
+    folder = providers.tensorrt_folder(red_model, 8)
+    folder.mkdir(parents=True)
+    (folder / "model_sm90.engine").touch()
+    assert Segmenter(red_model).provider == "tensorrt"
+    assert Segmenter(red_model, "tensorrt", batch_size=4).provider == "tensorrt"
+
+
+def test_cuda_graphs_are_refused_on_other_providers(red_model: Path) -> None:
+    with pytest.raises(ProviderError, match=r"inference\.cuda_graph: works with the provider cuda, not with cpu"):
+        Segmenter(red_model, "cpu", cuda_graph=True)
 
 
 def test_on_a_gpu_pictures_go_in_batches(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
     """Through the CPU provider posing as CUDA: the batching is ours, the session is real."""
-    from polypstream.inference import segmenter as segment
-
-    monkeypatch.setattr(segment, "choose", lambda _: (["cuda"], []))
+    monkeypatch.setattr(segmenter_module, "choose", lambda _: (["cuda"], []))
     monkeypatch.setattr(
-        segment, "open_session", lambda model, _, settings: providers.open_session(model, "cpu", settings)
+        segmenter_module, "open_session", lambda model, _, settings: providers.open_session(model, "cpu", settings)
     )
     segmenter = Segmenter(red_model, "auto", batch_size=4)
     sizes: list[int] = []

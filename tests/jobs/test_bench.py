@@ -44,7 +44,15 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     done = call("bench", make(frames=40), *wanted, COLUMNS="80")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
-    for heading in ("cpu:", "recorded: 40 frames of 320x240", "bottleneck", "Live", "The session alone", "video delay"):
+    for heading in (
+        "cpu:",
+        "recorded: 40 frames of 320x240",
+        "bottleneck",
+        "Live",
+        "keep",
+        "The session alone",
+        "video delay",
+    ):
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
@@ -52,7 +60,8 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     assert set(found["recorded"]["stage_ms"]) == stages
     runs = [(each["display"], each["rate"], each["viewer"], each["rooms"]) for each in found["live"]]
     alone = [("in-step", 30, False), ("in-step", 30, True), ("pass-through", 30, False), ("in-step", 60, False)]
-    assert runs == [*((*run, 1) for run in alone), ("in-step", 30, False, 3)]
+    assert runs[:5] == [*((*run, 1) for run in alone), ("in-step", 30, False, 3)]
+    assert 0 <= found["rooms"] <= 3
     for each in found["live"]:
         assert each["frames_in"] == each["rate"] * each["rooms"]
         assert sum(each["shown_by_room"]) == each["shown"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import load_settings
+from polypstream.core.time_range import range_of
 from polypstream.errors import SettingsError
 from polypstream.inference.nv12 import HeldPicture
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs import setup
 from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
-from polypstream.core.time_range import range_of
 from polypstream.sources.recording import Recording
 from tests.conftest import frames_of, pts_of, summary_of
 from tests.inference.nv12_decoder import Nv12Decoder

@@ -251,9 +251,7 @@ def test_interlaced_pictures_stay_interlaced(make: Make, red_model: Path) -> Non
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain CPU provider poses as CUDA, since on a CPU pictures run one by one whatever the settings say."""
     monkeypatch.setattr(segmenter, "choose", lambda _: (["cuda"], []))
-    monkeypatch.setattr(
-        segmenter, "open_session", lambda model, _, settings: open_session(model, "cpu", settings)
-    )
+    monkeypatch.setattr(segmenter, "open_session", lambda model, _, settings: open_session(model, "cpu", settings))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
