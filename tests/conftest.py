@@ -25,7 +25,7 @@ import pytest
 from av.codec.context import Flags
 
 from polypstream.core.frame import Frame
-from tests.fork_server import READ_LATE, ForkServer, environment_of_tests
+from tests.fork_server import ForkServer, environment_of_tests
 
 # Several test processes share the cores. torch's threads would wait for each other and use twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     tests = Path(__file__).parent
     items.sort(key=lambda item: place.get(item.path.relative_to(tests).as_posix(), len(place)))
+
+
+# The environment in which the tests begin, once their modules have been imported.
+_ENVIRONMENT: dict[str, str] = {}
+
+
+def pytest_collection_finish() -> None:
+    """The server that runs commands may be started by a test that has changed the environment for itself."""
+    _ENVIRONMENT.update(environment_of_tests())
 
 
 @dataclass
@@ -261,7 +270,7 @@ def command() -> list[str]:
 @cache
 def fork_server() -> ForkServer:
     """The server that runs the commands of `call`, as long as these tests run."""
-    server = ForkServer()
+    server = ForkServer(_ENVIRONMENT)
     atexit.register(server.close)
     return server
 
@@ -273,10 +282,11 @@ def call(*arguments: object, check: bool = True, **environment: str) -> subproce
     change what is imported, and how.
     """
     words = [*command(), *map(str, arguments)]
-    if environment.keys() <= READ_LATE and environment_of_tests() == fork_server().environment:
-        done = fork_server().run(words, environment, timeout=300)
+    variables = environment_of_tests() | environment
+    changes = fork_server().changes(variables)
+    if changes is not None:
+        done = fork_server().run(words, changes, timeout=300)
     else:
-        variables = os.environ | environment
         done = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=300, check=False)
     if check:
         assert done.returncode == 0, done.stderr
