@@ -249,9 +249,7 @@ def assert_a_later_run_takes_the_provider_of_earlier_results(recording: Path, mo
 
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
-def test_a_broken_recording_is_told_once_by_each_run(
-    cluster: Any, make: Make, red_model: Path, tmp_path: Path
-) -> None:
+def test_a_broken_recording_is_told_once_by_each_run(cluster: Any, make: Make, red_model: Path, tmp_path: Path) -> None:
     """Also if names are hashed: the terminal shows which recording got which hash, as with `process`."""
     good, broken, salt = make(frames=5), tmp_path / "broken.mp4", tmp_path / "salt"
     broken.write_bytes(b"nothing")

@@ -23,6 +23,7 @@ from tests.web.serving import click_at, until
 
 NAME = "<b>&colon.mp4"
 
+
 @pytest.fixture(scope="module")
 def processed(red_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of a clip with one finding, whose name is as odd as names get."""

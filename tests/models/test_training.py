@@ -29,7 +29,7 @@ RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
 
 @pytest.fixture(autouse=True)
 def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is real but the network's width, and but for one test no curves are drawn, so that it takes seconds."""
+    """The network is narrow, and no curves are drawn but in one test, so that two cores need seconds."""
     monkeypatch.setattr(training, "OURS", SMALL)
     monkeypatch.setattr(training, "draw_curves", lambda *_: None)
 
