@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from itertools import count
@@ -24,7 +25,7 @@ import pytest
 from av.codec.context import Flags
 
 from polypstream.core.frame import Frame
-from tests.fork_server import READ_LATE, ForkServer, environment_of_tests
+from tests.fork_server import ForkServer, environment_of_tests
 
 # Several test processes share the cores. torch's threads would wait for each other and use twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     tests = Path(__file__).parent
     items.sort(key=lambda item: place.get(item.path.relative_to(tests).as_posix(), len(place)))
+
+
+# The environment in which the tests begin, once their modules have been imported.
+_ENVIRONMENT: dict[str, str] = {}
+
+
+def pytest_collection_finish() -> None:
+    """The server that runs commands may be started by a test that has changed the environment for itself."""
+    _ENVIRONMENT.update(environment_of_tests())
 
 
 @dataclass
@@ -78,12 +88,20 @@ class Clip:
 
 def picture(clip: Clip, index: int) -> np.ndarray:
     """uint8 RGB [height, width, 3]: a grey field with a red disc, none in the last third of the clip."""
-    rgb = np.full((clip.height, clip.width, 3), GREY, np.uint8)
+    rgb = _grey(clip.height, clip.width).copy()
     if index < clip.frames * 2 / 3:
         x, y, radius = disc(clip, index)
-        rows, columns = np.ogrid[: clip.height, : clip.width]
-        rgb[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2] = RED
+        top, left = max(0, int(y - radius)), max(0, int(x - radius))
+        around = rgb[top : int(y + radius) + 2, left : int(x + radius) + 2]
+        rows, columns = np.ogrid[top : top + around.shape[0], left : left + around.shape[1]]
+        around[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2] = RED
     return rgb
+
+
+@cache
+def _grey(height: int, width: int) -> np.ndarray:
+    """To fill a picture costs ten times as much as to copy it."""
+    return np.full((height, width, 3), GREY, np.uint8)
 
 
 def disc(clip: Clip, index: int) -> tuple[float, float, float]:
@@ -92,9 +110,25 @@ def disc(clip: Clip, index: int) -> tuple[float, float, float]:
     return clip.width * (0.3 + 0.4 * share), clip.height * 0.5, min(clip.width, clip.height) * 0.15
 
 
+# The clips that were encoded, by what they are made of: many tests want the same ones.
+_ENCODED: dict[str, bytes] = {}
+
+
 def make_clip(folder: Path, clip: Clip) -> Path:
-    """Encode a clip with PyAV."""
+    """Encode a clip with PyAV, or write one that was encoded before."""
     path = folder / clip.name
+    key = repr(replace(clip, name=path.suffix))
+    if clip.draw is not None:  # functions may differ although they are called the same
+        _encode_clip(path, clip)
+    elif key in _ENCODED:
+        path.write_bytes(_ENCODED[key])
+    else:
+        _encode_clip(path, clip)
+        _ENCODED[key] = path.read_bytes()
+    return path
+
+
+def _encode_clip(path: Path, clip: Clip) -> None:
     with av.open(str(path), "w", container_options=clip.container_options) as file:
         video = file.add_stream(clip.codec, rate=clip.rate, options=clip.options)
         context = video.codec_context
@@ -121,7 +155,6 @@ def make_clip(folder: Path, clip: Clip) -> Path:
         seconds = float(max(pts) * context.time_base)
         for number, track in enumerate(tracks):
             _encode_tone(file, track, 330 * (number + 1), seconds)
-    return path
 
 
 def _encode_tone(file: av.container.OutputContainer, track: av.AudioStream, pitch: int, seconds: float) -> None:
@@ -237,7 +270,7 @@ def command() -> list[str]:
 @cache
 def fork_server() -> ForkServer:
     """The server that runs the commands of `call`, as long as these tests run."""
-    server = ForkServer()
+    server = ForkServer(_ENVIRONMENT)
     atexit.register(server.close)
     return server
 
@@ -249,10 +282,11 @@ def call(*arguments: object, check: bool = True, **environment: str) -> subproce
     change what is imported, and how.
     """
     words = [*command(), *map(str, arguments)]
-    if environment.keys() <= READ_LATE and environment_of_tests() == fork_server().environment:
-        done = fork_server().run(words, environment, timeout=300)
+    variables = environment_of_tests() | environment
+    changes = fork_server().changes(variables)
+    if changes is not None:
+        done = fork_server().run(words, changes, timeout=300)
     else:
-        variables = os.environ | environment
         done = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=300, check=False)
     if check:
         assert done.returncode == 0, done.stderr
@@ -299,26 +333,61 @@ def real_data() -> Path:
     return Path(folder).resolve()
 
 
-@pytest.fixture
-def browse(tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """browse() starts a real browser."""
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real browser, which `browse` gives to one test after another: to start one takes two seconds of the CPU."""
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+def start_browser(profile: Path) -> Any:
+    """Start Chromium with a profile of its own."""
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and chromedriver):
         pytest.skip("needs Chromium and its driver")
     from selenium import webdriver
 
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+    for argument in ("--headless", "--no-sandbox", "--disable-sync", "--window-size=1400,900", *quiet):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={profile}")
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+
+
+@pytest.fixture
+def browse(browser: Any, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """browse() gives a real browser with one empty tab that remembers nothing. A second one is started for the test."""
     drivers: list[Any] = []
 
     def start() -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-        profile = f"--user-data-dir={tmp_path / f'profile{len(drivers)}'}"
-        for argument in ("--headless", "--no-sandbox", "--disable-sync", "--window-size=1400,900", *quiet, profile):
-            options.add_argument(argument)
-        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver)))
+        drivers.append(start_browser(tmp_path / f"profile{len(drivers)}") if drivers else forgetful(browser))
         return drivers[-1]
 
     yield start
-    for driver in drivers:
+    for driver in drivers[1:]:
         driver.quit()
+    if drivers:
+        forgetful(browser)  # its pages ask a server that ends now
+
+
+def forgetful(driver: Any) -> Any:
+    """Close all tabs of a browser, open a new one, and clear what pages and tests have left in it."""
+    from selenium.common.exceptions import WebDriverException
+
+    before = driver.window_handles
+    driver.switch_to.new_window("tab")
+    after = driver.current_window_handle
+    for handle in before:
+        driver.switch_to.window(handle)
+        driver.close()
+    driver.switch_to.window(after)
+    with suppress(WebDriverException):  # there are none
+        driver.delete_network_conditions()
+    driver.execute_cdp_cmd("Network.clearBrowserCache", {})
+    driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+    driver.get_log("browser")
+    return driver

@@ -25,26 +25,25 @@ PRELOADED = (
     *("jobs.isolated", "jobs.annotations", "jobs.score"),
 )
 WITH_TORCH = ("models.training", "models.evaluation", "models.operating_point", "export.onnx_file")
-# Variables that are read when a command needs them, and not while modules are imported.
-READ_LATE = {"COLUMNS", "TMPDIR"}
+# Variables that are read when a command needs them, and not while modules are imported. Ray sets the third by itself.
+READ_LATE = {"COLUMNS", "TMPDIR", "RAY_CLIENT_MODE", "RAY_AUTH_MODE"}
 TORCH_COMMANDS = {"train", "tune", "evaluate", "export"}
 MAX_REQUEST = 1 << 20
 
 
 @dataclass
 class ForkServer:
-    """The process that forks, started with the present environment.
+    """The process that forks.
 
     Attributes:
         environment: variables of all runs. Libraries read them while they are imported.
     """
 
-    environment: dict[str, str] = field(init=False)
+    environment: dict[str, str]
     _socket: socket.socket = field(init=False)
     _process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.environment = environment_of_tests()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
@@ -55,6 +54,11 @@ class ForkServer:
             start_new_session=True,
         )
         theirs.close()
+
+    def changes(self, environment: dict[str, str]) -> dict[str, str] | None:
+        """The variables that a run needs besides those of all runs; None: they could change what was imported."""
+        changed = {name: value for name, value in environment.items() if self.environment.get(name) != value}
+        return changed if changed.keys() <= READ_LATE and self.environment.keys() <= environment.keys() else None
 
     def run(
         self, arguments: list[str], environment: dict[str, str], timeout: float

@@ -31,8 +31,8 @@ def export_model(
         Literal["fp32", "fp16", "fp16-weights", "int8"],
         typer.Option(
             metavar="fp32|fp16|fp16-weights|int8",
-            help="fp16-weights halves the file; fp16 computes in half floats, for GPUs; int8 computes in 8-bit integers, "
-            "faster on CPUs and slightly less accurate",
+            help="fp16-weights halves the file; fp16 computes in half floats, for GPUs; int8 computes in 8-bit "
+            "integers, faster on CPUs and slightly less accurate",
         ),
     ] = "fp32",
     calibration: Annotated[

@@ -29,6 +29,7 @@ from tests.conftest import call
 from tests.models.test_data import make_data
 
 SMALL = Architecture(encoder="residual", widths=[8, 12, 16], decoder=[8, 12], shortcut_kernel=1, narrow=True)
+SIZE = 96  # another one than that of the checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def converted(checkpoint: Path) -> onnx.ModelProto:
-    """The checkpoint's network as torch's exporter writes it. That takes seconds, so several tests share it."""
-    return onnx_file.to_onnx(PictureNet(load_checkpoint(checkpoint)[0], 2).eval(), 64)
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command makes of the checkpoint. torch's exporter takes seconds, so several tests share it."""
+    output = tmp_path_factory.mktemp("exported") / "m.onnx"
+    scores = checkpoint.with_name("s.json")
+    scores.write_text(json.dumps({"mean_dice": 0.9, "images": 120}))
+    call("export", checkpoint, "--output", output, "--size", SIZE, "--scores", scores)
+    return output
+
+
+@pytest.fixture(scope="module")
+def converted(exported: Path) -> onnx.ModelProto:
+    """The checkpoint's network as torch's exporter writes it."""
+    return onnx.load(str(exported))
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -66,22 +77,19 @@ def assert_says_what_torch_says(model: Path, checkpoint: Path) -> Segmenter:
 
 
 @pytest.mark.slow
-def test_the_exported_model_says_what_torch_says(checkpoint: Path, tmp_path: Path) -> None:
-    output, scores = tmp_path / "m.onnx", tmp_path / "s.json"
-    scores.write_text(json.dumps({"mean_dice": 0.9, "images": 120}))
-    call("export", checkpoint, "--output", output, "--size", 96, "--scores", scores)
-    card = assert_says_what_torch_says(output, checkpoint).card
-    assert (card.input_size, card.views, card.threshold, card.peak, card.precision) == (96, 2, 0.45, 0.7, "fp32")
+def test_the_exported_model_says_what_torch_says(checkpoint: Path, exported: Path) -> None:
+    card = assert_says_what_torch_says(exported, checkpoint).card
+    assert (card.input_size, card.views, card.threshold, card.peak, card.precision) == (SIZE, 2, 0.45, 0.7, "fp32")
     assert (card.trained_on, card.terms, card.scores["mean_dice"]) == ("tests", "free", 0.9)
     assert card.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert "torch 2" in card.exported_with
     assert "Research use only" in card.notice
 
-    shown = call("inspect", output).stdout
+    shown = call("inspect", exported).stdout
     assert "SA-UNet" in shown
-    assert json.loads(call("inspect", output, "--json").stdout) == card.model_dump(mode="json")
-    assert [path.name for path in tmp_path.glob("*.onnx*")] == ["m.onnx"]  # weights inside, nothing left over
-    assert str(Path(onnx_file.__file__).parents[1]).encode() not in output.read_bytes()  # no path of the machine
+    assert json.loads(call("inspect", exported, "--json").stdout) == card.model_dump(mode="json")
+    assert [path.name for path in exported.parent.iterdir()] == ["m.onnx"]  # weights inside, nothing left over
+    assert str(Path(onnx_file.__file__).parents[1]).encode() not in exported.read_bytes()  # no path of the machine
 
 
 @pytest.mark.slow
@@ -91,7 +99,7 @@ def test_fp16_stores_every_large_tensor_in_half_and_says_the_same(
     monkeypatch.setattr(graph, "MIN_HALF_ELEMENTS", 1024)  # the test's network has none as large as ours
     monkeypatch.setattr(proof, "DEMO_STEP", 125)
     monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: copy_of(converted))
-    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16-weights"))
+    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(SIZE, "fp16-weights"))
     tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
     large = [tensor for tensor in tensors if np.prod(tensor.dims) >= 1024]
     assert len(large) >= 4
@@ -105,7 +113,7 @@ def test_fp16_computes_in_half(
 ) -> None:
     monkeypatch.setattr(proof, "DEMO_STEP", 125)
     monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: copy_of(converted))
-    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(precision="fp16"))
+    onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(SIZE, "fp16"))
     assert_computes_in_half(onnx.load(str(tmp_path / "m.onnx")))
     assert Segmenter(tmp_path / "m.onnx", "cpu").card.precision == "fp16"
 
@@ -142,6 +150,7 @@ def test_the_shipped_network_computes_the_same_in_half(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_int8_finds_what_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "OURS", SMALL)
+    monkeypatch.setattr(training, "draw_curves", lambda *_: None)  # takes longer than the epochs
     data, output = make_data(tmp_path / "d", count=15, size=(96, 96)), tmp_path / "m.onnx"
     recipe = training.Recipe(epochs=6, size=64, batch=4, learning_rate=1e-2)
     checkpoint = training.train(training.TrainingData([data]), tmp_path / "run", recipe, print)
@@ -202,7 +211,7 @@ def test_a_model_that_disagrees_is_not_written(
     monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
     pictures = make_data(tmp_path / "d", count=4) if precision == "int8" else None
     with pytest.raises(ModelError, match="too much"):
-        onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(None, precision, pictures))
+        onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(SIZE, precision, pictures))
     assert not list(tmp_path.glob("*.onnx*"))
 
 

@@ -17,13 +17,14 @@ import onnxruntime
 
 PROVIDER = Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_cuda.so"
 POSSIBLE = bool(shutil.which("gcc") and shutil.which("objdump") and PROVIDER.is_file())
+ALLOCATE = "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }"
 # Functions that must do more than to succeed: what they are in C.
 ANSWERS = {
     "cudaGetDeviceCount": "(int *count) { *count = 1; return 0; }",
     "cudaGetDevice": "(int *device) { *device = 0; return 0; }",
-    "cudaMalloc": "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }",
-    "cudaHostAlloc": "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }",
-    "cudaMallocHost": "(void **memory, size_t size) { return !(*memory = aligned_alloc(256, (size / 256 + 1) * 256)); }",
+    "cudaMalloc": ALLOCATE,
+    "cudaHostAlloc": ALLOCATE,
+    "cudaMallocHost": ALLOCATE,
     "cudaFree": "(void *memory) { free(memory); return 0; }",
     "cudaFreeHost": "(void *memory) { free(memory); return 0; }",
     "cudaMemcpy": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",

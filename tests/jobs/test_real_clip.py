@@ -16,6 +16,9 @@ from polypstream.models.evaluation import compare, evaluate, load_model
 from polypstream.stages.findings import choose_rules
 from tests.conftest import frames_of, pts_of
 
+# Neighbouring frames look alike: one of so many is segmented again as a picture.
+STEP = 4
+
 
 @pytest.mark.slow
 def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data: Path, tmp_path: Path) -> None:
@@ -27,6 +30,6 @@ def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data:
     frames = [compare(mask, read_pair(pair)[1]).dice for mask, pair in zip(masks, pairs, strict=True)]
     model = load_model(shipped_weights())
     rules = choose_rules(Settings().findings, model.threshold, model.peak)
-    pictures = [result.counts.dice for result in evaluate(model, rules, pairs)]
+    pictures = [result.counts.dice for result in evaluate(model, rules, pairs[::STEP])]
     assert np.mean(frames) > 0.7
-    assert abs(np.mean(frames) - np.mean(pictures)) <= 0.02
+    assert abs(np.mean(frames[::STEP]) - np.mean(pictures)) <= 0.02

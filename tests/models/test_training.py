@@ -17,6 +17,7 @@ import torch
 from polypstream.errors import DataError, ModelError, OutputError, SettingsError
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
+from polypstream.models.figures import draw_curves
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
 from polypstream.models.training import Recipe, TrainingData, train
 from tests.models.test_data import make_data
@@ -28,8 +29,9 @@ RECIPE = Recipe(epochs=3, size=64, batch=4, validation=0.2, learning_rate=5e-3)
 
 @pytest.fixture(autouse=True)
 def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is real but the network's width, so that two cores need seconds."""
+    """The network is narrow, and no curves are drawn but in one test, so that two cores need seconds."""
     monkeypatch.setattr(training, "OURS", SMALL)
+    monkeypatch.setattr(training, "draw_curves", lambda *_: None)
 
 
 class Interrupted(Exception):
@@ -55,7 +57,10 @@ def history_of(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "draw_curves", draw_curves)
     data = make_data(tmp_path / "data", 15)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     lines: list[str] = []
