@@ -45,8 +45,8 @@ def _stages(recorded: Recorded) -> RenderableType:
 
 
 def _live(live: list[Shown]) -> RenderableType:
-    columns = ("rate", "shown", "overtaken", "too old", "delay", "markers")
-    title = "Live, newest frame first. In ms: delay (p50 p95 p99 max), age of markers (p99)"
+    columns = ("rate", "shown", "overtaken", "too old", "latency", "markers")
+    title = "Live, newest frame first. In ms: latency (p50 p95 p99 max), age of markers (p99)"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("display", min_width=13)
     for column in columns:
@@ -56,10 +56,10 @@ def _live(live: list[Shown]) -> RenderableType:
         if each.rooms > 1:
             shown = each.shown_by_room
             condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} of each)"
-        skipped = (str(each.dropped.get(reason, 0)) for reason in ("newer", "stale"))
+        skipped = (str(each.dropped.get(reason, 0)) for reason in ("overtaken", "too_old"))
         counts = (f"{each.rate}/s", f"{each.shown} of {each.frames_in}", *skipped)
-        delay = " ".join(f"{milliseconds:.0f}" for milliseconds in each.delay_ms)
-        latencies = (delay, f"{each.markers_ms[2]:.0f}") if each.shown else ()
+        latency = " ".join(f"{milliseconds:.0f}" for milliseconds in each.latency_ms)
+        latencies = (latency, f"{each.markers_ms[2]:.0f}") if each.shown else ()
         table.add_row(each.display + condition, *counts, *latencies)
     return table
 
@@ -87,13 +87,13 @@ def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Show
     )
     in_step, pass_through = (next(each for each in live if each.display == name) for name in get_args(Display))
     table.add_row(
-        "annotation delay", f"in-step {_delay(in_step.markers_ms)}; pass-through {_delay(pass_through.markers_ms)}"
+        "latency of annotations", f"in-step {_latency(in_step.markers_ms)}; pass-through {_latency(pass_through.markers_ms)}"
     )
-    table.add_row("video delay", f"in-step {_delay(in_step.delay_ms)}; pass-through {_delay(pass_through.delay_ms)}")
+    table.add_row("latency of the video", f"in-step {_latency(in_step.latency_ms)}; pass-through {_latency(pass_through.latency_ms)}")
     return table
 
 
-def _delay(milliseconds: tuple[float, ...]) -> str:
+def _latency(milliseconds: tuple[float, ...]) -> str:
     if not milliseconds:
         return "no frame was shown"
     return f"{milliseconds[0]:.1f} ms (median), {milliseconds[2]:.1f} ms (99 %)"

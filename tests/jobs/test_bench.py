@@ -83,9 +83,9 @@ def test_a_session_too_slow_for_the_rate_drops_frames_and_stays_current(
     assert live.shown < 22
     assert live.shown + sum(live.dropped.values()) == live.frames_in == 60
     assert live.shown_per_second < 11
-    assert live.delay_ms[0] >= 100
-    assert live.delay_ms[3] < 1000  # waiting for its turn and for itself, but in no queue
-    assert live.markers_ms == live.delay_ms
+    assert live.latency_ms[0] >= 100
+    assert live.latency_ms[3] < 1000  # waiting for its turn and for itself, but in no queue
+    assert live.markers_ms == live.latency_ms
 
 
 def test_without_a_shown_frame_there_are_no_latencies(
@@ -98,7 +98,7 @@ def test_without_a_shown_frame_there_are_no_latencies(
         measure_live(lambda: Recording(video), segmenter, strict, LiveRun(display, 30), 1.0, no_page)
         for display in ("in-step", "pass-through")
     ]
-    assert (live[0].shown, live[0].delay_ms, live[0].markers_ms) == (0, (), ())
+    assert (live[0].shown, live[0].latency_ms, live[0].markers_ms) == (0, (), ())
     console = Console(file=io.StringIO(), width=200)
     console.print(_live(live), _questions({}, Degradation(1, 0, None), live))
     assert "in-step no frame was shown" in console.file.getvalue()
@@ -110,7 +110,7 @@ def test_in_pass_through_the_picture_does_not_wait_for_a_slow_session(
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
     live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("pass-through", 30), 2.0, no_page)
-    assert live.delay_ms[0] < 100 <= live.markers_ms[0]
+    assert live.latency_ms[0] < 100 <= live.markers_ms[0]
 
 
 def test_a_pixel_changed_outside_the_markers_is_found(
