@@ -153,8 +153,8 @@ def describe(status: Status) -> str:
     lost = "once" if status.losses == 1 else f"{status.losses} times"
     ended = "source ended" if status.frames_in else "nothing arrived"
     state = ended if status.ended else "signal" if status.signal else "no signal"
-    if status.ended and status.problem == STOPPED:
-        state = STOPPED
+    if status.ended and status.problem.startswith(STOPPED):
+        state = status.problem
     elif status.problem and not (status.ended and status.problem == state):
         state += f" ({status.problem})"
     parts = [

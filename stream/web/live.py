@@ -48,7 +48,7 @@ class LivePage:
             self._problem = f"live: ended with an error: {words_of(error)}"
             LOG.exception("live sources")
         else:
-            if any(each.problem != STOPPED for each in self._live.status()):
+            if any(not each.problem.startswith(STOPPED) for each in self._live.status()):
                 LOG.warning("live: all sources have ended")
 
     def close(self) -> None:

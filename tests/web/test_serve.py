@@ -227,6 +227,17 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
     assert page.count('class="bar"') == page.count('class="card"') == 1
 
 
+def test_an_image_among_recordings_is_refused_at_once(app: Served) -> None:
+    content = png(np.zeros((64, 64, 3), np.uint8))
+    before = len(app.get("/api/recordings").json())
+    sent = app.post("/api/recordings", files={"file": ("Polyp 1.PNG", content)})
+    announced = app.post("/api/uploads", json={"name": "a.jpg", "size": len(content)})
+    for answer, name in ((sent, "Polyp 1.PNG"), (announced, "a.jpg")):
+        assert answer.status_code == 415
+        assert answer.json()["detail"].startswith(f"{name}: is an image, not a recording; send it to /api/segment")
+    assert len(app.get("/api/recordings").json()) == before
+
+
 def test_all_results_come_in_one_archive(app: Served, make: Callable[..., Path]) -> None:
     id_ = app.send(make(frames=60), "Ward 3/Ünser: Film.mp4")
     assert app.get(f"/api/recordings/{id_}/files.zip").status_code == 409  # it is not finished
