@@ -81,7 +81,9 @@ class RecentFrames:
                 f"skipped. Polyps in them may be missed"
             )
             if first:
-                log.warning(f"{self.source}: {self.warning}. Other programs, or recordings in process, may use the CPU.")
+                log.warning(
+                    f"{self.source}: {self.warning}. Other programs, or recordings in process, may use the CPU."
+                )
         elif self.warning and recent.share < KEEPS_UP:
             self.warning = ""
             log.info(f"{self.source}: the machine is fast enough again")

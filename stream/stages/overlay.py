@@ -84,7 +84,9 @@ class Overlay:
             self._draw_lines(frame.picture, planes, frame.outlines)
         if self.labels != "none":
             for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True):
-                self._draw_label(frame, planes, outline, f"{track} {peak / 255:.2f}" if self.labels == "all" else f"{track}")
+                self._draw_label(
+                    frame, planes, outline, f"{track} {peak / 255:.2f}" if self.labels == "all" else f"{track}"
+                )
 
     def _draw_tint(self, picture: av.VideoFrame, planes: list[np.ndarray], region: Region) -> None:
         for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
@@ -204,7 +206,9 @@ def text_masks(text: str, size: float, thickness: int, border: int) -> tuple[np.
     (width, height), below = cv2.getTextSize(text, FONT, size, thickness)
     letters = np.zeros((height + below + 2 * border, width + 2 * border), np.uint8)
     cv2.putText(letters, text, (border, height + border), FONT, size, 255, thickness)
-    cv2.threshold(letters, 255 * COVERED, 255, cv2.THRESH_BINARY, letters)  # OpenCV 5 smooths letters whatever it is told
+    cv2.threshold(
+        letters, 255 * COVERED, 255, cv2.THRESH_BINARY, letters
+    )  # OpenCV 5 smooths letters whatever it is told
     # Sizes are rough: the mask is cut to the letters and their border.
     ground = cv2.dilate(letters, np.ones((2 * border + 1, 2 * border + 1), np.uint8))
     x, y, width, height = cv2.boundingRect(ground)

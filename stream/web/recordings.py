@@ -134,7 +134,9 @@ def _refuse_image(name: str) -> None:
         HTTPException: it is an image.
     """
     if Path(name).suffix.lower() in IMAGE_ENDINGS:
-        raise HTTPException(415, f"{name}: is an image, not a recording; send it to /api/segment, or open it on the image page")
+        raise HTTPException(
+            415, f"{name}: is an image, not a recording; send it to /api/segment, or open it on the image page"
+        )
 
 
 class Announced(BaseModel):

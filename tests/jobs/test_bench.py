@@ -7,17 +7,26 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from polypstream.cli.bench_tables import _live, _questions
+from polypstream.cli.bench_tables import _live, _questions, verdict_of
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.bench import Degradation, LiveRun, measure_degradation, measure_live, measure_recorded
+from polypstream.jobs.bench import (
+    Degradation,
+    LiveRun,
+    Recorded,
+    Shown,
+    measure_degradation,
+    measure_live,
+    measure_recorded,
+)
 from polypstream.jobs.live import Live
 from polypstream.sinks.browser import Browser
 from polypstream.sources.recording import Recording
@@ -44,7 +53,15 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     done = call("bench", make(frames=40), *wanted, COLUMNS="80")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
-    for heading in ("cpu:", "recorded: 40 frames of 320x240", "bottleneck", "Live", "The session alone", "video delay"):
+    for heading in (
+        "cpu:",
+        "recorded: 40 frames of 320x240",
+        "bottleneck",
+        "Live",
+        "The session alone",
+        "latency of the video",
+        "real time",
+    ):
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["recorded"]["frames"] == 40
@@ -60,6 +77,20 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     assert found["providers"]["cpu"]["1"] > 0
     assert found["degradation"]["changed"] == 0
     assert found["degradation"]["encoded_psnr_db"] > 30
+
+
+def test_the_verdict_is_a_sentence() -> None:
+    recorded = Recorded(600, 36.0, "segment", {}, 1.0, (1.0, 1.0))
+    quick = Shown("in-step", False, 1, 30, 600, 597, [597], {}, 29.9, (38.2, 50.0, 60.0, 70.0), ())
+    slow = replace(quick, shown=300, latency_ms=())
+    assert verdict_of(recorded, [1920, 1080], [quick]) == (
+        "This machine processes recordings of 1920x1080 with 30 frames per second at 1.2 times real time. Of live video "
+        "like this 100 % of the frames are shown, the median latency is 38 ms: the machine is fast enough for it."
+    )
+    said = verdict_of(recorded, [1920, 1080], [slow])
+    assert said.endswith(
+        "50 % of the frames are shown: the machine is too slow for it, and polyps in skipped frames may be missed."
+    )
 
 
 def test_a_recording_is_measured_no_longer_than_asked(

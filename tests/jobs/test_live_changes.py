@@ -91,9 +91,13 @@ def test_the_last_line_keeps_why_nothing_arrived(red_model: Path) -> None:
         other.bind(("127.0.0.1", 0))
         (source,) = open_sources([f"room=udp://127.0.0.1:{other.getsockname()[1]}"], FAST_FOR_EVER)
         live = Live([source], Segmenter(red_model, "cpu"), FAST_FOR_EVER, [("k", Kept())])
-        live.run(lambda: live.close() if "port" in source.signal.problem and "sender" not in source.signal.problem else None)
+        live.run(
+            lambda: live.close() if "port" in source.signal.problem and "sender" not in source.signal.problem else None
+        )
     (status,) = live.status()
-    assert describe(status).startswith("room: stopped; before: another program on this machine uses this port already; ")
+    assert describe(status).startswith(
+        "room: stopped; before: another program on this machine uses this port already; "
+    )
 
 
 @pytest.mark.slow

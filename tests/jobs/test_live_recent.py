@@ -25,7 +25,9 @@ def test_a_machine_that_is_too_slow_is_said_once_and_so_is_its_recovery(caplog: 
         recent.add(float(second), frames, skipped)
         warnings[second] = recent.warning
     assert not any(warnings[second] for second in range(31))
-    assert warnings[45].startswith("this machine is too slow: 50 % of the frames of the last 10 s were skipped. Polyps in")
+    assert warnings[45].startswith(
+        "this machine is too slow: 50 % of the frames of the last 10 s were skipped. Polyps in"
+    )
     assert not warnings[80]
     assert recent.latest.skipped == 0
     first, last = (each.getMessage() for each in caplog.records)

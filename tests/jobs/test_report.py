@@ -144,7 +144,9 @@ def test_the_report_says_the_number_of_polyps_first_and_numbers_the_bars(run: Pa
     page = (run / "report.html").read_text()
     assert page.partition("<dl>")[0].rstrip().endswith('<p class="found">1 polyp</p>')
     assert re.findall(r'class="number".*?>(\d+)</text>', page) == ["1"]
-    tracks = [{"track": number, "spans": [(second, second + 1.0)]} for number, second in enumerate((0, 1, 2, 2.5, 90), 1)]
+    tracks = [
+        {"track": number, "spans": [(second, second + 1.0)]} for number, second in enumerate((0, 1, 2, 2.5, 90), 1)
+    ]
     # Tracks 1 and 4 are in the same row of bars, and too near to each other for two numbers.
     assert list(Timeline(0.0, 120, np.zeros(1200), []).numbers(tracks)) == [1, 2, 3, 5]
     found = json.loads((run / "findings.json").read_text())

@@ -10,7 +10,6 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-import pytest
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView

@@ -117,7 +117,9 @@ def test_a_cut_off_recording_gives_what_is_there_and_says_so(make: Make) -> None
     assert any("of 4.0 s" in damage for damage in recording.damage)
 
 
-@pytest.mark.parametrize(("codec", "pixel_format"), [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx264", "yuv420p")])
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"), [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx264", "yuv420p")]
+)
 def test_a_cut_off_avi_says_where_it_ends(make: Make, codec: str, pixel_format: str) -> None:
     """FFmpeg shortens the duration of such a file, so that nothing seems to be missing."""
     path = make(name="cut.avi", codec=codec, pixel_format=pixel_format, frames=100, options={"g": "10", "bf": "0"})

@@ -83,7 +83,7 @@ def test_a_picture_becomes_findings(app: Served) -> None:
     assert abs(left + width / 2 - 96) < 4
     assert abs(top + height / 2 - 120) < 4
     assert finding["probability"] > 0.95
-    assert finding["area_fraction"] == pytest.approx(np.pi * 36**2 / (320 * 240), rel=0.1)
+    assert finding["polyp_area_fraction"] == pytest.approx(np.pi * 36**2 / (320 * 240), rel=0.1)
     assert len(finding["polygon"]) % 2 == 0
 
 
