@@ -171,6 +171,19 @@ def process(
     return load_run(done.folder)
 
 
+def _conversion_of(array: np.ndarray) -> str:
+    """Say how to convert an array to RGB; empty if that is not known."""
+    if array.dtype == np.uint8 and array.ndim == 2:
+        return "; for a grey image pass numpy.stack([image] * 3, axis=-1)"
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 1:
+        return "; for a grey image pass image.repeat(3, axis=-1)"
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 4:
+        return "; for an RGBA image pass image[..., :3]"
+    if np.issubdtype(array.dtype, np.floating) and array.ndim == 3 and array.shape[2] == 3:
+        return "; for values from 0 to 1 pass (255 * image).round().astype(numpy.uint8)"
+    return ""
+
+
 def _rgb_of(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     """uint8 RGB [H, W, 3].
 
@@ -181,7 +194,9 @@ def _rgb_of(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise SourceError(f"image: expected uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}")
+            raise SourceError(
+                f"image: expected uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}{_conversion_of(image)}"
+            )
         return np.ascontiguousarray(image)
     if not isinstance(image, str | Path):
         raise SourceError(f"image: expected a path, a Pillow image or an array, got {type(image).__name__}")

@@ -139,8 +139,16 @@ def test_markers_are_drawn_on_a_copy(red_model: Path) -> None:
     ("image", "said"),
     [
         ("missing.jpg", "missing.jpg: no such file"),
-        (np.zeros((4, 4, 3), np.float32), "expected uint8 RGB [H, W, 3], got float32 [4, 4, 3]"),
-        (np.zeros((4, 4), np.uint8), "expected uint8 RGB [H, W, 3], got uint8 [4, 4]"),
+        (
+            np.zeros((4, 4, 3), np.float32),
+            "expected uint8 RGB [H, W, 3], got float32 [4, 4, 3]; for values from 0 to 1 pass",
+        ),
+        (
+            np.zeros((4, 4), np.uint8),
+            "expected uint8 RGB [H, W, 3], got uint8 [4, 4]; for a grey image pass numpy.stack(",
+        ),
+        (np.zeros((4, 4, 1), np.uint8), "got uint8 [4, 4, 1]; for a grey image pass image.repeat("),
+        (np.zeros((4, 4, 4), np.uint8), "got uint8 [4, 4, 4]; for an RGBA image pass image[..., :3]"),
         (np.zeros((0, 4, 3), np.uint8), "got uint8 [0, 4, 3]"),
         (7, "expected a path, a Pillow image or an array, got int"),
     ],

@@ -12,6 +12,9 @@ from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
 from polypstream.jobs.bench import LONGEST_DELAY_MS, SHOWN_SHARE, Degradation, Display, Recorded, Shown
 
+# Frames per second of the recordings and of the live video in the verdict, and the share of the frames that must be shown.
+RATE, ENOUGH = 30, 0.9
+
 
 def print_bench(found: dict[str, Any], console: Console) -> None:
     """Print the result of `bench`."""
@@ -24,9 +27,31 @@ def print_bench(found: dict[str, Any], console: Console) -> None:
         *([Text(_rooms(found["rooms"]))] if found["rooms"] is not None else []),
         _providers(found["providers"]),
         _questions(found["model"]["scores"], degradation, found["live"]),
+        Text(verdict_of(recorded, found["picture_size"], found["live"])),
         Text(NOTICE),
     ]
     console.print(Group(*(part for each in parts for part in (each, Text()))))
+
+
+def verdict_of(recorded: Recorded, size: list[int], live: list[Shown]) -> str:
+    """Say in words how fast the machine is.
+
+    Args:
+        recorded: measurement of a recording.
+        size: width and height of its frames in pixels.
+        live: measurements of live video. The first one in-step at RATE is used.
+    """
+    times = recorded.frames_per_second / RATE
+    one = next(each for each in live if each.display == "in-step" and each.rate == RATE)
+    share = one.shown / one.frames_in if one.frames_in else 0.0
+    enough = (
+        "is fast enough for it" if share >= ENOUGH else "is too slow for it, and polyps in skipped frames may be missed"
+    )
+    latency = f", the median latency is {one.latency_ms[0]:.0f} ms" if one.latency_ms else ""
+    return (
+        f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times real "
+        f"time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: the machine {enough}."
+    )
 
 
 def _recorded(recorded: Recorded, provider: str, size: list[int]) -> RenderableType:
@@ -46,8 +71,8 @@ def _stages(recorded: Recorded) -> RenderableType:
 
 
 def _live(live: list[Shown]) -> RenderableType:
-    columns = ("rate", "shown", "overtaken", "too old", "delay", "markers")
-    title = "Live, newest frame first. In ms: delay (p50 p95 p99 max), age of markers (p99)"
+    columns = ("rate", "shown", "overtaken", "too old", "latency", "markers")
+    title = "Live, newest frame first. In ms: latency (p50 p95 p99 max), age of markers (p99)"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("display", min_width=13)
     for column in columns:
@@ -57,10 +82,10 @@ def _live(live: list[Shown]) -> RenderableType:
         if each.rooms > 1:
             shown = each.shown_by_room
             condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} of each)"
-        skipped = (str(each.dropped.get(reason, 0)) for reason in ("newer", "stale"))
+        skipped = (str(each.dropped.get(reason, 0)) for reason in ("overtaken", "too_old"))
         counts = (f"{each.rate}/s", f"{each.shown} of {each.frames_in}", *skipped)
-        delay = " ".join(f"{milliseconds:.0f}" for milliseconds in each.delay_ms)
-        latencies = (delay, f"{each.markers_ms[2]:.0f}") if each.shown else ()
+        latency = " ".join(f"{milliseconds:.0f}" for milliseconds in each.latency_ms)
+        latencies = (latency, f"{each.markers_ms[2]:.0f}") if each.shown else ()
         table.add_row(each.display + condition, *counts, *latencies)
     return table
 
@@ -95,13 +120,17 @@ def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Show
     )
     in_step, pass_through = (next(each for each in live if each.display == name) for name in get_args(Display))
     table.add_row(
-        "annotation delay", f"in-step {_delay(in_step.markers_ms)}; pass-through {_delay(pass_through.markers_ms)}"
+        "latency of annotations",
+        f"in-step {_latency(in_step.markers_ms)}; pass-through {_latency(pass_through.markers_ms)}",
     )
-    table.add_row("video delay", f"in-step {_delay(in_step.delay_ms)}; pass-through {_delay(pass_through.delay_ms)}")
+    table.add_row(
+        "latency of the video",
+        f"in-step {_latency(in_step.latency_ms)}; pass-through {_latency(pass_through.latency_ms)}",
+    )
     return table
 
 
-def _delay(milliseconds: tuple[float, ...]) -> str:
+def _latency(milliseconds: tuple[float, ...]) -> str:
     if not milliseconds:
         return "no frame was shown"
     return f"{milliseconds[0]:.1f} ms (median), {milliseconds[2]:.1f} ms (99 %)"

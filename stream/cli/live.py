@@ -103,7 +103,8 @@ def live_sources(
         if sink
     ]
     segmenter = open_segmenter(settings)
-    live = Live(opened, segmenter, settings, [*recordings, *pushes_of(push or [], opened, settings), *shown])
+    pushes = pushes_of(push or [], opened, settings)
+    live = Live(opened, segmenter, settings, [*recordings, *pushes, *shown])
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
         windows.recordings = {recording.source: recording for _, recording in recordings}
@@ -111,12 +112,16 @@ def live_sources(
         if listen is not None and browser is not None:
             typer.echo(stack.enter_context(web([LivePage(live, browser)], *listen, token)))
             log.info(f"{_how_to_open(listen[0])}; Ctrl-C stops the video")
+        for _, sink in (*recordings, *pushes):
+            log.info(f"{sink.source}: {sink.aim}; Ctrl-C ends it")
         try:
             with StatusLines() as lines:
                 live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
         finally:
             for status in live.status():
                 typer.echo(describe(status))
+            for _, recording in recordings:
+                typer.echo(f"{recording.source}: {recording.written}")
             for problem in (*live.failed_sources(), *live.failed_sinks()):
                 log.error(problem)
     if live.failed_sources() or live.failed_sinks():

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 INPUTS = (
-    "Recordings, images, folders of them, patterns such as 'frames/%04d.png' or '*.avi', demo:?seed=1, or - for "
-    "standard input"
+    "Recordings, images, folders of them (without subfolders), patterns such as 'frames/%04d.png' or '*.avi', "
+    "demo:?seed=1, or - for standard input"
 )
 # Endings of files, which no folder of results should have.
 FILE_ENDINGS = {".avi", ".csv", ".json", ".jpg", ".mkv", ".mov", ".mp4", ".png"}

@@ -76,6 +76,8 @@ def reason(error: Exception, url: str = "") -> str:
     if isinstance(error, FFmpegError):
         if error.errno == errno.EIO and (host := _unknown_host(url)):
             return f"the host name {host} is not known"
+        if error.errno == errno.EADDRINUSE:
+            return "another program on this machine uses this port already; choose another port"
         return str(error.strerror)
     return str(error) if isinstance(error, PolypstreamError) else f"{type(error).__name__}: {error}"
 

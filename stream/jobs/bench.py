@@ -117,7 +117,7 @@ class Shown:
         shown_by_room: number of frames shown of each source.
         dropped: numbers of frames not shown, by reason; with `shown` they add up to `frames_in`.
         shown_per_second: frames shown per second.
-        delay_ms: latency of frames, from arrival to a sink: median, 95th and 99th percentile, maximum; empty if no
+        latency_ms: latency of frames, from arrival to a sink: median, 95th and 99th percentile, maximum; empty if no
             frame was shown.
         markers_ms: latency of markers, from the arrival of the frame in which the findings were detected. The same four
             values.
@@ -132,7 +132,7 @@ class Shown:
     shown_by_room: list[int]
     dropped: dict[str, int]
     shown_per_second: float
-    delay_ms: tuple[float, ...]
+    latency_ms: tuple[float, ...]
     markers_ms: tuple[float, ...]
 
 

@@ -41,7 +41,7 @@ from polypstream.stages.overlay import Overlay
 
 # Columns of frames.csv and of polyps.csv.
 IMAGE_COLUMNS = ("image", "polyp_count", "polyp_area_fraction", "max_probability")
-POLYP_COLUMNS = ("input", "image", "number", "probability", "area_fraction", "left", "top", "width", "height")
+POLYP_COLUMNS = ("input", "image", "number", "probability", "polyp_area_fraction", "left", "top", "width", "height")
 JPEG_QUALITY = 95
 
 
@@ -176,7 +176,7 @@ class ImageRun:
                     {
                         "number": number,
                         "probability": round(finding.confidence, 4),
-                        "area_fraction": round(cv2.contourArea(finding.polygon) / (width * height), 6),
+                        "polyp_area_fraction": round(cv2.contourArea(finding.polygon) / (width * height), 6),
                         "box": list(finding.box),
                         "polygon": finding.polygon.ravel().tolist(),
                     }
@@ -218,7 +218,7 @@ class ImageRun:
         for image in self._found:
             for finding in image["findings"]:
                 box = zip(("left", "top", "width", "height"), finding["box"], strict=True)
-                names = ("number", "probability", "area_fraction")
+                names = ("number", "probability", "polyp_area_fraction")
                 yield {
                     "input": self.job.uri,
                     "image": image["image"],

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from polypstream.core.protocols import CONNECTING, STOPPED, LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live_changes import LiveChanges
+from polypstream.jobs.live_recent import Recent, RecentFrames
 from polypstream.sinks.push import Push
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
@@ -49,6 +50,15 @@ SILENCE_S = 3.0
 log = logging.getLogger(__name__)
 
 
+class Percentiles(NamedTuple):
+    """Percentiles of durations, in milliseconds."""
+
+    median: float
+    p95: float
+    p99: float
+    maximum: float
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """State of a source.
@@ -66,7 +76,9 @@ class Status:
         dropped: numbers of frames not shown, by reason. When no frame is in the pipeline, `frames_in` is the sum of
             these and `shown`.
         unrecorded: number of frames that were shown, but that the recording was too slow for.
-        delay_ms: latency of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, maximum.
+        recent: numbers of frames of the last seconds. In pass-through, frames that the model did not see are skipped.
+        warning: why polyps may be missed at present, for the user; empty if the machine is fast enough.
+        latency_ms: latency of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, maximum.
         markers_age_ms: age of the markers of the latest frames that have any: from the arrival of the frame in which
             the findings were detected to the drawing. The same four values. In-step, this is the latency up to the
             drawing.
@@ -83,8 +95,10 @@ class Status:
     findings_of: dict[str, int]
     dropped: dict[str, int]
     unrecorded: int
-    delay_ms: tuple[float, ...] | None
-    markers_age_ms: tuple[float, ...] | None
+    recent: Recent
+    warning: str
+    latency_ms: Percentiles | None
+    markers_age_ms: Percentiles | None
     shown_per_second: float
 
 
@@ -93,9 +107,14 @@ class ReportingSink(Protocol):
     """A sink that reports its state.
 
     Attributes:
+        source: name of the source that it records or sends.
         doing: what it does, for the user, such as what it records and where.
         problem: why it does not work, for the user; empty if it works.
     """
+
+    @property
+    def source(self) -> str:
+        """Name of the source that it records or sends."""
 
     @property
     def doing(self) -> str:
@@ -110,11 +129,13 @@ class SinkStatus:
 
     Attributes:
         name: name of the sink.
+        source: name of the source that it records or sends; empty if it takes all of them.
         doing: what it does, for the user; empty if it does not report this.
         problem: why it does not work, for the user; empty if it works.
     """
 
     name: str
+    source: str
     doing: str
     problem: str
 
@@ -128,12 +149,12 @@ def describe(status: Status) -> str:
     Args:
         status: the state.
     """
-    delay, skipped = status.delay_ms, sum(status.dropped.values())
+    latency, skipped = status.latency_ms, sum(status.dropped.values())
     lost = "once" if status.losses == 1 else f"{status.losses} times"
     ended = "source ended" if status.frames_in else "nothing arrived"
     state = ended if status.ended else "signal" if status.signal else "no signal"
-    if status.ended and status.problem == STOPPED:
-        state = STOPPED
+    if status.ended and status.problem.startswith(STOPPED):
+        state = status.problem
     elif status.problem and not (status.ended and status.problem == state):
         state += f" ({status.problem})"
     parts = [
@@ -142,8 +163,9 @@ def describe(status: Status) -> str:
         origins_of(status.findings_of),
         f"skipped {skipped} of {status.frames_in} ({reasons_of(status.dropped)})" if skipped else "",
         f"{status.unrecorded} not recorded" if status.unrecorded else "",
-        "" if delay is None else f"delay {delay[0]:.0f} ms, 99 % under {delay[2]:.0f} ms",
+        "" if latency is None else f"latency {latency.median:.0f} ms, 99 % under {latency.p99:.0f} ms",
         f"signal lost {lost}" if status.losses else "",
+        status.warning if status.signal else "",
     ]
     return ", ".join(filter(None, parts))
 
@@ -152,10 +174,9 @@ def reasons_of(dropped: Mapping[str, int]) -> str:
     """Say why frames were skipped.
 
     Args:
-        dropped: numbers of frames: "newer", a newer frame replaced them; "stale", they were too old.
+        dropped: numbers of frames: "overtaken", a newer frame replaced them; "too_old", they were too old.
     """
-    words = {"newer": "overtaken", "stale": "too old"}
-    return ", ".join(f"{count} {words[reason]}" for reason, count in dropped.items() if count)
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
 
 
 def origins_of(findings_of: Mapping[str, int]) -> str:
@@ -233,7 +254,7 @@ def _check_codec(option: str, settings: Settings) -> None:
         raise SettingsError(f"{option}: output.video.codec is none, which writes no video; set it to libx264 or auto")
 
 
-def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Sink[Frame]]]:
+def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Push]]:
     """Make a sink for each address that a source is sent to.
 
     Args:
@@ -249,7 +270,7 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
     """
     if texts:
         _check_codec("--push", settings)
-    sinks: list[tuple[str, Sink[Frame]]] = []
+    sinks: list[tuple[str, Push]] = []
     for text in texts:
         name, url = split_name(text)
         if url == text and len(sources) == 1:
@@ -322,6 +343,7 @@ class Live:
             stages = [("markers", SkipInvalid(markers), 1)]
             sinks = [*sinks, ("aside", BackgroundInferenceFeed(self._pictures, markers))]
         self._received: Counter[str] = Counter()
+        self._recent = {source.name: RecentFrames(source.name) for source in sources}
         incoming = [(f"read {source.name}", self._frames_of(source)) for source in sources]
         self._sinks = [(name, IsolatedSink(sink)) for name, sink in sinks]
         self.pipeline = Pipeline(
@@ -331,7 +353,7 @@ class Live:
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Run until every source has ended, or `poll` raises. KeyboardInterrupt means that the user ended the run.
 
-        What is logged, once each: sources that have sent nothing after SILENCE_S, signals that are lost or return,
+        What is logged, once each: sources for which the machine is too slow, sources that have sent nothing after SILENCE_S, signals that are lost or return,
         and outputs that fail or work again.
 
         Args:
@@ -346,6 +368,7 @@ class Live:
             if report_at is not None and time.monotonic() > report_at:
                 report_at = None
                 self._report_silence()
+            self._count_recent()
             changes.look({each.name: each.problem for each in self.sinks() if each.problem != CONNECTING})
             poll()
 
@@ -405,6 +428,17 @@ class Live:
         """State of each source."""
         return [self._status_of(source) for source in self.sources]
 
+    def _dropped(self, source: str) -> dict[str, int]:
+        """Numbers of frames of a source that were not shown, by reason."""
+        return {"overtaken": self.pipeline.dropped[source], "too_old": self._staleness.dropped[source]}
+
+    def _count_recent(self) -> None:
+        """Note the numbers of frames of each source, and log if the model is too slow for them."""
+        unseen = self._background.dropped + self._pictures.dropped if self._background else Counter[Hashable]()
+        for name, recent in self._recent.items():
+            skipped = sum(self._dropped(name).values()) + unseen[name]
+            recent.add(time.monotonic(), self._received[name], skipped)
+
     def _status_of(self, source: LiveSource) -> Status:
         latest = self._meter.latest(source.name)
         ages = [age for _, _, age in latest if age is not None]
@@ -419,9 +453,11 @@ class Live:
             frames_in=self._received[source.name],
             shown=sum(origins.values()),
             findings_of=origins,
-            dropped={"newer": self.pipeline.dropped[source.name], "stale": self._staleness.dropped[source.name]},
+            dropped=self._dropped(source.name),
             unrecorded=self.pipeline.dropped_by_sinks.get(_recording_name(source), Counter[Hashable]())[source.name],
-            delay_ms=percentiles_of([delay for _, delay, _ in latest]) if latest else None,
+            recent=self._recent[source.name].latest,
+            warning=self._recent[source.name].warning,
+            latency_ms=percentiles_of([latency for _, latency, _ in latest]) if latest else None,
             markers_age_ms=percentiles_of(ages) if ages else None,
             shown_per_second=(len(latest) - 1) / passed if passed else 0.0,
         )
@@ -429,20 +465,22 @@ class Live:
 
 def _status_of_sink(name: str, isolated: IsolatedSink) -> SinkStatus:
     sink = isolated.sink
-    doing, problem = (sink.doing, sink.problem) if isinstance(sink, ReportingSink) else ("", "")
-    return SinkStatus(name, doing, isolated.problem or problem)
+    source, doing, problem = (
+        (sink.source, sink.doing, sink.problem) if isinstance(sink, ReportingSink) else ("", "", "")
+    )
+    return SinkStatus(name, source, doing, isolated.problem or problem)
 
 
-def percentiles_of(seconds: Sequence[float]) -> tuple[float, ...]:
+def percentiles_of(seconds: Sequence[float]) -> Percentiles:
     """Percentiles of durations.
 
     Args:
         seconds: durations in seconds.
 
     Returns:
-        Median, 95th and 99th percentile, and maximum, in milliseconds.
+        The percentiles in milliseconds.
     """
-    return tuple(float(value) for value in np.percentile(np.array(seconds) * 1000, PERCENTILES))
+    return Percentiles(*np.percentile(np.array(seconds) * 1000, PERCENTILES).tolist())
 
 
 def _source_of(frame: Frame) -> str:

@@ -270,7 +270,12 @@ def read_polyps(folder: Path) -> list[dict[str, str]]:
     path = folder / POLYPS
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = csv.DictReader(file)
+            # Images of earlier versions have another name for it.
+            rows.fieldnames = [
+                "polyp_area_fraction" if name == "area_fraction" else name for name in rows.fieldnames or ()
+            ]
+            return list(rows)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise DataError(f"{path}: cannot be read ({reason}); `process --overwrite` writes it again") from error

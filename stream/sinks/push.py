@@ -61,6 +61,16 @@ class Push:
         self.problem, self.frames = CONNECTING, 0
 
     @property
+    def source(self) -> str:
+        """Name of the source."""
+        return self._source.name
+
+    @property
+    def aim(self) -> str:
+        """Where the source is sent to, for the user."""
+        return f"is sent to {redacted(self._url)}"
+
+    @property
     def doing(self) -> str:
         """What has been sent, for the user."""
         return f"{counted(self.frames, 'frame')} sent to {redacted(self._url)}"

@@ -60,6 +60,18 @@ class RollingRecording:
         return f"REC {clock(self._recorded, 0)}" if self.on else f"recording paused at {clock(self._recorded, 0)}"
 
     @property
+    def aim(self) -> str:
+        """Where the source is recorded, for the user."""
+        return f"is recorded in {self._path}"
+
+    @property
+    def written(self) -> str:
+        """What was recorded, for the user."""
+        if not self.files:
+            return "nothing was recorded"
+        return f"recorded {clock(self._recorded)} in {', '.join(map(str, self.files))}"
+
+    @property
     def doing(self) -> str:
         """Whether it records, for how long so far, and where, for the user."""
         if not self.files:

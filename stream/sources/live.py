@@ -223,7 +223,8 @@ class Stream:
                 self.signal.given_up = True
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
-        self.signal.there, self.signal.ended, self.signal.problem = False, True, STOPPED
+        problem = STOPPED if self.signal.there else f"{STOPPED}; before: {self.signal.problem}"
+        self.signal.there, self.signal.ended, self.signal.problem = False, True, problem
 
     def close(self) -> None:
         """End `frames`, after its current wait; this takes at most the timeout."""

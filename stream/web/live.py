@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 
 from polypstream.core.formatting import words_of
 from polypstream.core.protocols import STOPPED
-from polypstream.jobs.live import Live, Status
+from polypstream.jobs.live import Live, Percentiles, Status
 from polypstream.sinks.browser import Browser
 from polypstream.web.page import BINARY, INVALID, Described, Render, refusal
 
 BOUNDARY = "frame"
-# Quantiles of Status.delay_ms, for Prometheus.
+# Quantiles of Status.latency_ms, for Prometheus.
 QUANTILES = ("0.5", "0.95", "0.99", "1")
 LOG = logging.getLogger("uvicorn.error")
 
@@ -48,7 +48,7 @@ class LivePage:
             self._problem = f"live: ended with an error: {words_of(error)}"
             LOG.exception("live sources")
         else:
-            if any(each.problem != STOPPED for each in self._live.status()):
+            if any(not each.problem.startswith(STOPPED) for each in self._live.status()):
                 LOG.warning("live: all sources have ended")
 
     def close(self) -> None:
@@ -96,7 +96,9 @@ class LivePage:
                 asdict(each)
                 | {
                     "overlay": self._live.overlay.shown,
-                    "sinks": [asdict(sink) for sink in self._live.sinks()],
+                    "latency_ms": _named(each.latency_ms),
+                    "markers_age_ms": _named(each.markers_age_ms),
+                    "sinks": [asdict(sink) for sink in self._live.sinks() if sink.source in ("", each.source)],
                     "viewers": browser.viewers(each.source),
                     "findings": [
                         {"number": found.number, "when": found.when, "probability": found.probability}
@@ -143,6 +145,10 @@ class LivePage:
         return router
 
 
+def _named(percentiles: Percentiles | None) -> dict[str, float] | None:
+    return None if percentiles is None else percentiles._asdict()
+
+
 JPEG: Described = INVALID | {
     200: {"content": {"image/jpeg": BINARY}},
     404: refusal("There is no such image"),
@@ -178,8 +184,8 @@ class _StatusCollector(Collector):
         unrecorded = CounterMetricFamily(
             "polypstream_frames_unrecorded", "Frames shown but not recorded.", labels=["source"]
         )
-        delay = GaugeMetricFamily(
-            "polypstream_delay_seconds",
+        latency = GaugeMetricFamily(
+            "polypstream_latency_seconds",
             "Time from receiving a frame to showing it, of the latest frames.",
             labels=["source", "quantile"],
         )
@@ -193,9 +199,9 @@ class _StatusCollector(Collector):
                 findings.add_metric([each.source, origin], count)
             for reason, count in each.dropped.items():
                 dropped.add_metric([each.source, reason], count)
-            for quantile, milliseconds in zip(QUANTILES, each.delay_ms or (), strict=False):
-                delay.add_metric([each.source, quantile], milliseconds / 1000)
-        yield from (signal, losses, frames_in, shown, findings, dropped, unrecorded, delay)
+            for quantile, milliseconds in zip(QUANTILES, each.latency_ms or (), strict=False):
+                latency.add_metric([each.source, quantile], milliseconds / 1000)
+        yield from (signal, losses, frames_in, shown, findings, dropped, unrecorded, latency)
 
 
 def exposition(statuses: Sequence[Status]) -> str:

@@ -41,7 +41,7 @@ class FoundPolyp(BaseModel):
     """x and y of each point, alternating."""
     probability: float
     """The highest probability in the finding, 0 to 1."""
-    area_fraction: float
+    polyp_area_fraction: float
     """Fraction of the image that the finding covers."""
 
 
@@ -190,7 +190,7 @@ def _as_findings(result: ImageResult, card: ModelCard) -> PictureFindings:
             box=finding.box,
             polygon=finding.polygon.ravel().tolist(),
             probability=round(finding.confidence, 4),
-            area_fraction=round(cv2.contourArea(finding.polygon) / (width * height), 6),
+            polyp_area_fraction=round(cv2.contourArea(finding.polygon) / (width * height), 6),
         )
         for finding in result.findings
     ]

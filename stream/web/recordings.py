@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from polypstream.core.config import Settings
+from polypstream.jobs.inputs import IMAGE_ENDINGS
 from polypstream.sinks.findings import SNAPSHOTS
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
 from polypstream.web.found import Found, FoundTrack
@@ -39,9 +40,16 @@ Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recor
 Every = Annotated[float, Query(ge=0, le=3600, description="Seconds between annotated frames; 0: all frames")]
 UNFINISHED: Described = {409: refusal("The recording is not finished")}
 NO_SPACE: Described = {507: refusal("The disk is full or not writable")}
-UPLOAD: Described = BODY | NO_SPACE | {413: refusal("The body is larger than allowed, or than announced")}
+UPLOAD: Described = (
+    BODY
+    | NO_SPACE
+    | {
+        413: refusal("The body is larger than allowed, or than announced"),
+        415: refusal("The file is an image, not a recording"),
+    }
+)
 FORM: Described = {
-    415: refusal("The body has another content type, or the file is empty"),
+    415: refusal("The body has another content type, or the file is empty or an image"),
     422: refusal("The form has no field `file` with a file"),
 }
 NOT_THERE: Described = INVALID | {404: refusal("There is no such recording, or it has no such result yet")}
@@ -117,6 +125,18 @@ class RecordingInfo(BaseModel):
     files: list[ResultFile] = []
     annotations: list[AnnotationState] = []
     """States of annotations, in the response for a single recording."""
+
+
+def _refuse_image(name: str) -> None:
+    """Refuse a file whose name is that of an image. It would fail when it is processed.
+
+    Raises:
+        HTTPException: it is an image.
+    """
+    if Path(name).suffix.lower() in IMAGE_ENDINGS:
+        raise HTTPException(
+            415, f"{name}: is an image, not a recording; send it to /api/segment, or open it on the image page"
+        )
 
 
 class Announced(BaseModel):
@@ -214,6 +234,7 @@ class RecordingsPage:
             with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
                 path = Path(folder) / "upload"
                 name = await save_file_field(request, path, self._check_space)
+                _refuse_image(name)
                 entry = self._library.add(name, path.stat().st_size)
                 path.replace(self._library.upload_path(entry.id))
             return self._enqueue(entry)
@@ -223,6 +244,7 @@ class RecordingsPage:
             """Announce a recording that is uploaded in chunks. A broken connection then costs one chunk only."""
             if what.size > self._max_size:
                 raise HTTPException(413, f"recordings may have at most {self._max_size / GIGA:g} GB")
+            _refuse_image(what.name)
             self._check_space(what.size)
             return self._info(self._library.add(what.name, what.size), {})
 

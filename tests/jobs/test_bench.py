@@ -7,17 +7,26 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from polypstream.cli.bench_tables import _live, _questions
+from polypstream.cli.bench_tables import _live, _questions, verdict_of
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.bench import Degradation, LiveRun, measure_degradation, measure_live, measure_recorded
+from polypstream.jobs.bench import (
+    Degradation,
+    LiveRun,
+    Recorded,
+    Shown,
+    measure_degradation,
+    measure_live,
+    measure_recorded,
+)
 from polypstream.jobs.live import Live
 from polypstream.sinks.browser import Browser
 from polypstream.sources.recording import Recording
@@ -49,9 +58,10 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
         "recorded: 40 frames of 320x240",
         "bottleneck",
         "Live",
-        "keep",
+        "keep up",
         "The session alone",
-        "video delay",
+        "latency of the video",
+        "real time",
     ):
         assert heading in done.stdout, heading
     found = json.loads((tmp_path / "b.json").read_text())
@@ -69,6 +79,20 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
     assert found["providers"]["cpu"]["1"] > 0
     assert found["degradation"]["changed"] == 0
     assert found["degradation"]["encoded_psnr_db"] > 30
+
+
+def test_the_verdict_is_a_sentence() -> None:
+    recorded = Recorded(600, 36.0, "segment", {}, 1.0, (1.0, 1.0))
+    quick = Shown("in-step", False, 1, 30, 600, 597, [597], {}, 29.9, (38.2, 50.0, 60.0, 70.0), ())
+    slow = replace(quick, shown=300, latency_ms=())
+    assert verdict_of(recorded, [1920, 1080], [quick]) == (
+        "This machine processes recordings of 1920x1080 with 30 frames per second at 1.2 times real time. Of live video "
+        "like this 100 % of the frames are shown, the median latency is 38 ms: the machine is fast enough for it."
+    )
+    said = verdict_of(recorded, [1920, 1080], [slow])
+    assert said.endswith(
+        "50 % of the frames are shown: the machine is too slow for it, and polyps in skipped frames may be missed."
+    )
 
 
 def test_a_recording_is_measured_no_longer_than_asked(
@@ -92,9 +116,9 @@ def test_a_session_too_slow_for_the_rate_drops_frames_and_stays_current(
     assert live.shown < 22
     assert live.shown + sum(live.dropped.values()) == live.frames_in == 60
     assert live.shown_per_second < 11
-    assert live.delay_ms[0] >= 100
-    assert live.delay_ms[3] < 1000  # waiting for its turn and for itself, but in no queue
-    assert live.markers_ms == live.delay_ms
+    assert live.latency_ms[0] >= 100
+    assert live.latency_ms[3] < 1000  # waiting for its turn and for itself, but in no queue
+    assert live.markers_ms == live.latency_ms
 
 
 def test_without_a_shown_frame_there_are_no_latencies(
@@ -107,7 +131,7 @@ def test_without_a_shown_frame_there_are_no_latencies(
         measure_live(lambda: Recording(video), segmenter, strict, LiveRun(display, 30), 1.0, no_page)
         for display in ("in-step", "pass-through")
     ]
-    assert (live[0].shown, live[0].delay_ms, live[0].markers_ms) == (0, (), ())
+    assert (live[0].shown, live[0].latency_ms, live[0].markers_ms) == (0, (), ())
     console = Console(file=io.StringIO(), width=200)
     console.print(_live(live), _questions({}, Degradation(1, 0, None), live))
     assert "in-step no frame was shown" in console.file.getvalue()
@@ -119,7 +143,7 @@ def test_in_pass_through_the_picture_does_not_wait_for_a_slow_session(
     video = make(frames=30)
     slow_down(segmenter, 0.1, monkeypatch)
     live = measure_live(lambda: Recording(video), segmenter, PATIENT, LiveRun("pass-through", 30), 2.0, no_page)
-    assert live.delay_ms[0] < 100 <= live.markers_ms[0]
+    assert live.latency_ms[0] < 100 <= live.markers_ms[0]
 
 
 def test_a_pixel_changed_outside_the_markers_is_found(

@@ -15,7 +15,7 @@ from polypstream import Detector, load_settings
 from polypstream.core.config import Settings
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.images import Drawing, process_images, result_names
+from polypstream.jobs.images import POLYP_COLUMNS, Drawing, process_images, result_names
 from polypstream.jobs.process import Job
 from polypstream.jobs.setup import make_overlay
 from polypstream.sinks.findings import read_polyps
@@ -45,6 +45,14 @@ def segmenter(red_model: Path) -> Segmenter:
 
 def job(images: tuple[Path, ...], **changes: object) -> Job:
     return Job(str(images[0].parent), images[0].parents[1] / "out", name="set", images=images, **changes)  # type: ignore[arg-type]
+
+
+def test_the_area_of_a_finding_has_the_name_that_recordings_have(tmp_path: Path) -> None:
+    """Results of an earlier version had another name for it, and are still read."""
+    (tmp_path / "polyps.csv").write_text("input,image,number,area_fraction\na,b.png,1,0.25\n")
+    (row,) = read_polyps(tmp_path)
+    assert row["polyp_area_fraction"] == "0.25"
+    assert "polyp_area_fraction" in POLYP_COLUMNS
 
 
 def test_results_are_those_of_the_python_api(images: tuple[Path, ...], segmenter: Segmenter, red_model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -88,12 +89,12 @@ def test_a_source_faster_than_the_machine_drops_and_stays_current(
     live = run([f"replay:{make(frames=240, rate=Fraction(120))}"], segmenter, PATIENT, kept)
     (status,) = live.status()
     assert status.frames_in == 240
-    assert status.shown + status.dropped["newer"] + status.dropped["stale"] == 240
-    assert status.dropped["newer"] > 120
+    assert status.shown + status.dropped["overtaken"] + status.dropped["too_old"] == 240
+    assert status.dropped["overtaken"] > 120
     ages = [frame.arrived for frame in kept.frames]
     assert ages == sorted(ages)
-    assert status.delay_ms is not None
-    assert status.delay_ms[3] < 1000  # a wait for the session and its own turn, no queue
+    assert status.latency_ms is not None
+    assert status.latency_ms[3] < 1000  # a wait for the session and its own turn, no queue
 
 
 def test_after_a_stall_the_picture_is_current_again(
@@ -159,8 +160,8 @@ def test_in_pass_through_the_picture_does_not_wait_for_its_markers(
     assert waiting >= 1
     assert status.findings_of == {"own": 0, "earlier": status.shown - waiting, "none": waiting}
     assert f"findings of the frame itself in 0, of an earlier frame in {status.shown - waiting}, " in describe(status)
-    assert status.delay_ms is not None
-    assert status.delay_ms[0] < 150
+    assert status.latency_ms is not None
+    assert status.latency_ms[0] < 150
     marked = [frame for frame in kept.frames if frame.region is not None]
     assert len(marked) >= 20
     assert min(frame.markers_age for frame in marked) >= 0.15
@@ -411,7 +412,7 @@ def test_a_source_is_given_up_only_if_that_is_wanted(segmenter: Segmenter) -> No
     assert status.problem == "Connection refused; given up after 3 attempts"
     assert 1 <= len(kept.frames) <= 3  # a newer one may have replaced one that waited
     assert not any(frame.has_signal for frame in kept.frames)
-    assert (status.frames_in, status.shown, status.dropped) == (0, 0, {"newer": 0, "stale": 0})
+    assert (status.frames_in, status.shown, status.dropped) == (0, 0, {"overtaken": 0, "too_old": 0})
 
 
 @pytest.mark.realtime
@@ -700,6 +701,8 @@ def test_the_command_ends_with_the_account_of_every_source(
     wanted = ("--model", red_model, "--record", tmp_path / "r.mp4", "--set", "live.max_staleness=60.0")
     done = call("live", f"room=replay:{make(frames=30)}", *wanted)
     assert " of 30 frames shown" in done.stdout
+    assert re.search(rf"room: recorded 0:00:01\.\d in {re.escape(str(tmp_path / 'r.mp4'))}\n", done.stdout)
+    assert f"room: is recorded in {tmp_path / 'r.mp4'}; Ctrl-C ends it" in done.stderr
     with av.open(str(tmp_path / "r.mp4")) as file:
         assert len(list(file.decode(video=0))) >= 25
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from polypstream.jobs.live_changes import LiveChanges
 from polypstream.sources.live import parse_address
 from tests.conftest import Kept, call, free_port
 
+FAST_FOR_EVER = Settings.model_validate({"live": {"longest_wait": 0.1}})
 FAST = Settings.model_validate({"live": {"most_attempts": 2, "longest_wait": 0.1}})
 
 
@@ -81,6 +83,21 @@ def test_a_source_that_was_stopped_did_not_end(make: Callable[..., Path], red_mo
     live.run(lambda: live.close() if kept.frames else None, 0.05)
     (status,) = live.status()
     assert describe(status).startswith("room: stopped, ")
+
+
+def test_the_last_line_keeps_why_nothing_arrived(red_model: Path) -> None:
+    """Another program has the port. The reason must not be lost when the user stops the run."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        (source,) = open_sources([f"room=udp://127.0.0.1:{other.getsockname()[1]}"], FAST_FOR_EVER)
+        live = Live([source], Segmenter(red_model, "cpu"), FAST_FOR_EVER, [("k", Kept())])
+        live.run(
+            lambda: live.close() if "port" in source.signal.problem and "sender" not in source.signal.problem else None
+        )
+    (status,) = live.status()
+    assert describe(status).startswith(
+        "room: stopped; before: another program on this machine uses this port already; "
+    )
 
 
 @pytest.mark.slow

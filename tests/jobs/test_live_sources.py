@@ -28,7 +28,8 @@ from polypstream.core.protocols import Signal
 from polypstream.errors import OutputError, ProviderError, SettingsError, SourceError
 from polypstream.inference.providers import SessionSettings, open_session
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, Status, describe, open_sources, pushes_of, recordings_of
+from polypstream.jobs.live import Live, Percentiles, Status, describe, open_sources, pushes_of, recordings_of
+from polypstream.jobs.live_recent import Recent
 from polypstream.jobs.setup import make_segmenter
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser
@@ -108,9 +109,9 @@ def test_rooms_get_equal_shares_of_a_machine_that_is_too_slow_and_stay_current(
     assert min(shown) > 0.75 * max(shown), shown
     for status in statuses:
         assert status.shown + sum(status.dropped.values()) == status.frames_in
-        assert status.delay_ms is not None
+        assert status.latency_ms is not None
         # Its own turn, one of each other room, and the one that waits behind it.
-        assert status.delay_ms[0] < (6 if batch == 1 else 3) * 50, status
+        assert status.latency_ms[0] < (6 if batch == 1 else 3) * 50, status
 
 
 def test_markers_are_as_old_as_the_delay_until_they_are_drawn(segmenter: Segmenter) -> None:
@@ -118,8 +119,8 @@ def test_markers_are_as_old_as_the_delay_until_they_are_drawn(segmenter: Segment
     play(live)
     (status,) = live.status()
     assert status.markers_age_ms is not None
-    assert status.delay_ms is not None
-    assert 0 < status.markers_age_ms[0] <= status.delay_ms[0]
+    assert status.latency_ms is not None
+    assert 0 < status.markers_age_ms[0] <= status.latency_ms[0]
 
 
 def test_what_has_no_markers_has_none_of_any_age() -> None:
@@ -259,14 +260,17 @@ def test_the_last_line_after_a_clean_end_is_no_complaint(segmenter: Segmenter, m
 
 
 def test_a_source_that_loses_frames_and_its_signal_says_so_in_words() -> None:
-    delays = (46.2, 100.0, 174.4, 200.0)
-    dropped, origins = {"newer": 336, "stale": 34}, {"own": 0, "earlier": 200, "none": 30}
-    status = Status("room", False, False, "no picture for 2 s", 1, 600, 230, origins, dropped, 0, delays, None, 25.0)
+    latency = Percentiles(46.2, 100.0, 174.4, 200.0)
+    warning = "this machine is too slow: 61 % of the frames of the last 10 s were skipped"
+    dropped, origins = {"overtaken": 336, "too_old": 34}, {"own": 0, "earlier": 200, "none": 30}
+    counts, recent = (1, 600, 230, origins, dropped, 0), Recent(10.0, 300, 183)
+    status = Status("room", False, False, "no picture for 2 s", *counts, recent, warning, latency, None, 25.0)
     assert describe(status) == (
         "room: no signal (no picture for 2 s), 230 of 600 frames shown, 25.0 per second, "
         "findings of the frame itself in 0, of an earlier frame in 200, none in 30, "
-        "skipped 370 of 600 (336 overtaken, 34 too old), delay 46 ms, 99 % under 174 ms, signal lost once"
+        "skipped 370 of 600 (336 overtaken, 34 too old), latency 46 ms, 99 % under 174 ms, signal lost once"
     )
+    assert describe(replace(status, signal=True, problem="")).endswith(f", signal lost once, {warning}")
 
 
 def test_live_without_any_output_is_refused() -> None:
@@ -317,7 +321,7 @@ def test_a_source_that_sends_nothing_is_reported_once(
     assert re.fullmatch(rf"no picture for 0\.4 s, {awaited}; given up after 1 attempt", status.problem)
     # The placeholder reached the sinks, but it is no frame of the source.
     assert [frame.has_signal for frame in kept.frames if frame.source == "room"] == [False]
-    assert (status.frames_in, status.shown, status.delay_ms) == (0, 0, None)
+    assert (status.frames_in, status.shown, status.latency_ms) == (0, 0, None)
     assert live.status()[1].shown > 0
 
 

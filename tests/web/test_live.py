@@ -22,7 +22,7 @@ from polypstream.core.config import Settings
 from polypstream.core.pipeline import in_background
 from polypstream.errors import SettingsError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live import Live, open_sources, recordings_of
 from polypstream.sinks.browser import Browser
 from polypstream.web.app import make_app
 from polypstream.web.live import LivePage
@@ -95,6 +95,26 @@ def pictures(port: int, count: int) -> list[np.ndarray]:
         assert answer.readline() == b"\r\n"
     connection.close()
     return found
+
+
+def test_each_source_has_its_own_recording_and_its_latency_by_names(
+    make: Callable[..., Path], red_model: Path, tmp_path: Path
+) -> None:
+    videos = [make(name=f"{number}.mp4", frames=200) for number in (1, 2)]
+    sources = open_sources([f"room{number}=replay:{video}" for number, video in enumerate(videos, 1)], SETTINGS)
+    browser = Browser()
+    recordings = recordings_of(tmp_path / "r.mp4", sources, SETTINGS)
+    live = Live(sources, Segmenter(red_model, "cpu"), SETTINGS, [("web", browser), *recordings])
+    app = make_app([LivePage(live, browser)], "127.0.0.1", None)
+    with serving(app, "127.0.0.1", 0) as port, in_background("live", lambda: live.run(lambda: None), live.close):
+        page = Served(live, browser, port)
+        until(lambda: page.status()["latency_ms"])
+        both = json.loads(page.get("/status.json")[2])
+    for number, each in enumerate(both, 1):
+        assert [sink["name"] for sink in each["sinks"]] == ["web", f"record room{number}"]
+        assert list(each["latency_ms"]) == ["median", "p95", "p99", "maximum"]
+        assert list(each["recent"]) == ["seconds", "frames_in", "skipped"]
+        assert each["warning"] == ""
 
 
 def test_the_stream_shows_the_picture_with_its_markers(page: Served) -> None:

@@ -83,7 +83,7 @@ def test_a_picture_becomes_findings(app: Served) -> None:
     assert abs(left + width / 2 - 96) < 4
     assert abs(top + height / 2 - 120) < 4
     assert finding["probability"] > 0.95
-    assert finding["area_fraction"] == pytest.approx(np.pi * 36**2 / (320 * 240), rel=0.1)
+    assert finding["polyp_area_fraction"] == pytest.approx(np.pi * 36**2 / (320 * 240), rel=0.1)
     assert len(finding["polygon"]) % 2 == 0
 
 
@@ -225,6 +225,17 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
     assert app.get(f"/api/recordings/{id_}/files/snapshots/track-2.jpg").status_code == 404
     page = app.get(f"/recordings/{id_}").text
     assert page.count('class="bar"') == page.count('class="card"') == 1
+
+
+def test_an_image_among_recordings_is_refused_at_once(app: Served) -> None:
+    content = png(np.zeros((64, 64, 3), np.uint8))
+    before = len(app.get("/api/recordings").json())
+    sent = app.post("/api/recordings", files={"file": ("Polyp 1.PNG", content)})
+    announced = app.post("/api/uploads", json={"name": "a.jpg", "size": len(content)})
+    for answer, name in ((sent, "Polyp 1.PNG"), (announced, "a.jpg")):
+        assert answer.status_code == 415
+        assert answer.json()["detail"].startswith(f"{name}: is an image, not a recording; send it to /api/segment")
+    assert len(app.get("/api/recordings").json()) == before
 
 
 def test_all_results_come_in_one_archive(app: Served, make: Callable[..., Path]) -> None:

@@ -3,8 +3,6 @@
 
 const sections = [...document.querySelectorAll(".source")];
 const controls = document.querySelector(".controls").elements;
-// Why frames were skipped, by the names in status.json.
-const REASONS = { newer: "overtaken", stale: "too old" };
 let audio = null;
 let refreshing = false;
 
@@ -54,12 +52,17 @@ function show(section, status) {
   const sinks = status.sinks.map((sink) => (sink.problem ? `${sink.name}: ${sink.problem}` : sink.doing));
   const state = ready ? "looking for polyps" : status.problem || (status.ended ? "source ended" : "no signal");
   say(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
-  const delay = status.delay_ms;
-  say(section, "delay", delay ? `${delay[0].toFixed(0)} ms, 99 % under ${delay[2].toFixed(0)} ms` : "–");
+  const warning = section.querySelector("[data-value=warning]");
+  warning.hidden = !status.warning || !status.signal;
+  warning.textContent = status.warning;
+  const latency = status.latency_ms;
+  say(section, "latency", latency ? `${latency.median.toFixed(0)} ms, 99 % under ${latency.p99.toFixed(0)} ms` : "–");
   say(section, "rate", `${status.shown_per_second.toFixed(1)} frames per second`);
+  const { recent } = status;
+  say(section, "recent", `${recent.skipped} of ${recent.frames_in} in the last ${recent.seconds.toFixed(0)} s`);
   const drops = Object.entries(status.dropped).filter(([, count]) => count);
   const skipped = drops.reduce((sum, [, count]) => sum + count, 0);
-  const reasons = drops.map(([reason, count]) => `${count} ${REASONS[reason] ?? reason}`).join(", ");
+  const reasons = drops.map(([reason, count]) => `${count} ${reason.replace("_", " ")}`).join(", ");
   const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
   say(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
   const { own, earlier, none } = status.findings_of;
