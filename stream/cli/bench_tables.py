@@ -12,7 +12,7 @@ from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
 from polypstream.jobs.bench import Degradation, Display, Recorded, Shown
 
-# Frames per second of the recordings and of the live video in the verdict, and the share of the frames that must be shown.
+# Frames per second of recordings and live video in the verdict, and the share of the frames that must be shown.
 RATE, ENOUGH = 30, 0.9
 
 
@@ -43,9 +43,8 @@ def verdict_of(recorded: Recorded, size: list[int], live: list[Shown]) -> str:
     times = recorded.frames_per_second / RATE
     one = next(each for each in live if each.display == "in-step" and each.rate == RATE)
     share = one.shown / one.frames_in if one.frames_in else 0.0
-    enough = (
-        "is fast enough for it" if share >= ENOUGH else "is too slow for it, and polyps in skipped frames may be missed"
-    )
+    slow = "is too slow for it, and polyps in skipped frames may be missed"
+    enough = "is fast enough for it" if share >= ENOUGH else slow
     latency = f", the median latency is {one.latency_ms[0]:.0f} ms" if one.latency_ms else ""
     return (
         f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times real "

@@ -125,8 +125,8 @@ class Frame:
         region: the findings in pixels of the frame, or None if there are none; set by stage `findings`.
         outlines: int32 [n, 2] polygons (x, y) in pixels of the frame, one per finding; set by stage `findings`.
         tracks: track number of each outline; set by stage `findings`.
-        peaks: highest probability of each outline's track, 0..255: of the model or smoothed. A track that is kept although
-            this frame does not show it has that of the last frame that did. Set by stage `findings`.
+        peaks: highest probability of each outline's track, 0..255: of the model or smoothed. A track that is kept
+            although this frame does not show it has that of the last frame that did. Set by stage `findings`.
     """
 
     index: int

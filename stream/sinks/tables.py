@@ -25,7 +25,8 @@ class FramesTable:
     """A sink that writes frames.csv.
 
     Columns: frame number, time in seconds, number of polyps shown, their share of the frame's area, highest
-    probability of the model or of a polyp that is shown, track numbers, 1 or 0 for each quality problem, and 1 or 0 for whether the model saw the frame.
+    probability of the model or of a polyp that is shown, track numbers, 1 or 0 for each quality problem, and 1 or 0 for
+    whether the model saw the frame.
 
     Args:
         path: file to write.
