@@ -47,8 +47,8 @@ def verdict_of(recorded: Recorded, size: list[int], live: list[Shown]) -> str:
     enough = "is fast enough for it" if share >= ENOUGH else slow
     latency = f", the median latency is {one.latency_ms[0]:.0f} ms" if one.latency_ms else ""
     return (
-        f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times real "
-        f"time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: the machine {enough}."
+        f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times "
+        f"real time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: the machine {enough}."
     )
 
 
