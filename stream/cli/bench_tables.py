@@ -48,7 +48,8 @@ def verdict_of(recorded: Recorded, size: list[int], live: list[Shown]) -> str:
     latency = f", the median latency is {one.latency_ms[0]:.0f} ms" if one.latency_ms else ""
     return (
         f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times "
-        f"real time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: the machine {enough}."
+        f"real time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: "
+        f"the machine {enough}."
     )
 
 
