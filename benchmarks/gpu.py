@@ -315,7 +315,11 @@ def rooms(bench: Bench) -> dict[str, Any]:
     def measure(count: int) -> Shown:
         run = LiveRun("in-step", 30, sources=count)
         shown = measure_live(lambda: Recording(recording), segmenter, bench.settings(), run, 4.0, _no_page)
-        tried[count] = {"shown": shown.shown, "of": shown.frames_in, "delay_ms": [round(ms) for ms in shown.delay_ms]}
+        tried[count] = {
+            "shown": shown.shown,
+            "of": shown.frames_in,
+            "latency_ms": [round(ms) for ms in shown.latency_ms],
+        }
         return shown
 
     return {"most": most_rooms(measure, MOST_ROOMS if bench.on_gpu else 2), "tried": tried}

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
-from polypstream.jobs.bench import LONGEST_DELAY_MS, SHOWN_SHARE, Degradation, Display, Recorded, Shown
+from polypstream.jobs.bench import LONGEST_LATENCY_MS, SHOWN_SHARE, Degradation, Display, Recorded, Shown
 
-# Frames per second of the recordings and of the live video in the verdict, and the share of the frames that must be shown.
+# Frames per second of recordings and live video in the verdict, and the share of the frames that must be shown.
 RATE, ENOUGH = 30, 0.9
 
 
@@ -44,13 +44,13 @@ def verdict_of(recorded: Recorded, size: list[int], live: list[Shown]) -> str:
     times = recorded.frames_per_second / RATE
     one = next(each for each in live if each.display == "in-step" and each.rate == RATE)
     share = one.shown / one.frames_in if one.frames_in else 0.0
-    enough = (
-        "is fast enough for it" if share >= ENOUGH else "is too slow for it, and polyps in skipped frames may be missed"
-    )
+    slow = "is too slow for it, and polyps in skipped frames may be missed"
+    enough = "is fast enough for it" if share >= ENOUGH else slow
     latency = f", the median latency is {one.latency_ms[0]:.0f} ms" if one.latency_ms else ""
     return (
-        f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times real "
-        f"time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: the machine {enough}."
+        f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times "
+        f"real time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: "
+        f"the machine {enough}."
     )
 
 
@@ -93,7 +93,7 @@ def _live(live: list[Shown]) -> RenderableType:
 def _rooms(rooms: int) -> str:
     return (
         f"{counted(rooms, 'source')} at once, of 30 frames per second each, {'keeps' if rooms == 1 else 'keep'} up: "
-        f"{SHOWN_SHARE:.0%} of the frames are shown, {SHOWN_SHARE:.0%} of them within {LONGEST_DELAY_MS:.0f} ms"
+        f"{SHOWN_SHARE:.0%} of the frames are shown, {SHOWN_SHARE:.0%} of them within {LONGEST_LATENCY_MS:.0f} ms"
     )
 
 

@@ -112,8 +112,9 @@ def live_sources(
         if listen is not None and browser is not None:
             typer.echo(stack.enter_context(web([LivePage(live, browser)], *listen, token)))
             log.info(f"{_how_to_open(listen[0])}; Ctrl-C stops the video")
-        for _, sink in (*recordings, *pushes):
-            log.info(f"{sink.source}: {sink.aim}; Ctrl-C ends it")
+        aims = [(each.source, each.aim) for _, each in recordings] + [(each.source, each.aim) for _, each in pushes]
+        for source, aim in aims:
+            log.info(f"{source}: {aim}; Ctrl-C ends it")
         try:
             with StatusLines() as lines:
                 live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)

@@ -60,8 +60,8 @@ class LiveRun(NamedTuple):
     sources: int = 1
 
 
-# Two frames at 30 per second. Live video with a longer delay feels late to the hand that moves the endoscope.
-LONGEST_DELAY_MS = 66.0
+# Two frames at 30 per second. Live video with a longer latency feels late to the hand that moves the endoscope.
+LONGEST_LATENCY_MS = 66.0
 # A source keeps up if this share of its frames is shown.
 SHOWN_SHARE = 0.95
 
@@ -208,7 +208,7 @@ def bench(
 
 
 def most_rooms(measure: Callable[[int], Shown], most: int) -> int:
-    """Find how many sources at once keep up: 95 % of their frames are shown, 95 % of these within LONGEST_DELAY_MS.
+    """Find how many sources at once keep up: 95 % of their frames are shown, 95 % of these within LONGEST_LATENCY_MS.
 
     Args:
         measure: measures live play of a number of sources.
@@ -228,14 +228,14 @@ def most_rooms(measure: Callable[[int], Shown], most: int) -> int:
 
 
 def keeps_up(shown: Shown) -> bool:
-    """Whether live play showed SHOWN_SHARE of the frames, and its 95th percentile of the delay is short.
+    """Whether live play showed SHOWN_SHARE of the frames, and 95 % of these within LONGEST_LATENCY_MS.
 
     Args:
         shown: the measurement.
     """
-    if not shown.delay_ms or shown.shown < SHOWN_SHARE * shown.frames_in:
+    if not shown.latency_ms or shown.shown < SHOWN_SHARE * shown.frames_in:
         return False
-    return shown.delay_ms[1] < LONGEST_DELAY_MS
+    return shown.latency_ms[1] < LONGEST_LATENCY_MS
 
 
 def measure_recorded(

@@ -353,8 +353,8 @@ class Live:
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Run until every source has ended, or `poll` raises. KeyboardInterrupt means that the user ended the run.
 
-        What is logged, once each: sources for which the machine is too slow, sources that have sent nothing after SILENCE_S, signals that are lost or return,
-        and outputs that fail or work again.
+        What is logged, once each: sources for which the machine is too slow, sources that have sent nothing after
+        SILENCE_S, signals that are lost or return, and outputs that fail or work again.
 
         Args:
             poll: called in the calling thread.

@@ -150,7 +150,7 @@ class FindingsTracker:
         self.tracker = Tracker(steady)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Set `region`, `outlines`, `tracks` and `peaks` of each frame. Each 8-connected blob of a mask has an outline.
+        """Set `region`, `outlines`, `tracks` and `peaks` of each frame. Each 8-connected blob has one outline.
 
         Args:
             frames: frames of one source, in the order of their timestamps.

@@ -86,8 +86,8 @@ def test_the_verdict_is_a_sentence() -> None:
     quick = Shown("in-step", False, 1, 30, 600, 597, [597], {}, 29.9, (38.2, 50.0, 60.0, 70.0), ())
     slow = replace(quick, shown=300, latency_ms=())
     assert verdict_of(recorded, [1920, 1080], [quick]) == (
-        "This machine processes recordings of 1920x1080 with 30 frames per second at 1.2 times real time. Of live video "
-        "like this 100 % of the frames are shown, the median latency is 38 ms: the machine is fast enough for it."
+        "This machine processes recordings of 1920x1080 with 30 frames per second at 1.2 times real time. Of live "
+        "video like this 100 % of the frames are shown, the median latency is 38 ms: the machine is fast enough for it."
     )
     said = verdict_of(recorded, [1920, 1080], [slow])
     assert said.endswith(
