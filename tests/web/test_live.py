@@ -251,6 +251,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
         until(lambda: driver.find_elements("css selector", ".findings img"))
         assert value(driver, "viewers") == "1"
         assert "per second" in value(driver, "rate")
+        until(lambda: re.fullmatch(r"\d+ of [1-9]\d* in the last \d+ s", value(driver, "recent")))
         assert re.fullmatch(r"[1-9]\d* own frame, 0 earlier frame, 0 none", value(driver, "origins"))
         driver.find_element("name", "sound").click()
         markers = driver.find_element("name", "overlay")
