@@ -177,9 +177,7 @@ def polyp_numbers(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
         yield 0.0, cv2.min(mask, min(polyp, 255))
 
 
-def within(
-    truths: Iterable[tuple[float, np.ndarray]], first: float, last: float
-) -> Iterator[tuple[float, np.ndarray]]:
+def within(truths: Iterable[tuple[float, np.ndarray]], first: float, last: float) -> Iterator[tuple[float, np.ndarray]]:
     """Leave out the frames of a ground truth that are outside a range. Matroska rounds times to milliseconds.
 
     Args:

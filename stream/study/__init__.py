@@ -1,1 +1,1 @@
-"""`polypstream study`: compares many runs with the ground truth, with the figures that papers on such devices report."""
+"""`polypstream study`: compares many runs with the ground truth, with the figures that papers report."""

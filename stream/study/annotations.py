@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -208,7 +209,7 @@ def _in_order(path: Path, names: Sequence[str], frames: int) -> list[int]:
         raise DataError(f"{path}: is of {len(names)} frames; the run has {frames}")
     numbers = [_number_in(path, name) for name in names]
     order = sorted(range(frames), key=numbers.__getitem__)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         if numbers[before] == numbers[after]:
             raise DataError(f"{path}: {names[before]} and {names[after]} have the same number")
     return order

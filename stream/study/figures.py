@@ -86,7 +86,9 @@ def _polyp_figures(polyps: Sequence[PolypOutcome], weights: np.ndarray) -> Itera
     times = [_quantile(name, delays[found], weights[:, found], share) for name, share in quartiles]
     yield "seconds_to_first_detection", {key: value for figure in times for key, value in figure}
     persistent = [_mean("mean_share_of_frames", lasting, weights)]
-    persistent += [_mean(f"found_in_{share:.0%}".replace("%", "_percent"), lasting >= share, weights) for share in PERSISTENCE]
+    persistent += [
+        _mean(f"found_in_{share:.0%}".replace("%", "_percent"), lasting >= share, weights) for share in PERSISTENCE
+    ]
     yield "persistence", {key: value for figure in persistent for key, value in figure}
 
 

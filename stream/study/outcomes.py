@@ -174,9 +174,7 @@ def outcome_of(observation: Observation, choice: Choice) -> Outcome:
     marked[observation.mark_frame[decision.shown]] = True
     in_view = [_frames_of(observation, decision, polyp) for polyp in range(len(observation.polyps))]
     counted = [
-        (polyp, *each)
-        for polyp, each in enumerate(in_view)
-        if lasts_longer(len(each[0]), observation.step, IN_VIEW_S)
+        (polyp, *each) for polyp, each in enumerate(in_view) if lasts_longer(len(each[0]), observation.step, IN_VIEW_S)
     ]
     alarms = np.zeros(frames, bool)
     alarms[observation.mark_frame[decision.false]] = True
@@ -216,9 +214,7 @@ def _frames_of(observation: Observation, decision: Decision, polyp: int) -> tupl
     return frames, tracks
 
 
-def _polyp_outcome(
-    observation: Observation, polyp: int, frames: np.ndarray, tracks: np.ndarray
-) -> PolypOutcome:
+def _polyp_outcome(observation: Observation, polyp: int, frames: np.ndarray, tracks: np.ndarray) -> PolypOutcome:
     targets = np.flatnonzero(observation.target_polyp == polyp)
     shares, seconds, hit = observation.target_share[targets], observation.seconds[frames], tracks > 0
     return PolypOutcome(

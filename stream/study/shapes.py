@@ -81,9 +81,7 @@ def truth_of_shapes(path: Path, frames: Sequence[Sequence[Shape]], size: tuple[i
     return Truth(path, has_masks, _polyps_of(frames, size, has_masks))
 
 
-def _polyps_of(
-    frames: Sequence[Sequence[Shape]], size: tuple[int, int], has_masks: bool
-) -> Iterator[list[TruePolyp]]:
+def _polyps_of(frames: Sequence[Sequence[Shape]], size: tuple[int, int], has_masks: bool) -> Iterator[list[TruePolyp]]:
     for shapes in named_by_stretch(frames):
         by_name: dict[str, list[Shape]] = {}
         for shape in shapes:
