@@ -104,9 +104,7 @@ def test_the_curves_are_those_worked_out_by_hand(compared: Compared) -> None:
     assert held[0.2].polyps_found == pytest.approx(2 / 3)
 
 
-def test_intervals_hold_the_figure_and_are_the_same_each_time(
-    compared: Compared, folders: tuple[Path, Path]
-) -> None:
+def test_intervals_hold_the_figure_and_are_the_same_each_time(compared: Compared, folders: tuple[Path, Path]) -> None:
     low, high = compared.figures["polyp_sensitivity_95"]
     assert 0 <= low < 2 / 3 < high <= 1
     low, high = compared.figures["false_positives"]["per_minute_95"]
