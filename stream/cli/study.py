@@ -19,8 +19,8 @@ def study(
         Path,
         typer.Argument(
             metavar="TRUTH",
-            help="Folder with the ground truth of each recording: a file or folder with the name of its results. Masks, "
-            "a video of polyp numbers, COCO, CVAT for video, REAL-Colon or SUN",
+            help="Folder with the ground truth of each recording, a file or folder with the name of its results: "
+            "masks, a video of polyp numbers, COCO, CVAT for video, REAL-Colon or SUN",
         ),
     ],
     runs: Annotated[

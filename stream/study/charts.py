@@ -9,7 +9,7 @@ from dataclasses import dataclass
 # A point of a curve: x and y.
 Point = tuple[float, float]
 # Steps between ticks are these numbers times a power of ten.
-STEPS, MAX_TICKS = (1, 2, 2.5, 5, 10), 6
+STEPS, MAX_TICKS = (1, 2, 2.5, 5, 10), 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Pictures of false positives and of missed polyps, from the annotated videos of the runs."""
+"""Pictures of false positives and of missed polyps, from the recordings of the runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def write_pictures(run: Run, wanted: Sequence[Wanted], folder: Path) -> set[str]:
-    """Write pictures of frames of a run, from its annotated video, or else from its recording.
+    """Write pictures of frames of a run, from its recording, or else from its annotated video.
 
     Args:
         run: the run.
@@ -72,13 +72,12 @@ def write_pictures(run: Run, wanted: Sequence[Wanted], folder: Path) -> set[str]
 
 
 def _source_of(run: Run) -> Source | None:
-    """The annotated video of a run, or else its recording; None: neither can be opened."""
-    try:
-        if (run.folder / VIDEO).is_file():
-            return Recording(run.folder / VIDEO)
-        return open_again(run, str(run.about["input"]))
-    except PolypstreamError:
-        return None
+    """The recording of a run, which shows the mucosa without markers, or else its annotated video; None: neither."""
+    recording, annotated = str(run.about["input"]), run.folder / VIDEO
+    for opened in (lambda: open_again(run, recording), lambda: Recording(annotated)):
+        with suppress(PolypstreamError):
+            return opened()
+    return None
 
 
 def _frames_until(source: Source, last: int) -> Iterator[Frame]:

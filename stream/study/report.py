@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,5 @@ def _add_pictures(output: Path, compared: Sequence[Compared], cards: Sequence[di
         card["picture"] = url
         if url != card["file"]:
             (output / card["file"]).unlink()
+    with suppress(OSError):  # it is needed if there are pictures that did not fit into the report
+        (output / PICTURES).rmdir()

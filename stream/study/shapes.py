@@ -93,10 +93,19 @@ def _joined(name: str, parts: Sequence[Shape], size: tuple[int, int], has_masks:
     """The parts of one polyp in a frame: one mask, or one box for each part."""
     if not has_masks:
         return [TruePolyp(name, part.box) for part in parts]
-    # Of OpenCV's pixels the centres are at whole numbers.
-    polygons = [np.rint(polygon - 0.5).astype(np.int32) for part in parts for polygon in part.polygons]
-    mask = cv2.fillPoly(np.zeros(size[::-1], np.uint8), polygons, 255)
-    return [TruePolyp(name, box_around([polygon for part in parts for polygon in part.polygons]), mask)]
+    polygons = [polygon for part in parts for polygon in part.polygons]
+    mask = cv2.fillPoly(np.zeros(size[::-1], np.uint8), [_through_pixels(polygon) for polygon in polygons], 255)
+    return [TruePolyp(name, box_around(polygons), mask)]
+
+
+def _through_pixels(polygon: np.ndarray) -> np.ndarray:
+    """A polygon through the centres of its outermost pixels, int32 [n, 2], as OpenCV fills it.
+
+    Edges between two pixels are moved to the inner one. Otherwise a square of 20 pixels would become one of 21.
+    """
+    centres = polygon - 0.5
+    inwards = np.where(centres > centres.mean(axis=0), np.ceil(centres - 0.5), np.floor(centres + 0.5))
+    return inwards.astype(np.int32)
 
 
 def named_by_stretch(frames: Iterable[Sequence[Shape]]) -> Iterator[list[Shape]]:

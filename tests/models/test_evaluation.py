@@ -12,8 +12,8 @@ import torch
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
 from polypstream.core.config import Settings
-from polypstream.models.data import find_pairs
 from polypstream.core.statistics import calibration_error, reliability
+from polypstream.models.data import find_pairs
 from polypstream.models.evaluation import (
     Result,
     compare,
