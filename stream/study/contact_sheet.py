@@ -90,6 +90,7 @@ def _frames_until(source: Source, last: int) -> Iterator[Frame]:
 def _with_box(jpeg: bytes, frame: Frame, box: np.ndarray) -> bytes:
     """Draw a box, in pixels of the stored frame, on its picture as displayed."""
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert picture is not None  # it was encoded just now
     width, height = frame.picture.width, frame.picture.height
     corners = np.array([(box[0], box[1]), (box[0] + box[2], box[1] + box[3])])
     shown = frame.orientation.points(corners, width, height)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -216,7 +216,7 @@ def _add_dice(rows: _Rows, polyps: Sequence[TruePolyp], found: np.ndarray) -> No
 
 def _finished(name: str, seconds: np.ndarray, rows: _Rows, has_masks: bool) -> Observation:
     """Convert the lists to arrays."""
-    columns = {
+    columns: dict[str, Any] = {
         f"{kind}_{key}": np.array([getattr(row, key) for row in table], dtype).reshape(-1, *shape)
         for kind, of, table in (
             ("target", _Target, rows.targets),

@@ -191,9 +191,9 @@ def outcome_of(observation: Observation, choice: Choice) -> Outcome:
         polyps=[_polyp_outcome(observation, polyp, seen, tracks) for polyp, seen, tracks in counted],
         too_short=len(in_view) - len(counted),
         false_positives=_false_positives(observation, decision),
-        flicker=sum(changes(between_hits(tracks > 0)) for _, _, tracks in counted)
+        flicker=sum(changes(between_hits((tracks > 0).tolist())) for _, _, tracks in counted)
         + changes([False, *alarms.tolist(), False]),
-        id_switches=sum(changes(tracks[tracks > 0]) for _, _, tracks in counted),
+        id_switches=sum(changes(tracks[tracks > 0].tolist()) for _, _, tracks in counted),
         levels=np.stack([np.bincount(levels[true == truth], minlength=256) for truth in (False, True)]),
         dice=_mean(observation.dice),
         iou=_mean(observation.iou),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.notice import NOTICE
@@ -33,7 +36,7 @@ class Compared:
 
     Attributes:
         setting: the setting.
-        runs, observations, outcomes: of each recording, in the order of their names.
+        runs, observations, outcomes: of each recording, in the order of their names. The runs have no tracks.
         figures: of all recordings.
         froc, hold_off: the curves.
     """
@@ -60,7 +63,7 @@ class Compared:
     @property
     def calibration(self) -> list[dict[str, float]]:
         """For bins of the probability of marks: its mean, the share of them that overlap a polyp, and their number."""
-        levels = sum(outcome.levels for outcome in self.outcomes)
+        levels: np.ndarray = np.sum([outcome.levels for outcome in self.outcomes], axis=0)
         return [
             {"probability": each["probability"], "true": each["polyp"], "marks": each["pixels"]}
             for each in reliability(levels)
@@ -77,7 +80,7 @@ def compare(
             takes; or the ground truth of a single recording.
         folders: as for `find_settings`.
         overlap: intersection over union of a finding and a polyp above which the polyp is found, 0..1.
-        on_progress: called as on_progress(done, total) with frame counts of all runs.
+        on_progress: called as on_progress(done, None) with the number of frames of all runs so far.
 
     Returns:
         Each setting.
@@ -86,25 +89,23 @@ def compare(
         DataError: a run or its ground truth is missing, cannot be read, or does not fit.
     """
     settings = find_settings(folders)
-    loaded = [
-        [(load_run(setting.runs[name]), find_truth(truth, name)) for name in sorted(setting.runs)]
-        for setting in settings
-    ]
-    total, done = sum(len(run.frames["frame"]) for runs in loaded for run, _ in runs), 0
-    compared = []
-    for setting, runs in zip(settings, loaded, strict=True):
-        observations = []
-        for run, path in runs:
-            observations.append(
-                observe(run, read_truth(path, run), lambda frames, done=done: on_progress(done + frames, total))
-            )  # type: ignore[misc]
+    truths = {name: find_truth(truth, name) for name in sorted(settings[0].runs)}
+    compared, done = [], 0
+    for setting in settings:
+        runs, observations = [], []
+        for name, path in truths.items():
+            run = load_run(setting.runs[name])
+            observations.append(observe(run, read_truth(path, run), partial(_report, on_progress, done)))
             done += len(run.frames["frame"])
+            runs.append(replace(run, tracks=[]))  # their outlines are not needed any more
         outcomes = [outcome_of(observation, Choice(overlap=overlap)) for observation in observations]
         curves = froc(observations, overlap), hold_off_curve(observations, overlap)
-        compared.append(
-            Compared(setting, [run for run, _ in runs], observations, outcomes, compute_figures(outcomes), *curves)
-        )
+        compared.append(Compared(setting, runs, observations, outcomes, compute_figures(outcomes), *curves))
     return compared
+
+
+def _report(on_progress: OnProgress, before: int, frames: int) -> None:
+    on_progress(before + frames, None)
 
 
 def prepare_output(output: Path, overwrite: bool) -> None:
