@@ -54,8 +54,8 @@ def study(
     prepare_output(output, overwrite)
     with ProgressBar(str(truth), "frames") as progress:
         compared = compare(truth, runs, overlap, progress.show)
-    write_tables(output, compared, overlap)
-    report = write_study_report(output, compared)
+        write_tables(output, compared, overlap)
+        report = write_study_report(output, compared, progress.show)
     for each in compared:
         typer.echo(each.setting.name)
         for line in as_lines(each.figures, "  "):

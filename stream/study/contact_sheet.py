@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +40,16 @@ class Wanted:
     name: str
 
 
-def write_pictures(run: Run, wanted: Sequence[Wanted], folder: Path) -> set[str]:
+def write_pictures(
+    run: Run, wanted: Sequence[Wanted], folder: Path, on_frame: Callable[[], None] = lambda: None
+) -> set[str]:
     """Write pictures of frames of a run, from its recording, or else from its annotated video.
 
     Args:
         run: the run.
         wanted: the pictures.
         folder: folder to write to.
+        on_frame: called for each frame that is read.
 
     Returns:
         Names of the files that were written. Frames that cannot be read are left out.
@@ -65,6 +68,7 @@ def write_pictures(run: Run, wanted: Sequence[Wanted], folder: Path) -> set[str]
     with closing(source), writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for frame in _frames_until(source, max(by_frame)):
+            on_frame()
             for each in by_frame.get(frame.index, ()):
                 (folder / each.name).write_bytes(_with_box(jpeg(frame.picture, frame.orientation), frame, each.box))
                 written.add(each.name)

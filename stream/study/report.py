@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from polypstream.core.notice import NOTICE
 from polypstream.jobs.report import inlined, write_page
 from polypstream.study.charts import Chart
 from polypstream.study.contact_sheet import PICTURES, Wanted, write_pictures
-from polypstream.study.study import Compared
+from polypstream.study.study import Compared, OnProgress
 
 # The longest false positives, and the first missed polyps, of each setting get a card.
 MAX_CARDS = 300
@@ -37,12 +38,13 @@ COLUMNS = (
 )
 
 
-def write_study_report(output: Path, compared: Sequence[Compared]) -> Path:
+def write_study_report(output: Path, compared: Sequence[Compared], on_progress: OnProgress = lambda *_: None) -> Path:
     """Write report.html, and the pictures that do not fit into it.
 
     Args:
         output: folder of the study.
         compared: the settings.
+        on_progress: called as on_progress(done, None) with the number of frames that were read for the pictures.
 
     Returns:
         Path of the report.
@@ -55,7 +57,7 @@ def write_study_report(output: Path, compared: Sequence[Compared]) -> Path:
             path.unlink()
     false_positives = [card for number, each in enumerate(compared) for card in _false_positives(number, each)]
     missed = [card for number, each in enumerate(compared) for card in _missed(number, each)]
-    _add_pictures(output, compared, [*false_positives, *missed])
+    _add_pictures(output, compared, [*false_positives, *missed], on_progress)
     recordings = counted(len(compared[0].outcomes), "recording")
     return write_page(
         output,
@@ -178,15 +180,19 @@ def _missed(number: int, compared: Compared) -> list[dict[str, Any]]:
     return cards[:MAX_CARDS]
 
 
-def _add_pictures(output: Path, compared: Sequence[Compared], cards: Sequence[dict[str, Any]]) -> None:
+def _add_pictures(
+    output: Path, compared: Sequence[Compared], cards: Sequence[dict[str, Any]], on_progress: OnProgress
+) -> None:
     """Write the pictures of the cards, and give each card the URL of its picture; None: there is none."""
     wanted: dict[tuple[int, int], list[Wanted]] = {}
     for place, card in enumerate(cards):
         card["file"] = f"{PICTURES}/{place + 1:04}.jpg"
         wanted.setdefault(card["of"], []).append(Wanted(card["frame"], card["box"], Path(card["file"]).name))
     written: set[str] = set()
+    numbers = count(1)
     for (number, place), pictures in wanted.items():
-        written |= write_pictures(compared[number].runs[place], pictures, output / PICTURES)
+        run = compared[number].runs[place]
+        written |= write_pictures(run, pictures, output / PICTURES, lambda: on_progress(next(numbers), None))
     with_picture = [card for card in cards if Path(card["file"]).name in written]
     for card, url in zip(with_picture, inlined(output, [card["file"] for card in with_picture]), strict=True):
         card["picture"] = url

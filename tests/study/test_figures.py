@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from polypstream.errors import DataError
+from polypstream.jobs.score import score
 from polypstream.study.study import Compared, compare
 from tests.conftest import call
 from tests.jobs.test_score import write_video
@@ -166,3 +167,37 @@ def test_what_is_missing_is_said(folders: tuple[Path, Path], tmp_path: Path) -> 
 def test_the_ground_truth_of_a_single_recording_may_be_named(folders: tuple[Path, Path]) -> None:
     truth, runs = folders
     assert compare(truth / "first.mkv", [runs / "first"])[0].figures["polyp_sensitivity"] == 1
+
+
+def test_figures_of_frames_are_those_of_score(folders: tuple[Path, Path]) -> None:
+    truth, runs = folders
+    shown = squares({range(35, 55): (255, 20, 20), range(60, 75): (255, 20, 20), range(5, 8): (255, 60, 20)}, 100)
+    write_video(runs / "first" / "masks.mkv", shown)
+    scores = score(runs / "first", truth / "first.mkv")
+    figures = compare(truth, [runs / "first"])[0].figures
+    same = ("mean_dice", "mean_iou", "frame_sensitivity", "frame_specificity", "flicker_per_minute", "polyps")
+    assert {name: figures[name] for name in same} == pytest.approx({name: scores[name] for name in same})
+    assert figures["id_switches_per_minute"] == scores["id_switches_per_minute"]
+    assert figures["seconds_to_first_detection"]["median"] == pytest.approx(scores["seconds_to_first_detection"])
+    assert figures["false_positives"]["per_minute"] == pytest.approx(scores["false_alarms_per_minute"])
+
+
+def test_recordings_without_polyps_have_figures(folders: tuple[Path, Path]) -> None:
+    truth, runs = folders
+    write_video(truth / "first.mkv", squares({}, 100))
+    figures = compare(truth, [runs / "first"])[0].figures
+    assert (figures["polyps"], figures["polyp_sensitivity"], figures["frame_sensitivity"]) == (0, None, None)
+    assert figures["frame_specificity"] == pytest.approx((100 - 35 - 3) / 100)
+    assert figures["seconds_to_first_detection"] == {"median": None, "lower_quartile": None, "upper_quartile": None}
+
+
+def test_what_is_wrong_is_said_in_one_line(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    truth, runs = folders
+    (truth / "first.mkv").unlink()
+    (truth / "first.json").write_text("{")
+    done = call("study", truth, runs, "--output", tmp_path / "study", check=False)
+    assert done.returncode == 1
+    assert "first.json: cannot be read as COCO annotations" in done.stderr
+    (runs / "first" / "frames.csv").unlink()
+    done = call("study", truth, runs, "--output", tmp_path / "study", check=False)
+    assert "frames.csv: cannot be read as a table of frames" in done.stderr

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from polypstream.jobs.results import load_run
 from polypstream.study.charts import Chart, round_up, tick_step
-from tests.conftest import Clip, call, make_clip
+from polypstream.study.contact_sheet import Wanted, write_pictures
+from tests.conftest import Clip, call, make_clip, picture
 from tests.jobs.test_score import write_video
 
 
@@ -114,15 +116,31 @@ def test_without_recording_and_video_the_report_has_no_pictures(study: Path, tmp
 def test_the_box_is_around_the_finding(study: Path) -> None:
     """The picture of a false positive is of the recording without markers: a red disc on grey, and the white box."""
     encoded = (study / "report.html").read_text().partition("data:image/jpeg;base64,")[2].partition('"')[0]
-    bgr = cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR).astype(int)
+    bgr = cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)
+    assert_box_is_around_disc(bgr, (360, 480, 3))  # enlarged by half
+
+
+def assert_box_is_around_disc(picture: np.ndarray, shape: tuple[int, ...]) -> None:
+    bgr = picture.astype(int)
     red, white = bgr[..., 2] - bgr[..., 1] > 100, bgr.min(axis=2) > 180
-    assert bgr.shape == (360, 480, 3)  # enlarged by half
+    assert bgr.shape == shape
     inner, outer = (
         np.array([rows.min(), rows.max(), columns.min(), columns.max()])
         for rows, columns in (np.nonzero(red), np.nonzero(white))
     )
     assert np.abs(inner - outer).max() <= 8
-    assert red.sum() == pytest.approx(np.pi * 54**2, rel=0.1)
+    assert red.sum() == pytest.approx(np.pi * (0.15 * min(shape[:2])) ** 2, rel=0.1)
+
+
+def test_boxes_follow_the_rotation_of_a_recording(make: Callable[..., Path], red_model: Path, tmp_path: Path) -> None:
+    """The box of the disc is around it in the picture as displayed."""
+    path = make(frames=10, rotation=90, draw=lambda clip, _: picture(Clip(frames=1000), 0))
+    model = ("--set", f"inference.model={red_model}", "--set", "inference.provider=cpu")
+    call("process", path, "--output", tmp_path / "runs", *model)
+    run = load_run(tmp_path / "runs" / "clip")
+    box = cv2.boundingRect(np.concatenate(run.tracks[0].outlines[0].polygons))
+    assert write_pictures(run, [Wanted(3, np.array(box), "a.jpg")], tmp_path / "pictures") == {"a.jpg"}
+    assert_box_is_around_disc(cv2.imread(str(tmp_path / "pictures" / "a.jpg")), (320, 240, 3))
 
 
 def test_axes_have_few_round_ticks() -> None:
