@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +16,7 @@ import numpy as np
 from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.notice import NOTICE
 from polypstream.core.statistics import reliability
-from polypstream.errors import OutputError
+from polypstream.errors import DataError, OutputError
 from polypstream.jobs.results import Run, load_run
 from polypstream.study.curves import FrocPoint, HoldOffPoint, froc, hold_off_curve
 from polypstream.study.figures import compute_figures, flattened
@@ -92,16 +92,49 @@ def compare(
     truths = {name: find_truth(truth, name) for name in sorted(settings[0].runs)}
     compared, done = [], 0
     for setting in settings:
-        runs, observations = [], []
-        for name, path in truths.items():
-            run = load_run(setting.runs[name])
-            observations.append(observe(run, read_truth(path, run), partial(_report, on_progress, done)))
-            done += len(run.frames["frame"])
-            runs.append(replace(run, tracks=[]))  # their outlines are not needed any more
+        runs, observations = _observe_setting(setting, truths, partial(_report, on_progress, done))
+        done += sum(len(observation.seconds) for observation in observations)
         outcomes = [outcome_of(observation, Choice(overlap=overlap)) for observation in observations]
         curves = froc(observations, overlap), hold_off_curve(observations, overlap)
         compared.append(Compared(setting, runs, observations, outcomes, compute_figures(outcomes), *curves))
     return compared
+
+
+def observe_runs(truth: Path, folders: Sequence[Path], on_progress: OnProgress = lambda *_: None) -> list[Observation]:
+    """Compare runs of one setting with the ground truth.
+
+    Args:
+        truth, on_progress: as for `compare`.
+        folders: as for `find_settings`.
+
+    Returns:
+        Each recording.
+
+    Raises:
+        DataError: as for `compare`; also if there are several settings.
+    """
+    setting, *others = find_settings(folders)
+    if others:
+        raise DataError(f"{setting.name} and {others[0].name}: are two folders of results; name one of them")
+    truths = {name: find_truth(truth, name) for name in sorted(setting.runs)}
+    return _observe_setting(setting, truths, partial(_report, on_progress, 0))[1]
+
+
+def _observe_setting(
+    setting: Setting, truths: Mapping[str, Path], on_frame: Callable[[int], None]
+) -> tuple[list[Run], list[Observation]]:
+    """The runs without their tracks, which are not needed any more, and what they show."""
+    runs, observations, before = list[Run](), list[Observation](), 0
+    for name, path in truths.items():
+        run = load_run(setting.runs[name])
+        observations.append(observe(run, read_truth(path, run), partial(_add, on_frame, before)))
+        before += len(observations[-1].seconds)
+        runs.append(replace(run, tracks=[]))
+    return runs, observations
+
+
+def _add(on_frame: Callable[[int], None], before: int, frames: int) -> None:
+    on_frame(before + frames)
 
 
 def _report(on_progress: OnProgress, before: int, frames: int) -> None:
