@@ -185,11 +185,12 @@ def _tune_on_recordings(runs: list[Path], truth: Path, most: float, output: Path
     with importing():
         from polypstream.cli.progress import ProgressBar
         from polypstream.study.study import observe_runs
+        from polypstream.study.tuning import known_peak, write_settings
         from polypstream.study.tuning import tune as choose
-        from polypstream.study.tuning import write_settings
     with ProgressBar(str(truth), "frames") as progress:
-        observations = observe_runs(truth, runs, progress.show)
-    tuned = choose(observations, most)
+        found, observations = observe_runs(truth, runs, progress.show)
+    lowest = max(known_peak(run) for run in found)
+    tuned = choose(observations, most, lowest, all(run.settings.findings.steady for run in found))
     write_settings(output, tuned, most)
     typer.echo(f"peak                        {tuned.choice.peak:g}")
     typer.echo(f"smallest                    {tuned.choice.smallest:g}")

@@ -27,8 +27,8 @@ SAME = 1e-12
 class Resamples:
     """How often each recording and each polyp is drawn in each resample.
 
-    Recordings are drawn first. From each drawn recording, as many polyps are drawn as it has. So the intervals take into
-    account that polyps and frames of one recording are alike.
+    Recordings are drawn first. From each drawn recording, as many polyps are drawn as it has. So the intervals take
+    into account that polyps and frames of one recording are alike.
 
     Attributes:
         recordings: int [samples, recordings].

@@ -20,12 +20,15 @@ class Choice(NamedTuple):
         smallest: share of the field of view that a mark must cover, 0..1.
         overlap: intersection over union of a mark and a polyp above which the polyp is found, 0..1. 0: they share a
             pixel or more.
+        memory: seconds for which the marks of a track count after one of them reached the peak. A steady run shows
+            findings for so long.
     """
 
     peak: float = 0.0
     hold_off: float = 0.0
     smallest: float = 0.0
     overlap: float = 0.0
+    memory: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def decide(observation: Observation, choice: Choice) -> Decision:
         observation: the recording.
         choice: which marks count.
     """
-    shown = observation.mark_probability >= choice.peak
+    shown = _sure(observation, choice)
     shown &= observation.mark_share >= choice.smallest
     if choice.hold_off > 0:
         shown[shown] = _ages(observation, shown) >= choice.hold_off - ROUNDING_S
@@ -141,6 +144,18 @@ def decide(observation: Observation, choice: Choice) -> Decision:
     order = np.argsort(observation.pair_overlap[hit], kind="stable")  # so that the largest overlap is written last
     tracks[observation.pair_target[hit][order]] = observation.mark_track[observation.pair_mark[hit][order]]
     return Decision(shown, false, tracks)
+
+
+def _sure(observation: Observation, choice: Choice) -> np.ndarray:
+    """Which marks reach the peak, or follow one of the same track that did, bool [marks]."""
+    sure = observation.mark_probability >= choice.peak
+    if choice.memory > 0:
+        seconds, before = observation.seconds[observation.mark_frame], sure.copy()
+        for track in np.unique(observation.mark_track):
+            rows = np.flatnonzero(observation.mark_track == track)
+            last = np.maximum.accumulate(np.where(before[rows], seconds[rows], -np.inf))
+            sure[rows] = seconds[rows] - last <= choice.memory + ROUNDING_S
+    return sure
 
 
 def _ages(observation: Observation, chosen: np.ndarray) -> np.ndarray:

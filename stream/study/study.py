@@ -100,7 +100,9 @@ def compare(
     return compared
 
 
-def observe_runs(truth: Path, folders: Sequence[Path], on_progress: OnProgress = lambda *_: None) -> list[Observation]:
+def observe_runs(
+    truth: Path, folders: Sequence[Path], on_progress: OnProgress = lambda *_: None
+) -> tuple[list[Run], list[Observation]]:
     """Compare runs of one setting with the ground truth.
 
     Args:
@@ -108,7 +110,7 @@ def observe_runs(truth: Path, folders: Sequence[Path], on_progress: OnProgress =
         folders: as for `find_settings`.
 
     Returns:
-        Each recording.
+        The runs, without their tracks, and what they show.
 
     Raises:
         DataError: as for `compare`; also if there are several settings.
@@ -117,7 +119,7 @@ def observe_runs(truth: Path, folders: Sequence[Path], on_progress: OnProgress =
     if others:
         raise DataError(f"{setting.name} and {others[0].name}: are two folders of results; name one of them")
     truths = {name: find_truth(truth, name) for name in sorted(setting.runs)}
-    return _observe_setting(setting, truths, partial(_report, on_progress, 0))[1]
+    return _observe_setting(setting, truths, partial(_report, on_progress, 0))
 
 
 def _observe_setting(

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from polypstream.core.files import write_atomically
 from polypstream.errors import DataError
+from polypstream.jobs.results import Run
+from polypstream.stages.tracking import CONFIDENCE_TIMEOUT_S
 from polypstream.study.observation import Observation
 from polypstream.study.outcomes import Choice, Outcome, outcome_of
 
-PEAKS = (*(step / 20 for step in range(18)), *(step / 100 for step in range(90, 100)), 0.995, 1.0)
+PEAKS = (*(step / 20 for step in range(1, 18)), *(step / 100 for step in range(90, 100)), 0.995)
 SMALLEST = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
@@ -31,7 +33,17 @@ class Tuned(NamedTuple):
     false_positives_per_minute: float
 
 
-def tune(observations: Sequence[Observation], most: float) -> Tuned:
+def known_peak(run: Run) -> float:
+    """Peak of a run. What a lower peak would show is not known.
+
+    Args:
+        run: the run.
+    """
+    peak = run.settings.findings.peak
+    return float(run.about.get("model", {}).get("peak", 0)) if peak == "model" else float(peak)
+
+
+def tune(observations: Sequence[Observation], most: float, lowest: float = 0.0, steady: bool = False) -> Tuned:
     """Choose the peak and the smallest size of findings.
 
     Of all that keep to the wish, those are chosen that find most polyps; then those that find them in most frames; then
@@ -40,13 +52,15 @@ def tune(observations: Sequence[Observation], most: float) -> Tuned:
     Args:
         observations: recordings, from runs with a low peak and without a smallest size.
         most: false-positive events per minute that are allowed.
+        lowest: lowest peak to try, 0..1.
+        steady: the runs are steady, so that a finding is shown for a while after it reached the peak.
 
     Raises:
         DataError: there is no polyp, or no choice keeps to the wish.
     """
     if not any(observation.polyps for observation in observations):
         raise DataError("the ground truth has no polyp; settings are chosen so that polyps are found")
-    tried = list(_tried(observations))
+    tried = list(_tried(observations, lowest, CONFIDENCE_TIMEOUT_S if steady else 0.0))
     allowed = [each for each in tried if each.false_positives_per_minute <= most]
     if not any(each.polyps_found for each in allowed):
         rates = [each.false_positives_per_minute for each in tried if each.polyps_found]
@@ -56,18 +70,20 @@ def tune(observations: Sequence[Observation], most: float) -> Tuned:
 
 
 def _merit(tuned: Tuned) -> tuple[float, ...]:
-    """What is better comes later. Of settings that are alike, the highest peak and the smallest size are chosen."""
+    """What is better comes later. Of settings that are alike, those nearest to the runs are chosen."""
     choice = tuned.choice
     return (
         *(tuned.polyps_found, tuned.frame_sensitivity, -tuned.false_positives_per_minute),
-        *(choice.peak, -choice.smallest),
+        *(-choice.peak, -choice.smallest),
     )
 
 
-def _tried(observations: Sequence[Observation]) -> Iterator[Tuned]:
-    for peak in PEAKS:
+def _tried(observations: Sequence[Observation], lowest: float, memory: float) -> Iterator[Tuned]:
+    for peak in sorted({lowest, *PEAKS} - {0.0}):
+        if peak < lowest:
+            continue
         for smallest in SMALLEST:
-            choice = Choice(peak, smallest=smallest)
+            choice = Choice(peak, smallest=smallest, memory=memory)
             yield _tuned(choice, [outcome_of(observation, choice) for observation in observations])
 
 

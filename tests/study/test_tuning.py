@@ -50,10 +50,19 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_the_wish_decides(
     most: float, peak: float, events: int, sensitivity: float, folders: tuple[Path, Path]
 ) -> None:
-    tuned = tune(observe_runs(folders[0], [folders[1]]), most)
+    tuned = tune(observe_runs(folders[0], [folders[1]])[1], most, lowest=0.5)
     assert (tuned.choice.peak, tuned.choice.smallest) == (pytest.approx(peak), 0.002)
     assert tuned.false_positives_per_minute == pytest.approx(events * 7.5)
     assert (tuned.polyps_found, tuned.frame_sensitivity) == (1, sensitivity)
+
+
+def test_a_steady_run_shows_findings_after_they_were_sure(folders: tuple[Path, Path]) -> None:
+    """The second half of a polyp is 0.04 to 1 s after its first half, which was the last to reach the peak 0.6."""
+    observations = observe_runs(folders[0], [folders[1]])[1]
+    tuned = tune(observations, 10, steady=True)
+    assert (tuned.choice.peak, tuned.frame_sensitivity) == (pytest.approx(0.6), 1)
+    assert tuned.false_positives_per_minute == 0
+    assert tune(observations, 10, lowest=0.7, steady=True).polyps_found == 0.5
 
 
 def test_the_command_writes_a_settings_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -69,10 +78,10 @@ def test_wishes_that_cannot_be_met_are_said(folders: tuple[Path, Path], tmp_path
     truth, runs = folders
     write_video(truth / "colon.mkv", squares({range(50): (1, 60, 3)}, 200))  # a polyp that nothing marks
     with pytest.raises(DataError, match="at most 1 false positives per minute; no polyp is found"):
-        tune(observe_runs(truth, [runs]), 1)
+        tune(observe_runs(truth, [runs])[1], 1)
     write_video(truth / "colon.mkv", squares({}, 200))
     with pytest.raises(DataError, match="has no polyp"):
-        tune(observe_runs(truth, [runs]), 1)
+        tune(observe_runs(truth, [runs])[1], 1)
     make_run(tmp_path / "other" / "colon", 200, [])
     with pytest.raises(DataError, match="runs and other: are two folders of results"):
         observe_runs(truth, [runs, tmp_path / "other"])
