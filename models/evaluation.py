@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from polypstream.core.geometry import FieldOfView
+from polypstream.core.statistics import SIZES, calibration_error, interval_of_mean, reliability
 from polypstream.errors import OutputError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import findings_mask, prepare_image, resize_for_model
@@ -20,11 +21,6 @@ from polypstream.stages.findings import Rules
 
 if TYPE_CHECKING:
     from polypstream.models.sa_unet import SAUNet
-
-BOOTSTRAP_SAMPLES = 2000
-# Polyps are small if they cover less than the first fraction of the field of view, and large from the second one on.
-SIZES = (0.05, 0.2)
-RELIABILITY_BINS = 15
 
 OnProgress = Callable[[int, int], None]
 
@@ -257,9 +253,9 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "images": len(counts),
         "mean_dice": float(dice.mean()),
-        "mean_dice_95": _interval(dice),
+        "mean_dice_95": interval_of_mean(dice),
         "mean_iou": float(iou.mean()),
-        "mean_iou_95": _interval(iou),
+        "mean_iou_95": interval_of_mean(iou),
         "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
         "pixel_precision": tp / max(1, tp + fp),
         "pixel_recall": tp / max(1, tp + fn),
@@ -293,7 +289,7 @@ def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:
     return {
         "images": len(findings),
         "with_finding": float(with_finding.mean()),
-        "with_finding_95": _interval(with_finding),
+        "with_finding_95": interval_of_mean(with_finding),
         "findings_per_image": float(np.mean(findings)),
     }
 
@@ -302,50 +298,6 @@ def pooled_histogram(results: Sequence[Result]) -> np.ndarray:
     """Add up the histograms of all results: int [2, 256], see Result."""
     total: np.ndarray = np.sum([result.histogram for result in results], axis=0)
     return total
-
-
-def reliability(histogram: np.ndarray) -> list[dict[str, float]]:
-    """Compute a reliability diagram: bins of equal width of the probability, without the empty ones.
-
-    Args:
-        histogram: int [2, 256], see Result.
-
-    Returns:
-        For each bin the mean `probability`, the fraction of its pixels that are `polyp`, and the number of `pixels`.
-    """
-    grey = np.arange(256)
-    number = np.minimum(grey * RELIABILITY_BINS // 255, RELIABILITY_BINS - 1)
-    bins = []
-    for index in range(RELIABILITY_BINS):
-        pixels = histogram[:, number == index].sum(axis=0)
-        if pixels.sum():
-            bins.append(
-                {
-                    "probability": float((pixels * grey[number == index]).sum() / pixels.sum() / 255),
-                    "polyp": float(histogram[1, number == index].sum() / pixels.sum()),
-                    "pixels": int(pixels.sum()),
-                }
-            )
-    return bins
-
-
-def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Compute the expected calibration error.
-
-    It is the mean difference between the probability and the fraction of polyp pixels, weighted by pixels.
-
-    Args:
-        bins: of `reliability`.
-    """
-    pixels = sum(each["pixels"] for each in bins)
-    return sum(each["pixels"] * abs(each["probability"] - each["polyp"]) for each in bins) / pixels
-
-
-def _interval(values: np.ndarray) -> list[float]:
-    """Return the 95 % bootstrap interval of the mean."""
-    random = np.random.default_rng(0)
-    means = values[random.integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))].mean(axis=1)
-    return [float(edge) for edge in np.percentile(means, [2.5, 97.5])]
 
 
 def write_output(path: Path, content: bytes) -> None:

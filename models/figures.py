@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from polypstream.core.statistics import reliability
 from polypstream.jobs.image import resize_for_model
 from polypstream.models.data import Pair, read_pair
-from polypstream.models.evaluation import Model, predict, reliability, write_output
+from polypstream.models.evaluation import Model, predict, write_output
 from polypstream.stages.findings import Rules
 
 SAMPLE_SIDE = 224

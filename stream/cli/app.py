@@ -26,6 +26,7 @@ MODULES = {
     "archive": "archive",
     "masks": "annotations",
     "score": "recordings",
+    "study": "study",
     "dicom": "annotations",
     "demo-video": "recordings",
     "devices": "live",

@@ -10,6 +10,7 @@ import typer
 from polypstream.cli.figures import as_lines
 from polypstream.cli.options import Commands, JsonFile, importing, write_json
 from polypstream.core.extras import extra
+from polypstream.core.formatting import quoted
 from polypstream.errors import SettingsError
 
 MAX_SAMPLES = 12
@@ -113,9 +114,17 @@ def train(
 @app.command()
 def tune(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training; the file is changed")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT|RUN",
+            help="checkpoint.pt of a training; the file is changed. With --false-alarms-per-minute: a folder with "
+            "results of `process`",
+        ),
     ],
-    data: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="The folders that it was trained on")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER", help="The folders that it was trained on; or more folders with results"),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(
@@ -131,12 +140,37 @@ def tune(
             help="2: process each image also rotated by 180 degrees; fewer false alarms, half the speed",
         ),
     ] = None,
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarms-per-minute",
+            min=0,
+            metavar="N",
+            help="Choose settings for recordings: the most polyps with at most N false positives per minute",
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Ground truth of the recordings, as for `study`")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for the settings of the recordings")
+    ] = None,
 ) -> None:
     """Calibrate the probabilities of a trained model.
 
     Also chooses the peak, the probability that a finding must reach. Both use
-    the validation split of the training.
+    the validation split of the training. With --false-alarms-per-minute it
+    chooses settings for recordings instead, and needs --truth and --output.
     """
+    if false_alarms is not None:
+        if truth is None or output is None:
+            raise typer.BadParameter("--false-alarms-per-minute needs --truth and --output")
+        _tune_on_recordings([checkpoint, *(data or [])], truth, false_alarms, output)
+        return
+    if truth is not None or output is not None:
+        raise typer.BadParameter("--truth and --output need --false-alarms-per-minute")
+    if not data:
+        raise typer.BadParameter("name the folders that the checkpoint was trained on")
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
         from polypstream.core.config import load_settings
@@ -145,6 +179,25 @@ def tune(
     with ProgressBar(str(checkpoint), "images") as progress:
         point = choose_operating_point(checkpoint, data, settings, typer.echo, progress.show)
     typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} at one pixel or more")
+
+
+def _tune_on_recordings(runs: list[Path], truth: Path, most: float, output: Path) -> None:
+    with importing():
+        from polypstream.cli.progress import ProgressBar
+        from polypstream.study.study import observe_runs
+        from polypstream.study.tuning import known_peak, write_settings
+        from polypstream.study.tuning import tune as choose
+    with ProgressBar(str(truth), "frames") as progress:
+        found, observations = observe_runs(truth, runs, progress.show)
+    lowest = max(known_peak(run) for run in found)
+    tuned = choose(observations, most, lowest, all(run.settings.findings.steady for run in found))
+    write_settings(output, tuned, most)
+    typer.echo(f"peak                        {tuned.choice.peak:g}")
+    typer.echo(f"smallest                    {tuned.choice.smallest:g}")
+    typer.echo(f"polyps found                {tuned.polyps_found:.4f}")
+    typer.echo(f"frame sensitivity           {tuned.frame_sensitivity:.4f}")
+    typer.echo(f"false positives per minute  {tuned.false_positives_per_minute:.4f}")
+    typer.echo(f"use them with `polypstream process --config {quoted(output)}`")
 
 
 @app.command()

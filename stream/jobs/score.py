@@ -92,12 +92,12 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
         raise DataError(f"{masks}: is not there; run `polypstream process` with --masks")
     results = load_run(run) if (run / "findings.json").is_file() else None
     tracks = results.outlines() if results else {}
-    truths = _truths_of(truth)
+    truths = polyp_numbers(truth)
     if results and results.times and not truth.is_dir():
         times = results.frames["pts_s"]
-        truths = _between(truths, times[0], times[-1])
+        truths = within(truths, times[0], times[-1])
     tally = _Tally()
-    for index, (found, true) in enumerate(zip_longest(_planes_of(masks), truths)):
+    for index, (found, true) in enumerate(zip_longest(stored_planes(masks), truths)):
         if found is None or true is None:
             raise DataError(f"{truth}: holds {'fewer' if true is None else 'more'} frames than {masks}")
         if found[1].shape != true[1].shape:
@@ -108,7 +108,7 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
     return _figures(tally, bool(tracks))
 
 
-def _planes_of(video: Path, codecs: Collection[str] = ()) -> Iterator[tuple[float, np.ndarray]]:
+def stored_planes(video: Path, codecs: Collection[str] = ()) -> Iterator[tuple[float, np.ndarray]]:
     """Decode the stored values of each frame.
 
     Args:
@@ -153,14 +153,20 @@ def _numbers_of(picture: VideoFrame, video: Path) -> np.ndarray:
     return planes_of(picture)[0]
 
 
-def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Read the ground truth.
+def polyp_numbers(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Read a ground truth of masks.
+
+    Args:
+        truth: a video of polyp numbers or a folder of masks, as for `score`.
 
     Yields:
-        Time in seconds (0 for a mask in a folder), and polyp numbers, uint8 [height, width].
+        Time in seconds (0 for a mask in a folder), and polyp numbers, uint8 or uint16 [height, width].
+
+    Raises:
+        DataError: the video is not lossless or has colours, or a mask cannot be read.
     """
     if not truth.is_dir():
-        yield from _planes_of(truth, LOSSLESS)
+        yield from stored_planes(truth, LOSSLESS)
         return
     polyp, before = 0, False
     for path in sorted(path for path in truth.iterdir() if path.is_file()):
@@ -171,10 +177,13 @@ def _truths_of(truth: Path) -> Iterator[tuple[float, np.ndarray]]:
         yield 0.0, cv2.min(mask, min(polyp, 255))
 
 
-def _between(
-    truths: Iterable[tuple[float, np.ndarray]], first: float, last: float
-) -> Iterator[tuple[float, np.ndarray]]:
-    """The frames of a ground truth from one time to another, in seconds. Matroska rounds times to milliseconds."""
+def within(truths: Iterable[tuple[float, np.ndarray]], first: float, last: float) -> Iterator[tuple[float, np.ndarray]]:
+    """Leave out the frames of a ground truth that are outside a range. Matroska rounds times to milliseconds.
+
+    Args:
+        truths: times in seconds, and polyp numbers.
+        first, last: times of the first and the last frame of the range, in seconds.
+    """
     for seconds, values in truths:
         if seconds > last + ROUNDING_S:
             return
@@ -234,11 +243,11 @@ def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
     # Not the median: Matroska rounds times to milliseconds, so 30 frames at 30 per second would last 0.99 s.
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     minutes = max((times[-1] - times[0] + step) / 60, 1e-9)
-    polyps = [each for each in tally.polyps.values() if _lasts_longer(len(each.seconds), step, IN_VIEW_S)]
-    found = [each for each in polyps if _lasts_longer(sum(each.hit), step, FOUND_S)]
+    polyps = [each for each in tally.polyps.values() if lasts_longer(len(each.seconds), step, IN_VIEW_S)]
+    found = [each for each in polyps if lasts_longer(sum(each.hit), step, FOUND_S)]
     first = [each.seconds[each.hit.index(True)] - each.seconds[0] for each in found]
-    flicker = sum(_changes(_between_hits(each.hit)) for each in polyps) + _changes([False, *alarms, False])
-    switches = sum(_changes([track for track in each.tracks if track]) for each in polyps)
+    flicker = sum(changes(between_hits(each.hit)) for each in polyps) + changes([False, *alarms, False])
+    switches = sum(changes([track for track in each.tracks if track]) for each in polyps)
     return {
         "frames": len(tally.dice),
         "mean_dice": float(np.mean(tally.dice)),
@@ -254,7 +263,7 @@ def _figures(tally: _Tally, tracked: bool) -> dict[str, Any]:
     }
 
 
-def _lasts_longer(frames: int, step: float, seconds: float) -> bool:
+def lasts_longer(frames: int, step: float, seconds: float) -> bool:
     """Whether frames last longer than some seconds. Half a frame is added, because `step` is a measured value.
 
     Args:
@@ -269,12 +278,21 @@ def _mean(values: Sequence[bool]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _changes(values: Sequence[int]) -> int:
+def changes(values: Sequence[int]) -> int:
+    """Count how often a value differs from the one before.
+
+    Args:
+        values: the values.
+    """
     return sum(before != after for before, after in pairwise(values))
 
 
-def _between_hits(hits: Sequence[bool]) -> Sequence[bool]:
-    """The part from the first hit to the last."""
+def between_hits(hits: Sequence[bool]) -> Sequence[bool]:
+    """The part from the first hit to the last.
+
+    Args:
+        hits: whether a polyp is found in each frame.
+    """
     places = np.flatnonzero(hits)
     return hits[places[0] : places[-1] + 1] if len(places) else []
 

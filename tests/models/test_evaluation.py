@@ -12,15 +12,14 @@ import torch
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
 from polypstream.core.config import Settings
+from polypstream.core.statistics import calibration_error, reliability
 from polypstream.models.data import find_pairs
 from polypstream.models.evaluation import (
     Result,
-    calibration_error,
     compare,
     count_findings,
     evaluate,
     load_model,
-    reliability,
     summarise,
     summarise_healthy,
 )

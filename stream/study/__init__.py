@@ -1,0 +1,1 @@
+"""`polypstream study`: compares many runs with the ground truth, with the figures that papers report."""
