@@ -35,6 +35,7 @@ MODULES = {
     "tune": "models",
     "evaluate": "models",
     "export": "export",
+    "wrap": "export",
     "inspect": "export",
 }
 
