@@ -74,7 +74,7 @@ class ByHand:
             maps = maps / maps.sum(axis=0)
         probability = maps[network.channel]
         if network.activation == "sigmoid":
-            probability = 1 / (1 + np.exp(-probability.astype(np.float64)))
+            probability = np.exp(-np.logaddexp(0, -probability))
         if probability.min() < -TOLERANCE or probability.max() > 1 + TOLERANCE:
             raise ModelError(
                 f"{network.file}: its output {network.map} has values from {self.lowest:.3g} to {self.highest:.3g}, "

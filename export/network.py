@@ -275,7 +275,7 @@ def _as_map(
     }
     for each in sorted(by_layout, key=lambda each: each != layout):
         _, rows, columns = by_layout[each]
-        if rows * width == columns * height and rows > 1:
+        if rows * width == columns * height and 1 < rows <= height:
             return each, by_layout[each]
     return None
 

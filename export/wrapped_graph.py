@@ -18,8 +18,8 @@ from polypstream.inference.model_card import INPUT, OUTPUT
 PREFIX = "network/"
 # Names inside and outside of a loop must differ.
 ONE = "one/"
-# The operators that are added have their present form since this opset, Resize with a filter since the other one.
-MIN_OPSET, RESIZE_OPSET = 13, 18
+# The operators that are added have their present form since this opset.
+MIN_OPSET = 13
 MIN_IR_VERSION = 8
 BATCH = "N"
 
@@ -73,8 +73,7 @@ def wrapped(network: Network, colours: Colours) -> onnx.ModelProto:
     Raises:
         ModelError: the network's opset is too old.
     """
-    resizes = (network.height, network.width) != (network.side, network.side)
-    model = _at_opset(network, RESIZE_OPSET if resizes or network.map_shape[1] > network.side else MIN_OPSET)
+    model = _at_opset(network)
     model = compose.add_prefix(remove_source_locations(model), PREFIX, rename_functions=False)
     before, after = _before(network, colours), _after(network)
     before.end(PREFIX + network.input)
@@ -126,18 +125,17 @@ def one_by_one(model: onnx.ModelProto) -> onnx.ModelProto:
     return inner
 
 
-def _at_opset(network: Network, lowest: int) -> onnx.ModelProto:
+def _at_opset(network: Network) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
     opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
-    if opset >= lowest:
+    if opset >= MIN_OPSET:
         return model
     try:
-        return version_converter.convert_version(model, lowest)
+        return version_converter.convert_version(model, MIN_OPSET)
     except Exception as error:  # the converter raises whatever its C++ code does
         raise ModelError(
-            f"{network.file}: has opset {opset}, which cannot be converted to {lowest}; export it with opset {lowest} "
-            "or later"
+            f"{network.file}: has opset {opset}, which cannot be converted; export it with opset {MIN_OPSET} or later"
         ) from error
 
 
@@ -149,8 +147,7 @@ def _before(network: Network, colours: Colours) -> _Chain:
         chain.add("MatMul", np.float32(GREY)[:, None])
     if colours.bgr:
         chain.add("Gather", np.array([2, 1, 0]), axis=3)
-    chain.add("Transpose", perm=[0, 3, 1, 2])
-    _add_resize(chain, (network.side, network.side), (network.height, network.width))
+    _add_shrinking(chain, network)
     if (colours.scale != 1).any():
         chain.add("Mul", colours.scale[:, None, None])
     if colours.offset.any():
@@ -177,7 +174,7 @@ def _after(network: Network) -> _Chain:
     channel = np.array([network.channel], np.int64)
     if channels > 1 and network.activation != "softmax":
         chain.add("Gather", channel, axis=1)
-    _add_resize(chain, (height, width), (network.side, network.side))
+    _add_enlarging(chain, (height, width), network.side)
     if network.activation == "sigmoid":
         chain.add("Sigmoid")
     elif network.activation == "softmax":
@@ -191,10 +188,32 @@ def _after(network: Network) -> _Chain:
     return chain
 
 
-def _add_resize(chain: _Chain, old: tuple[int, int], new: tuple[int, int]) -> None:
-    """Resize [N, C, height, width] bilinearly. Where it shrinks, the filter is as wide as a new pixel."""
-    if old == new:
+def _add_shrinking(chain: _Chain, network: Network) -> None:
+    """From [N, side, side, C] to [N, C, height, width], of which one is the side.
+
+    A product of matrices, because not every provider has a correct Resize with a filter.
+    """
+    if network.height < network.side:
+        chain.add("Transpose", perm=[0, 3, 2, 1])
+        chain.add("MatMul", _filter(network.side, network.height))
+        chain.add("Transpose", perm=[0, 1, 3, 2])
         return
-    scales = np.array([1, 1, *(scale(before, after) for before, after in zip(old, new, strict=True))], np.float32)
-    shrinks = {"antialias": 1} if (scales < 1).any() else {}
-    chain.add("Resize", None, scales, mode="linear", coordinate_transformation_mode="half_pixel", **shrinks)
+    chain.add("Transpose", perm=[0, 3, 1, 2])
+    if network.width < network.side:
+        chain.add("MatMul", _filter(network.side, network.width))
+
+
+def _filter(old: int, new: int) -> np.ndarray:
+    """Weights of old pixels (rows) in new ones (columns): a triangle that is two new pixels wide."""
+    centres = (np.arange(new) + 0.5) * old / new
+    distance = np.abs(np.arange(old)[:, None] + 0.5 - centres) * new / old
+    weights = np.maximum(0, 1 - distance)
+    return (weights / weights.sum(axis=0)).astype(np.float32)
+
+
+def _add_enlarging(chain: _Chain, old: tuple[int, int], side: int) -> None:
+    """From [N, C, height, width] to [N, C, side, side], bilinearly."""
+    if old == (side, side):
+        return
+    scales = np.array([1, 1, *(scale(length, side) for length in old)], np.float32)
+    chain.add("Resize", None, scales, mode="linear", coordinate_transformation_mode="half_pixel")
