@@ -50,7 +50,7 @@ class ByHand:
     def _channels(self, picture: np.ndarray) -> np.ndarray:
         values = picture.astype(np.float32)
         if self._colours.grey:
-            values = values @ np.float32(GREY)[:, None]
+            values = values @ np.array(GREY, np.float32)[:, None]
         if self._colours.bgr:
             values = values[..., ::-1]
         return values.transpose(2, 0, 1)

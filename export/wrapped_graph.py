@@ -144,7 +144,7 @@ def _before(network: Network, colours: Colours) -> _Chain:
     chain = _Chain(INPUT, "before/")
     chain.add("Cast", to=TensorProto.FLOAT)
     if colours.grey:
-        chain.add("MatMul", np.float32(GREY)[:, None])
+        chain.add("MatMul", np.array(GREY, np.float32)[:, None])
     if colours.bgr:
         chain.add("Gather", np.array([2, 1, 0]), axis=3)
     _add_shrinking(chain, network)
@@ -181,8 +181,8 @@ def _after(network: Network) -> _Chain:
         chain.add("Softmax", axis=1)
         chain.add("Gather", channel, axis=1)
     chain.add("Squeeze", np.array([1], np.int64))
-    chain.add("Mul", np.float32(255))
-    chain.add("Clip", np.float32(0), np.float32(255))
+    chain.add("Mul", np.array(255, np.float32))
+    chain.add("Clip", np.array(0, np.float32), np.array(255, np.float32))
     chain.add("Round")
     chain.add("Cast", to=TensorProto.UINT8)
     return chain
