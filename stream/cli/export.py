@@ -114,7 +114,7 @@ def wrap(
     trained_on: Annotated[str, typer.Option(metavar="TEXT", help="Its training data, for the metadata")] = "not stated",
     terms: Annotated[str, typer.Option(metavar="TEXT", help="Its terms of use, for the metadata")] = "not stated",
 ) -> None:
-    """Make a model for polypstream from another segmentation network.
+    """Make a model from any segmentation network in an ONNX file.
 
     Colours, size, activation and metadata become a part of the file. It is
     written only if its output is the same as that of the network.
