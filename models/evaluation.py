@@ -179,19 +179,33 @@ def evaluate(
     """
     results = []
     for done, pair in enumerate(pairs, 1):
-        image, truth = read_pair(pair)
-        view, shown = prepare_image(image, model.size)
-        started = time.perf_counter()
-        probability = model.segment([shown])[0]
-        seconds = time.perf_counter() - started
-        mask = findings_mask(probability, view, rules, truth.shape)
-        seen_truth = view.crop(truth)
-        small_truth = resize_for_model(seen_truth, model.size) > 127
-        histogram = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
-        share = cv2.countNonZero(seen_truth) / seen_truth.size
-        results.append(Result(compare(mask, truth), share, *count_findings(mask, truth), histogram, seconds))
+        results.append(evaluate_image(model, rules, *read_pair(pair))[0])
         on_progress(done, len(pairs))
     return results
+
+
+def evaluate_image(model: Model, rules: Rules, image: np.ndarray, truth: np.ndarray) -> tuple[Result, np.ndarray]:
+    """Compare the model's findings in one image with the true mask, at the original size of the image.
+
+    Args:
+        model: the model.
+        rules: what counts as a finding.
+        image: uint8 RGB [H, W, 3].
+        truth: uint8 [H, W] of 0 and 255, the polyps.
+
+    Returns:
+        The result, and the mask of the findings, uint8 [H, W] of 0 and 255.
+    """
+    view, shown = prepare_image(image, model.size)
+    started = time.perf_counter()
+    probability = model.segment([shown])[0]
+    seconds = time.perf_counter() - started
+    mask = findings_mask(probability, view, rules, truth.shape)
+    seen_truth = view.crop(truth)
+    small_truth = resize_for_model(seen_truth, model.size) > 127
+    histogram = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
+    share = cv2.countNonZero(seen_truth) / seen_truth.size
+    return Result(compare(mask, truth), share, *count_findings(mask, truth), histogram, seconds), mask
 
 
 def evaluate_healthy_crops(
@@ -257,19 +271,16 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "images": len(counts),
         "mean_dice": float(dice.mean()),
-        "mean_dice_95": _interval(dice),
+        "mean_dice_95": interval(dice),
         "mean_iou": float(iou.mean()),
-        "mean_iou_95": _interval(iou),
+        "mean_iou_95": interval(iou),
         "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
         "pixel_precision": tp / max(1, tp + fp),
         "pixel_recall": tp / max(1, tp + fn),
         "pixel_f1": 2 * tp / max(1, 2 * tp + fp + fn),
         "false_findings_per_image": float(np.mean([result.false_findings for result in results])),
     }
-    shares = np.array([result.polyp_share for result in results])
-    edges = (0.0, *SIZES, np.inf)
-    for name, low, high in zip(("small", "medium", "large"), edges[:-1], edges[1:], strict=True):
-        of_this_size = (shares > 0) & (shares >= low) & (shares < high)
+    for name, of_this_size in by_size(results).items():
         if of_this_size.any():
             mean = float(dice[of_this_size].mean())
             figures[f"{name}_polyps"] = {"images": int(of_this_size.sum()), "mean_dice": mean}
@@ -283,6 +294,16 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     return figures
 
 
+def by_size(results: Sequence[Result]) -> dict[str, np.ndarray]:
+    """Find the images with small, medium and large polyps: for each name bool [n]."""
+    shares = np.array([result.polyp_share for result in results])
+    edges = (0.0, *SIZES, np.inf)
+    return {
+        name: (shares > 0) & (shares >= low) & (shares < high)
+        for name, low, high in zip(("small", "medium", "large"), edges[:-1], edges[1:], strict=True)
+    }
+
+
 def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:
     """Compute the figures of healthy images: the fraction with a finding, and the findings per image.
 
@@ -293,7 +314,7 @@ def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:
     return {
         "images": len(findings),
         "with_finding": float(with_finding.mean()),
-        "with_finding_95": _interval(with_finding),
+        "with_finding_95": interval(with_finding),
         "findings_per_image": float(np.mean(findings)),
     }
 
@@ -341,8 +362,15 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float:
     return sum(each["pixels"] * abs(each["probability"] - each["polyp"]) for each in bins) / pixels
 
 
-def _interval(values: np.ndarray) -> list[float]:
-    """Return the 95 % bootstrap interval of the mean."""
+def interval(values: np.ndarray) -> list[float]:
+    """Compute the 95 % bootstrap interval of a mean.
+
+    Args:
+        values: [n], one value per image.
+
+    Returns:
+        The lower and the upper end.
+    """
     random = np.random.default_rng(0)
     means = values[random.integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))].mean(axis=1)
     return [float(edge) for edge in np.percentile(means, [2.5, 97.5])]

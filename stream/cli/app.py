@@ -34,6 +34,7 @@ MODULES = {
     "train": "models",
     "tune": "models",
     "evaluate": "models",
+    "compare": "compare",
     "export": "export",
     "wrap": "export",
     "inspect": "export",
