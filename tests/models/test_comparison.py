@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from polypstream.core.config import Settings
 from polypstream.models.comparison import (
     Compared,
     Comparison,
@@ -98,7 +97,6 @@ def test_each_nth_frame_of_a_recording(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, red_model: Path) -> None:
-    assert Settings().findings.peak == "model"
     stricter = make_red_model(tmp_path / "stricter.onnx", threshold="0.95", peak="0.99")
     data = make_data(tmp_path / "d", size=(320, 200))
     report, folder = tmp_path / "r.json", tmp_path / "out"
