@@ -112,7 +112,7 @@ def load_model(path: Path, provider: str = "auto") -> Model:
         ModelError: the file is neither.
         ProviderError: the provider cannot be used on this machine.
     """
-    if path.suffix not in (".pt", ".pth"):
+    if not is_checkpoint(path):
         segmenter = Segmenter(path, provider)
         card = segmenter.card
         return Model(segmenter.size, card.threshold, card.peak, card.gmac, segmenter.provider, segmenter.segment)
@@ -120,6 +120,11 @@ def load_model(path: Path, provider: str = "auto") -> Model:
 
     network, content = load_checkpoint(path)
     return model_of(network, content["size"], content["views"], content["threshold"], content["peak"])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a model file is a checkpoint, by its name; if not, it is an ONNX file."""
+    return path.suffix in (".pt", ".pth")
 
 
 def model_of(network: SAUNet, size: int, views: int, threshold: float, peak: float) -> Model:

@@ -113,9 +113,15 @@ def train(
 @app.command()
 def tune(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="checkpoint.pt of a training; the file is changed")
+        Path,
+        typer.Argument(metavar="MODEL", help="checkpoint.pt of a training, or an ONNX model; the file is changed"),
     ],
-    data: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="The folders that it was trained on")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER", help="The folders that it was trained on; for an ONNX model, others than those"
+        ),
+    ],
     size: Annotated[
         int | None,
         typer.Option(
@@ -135,15 +141,18 @@ def tune(
     """Calibrate the probabilities of a trained model.
 
     Also chooses the peak, the probability that a finding must reach. Both use
-    the validation split of the training.
+    the validation split of the training. Of an ONNX model, only the peak is
+    chosen, on all images of the folders.
     """
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
         from polypstream.core.config import load_settings
-        from polypstream.models.operating_point import TuningSettings, choose_operating_point
+        from polypstream.models.evaluation import is_checkpoint
+        from polypstream.models.operating_point import TuningSettings, choose_operating_point, choose_peak_of_file
     settings = TuningSettings(size, views, load_settings(None, []).findings.smallest)
     with ProgressBar(str(checkpoint), "images") as progress:
-        point = choose_operating_point(checkpoint, data, settings, typer.echo, progress.show)
+        tune_file = choose_operating_point if is_checkpoint(checkpoint) else choose_peak_of_file
+        point = tune_file(checkpoint, data, settings, typer.echo, progress.show)
     typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} at one pixel or more")
 
 

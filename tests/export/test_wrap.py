@@ -293,6 +293,13 @@ def test_everything_works_with_a_wrapped_network(tmp_path: Path) -> None:
     call("evaluate", mine, data, "--json", tmp_path / "e.json", "--provider", "cpu")
     assert json.loads((tmp_path / "e.json").read_text())["mean_dice"] > 0.9
 
+    done = call("tune", mine, data)
+    peak = json.loads(call("inspect", mine, "--json").stdout)["peak"]
+    assert f"a finding must reach {peak:g} at one pixel" in done.stdout
+    assert peak == 0.5  # the disc is certain, and healthy crops are quiet: the first peak is as good as any
+    assert Segmenter(mine, "cpu").card.model_name == "Red"
+    assert "--views" in call("tune", mine, data, "--views", 2, check=False).stderr
+
 
 @pytest.mark.slow
 def test_int8_finds_the_same(tmp_path: Path) -> None:
