@@ -8,6 +8,7 @@ from PIL import Image
 from polypstream.errors import ModelError
 from polypstream.export.colours import EPSILON, GREY, Colours
 from polypstream.export.network import Network
+from polypstream.export.prototypes import map_by_hand
 
 # An output that holds probabilities may leave 0..1 by this much, for rounding.
 TOLERANCE = 0.01
@@ -41,8 +42,10 @@ class ByHand:
         network = self._network
         values = self._normalise(_resize(self._channels(picture), network.height, network.width))
         values = values if network.layout == "NCHW" else values.transpose(1, 2, 0)
-        output: np.ndarray = network.session.run([network.map], {network.input: values[None].astype(network.dtype)})[0]
-        given = output[0].astype(np.float32)
+        outputs = network.session.run(network.outputs, {network.input: values[None].astype(network.dtype)})
+        given, *others = (output[0].astype(np.float32) for output in outputs)
+        if network.prototypes is not None:
+            return map_by_hand(network.prototypes, network.channel, given, *others)
         if network.map_layout == "NHW":
             return given[None]
         return given if network.map_layout == "NCHW" else given.transpose(2, 0, 1)
@@ -72,7 +75,7 @@ class ByHand:
         if network.activation == "softmax":
             maps = np.exp(maps - maps.max(axis=0))
             maps = maps / maps.sum(axis=0)
-        probability = maps[network.channel]
+        probability = maps[network.channel if len(maps) > 1 else 0]
         if network.activation == "sigmoid":
             probability = np.exp(-np.logaddexp(0, -probability))
         if probability.min() < -TOLERANCE or probability.max() > 1 + TOLERANCE:

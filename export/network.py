@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from polypstream.errors import ModelError, SettingsError
+from polypstream.export.prototypes import Prototypes, find_prototypes
 from polypstream.inference.providers import open_session
 
 Layout = Literal["NCHW", "NHWC"]
@@ -85,6 +86,7 @@ class Network:
         map_shape: its channels, height and width.
         channel: number of the channel that is polyp.
         activation: what turns the output into probabilities.
+        prototypes: how the map is made from two outputs; None for a network whose output is the map.
     """
 
     file: Path
@@ -101,6 +103,13 @@ class Network:
     map_shape: tuple[int, int, int]
     channel: int
     activation: Activation
+    prototypes: Prototypes | None = None
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs that are needed."""
+        made = self.prototypes
+        return [self.map] if made is None else [made.detections, made.prototypes]
 
     @property
     def side(self) -> int:
@@ -140,6 +149,14 @@ def read_network(file: Path, settings: WrapSettings) -> Network:
     channels = channels if isinstance(channels, int) else 3
     blank = np.zeros([1, channels, height, width] if layout == "NCHW" else [1, height, width, channels], dtype)
     outputs = _run(file, session, name, blank, settings)
+    prototypes = None if settings.map else find_prototypes(outputs, height, width)
+    if prototypes is not None:
+        number = _class(file, prototypes, settings)
+        map_shape = (1, prototypes.height, prototypes.width)
+        return Network(
+            *(file, model, session, name, dtype, layout, channels, height, width),
+            *(prototypes.name, "NCHW", map_shape, number, "none", prototypes),
+        )
     found = _maps(file, outputs, height, width, layout)
     chosen = _choose_map(file, found, settings.map)
     map_layout, map_shape = found[chosen]
@@ -289,6 +306,17 @@ def _choose_map(file: Path, found: Maps, wanted: str | None) -> str:
     if wanted is None:
         raise SettingsError(f"--map NAME: {file} has {len(found)} maps; give the one that counts: {names}")
     raise SettingsError(f"--map {wanted}: {file} has no such map; it has {names}")
+
+
+def _class(file: Path, prototypes: Prototypes, settings: WrapSettings) -> int:
+    if settings.channel is None and prototypes.classes > 1:
+        raise SettingsError(
+            f"--channel N: {file} finds objects of {prototypes.classes} classes; give the number, from 0, of polyp"
+        )
+    number = settings.channel or 0
+    if not 0 <= number < prototypes.classes:
+        raise SettingsError(f"--channel {number}: {file} has {prototypes.classes} classes, numbered from 0")
+    return number
 
 
 def _channel(file: Path, name: str, channels: int, settings: WrapSettings) -> int:

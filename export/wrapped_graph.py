@@ -12,6 +12,7 @@ from polypstream.errors import ModelError
 from polypstream.export.colours import EPSILON, GREY, Colours
 from polypstream.export.graph import remove_source_locations, remove_unused
 from polypstream.export.network import Network
+from polypstream.export.prototypes import add_map
 from polypstream.export.shapes import scale, side_of
 from polypstream.inference.model_card import INPUT, OUTPUT
 
@@ -75,6 +76,8 @@ def wrapped(network: Network, colours: Colours) -> onnx.ModelProto:
     """
     model = _at_opset(network)
     model = compose.add_prefix(remove_source_locations(model), PREFIX, rename_functions=False)
+    if network.prototypes is not None:
+        add_map(model, network.prototypes, network.channel, PREFIX)
     before, after = _before(network, colours), _after(network)
     before.end(PREFIX + network.input)
     after.end(OUTPUT)

@@ -23,6 +23,7 @@ from polypstream.errors import ModelError, OutputError, SettingsError
 from polypstream.export import by_hand, proof
 from polypstream.export.network import WrapSettings, parse_size
 from polypstream.export.wrap import wrap
+from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
 from tests.conftest import Clip, call, make_clip, summary_of
 from tests.inference import fake_cuda
@@ -260,6 +261,78 @@ def test_sizes_are_width_and_height() -> None:
             parse_size(text)
 
 
+def make_yolo(path: Path, classes: int = 1) -> Path:
+    """A network with outputs as those of YOLO for segmentation, [N, 4 + classes + 4, 84] and [N, 4, 16, 16]."""
+    random = np.random.default_rng(14)
+    length = 8 + classes
+    tensors = {
+        "w": random.normal(0, 2, (length, 3, 1)).astype(np.float32),
+        "b": np.array([0, 0, -1, -1] + [0] * classes + [0] * 4, np.float32),
+        "wp": random.normal(0, 4, (4, 3, 1, 1)).astype(np.float32),
+        "flat": np.array([0, 3, -1], np.int64),
+        "parts": np.array([4, classes, 4], np.int64),
+        "side": np.array(64, np.float32),
+    }
+    make = helper.make_node
+    pools = [(f"p{side}", {"kernel_shape": [side] * 2, "strides": [side] * 2}) for side in (4, 8, 16, 32)]
+    nodes = [make("AveragePool", ["images"], [name], **attributes) for name, attributes in pools]
+    nodes += [make("Reshape", [f"p{side}", "flat"], [f"f{side}"]) for side in (8, 16, 32)]
+    nodes += [
+        make("Concat", ["f8", "f16", "f32"], ["anchors"], axis=2),
+        make("Conv", ["anchors", "w", "b"], ["d"]),
+        make("Split", ["d", "parts"], ["d0", "d1", "d2"], axis=1),
+        make("Sigmoid", ["d0"], ["d3"]),
+        make("Mul", ["d3", "side"], ["boxes"]),
+        make("Sigmoid", ["d1"], ["scores"]),
+        make("Concat", ["boxes", "scores", "d2"], ["output0"], axis=1),
+        make("Conv", ["p4", "wp"], ["output1"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "yolo",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 64, 64])],
+        [helper.make_tensor_value_info(f"output{n}", TensorProto.FLOAT, [None] * (3 + n)) for n in (0, 1)],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_boxes_and_prototypes_become_a_map(tmp_path: Path) -> None:
+    """Above the threshold it is the union of the masks of all detections above it, as YOLO's own code makes them."""
+    network = make_yolo(tmp_path / "yolo.onnx")
+    result = wrap(network, tmp_path / "mine.onnx", UNIT)
+    assert "output output0 and output1 1x16x16" in result
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+    found = Segmenter(tmp_path / "mine.onnx", "cpu").run(pictures)
+    given = {"images": (pictures / np.float32(255)).transpose(0, 3, 1, 2).astype(np.float32)}
+    detections, prototypes = map(torch.from_numpy, open_session(network, "cpu").run(None, given))
+    places = torch.arange(16)
+    shares = []
+    for picture, boxes, maps in zip(found, detections, prototypes, strict=True):
+        union = torch.zeros(16, 16, dtype=torch.bool)
+        for x, y, width, height, score, *coefficients in boxes.T:
+            if score < 0.5:
+                continue
+            x1, x2, y1, y2 = (x - width / 2) / 4, (x + width / 2) / 4, (y - height / 2) / 4, (y + height / 2) / 4
+            box = ((places >= y1) & (places < y2))[:, None] & ((places >= x1) & (places < x2))[None]
+            union |= (torch.einsum("k,khw->hw", torch.stack(coefficients), maps) > 0) & box
+        # The map is enlarged by 4: the mean of the four pixels around a centre.
+        smooth = F.interpolate(torch.from_numpy(picture)[None, None].float(), (16, 16), mode="area")[0, 0]
+        shares.append(((smooth >= 128) == union).float().mean().item())
+        assert 0.05 < union.float().mean() < 0.95
+    assert min(shares) > 0.9
+
+
+def test_of_several_classes_one_is_polyp(tmp_path: Path) -> None:
+    network = make_yolo(tmp_path / "yolo.onnx", classes=3)
+    with pytest.raises(SettingsError, match=r"--channel N: .* objects of 3 classes"):
+        wrap(network, tmp_path / "mine.onnx", UNIT)
+    with pytest.raises(SettingsError, match="--channel 3"):
+        wrap(network, tmp_path / "mine.onnx", replace(UNIT, channel=3))
+    assert "channel 2" in wrap(network, tmp_path / "mine.onnx", replace(UNIT, channel=2))
+
+
 def redness(path: Path) -> Path:
     """A network whose logit is how much redder than green a pixel is, for values 0..1."""
     weights = np.array([20, -20, 0], np.float32).reshape(1, 3, 1, 1)
@@ -339,6 +412,8 @@ def test_a_gpu_takes_what_is_added(tmp_path: Path) -> None:
         net, settings, *_ = CASES[case]
         files.append(str(tmp_path / f"{len(files)}.onnx"))
         wrap(make_network(tmp_path / "net.onnx", net), Path(files[-1]), settings)
+    files.append(str(tmp_path / "yolo.onnx"))
+    wrap(make_yolo(tmp_path / "net.onnx"), Path(files[-1]), UNIT)
     program = f"from polypstream.inference.providers import *\nfor f in {files}: open_session(Path(f), 'cuda', 0)"
     found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
