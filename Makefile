@@ -63,6 +63,13 @@ $(VENV)/.readers: tests/readers.txt
 	$(VENV)/readers/bin/python -m pip install --quiet -r tests/readers.txt
 	touch $@
 
+# Public segmentation networks, exported once for the tests of `wrap`, which are skipped without.
+$(VENV)/.networks: tests/networks.txt tests/export/networks.py | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/networks -r tests/networks.txt
+	mkdir -p $(VENV)/networks/exported
+	PYTHONPATH=$(VENV)/networks $(BIN)/python tests/export/networks.py $(VENV)/networks/exported
+	touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom,cluster,s3]' -c constraints.txt
 	$(WITH_OPENCV)

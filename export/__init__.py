@@ -1,1 +1,1 @@
-"""Export of a trained SA-UNet to an ONNX file with metadata, which is verified against torch."""
+"""ONNX files with metadata, from a trained SA-UNet or from any segmentation network, verified against the original."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -95,3 +96,27 @@ def _end_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         end.append(node)
         node = makers[node.input[0]]
     return end
+
+
+def remove_unused(model: onnx.ModelProto) -> None:
+    """Remove the nodes and the weights on which no output depends."""
+    graph = model.graph
+    wanted, needed = {output.name for output in graph.output}, []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(_names_used([node]))
+    weights = [tensor for tensor in graph.initializer if tensor.name in wanted]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(needed))
+    graph.initializer.extend(weights)
+
+
+def _names_used(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """The tensors that nodes take, also inside of loops and branches."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _names_used(graph.node)
+                yield from (output.name for output in graph.output)

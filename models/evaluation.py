@@ -108,7 +108,7 @@ def load_model(path: Path, provider: str = "auto") -> Model:
         ModelError: the file is neither.
         ProviderError: the provider cannot be used on this machine.
     """
-    if path.suffix not in (".pt", ".pth"):
+    if not is_checkpoint(path):
         segmenter = Segmenter(path, provider)
         card = segmenter.card
         return Model(segmenter.size, card.threshold, card.peak, card.gmac, segmenter.provider, segmenter.segment)
@@ -116,6 +116,11 @@ def load_model(path: Path, provider: str = "auto") -> Model:
 
     network, content = load_checkpoint(path)
     return model_of(network, content["size"], content["views"], content["threshold"], content["peak"])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a model file is a checkpoint, by its name; if not, it is an ONNX file."""
+    return path.suffix in (".pt", ".pth")
 
 
 def model_of(network: SAUNet, size: int, views: int, threshold: float, peak: float) -> Model:
@@ -175,19 +180,33 @@ def evaluate(
     """
     results = []
     for done, pair in enumerate(pairs, 1):
-        image, truth = read_pair(pair)
-        view, shown = prepare_image(image, model.size)
-        started = time.perf_counter()
-        probability = model.segment([shown])[0]
-        seconds = time.perf_counter() - started
-        mask = findings_mask(probability, view, rules, truth.shape)
-        seen_truth = view.crop(truth)
-        small_truth = resize_for_model(seen_truth, model.size) > 127
-        histogram = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
-        share = cv2.countNonZero(seen_truth) / seen_truth.size
-        results.append(Result(compare(mask, truth), share, *count_findings(mask, truth), histogram, seconds))
+        results.append(evaluate_image(model, rules, *read_pair(pair))[0])
         on_progress(done, len(pairs))
     return results
+
+
+def evaluate_image(model: Model, rules: Rules, image: np.ndarray, truth: np.ndarray) -> tuple[Result, np.ndarray]:
+    """Compare the model's findings in one image with the true mask, at the original size of the image.
+
+    Args:
+        model: the model.
+        rules: what counts as a finding.
+        image: uint8 RGB [H, W, 3].
+        truth: uint8 [H, W] of 0 and 255, the polyps.
+
+    Returns:
+        The result, and the mask of the findings, uint8 [H, W] of 0 and 255.
+    """
+    view, shown = prepare_image(image, model.size)
+    started = time.perf_counter()
+    probability = model.segment([shown])[0]
+    seconds = time.perf_counter() - started
+    mask = findings_mask(probability, view, rules, truth.shape)
+    seen_truth = view.crop(truth)
+    small_truth = resize_for_model(seen_truth, model.size) > 127
+    histogram = np.stack([np.bincount(probability[small_truth == polyp], minlength=256) for polyp in (False, True)])
+    share = cv2.countNonZero(seen_truth) / seen_truth.size
+    return Result(compare(mask, truth), share, *count_findings(mask, truth), histogram, seconds), mask
 
 
 def evaluate_healthy_crops(
@@ -262,10 +281,7 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
         "pixel_f1": 2 * tp / max(1, 2 * tp + fp + fn),
         "false_findings_per_image": float(np.mean([result.false_findings for result in results])),
     }
-    shares = np.array([result.polyp_share for result in results])
-    edges = (0.0, *SIZES, np.inf)
-    for name, low, high in zip(("small", "medium", "large"), edges[:-1], edges[1:], strict=True):
-        of_this_size = (shares > 0) & (shares >= low) & (shares < high)
+    for name, of_this_size in by_size(results).items():
         if of_this_size.any():
             mean = float(dice[of_this_size].mean())
             figures[f"{name}_polyps"] = {"images": int(of_this_size.sum()), "mean_dice": mean}
@@ -277,6 +293,16 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     figures["reliability"] = bins
     figures["milliseconds_per_image"] = 1000 * float(np.median([result.seconds for result in results]))
     return figures
+
+
+def by_size(results: Sequence[Result]) -> dict[str, np.ndarray]:
+    """Find the images with small, medium and large polyps: for each name bool [n]."""
+    shares = np.array([result.polyp_share for result in results])
+    edges = (0.0, *SIZES, np.inf)
+    return {
+        name: (shares > 0) & (shares >= low) & (shares < high)
+        for name, low, high in zip(("small", "medium", "large"), edges[:-1], edges[1:], strict=True)
+    }
 
 
 def summarise_healthy(findings: Sequence[int]) -> dict[str, Any]:

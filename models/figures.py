@@ -14,9 +14,8 @@ from polypstream.core.statistics import reliability
 from polypstream.jobs.image import resize_for_model
 from polypstream.models.data import Pair, read_pair
 from polypstream.models.evaluation import Model, predict, write_output
+from polypstream.models.tiles import SAMPLE_SIDE, draw_title, write_tiles
 from polypstream.stages.findings import Rules
-
-SAMPLE_SIDE = 224
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> None:
@@ -77,7 +76,7 @@ def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) 
         OutputError: the file cannot be written.
     """
     titles = ("input", "heat map", "probability", "predicted mask", "ground truth")
-    rows = [np.hstack([_title(text) for text in titles])]
+    rows = [np.hstack([draw_title(text) for text in titles])]
     for pair in pairs:
         image, truth = read_pair(pair)
         mask, probability, view = predict(model, rules, image)
@@ -87,17 +86,10 @@ def draw_samples(model: Model, rules: Rules, pairs: Sequence[Pair], path: Path) 
         heat = cv2.addWeighted(bgr, 0.5, cv2.applyColorMap(full, cv2.COLORMAP_TURBO), 0.5, 0)
         grey = [cv2.cvtColor(each, cv2.COLOR_GRAY2BGR) for each in (full, mask, truth)]
         rows.append(np.hstack([resize_for_model(tile, SAMPLE_SIDE) for tile in (bgr, heat, *grey)]))
-    _, packed = cv2.imencode(".png", np.vstack(rows))
-    write_output(path, packed.tobytes())
+    write_tiles(rows, path)
 
 
 def _write(figure: Figure, path: Path) -> None:
     packed = BytesIO()
     figure.savefig(packed, format="png", dpi=110)
     write_output(path, packed.getvalue())
-
-
-def _title(text: str) -> np.ndarray:
-    strip = np.full((28, SAMPLE_SIDE, 3), 32, np.uint8)
-    cv2.putText(strip, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-    return strip

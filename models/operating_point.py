@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
+from polypstream.core.files import write_atomically
 from polypstream.core.geometry import FieldOfView
-from polypstream.errors import DataError
+from polypstream.errors import DataError, SettingsError
 from polypstream.jobs.image import findings_mask, prepare_image, resize_for_model
 from polypstream.models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
 from polypstream.models.data import Pair, healthy_crops, named_pairs, read_pair
-from polypstream.models.evaluation import OnProgress, compare
+from polypstream.models.evaluation import Model, OnProgress, compare, load_model
 from polypstream.models.picture_net import PictureNet
 from polypstream.models.sa_unet import check_size
 from polypstream.stages.findings import Rules, find_region
@@ -78,6 +80,21 @@ class ScoredImage:
         return np.rint(255 / (1 + np.exp(-self.logits / temperature))).astype(np.uint8)
 
 
+@dataclass(frozen=True, slots=True)
+class MappedImage:
+    """A probability map of one image, and the true mask.
+
+    Attributes:
+        probability: uint8 [size, size] of the field of view, 255 meaning 1.
+        view: the field of view.
+        truth: uint8 [H, W] of 0 and 255, the polyps of the whole image.
+    """
+
+    probability: np.ndarray
+    view: FieldOfView
+    truth: np.ndarray
+
+
 def choose_operating_point(
     checkpoint: Path,
     data: Sequence[Path],
@@ -117,14 +134,70 @@ def choose_operating_point(
     temperature = find_temperature([(scored.logits, scored.small_truth) for scored in images + crops])
     report(f"temperature {temperature:.2f}")
     network.divide_logits(temperature)
-    with_maps, healthy = ([(scored.map(temperature), scored) for scored in part] for part in (images, crops))
-    healthy += [each for each in with_maps if not each[1].truth.any()]
-    points = [_evaluate(Rules(card["threshold"], peak, settings.smallest), with_maps, healthy) for peak in PEAKS]
-    for point in points:
-        report(f"peak {point.peak:.3f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
-    chosen = choose(points)
+    maps, healthy = (
+        [MappedImage(scored.map(temperature), scored.view, scored.truth) for scored in part] for part in (images, crops)
+    )
+    chosen = _best(maps, healthy, card["threshold"], settings.smallest, report)
     save_atomically(pack(network, size, views, card["threshold"], chosen.peak, card["training"]), checkpoint)
     return chosen
+
+
+def choose_peak_of_file(
+    file: Path,
+    data: Sequence[Path],
+    settings: TuningSettings,
+    report: Callable[[str], None],
+    on_progress: OnProgress = lambda *_: None,
+) -> Point:
+    """Evaluate each peak of an ONNX model on images and their healthy crops, and write the best one into its metadata.
+
+    The probabilities are left as they are.
+
+    Args:
+        file: the model.
+        data: folders with images/ and masks/. All images are used; none should be one of the training.
+        settings: how the model will run. Its size and views are those of the file.
+        report, on_progress: as for choose_operating_point.
+
+    Raises:
+        DataError: an image or a mask cannot be read.
+        SettingsError: `settings` has a size or a number of views.
+        ModelError: the file is not a polypstream model.
+        OutputError: the file cannot be written.
+    """
+    if settings.size or settings.views:
+        raise SettingsError(f"--size and --views: those of {file} cannot be changed; they can for a checkpoint")
+    model = load_model(file)
+    pairs = [pair for _, pair in named_pairs(data, every=True)]
+    maps, healthy = [], []
+    for done, pair in enumerate(pairs, 1):
+        image, truth = read_pair(pair)
+        maps.append(_map(model, image, truth))
+        for _, crop in healthy_crops(image, truth):
+            healthy.append(_map(model, crop, np.zeros(crop.shape[:2], np.uint8)))
+        on_progress(done, len(pairs))
+    chosen = _best(maps, healthy, model.threshold, settings.smallest, report)
+    content = onnx.load(file)
+    card = {each.key: each.value for each in content.metadata_props}
+    onnx.helper.set_model_props(content, card | {"peak": str(chosen.peak)})
+    with write_atomically(file) as unfinished:
+        onnx.save(content, unfinished)
+    return chosen
+
+
+def _best(
+    maps: Sequence[MappedImage],
+    crops: Sequence[MappedImage],
+    threshold: float,
+    smallest: float,
+    report: Callable[[str], None],
+) -> Point:
+    """Evaluate each peak on images, and on those of them and of their crops that are healthy; choose the best one."""
+    healthy = [*crops, *(image for image in maps if not image.truth.any())]
+    points = [_evaluate(Rules(threshold, peak, smallest), maps, healthy) for peak in PEAKS]
+    for point in points:
+        report(f"peak {point.peak:.3f}  mean Dice {point.mean_dice:.4f}  healthy with finding {point.false_alarms:.4f}")
+    return choose(points)
 
 
 def find_temperature(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -170,14 +243,16 @@ def _score(net: PictureNet, size: int, image: np.ndarray, truth: np.ndarray) -> 
     return ScoredImage(logits, resize_for_model(view.crop(truth), size) > 127, view, truth)
 
 
-def _evaluate(
-    rules: Rules, images: Sequence[tuple[np.ndarray, ScoredImage]], healthy: Sequence[tuple[np.ndarray, ScoredImage]]
-) -> Point:
+def _map(model: Model, image: np.ndarray, truth: np.ndarray) -> MappedImage:
+    view, shown = prepare_image(image, model.size)
+    return MappedImage(model.segment([shown])[0], view, truth)
+
+
+def _evaluate(rules: Rules, images: Sequence[MappedImage], healthy: Sequence[MappedImage]) -> Point:
     dices = [
-        compare(findings_mask(map_, scored.view, rules, scored.truth.shape), scored.truth).dice
-        for map_, scored in images
+        compare(findings_mask(each.probability, each.view, rules, each.truth.shape), each.truth).dice for each in images
     ]
-    alarms = [bool(find_region(map_, scored.view, rules)[1]) for map_, scored in healthy]
+    alarms = [bool(find_region(each.probability, each.view, rules)[1]) for each in healthy]
     return Point(rules.peak, float(np.mean(dices)), float(np.mean(alarms)) if alarms else 0.0)
 
 

@@ -35,7 +35,9 @@ MODULES = {
     "train": "models",
     "tune": "models",
     "evaluate": "models",
+    "compare": "compare",
     "export": "export",
+    "wrap": "export",
     "inspect": "export",
 }
 

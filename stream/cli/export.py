@@ -1,4 +1,4 @@
-"""The commands export and inspect."""
+"""The commands export, wrap and inspect."""
 
 from __future__ import annotations
 
@@ -53,6 +53,93 @@ def export_model(
         from polypstream.export.onnx_file import ExportSettings, export
     result = export(checkpoint, output, ExportSettings(size, precision, calibration), _read_scores(scores))
     typer.echo(f"{output}: written; {result}")
+
+
+@app.command()
+def wrap(
+    network: Annotated[
+        Path, typer.Argument(metavar="NETWORK.onnx", help="ONNX file of a segmentation network, from any program")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The ONNX file to write")],
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Colours that it wants: imagenet, unit (0..1), none (0..255), zscore, or MEAN,STD of values 0..1",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Width x height of its pictures in pixels; default: as in the file"),
+    ] = None,
+    layout: Annotated[
+        Literal["nchw", "nhwc"] | None,
+        typer.Option(metavar="nchw|nhwc", help="Order of the axes of its input; default: as in the file"),
+    ] = None,
+    bgr: Annotated[bool, typer.Option("--bgr", help="The network wants blue first")] = False,
+    map_: Annotated[
+        str | None, typer.Option("--map", metavar="NAME", help="Output that counts, if it has several maps")
+    ] = None,
+    channel: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Channel that is polyp, from 0; default: the only one, or 1 of two"),
+    ] = None,
+    activation: Annotated[
+        Literal["sigmoid", "softmax", "none"] | None,
+        typer.Option(
+            metavar="sigmoid|softmax|none",
+            help="What makes probabilities of its output; default: none if the network does so itself, sigmoid if it "
+            "has one channel",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(metavar="0..1", help="Probability from which a pixel counts as polyp")
+    ] = 0.5,
+    peak: Annotated[
+        float | None,
+        typer.Option(metavar="0..1", help="Probability that a finding must reach; default: as --threshold"),
+    ] = None,
+    precision: Annotated[
+        Literal["fp16", "int8"] | None,
+        typer.Option(metavar="fp16|int8", help="As for `export`; default: the network is left as it is"),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="For int8: folder with images/ and masks/, on which value ranges are measured"
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Name of the model, for its metadata; default: that of the file")
+    ] = None,
+    trained_on: Annotated[str, typer.Option(metavar="TEXT", help="Its training data, for the metadata")] = "not stated",
+    terms: Annotated[str, typer.Option(metavar="TEXT", help="Its terms of use, for the metadata")] = "not stated",
+) -> None:
+    """Make a model from any segmentation network in an ONNX file.
+
+    Colours, size, activation and metadata become a part of the file. It is
+    written only if its output is the same as that of the network.
+    """
+    with importing(), extra("wrap"):
+        from polypstream.export.network import WrapSettings, parse_size
+        from polypstream.export.wrap import wrap as wrap_network
+    settings = WrapSettings(
+        normalize=normalize,
+        size=None if size is None else parse_size(size),
+        layout=None if layout is None else "NCHW" if layout == "nchw" else "NHWC",
+        bgr=bgr,
+        map=map_,
+        channel=channel,
+        activation=activation,
+        threshold=threshold,
+        peak=peak,
+        name=name,
+        trained_on=trained_on,
+        terms=terms,
+        precision=precision,
+        calibration=calibration,
+    )
+    typer.echo(f"{output}: written; {wrap_network(network, output, settings)}")
 
 
 @app.command()

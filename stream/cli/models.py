@@ -116,14 +116,18 @@ def tune(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="CHECKPOINT|RUN",
-            help="checkpoint.pt of a training; the file is changed. With --false-alarms-per-minute: a folder with "
-            "results of `process`",
+            metavar="MODEL|RUN",
+            help="checkpoint.pt of a training, or an ONNX model; the file is changed. With --false-alarms-per-minute: "
+            "a folder with results of `process`",
         ),
     ],
     data: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER", help="The folders that it was trained on; or more folders with results"),
+        typer.Argument(
+            metavar="FOLDER",
+            help="The folders that it was trained on; for an ONNX model, others than those; or more folders with "
+            "results",
+        ),
     ] = None,
     size: Annotated[
         int | None,
@@ -159,7 +163,8 @@ def tune(
     """Calibrate the probabilities of a trained model.
 
     Also chooses the peak, the probability that a finding must reach. Both use
-    the validation split of the training. With --false-alarms-per-minute it
+    the validation split of the training. Of an ONNX model, only the peak is
+    chosen, on all images of the folders. With --false-alarms-per-minute it
     chooses settings for recordings instead, and needs --truth and --output.
     """
     if false_alarms is not None:
@@ -170,14 +175,16 @@ def tune(
     if truth is not None or output is not None:
         raise typer.BadParameter("--truth and --output need --false-alarms-per-minute")
     if not data:
-        raise typer.BadParameter("name the folders that the checkpoint was trained on")
+        raise typer.BadParameter("name the folders that the checkpoint was trained on, or others for an ONNX model")
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
         from polypstream.core.config import load_settings
-        from polypstream.models.operating_point import TuningSettings, choose_operating_point
+        from polypstream.models.evaluation import is_checkpoint
+        from polypstream.models.operating_point import TuningSettings, choose_operating_point, choose_peak_of_file
     settings = TuningSettings(size, views, load_settings(None, []).findings.smallest)
     with ProgressBar(str(checkpoint), "images") as progress:
-        point = choose_operating_point(checkpoint, data, settings, typer.echo, progress.show)
+        tune_file = choose_operating_point if is_checkpoint(checkpoint) else choose_peak_of_file
+        point = tune_file(checkpoint, data, settings, typer.echo, progress.show)
     typer.echo(f"{checkpoint}: a finding must reach {point.peak:g} at one pixel or more")
 
 

@@ -210,7 +210,7 @@ def read_card(session: ort.InferenceSession, model: Path) -> ModelCard:
     signature = [(node.name, node.type, len(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())]
     batch = session.get_inputs()[0].shape[0] if session.get_inputs()[0].shape else None
     if signature != [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(uint8)", 3)] or isinstance(batch, int):
-        raise ModelError(f"{model}: not a polypstream model; make one with `polypstream export CHECKPOINT`")
+        raise ModelError(f"{model}: not a polypstream model; make one with `polypstream export` or `wrap`")
     try:
         card = ModelCard.model_validate(session.get_modelmeta().custom_metadata_map)
     except ValidationError as error:
