@@ -245,6 +245,27 @@ def test_a_network_that_fixes_one_picture_is_named(tmp_path: Path, caplog: pytes
     assert [node.op_type for node in onnx.load(tmp_path / "mine.onnx").graph.node] == ["Scan"]
 
 
+def test_multiplications_are_counted(tmp_path: Path) -> None:
+    """A convolution, its transpose, and a product of matrices, by hand."""
+    random = np.random.default_rng(0)
+    shapes = {"w": (64, 3, 3, 3), "up": (64, 32, 2, 2), "matrix": (128, 128), "last": (1, 32, 1, 1)}
+    tensors = [numpy_helper.from_array(random.normal(0, 0.1, s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["picture", "w"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("ConvTranspose", ["a", "up"], ["b"], strides=[2, 2]),
+        helper.make_node("MatMul", ["b", "matrix"], ["c"]),
+        helper.make_node("Conv", ["c", "last"], ["logits"]),
+    ]
+    picture = helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["N", 3, 128, 128])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1, 128, 128])
+    graph = helper.make_graph(nodes, "net", [picture], [logits], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    wrap(tmp_path / "net.onnx", tmp_path / "mine.onnx", UNIT)
+    expected = 64**2 * 64 * 27 + 64**2 * 64 * 32 * 4 + 32 * 128**3 + 128**2 * 32
+    assert Segmenter(tmp_path / "mine.onnx", "cpu").card.gmac == round(expected / 1e9, 3)
+
+
 def test_a_second_sigmoid_is_suspected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wrap(make_network(tmp_path / "a.onnx", Net(ends_in="Sigmoid")), tmp_path / "mine.onnx", UNIT)
     assert not caplog.records
