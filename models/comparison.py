@@ -89,7 +89,7 @@ def pictures_of_recording(uri: str, every: int) -> Iterator[Picture]:
     try:
         for number, frame in enumerate(source.frames()):
             if number % every == 0:
-                yield Picture(f"frame {number}", to_rgb(frame.picture), None)
+                yield Picture(f"frame {number}", to_rgb(frame.in_memory()), None)
     finally:
         source.close()
 

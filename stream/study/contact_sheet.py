@@ -70,7 +70,7 @@ def write_pictures(
         for frame in _frames_until(source, max(by_frame)):
             on_frame()
             for each in by_frame.get(frame.index, ()):
-                (folder / each.name).write_bytes(_with_box(jpeg(frame.picture, frame.orientation), frame, each.box))
+                (folder / each.name).write_bytes(_with_box(jpeg(frame.in_memory(), frame.orientation), frame, each.box))
                 written.add(each.name)
     return written
 
