@@ -48,7 +48,7 @@ class WrapSettings:
         threshold: probability from which a pixel counts as polyp, 0..1.
         peak: probability that a finding must reach at one pixel or more, 0..1. None: as the threshold.
         name, trained_on, terms: for the metadata. The name None: that of the file.
-        precision: None leaves the network as it is. "fp16" and "int8": see ExportSettings.
+        precision: None leaves the network as it is. "fp16-weights" and "int8": see ExportSettings.
         calibration: for int8 the data set on which the ranges of feature maps are measured.
     """
 
@@ -64,7 +64,7 @@ class WrapSettings:
     name: str | None = None
     trained_on: str = "not stated"
     terms: str = "not stated"
-    precision: Literal["fp16", "int8"] | None = None
+    precision: Literal["fp16-weights", "int8"] | None = None
     calibration: Path | None = None
 
 

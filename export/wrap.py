@@ -62,7 +62,7 @@ def wrap(file: Path, output: Path, settings: WrapSettings) -> str:
     freeze_shapes(model, (1,) if problem else (1, 2))
     remove_unused(model)
     card = describe(network, settings, gmac_of(model))
-    if settings.precision == "fp16":
+    if settings.precision == "fp16-weights":
         halve_weights(model)
     if settings.precision == "int8":
         model = quantise(model, images)

@@ -100,8 +100,8 @@ def wrap(
         typer.Option(metavar="0..1", help="Probability that a finding must reach; default: as --threshold"),
     ] = None,
     precision: Annotated[
-        Literal["fp16", "int8"] | None,
-        typer.Option(metavar="fp16|int8", help="As for `export`; default: the network is left as it is"),
+        Literal["fp16-weights", "int8"] | None,
+        typer.Option(metavar="fp16-weights|int8", help="As for `export`; default: the network is left as it is"),
     ] = None,
     calibration: Annotated[
         Path | None,
