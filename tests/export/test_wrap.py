@@ -435,7 +435,7 @@ def test_a_gpu_takes_what_is_added(tmp_path: Path) -> None:
         wrap(make_network(tmp_path / "net.onnx", net), Path(files[-1]), settings)
     files.append(str(tmp_path / "yolo.onnx"))
     wrap(make_yolo(tmp_path / "net.onnx"), Path(files[-1]), UNIT)
-    program = f"from polypstream.inference.providers import *\nfor f in {files}: open_session(Path(f), 'cuda', 0)"
+    program = f"from polypstream.inference.providers import *\nfor f in {files}: open_session(Path(f), 'cuda')"
     found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
