@@ -12,6 +12,7 @@ checkout are enough. Each step stands alone, says what it found or the error, an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import json
@@ -29,13 +30,14 @@ from typing import Any
 
 import numpy as np
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def make_importable() -> None:
     """Let `import polypstream` find the folders of the checkout, also in child processes, where it is not installed."""
-    if importlib.util.find_spec("polypstream"):
-        return
+    with contextlib.suppress(ModuleNotFoundError):
+        if importlib.util.find_spec("polypstream.core"):
+            return
     tree = Path(tempfile.mkdtemp())
     (tree / "polypstream").mkdir()
     for entry in (*(CHECKOUT / "stream").iterdir(), CHECKOUT / "export", CHECKOUT / "models"):
