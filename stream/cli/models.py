@@ -67,12 +67,15 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PART",
-            help="Part of the training to leave out: scale, close-ups, palette, colour, degradation or averaging",
+            help="Part of the training to leave out: scale, close-ups, residue, palette, colour, degradation or averaging",
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Initial weights: a checkpoint, or ImageNet weights of EfficientNet-Lite2"),
+        typer.Option(
+            metavar="FILE",
+            help="Initial weights: `shipped`, a checkpoint, an exported model, or ImageNet weights of EfficientNet-Lite2",
+        ),
     ] = None,
     held_out: Annotated[
         Path | None,
@@ -91,6 +94,7 @@ def train(
     """
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
+        from polypstream.inference.model_card import model_file
         from polypstream.models.training import Recipe, TrainingData
         from polypstream.models.training import train as run_training
     recipe = Recipe(
@@ -105,8 +109,9 @@ def train(
         without=tuple(sorted(without or [])),
     )
     images = TrainingData(data, names, held_out, terms)
+    initial = model_file(str(start)) if start else None
     with ProgressBar(str(output), "steps") as progress:
-        checkpoint = run_training(images, output, recipe, typer.echo, start, progress.show)
+        checkpoint = run_training(images, output, recipe, typer.echo, initial, progress.show)
     typer.echo(f"best weights: {checkpoint}")
 
 
