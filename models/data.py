@@ -291,10 +291,10 @@ def _palette_of(image: np.ndarray) -> np.ndarray:
 def augment(
     levels: Levels,
     palette: np.ndarray,
-    patches: Sequence[np.ndarray],
     size: int,
     random: np.random.Generator,
     without: Collection[str] = (),
+    patches: Sequence[np.ndarray] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make a random view of an image and its mask. Both are resampled once.
 
@@ -304,10 +304,10 @@ def augment(
     Args:
         levels: the image and its mask.
         palette: palette of another image, which the view may take.
-        patches: textures of residue, uint8 RGB [h, w, 3], which may lie over the view.
         size: side of the view in pixels.
         random: source of the random numbers.
         without: parts of AUGMENTATIONS to leave out, to measure their effect.
+        patches: textures of residue, of residue_patches.
 
     Returns:
         The view, uint8 RGB [size, size, 3], and its mask, uint8 [size, size] of 0 and 255.

@@ -26,7 +26,7 @@ FROM_POLYP, SMALLEST_PATCH, PATCHES_OF_IMAGE = 12, 30, 3
 # Fraction of the views with residue, the largest number of pieces in one, and their sides as fractions of the view.
 RESIDUE_FRACTION, MOST_PIECES = 0.4, 4
 PIECE_SIDES = (0.08, 0.7)
-# A piece may hide at most this fraction of the polyps in a view. This many random positions are tried.
+# All pieces together may hide at most this fraction of the polyps in a view. For each piece this many random positions are tried.
 MOST_HIDDEN, PIECE_TRIES = 0.4, 4
 # What a piece is made of, with probabilities: mined texture, foam, or fluid.
 MATERIALS = (0.7, 0.15, 0.15)
@@ -93,11 +93,11 @@ def lay_residue(
     Returns:
         New image and mask.
     """
-    image, mask, size = image.copy(), mask.copy(), image.shape[0]
+    image, mask, size, polyp = image.copy(), mask.copy(), image.shape[0], cv2.countNonZero(mask)
     for _ in range(random.integers(1, MOST_PIECES + 1)):
         side = max(4, round(size * random.uniform(*PIECE_SIDES)))
         cover = _irregular_shape(side, random)
-        place = _place(mask, cover, random)
+        place = _place(mask, cover, (1 - MOST_HIDDEN) * polyp, random)
         if place is None:
             continue
         below = image[place]
@@ -122,13 +122,16 @@ def _irregular_shape(side: int, random: np.random.Generator) -> np.ndarray:
     return cover
 
 
-def _place(mask: np.ndarray, cover: np.ndarray, random: np.random.Generator) -> tuple[slice, slice] | None:
-    """Choose where a piece lies, so that it hides little of the polyps; None if no place was found."""
-    polyp = cv2.countNonZero(mask)
+def _place(
+    mask: np.ndarray, cover: np.ndarray, least: float, random: np.random.Generator
+) -> tuple[slice, slice] | None:
+    """Choose where a piece lies, so that this many pixels of polyps stay visible; None if no place was found."""
+    visible = cv2.countNonZero(mask)
     for _ in range(PIECE_TRIES):
         row, column = random.integers(0, mask.shape[0] - cover.shape[0] + 1, 2)
         place = slice(row, row + cover.shape[0]), slice(column, column + cover.shape[0])
-        if np.count_nonzero((mask[place] > 0) & (cover > 0)) <= MOST_HIDDEN * polyp:
+        hidden = np.count_nonzero((mask[place] > 0) & (cover > 0))
+        if not hidden or visible - hidden >= least:
             return place
     return None
 

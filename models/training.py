@@ -124,7 +124,7 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
         random = np.random.default_rng((self.recipe.seed, self.epoch, index))
         palette = self.content[random.integers(len(self.content))].palette
         recipe = self.recipe
-        image, mask = augment(self.content[index], palette, self.residue, recipe.size, random, recipe.without)
+        image, mask = augment(self.content[index], palette, recipe.size, random, recipe.without, self.residue)
         return torch.from_numpy(image), torch.from_numpy(mask)
 
 
