@@ -26,7 +26,8 @@ FROM_POLYP, SMALLEST_PATCH, PATCHES_OF_IMAGE = 12, 30, 3
 # Fraction of the views with residue, the largest number of pieces in one, and their sides as fractions of the view.
 RESIDUE_FRACTION, MOST_PIECES = 0.4, 4
 PIECE_SIDES = (0.08, 0.7)
-# All pieces together may hide at most this fraction of the polyps in a view. For each piece this many random positions are tried.
+# All pieces together may hide at most this fraction of the polyps in a view. For each piece this many random positions
+# are tried.
 MOST_HIDDEN, PIECE_TRIES = 0.4, 4
 # What a piece is made of, with probabilities: mined texture, foam, or fluid.
 MATERIALS = (0.7, 0.15, 0.15)
@@ -143,7 +144,7 @@ def _material(
     mined, foam, _ = np.cumsum(MATERIALS)
     choice = random.random()
     if choice < mined and len(patches):
-        texture = _turned(patches[random.integers(len(patches))], below.shape[0], random)
+        texture = _turned(patches[int(random.integers(len(patches)))], below.shape[0], random)
         return _lit_like(below, texture, random), random.uniform(0.85, 1)
     if choice < foam:
         return _foam(below, random), random.uniform(0.5, 0.95)

@@ -74,14 +74,15 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PART",
-            help="Part of the training to leave out: scale, close-ups, residue, palette, colour, degradation or averaging",
+            help="Part of the training to leave out: "
+            "scale, close-ups, residue, palette, colour, degradation or averaging",
         ),
     ] = None,
     start: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Initial weights: `shipped`, a checkpoint, an exported model, or ImageNet weights of EfficientNet-Lite2",
+            help="Initial weights: `shipped`, a checkpoint, an exported model, or ImageNet weights of the encoder",
         ),
     ] = None,
     held_out: Annotated[
@@ -245,8 +246,8 @@ def _measure(
 ) -> tuple[list[Result], dict[str, Any]]:
     """Compare a model's findings with the true masks, and compute the figures."""
     from polypstream.cli.progress import ProgressBar
-    from polypstream.models.evaluation import evaluate_healthy_crops, summarise, summarise_healthy
     from polypstream.models.evaluation import evaluate as measure
+    from polypstream.models.evaluation import evaluate_healthy_crops, summarise, summarise_healthy
 
     with ProgressBar(title, "images") as progress:
         results = measure(loaded, rules, pairs, progress.show)
