@@ -21,6 +21,7 @@ from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
 from polypstream.models.shipped import load_exported
 from polypstream.models.training import Recipe, TrainingData, train
+from tests.conftest import call
 from tests.models.test_data import make_data
 from tests.models.test_efficientnet_lite import published
 
@@ -260,3 +261,10 @@ def test_the_shipped_weights_are_trained_with_frozen_norms(tmp_path: Path, monke
     with pytest.raises(ModelError, match="do not fit the architecture"):
         monkeypatch.setattr(training, "OURS", SMALL)
         train(of(data), tmp_path / "third", recipe, print, start=shipped_weights())
+
+
+@pytest.mark.slow
+def test_the_command_knows_the_shipped_weights_by_name(tmp_path: Path) -> None:
+    data, run = make_data(tmp_path / "data", 5), tmp_path / "run"
+    call("train", data, "--output", run, "--start", "shipped", "--epochs", 1, "--size", 64, "--batch", 2)
+    assert load_checkpoint(run / "checkpoint.pt")[1]["training"]["started_from"] == "weights/sa_unet.onnx"
