@@ -16,6 +16,7 @@ import numpy as np
 from polypstream.errors import DataError, SettingsError
 from polypstream.jobs.image import resize_for_model, view_of_image
 from polypstream.media.pictures import read_image, read_mask
+from polypstream.models.residue import RESIDUE_FRACTION, lay_residue
 from polypstream.stages.field_of_view import LIT
 
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -26,7 +27,7 @@ CROP_FRACTIONS = (0.2, 0.3, 0.45, 0.65, 0.9)
 # At least this fraction of a crop's pixels must be lit. This many random positions are tried for each crop.
 MIN_LIT_FRACTION, CROP_TRIES = 0.9, 20
 # The parts of the augmentation that can be switched off. Position, rotation, flip and shear are always random.
-AUGMENTATIONS = ("scale", "close-ups", "palette", "colour", "degradation")
+AUGMENTATIONS = ("scale", "close-ups", "residue", "palette", "colour", "degradation")
 # Fraction of random views that are close-ups, and the range of their zoom factors.
 CLOSE_UP_FRACTION = 0.3
 CLOSE_UP_ZOOM = (1.5, 4.0)
@@ -288,7 +289,12 @@ def _palette_of(image: np.ndarray) -> np.ndarray:
 
 
 def augment(
-    levels: Levels, palette: np.ndarray, size: int, random: np.random.Generator, without: Collection[str] = ()
+    levels: Levels,
+    palette: np.ndarray,
+    size: int,
+    random: np.random.Generator,
+    without: Collection[str] = (),
+    patches: Sequence[np.ndarray] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make a random view of an image and its mask. Both are resampled once.
 
@@ -301,6 +307,7 @@ def augment(
         size: side of the view in pixels.
         random: source of the random numbers.
         without: parts of AUGMENTATIONS to leave out, to measure their effect.
+        patches: textures of residue, of residue_patches.
 
     Returns:
         The view, uint8 RGB [size, size, 3], and its mask, uint8 [size, size] of 0 and 255.
@@ -314,6 +321,8 @@ def augment(
     transform = _random_affine(image.shape[0], size, zoom, centre, random)
     image = cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR)
     mask = cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR)
+    if random.random() < RESIDUE_FRACTION and "residue" not in without:
+        image, mask = lay_residue(image, mask, patches, random)
     if random.random() < PALETTE_FRACTION and "palette" not in without:
         image = _transfer_palette(image, levels.palette, palette)
     if "colour" not in without:

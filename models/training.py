@@ -45,8 +45,12 @@ from polypstream.models.data import (
 from polypstream.models.efficientnet_lite import load_imagenet
 from polypstream.models.evaluation import write_output
 from polypstream.models.figures import draw_curves
+from polypstream.models.residue import residue_patches
 from polypstream.models.sa_unet import OURS, SAUNet, check_size
+from polypstream.models.shipped import freeze_norms, load_exported
 
+# Entry of a checkpoint's `training`: its normalisations keep their statistics, since the export folded some of them.
+NORMS, FROZEN = "norms", "frozen"
 # Factor of the learning rate for weights that start from ImageNet weights.
 PRETRAINED_RATE = 0.3
 # Probability from which a pixel counts as polyp. The loss functions make 0.5 the natural threshold.
@@ -110,8 +114,8 @@ class TrainingData:
 class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
     """Random views of images. A view depends on seed, epoch and index only, so a resumed run gets the same views."""
 
-    def __init__(self, content: list[Levels], recipe: Recipe, epoch: int) -> None:
-        self.content, self.recipe, self.epoch = content, recipe, epoch
+    def __init__(self, content: list[Levels], residue: list[np.ndarray], recipe: Recipe, epoch: int) -> None:
+        self.content, self.residue, self.recipe, self.epoch = content, residue, recipe, epoch
 
     def __len__(self) -> int:
         return len(self.content)
@@ -119,7 +123,8 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng((self.recipe.seed, self.epoch, index))
         palette = self.content[random.integers(len(self.content))].palette
-        image, mask = augment(self.content[index], palette, self.recipe.size, random, self.recipe.without)
+        recipe = self.recipe
+        image, mask = augment(self.content[index], palette, recipe.size, random, recipe.without, self.residue)
         return torch.from_numpy(image), torch.from_numpy(mask)
 
 
@@ -138,8 +143,8 @@ def train(
         out: folder of the run, which is created if it does not exist.
         recipe: the hyperparameters.
         report: called with one line of text after each epoch.
-        start: checkpoint with the initial weights, or ImageNet weights of the encoder. None: random weights. The
-            validation split of the checkpoint's run is used again.
+        start: checkpoint or exported ONNX file with the initial weights, or ImageNet weights of the encoder. None:
+            random weights. The validation split of the checkpoint's run is used again.
         on_progress: called after each step with the number of steps done and of all steps.
 
     Returns:
@@ -147,7 +152,7 @@ def train(
 
     Raises:
         DataError: the data sets are incomplete or too small.
-        ModelError: `start` is not a checkpoint of this architecture.
+        ModelError: `start` is not a model of this architecture.
         OutputError: a file cannot be written.
         SettingsError: `out` holds a run with other settings, the size does not fit the architecture, `recipe.without`
             names an unknown part, both `start` and `data.held_out` set the validation split, or the training diverges.
@@ -173,14 +178,16 @@ def train(
         "architecture": dict(OURS),
         "started_from": "/".join(start.parts[-2:]) if start else "random weights",
         VALIDATION_NAMES: [pairs[index][0] for index in validation],
+        **({NORMS: FROZEN} if _has_folded_norms(start) else {}),
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
     shown = [index for index in training for _ in range(1 if content[index].small[1].any() else recipe.healthy_views)]
     run = Run(out, recipe, description, len(shown), start)
     report(f"{len(training)} images for training, {len(validation)} for validation, on {run.device}")
     held_out = [content[index].small for index in validation]
+    residue = [patch for index in training for patch in residue_patches(*content[index].large)]
     for epoch in range(run.epoch, recipe.epochs):
-        row = run.train_epoch([content[index] for index in shown], epoch, on_progress)
+        row = run.train_epoch([content[index] for index in shown], residue, epoch, on_progress)
         row |= run.validate(held_out)
         if not math.isfinite(row["train_loss"] + row["validation_loss"]):
             raise SettingsError(
@@ -266,12 +273,13 @@ class Run:
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
     def train_epoch(
-        self, content: list[Levels], epoch: int, on_progress: Callable[[int, int], None]
+        self, content: list[Levels], residue: list[np.ndarray], epoch: int, on_progress: Callable[[int, int], None]
     ) -> dict[str, float]:
         """Train for one epoch.
 
         Args:
             content: the images, one entry per random view.
+            residue: patches of residue, as for `augment`.
             epoch: from 0.
             on_progress: as for `train`.
 
@@ -280,7 +288,7 @@ class Run:
         """
         started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
         loader = DataLoader(
-            AugmentedImages(content, self.recipe, epoch),
+            AugmentedImages(content, residue, self.recipe, epoch),
             self.recipe.batch,
             shuffle=True,
             drop_last=True,
@@ -288,6 +296,8 @@ class Run:
             generator=torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch),
         )
         self.network.train()
+        if self.description.get(NORMS) == FROZEN:
+            freeze_norms(self.network)
         for images, masks in loader:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate() * group["share"]
@@ -422,12 +432,27 @@ def _held_out_by(start: Path | None) -> set[str]:
     return set(load_checkpoint(start)[1]["training"].get(VALIDATION_NAMES, []))
 
 
+def _is_exported(start: Path) -> bool:
+    return start.suffix == ".onnx"
+
+
+def _has_folded_norms(start: Path | None) -> bool:
+    if start is None:
+        return False
+    if not is_checkpoint(start):
+        return _is_exported(start)
+    return load_checkpoint(start)[1]["training"].get(NORMS) == FROZEN
+
+
 def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:
-    """Load weights from a checkpoint, or ImageNet weights into the encoder.
+    """Load weights from a checkpoint or an exported model, or ImageNet weights into the encoder.
 
     Returns:
         The modules that are trained with the lower learning rate.
     """
+    if _is_exported(start):
+        load_exported(start, network)
+        return nn.ModuleList()
     if not is_checkpoint(start):
         load_imagenet(network.downsample, start)
         return network.downsample

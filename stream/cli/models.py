@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polypstream.cli.figures import as_lines
+from polypstream.cli.figures import as_lines, side_by_side
 from polypstream.cli.options import Commands, JsonFile, importing, write_json
 from polypstream.core.extras import extra
 from polypstream.core.formatting import quoted
 from polypstream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from polypstream.models.data import Pair
+    from polypstream.models.evaluation import Model, Result
+    from polypstream.stages.findings import Rules
 
 MAX_SAMPLES = 12
 
@@ -68,12 +75,16 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PART",
-            help="Part of the training to leave out: scale, close-ups, palette, colour, degradation or averaging",
+            help="Part of the training to leave out: "
+            "scale, close-ups, residue, palette, colour, degradation or averaging",
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Initial weights: a checkpoint, or ImageNet weights of EfficientNet-Lite2"),
+        typer.Option(
+            metavar="FILE",
+            help="Initial weights: `shipped`, a checkpoint, an exported model, or ImageNet weights of the encoder",
+        ),
     ] = None,
     held_out: Annotated[
         Path | None,
@@ -92,6 +103,7 @@ def train(
     """
     with importing(), extra("train"):
         from polypstream.cli.progress import ProgressBar
+        from polypstream.inference.model_card import model_file
         from polypstream.models.training import Recipe, TrainingData
         from polypstream.models.training import train as run_training
     recipe = Recipe(
@@ -106,8 +118,9 @@ def train(
         without=tuple(sorted(without or [])),
     )
     images = TrainingData(data, names, held_out, terms)
+    initial = model_file(str(start)) if start else None
     with ProgressBar(str(output), "steps") as progress:
-        checkpoint = run_training(images, output, recipe, typer.echo, start, progress.show)
+        checkpoint = run_training(images, output, recipe, typer.echo, initial, progress.show)
     typer.echo(f"best weights: {checkpoint}")
 
 
@@ -209,10 +222,16 @@ def _tune_on_recordings(runs: list[Path], truth: Path, most: float, output: Path
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint (.pt) or ONNX model")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="`shipped`, a checkpoint (.pt) or an ONNX model")],
     data: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with images/ and masks/")],
     names: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the names of the images to use; default: all images")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Measure this model too, and show both side by side; `shipped`, or as MODEL"
+        ),
     ] = None,
     json_file: JsonFile = None,
     samples: Annotated[
@@ -242,29 +261,55 @@ def evaluate(
     Findings follow the same rules as those of `process`.
     """
     with importing(), extra("train"):
-        from polypstream.cli.progress import ProgressBar
-        from polypstream.core.config import load_settings
         from polypstream.models.data import find_pairs, spread
-        from polypstream.models.evaluation import evaluate as measure
-        from polypstream.models.evaluation import (
-            evaluate_healthy_crops,
-            load_model,
-            pooled_histogram,
-            summarise,
-            summarise_healthy,
-        )
-        from polypstream.stages.findings import choose_rules
+        from polypstream.models.evaluation import difference, pooled_histogram
 
         if samples or reliability:
             from polypstream.models.figures import draw_reliability, draw_samples
-    with extra("train"):  # a checkpoint needs torch, an ONNX model does not
-        loaded = load_model(model, provider)
-    for setting in settings or []:
+    pairs = find_pairs(data, names)
+    loaded, rules = _load(model, provider, settings or [])
+    results, figures = _measure(loaded, rules, pairs, str(data), healthy_crops)
+    lines = as_lines(figures)
+    if against:
+        others, other_figures = _measure(*_load(against, provider, settings or []), pairs, str(against), healthy_crops)
+        more = difference(results, others)
+        columns = (str(model), figures), (str(against), other_figures)
+        lines = chain(side_by_side(columns), as_lines({"difference": more}))
+        figures = figures | {"against": other_figures, "difference": more}
+    for line in lines:
+        typer.echo(line)
+    if json_file:
+        write_json(json_file, figures)
+    if samples:
+        draw_samples(loaded, rules, spread(pairs, MAX_SAMPLES), samples)
+    if reliability:
+        draw_reliability(pooled_histogram(results), reliability)
+
+
+def _load(model: Path, provider: str, settings: list[str]) -> tuple[Model, Rules]:
+    """Load a model and choose its rules for findings."""
+    from polypstream.core.config import load_settings
+    from polypstream.inference.model_card import model_file
+    from polypstream.models.evaluation import load_model
+    from polypstream.stages.findings import choose_rules
+
+    for setting in settings:
         if not setting.startswith("findings."):
             raise SettingsError(f"--set {setting}: only the settings of `findings` can be set here")
-    rules = choose_rules(load_settings(None, settings or []).findings, loaded.threshold, loaded.peak)
-    pairs = find_pairs(data, names)
-    with ProgressBar(str(data), "images") as progress:
+    with extra("train"):  # a checkpoint needs torch, an ONNX model does not
+        loaded = load_model(model_file(str(model)), provider)
+    return loaded, choose_rules(load_settings(None, settings).findings, loaded.threshold, loaded.peak)
+
+
+def _measure(
+    loaded: Model, rules: Rules, pairs: Sequence[Pair], title: str, healthy_crops: bool
+) -> tuple[list[Result], dict[str, Any]]:
+    """Compare a model's findings with the true masks, and compute the figures."""
+    from polypstream.cli.progress import ProgressBar
+    from polypstream.models.evaluation import evaluate as measure
+    from polypstream.models.evaluation import evaluate_healthy_crops, summarise, summarise_healthy
+
+    with ProgressBar(title, "images") as progress:
         results = measure(loaded, rules, pairs, progress.show)
     figures = {"runs_on": loaded.runs_on, "gmac": loaded.gmac, **summarise(results)}
     if healthy_crops:
@@ -275,11 +320,4 @@ def evaluate(
         else:
             figures["healthy_crops"] = {f"{share:g}": summarise_healthy(found[share]) for share in sorted(found)}
             figures["all_healthy_crops"] = summarise_healthy([count for counts in found.values() for count in counts])
-    for line in as_lines(figures):
-        typer.echo(line)
-    if json_file:
-        write_json(json_file, figures)
-    if samples:
-        draw_samples(loaded, rules, spread(pairs, MAX_SAMPLES), samples)
-    if reliability:
-        draw_reliability(pooled_histogram(results), reliability)
+    return results, figures

@@ -99,7 +99,7 @@ def test_augmentation_moves_picture_and_mask_together(tmp_path: Path) -> None:
     picture, mask = read_pair(find_pairs(make_data(tmp_path / "d"))[0])
     levels, areas = levels_of(picture, mask, 96), []
     for seed in range(100):
-        view, truth = augment(levels, levels.palette, 96, np.random.default_rng(seed))
+        view, truth = augment(levels, levels.palette, 96, np.random.default_rng(seed), ("residue",))
         assert view.shape == (96, 96, 3)
         assert set(np.unique(truth)) <= {0, 255}
         redness = np.clip(view[..., 0].astype(int) - view[..., 1] + 128, 0, 255).astype(np.uint8)
@@ -136,10 +136,13 @@ def test_parts_of_a_view_can_be_left_out(tmp_path: Path) -> None:
     assert areas("scale", "close-ups").std() < areas("close-ups").std() / 2
     assert areas("close-ups").std() < areas().std()
     # In the picture red is 210 on the disc and at most 119 beside it.
-    plain, coloured = (reds(*without)[:, 0] for without in (("colour", "degradation"), ("degradation",)))
+    left_out = (("residue", "colour", "degradation"), ("residue", "degradation"))
+    plain, coloured = (reds(*without)[:, 0] for without in left_out)
     assert ((plain <= 121) | ((plain >= 205) & (plain <= 211))).all()
     assert ((coloured > 121) & (coloured < 205)).sum() > 10
-    assert reds("colour").max() == 255  # text and spots
+    assert reds("residue", "colour").max() == 255  # text and spots
+    with_residue = reds("colour", "degradation")[:, 0] != reds("residue", "colour", "degradation")[:, 0]
+    assert 0.1 < with_residue.mean() < 0.6
 
 
 def test_a_view_takes_on_anothers_palette(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_a_view_takes_on_anothers_palette(tmp_path: Path) -> None:
     levels, palette = levels_of(picture, mask, 96), levels_of(other, mask, 96).palette
 
     def views(*without: str) -> list[np.ndarray]:
-        without = ("scale", "close-ups", "colour", "degradation", *without)
+        without = ("scale", "close-ups", "residue", "colour", "degradation", *without)
         return [augment(levels, palette, 96, np.random.default_rng(seed), without)[0] for seed in range(20)]
 
     as_it_is = views("palette")

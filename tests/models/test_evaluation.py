@@ -18,13 +18,14 @@ from polypstream.models.evaluation import (
     Result,
     compare,
     count_findings,
+    difference,
     evaluate,
     load_model,
     summarise,
     summarise_healthy,
 )
 from polypstream.stages.findings import choose_rules
-from tests.conftest import call
+from tests.conftest import call, make_red_model
 from tests.models.test_data import make_data
 
 KEYS = ["images", "mean_dice", "mean_iou", "pixel_accuracy", "pixel_precision", "pixel_recall", "pixel_f1"]
@@ -86,6 +87,33 @@ def test_a_model_that_sees_red_scores_on_red_discs(tmp_path: Path, red_model: Pa
     assert figures["mean_dice"] > 0.9
     assert f"{figures['mean_dice']:.4f}" in done.stdout
     assert cv2.imread(str(samples)).shape[1] == 5 * 224
+
+
+def test_two_models_stand_side_by_side(tmp_path: Path, red_model: Path) -> None:
+    data, report = make_data(tmp_path / "d"), tmp_path / "r.json"
+    coarse = make_red_model(tmp_path / "coarse.onnx", 16)
+    done = call("evaluate", red_model, data, "--against", coarse, "--json", report, "--provider", "cpu")
+    figures = json.loads(report.read_text())
+    better = figures["mean_dice"] - figures["against"]["mean_dice"]
+    assert better > 0.02
+    assert figures["difference"]["mean_dice"] == pytest.approx(better)
+    lines = done.stdout.splitlines()
+    assert [Path(title).name for title in lines[0].split()] == ["red.onnx", "coarse.onnx"]
+    (row,) = (line for line in lines if line.startswith("mean dice"))
+    assert row.split()[2:] == [f"{each['mean_dice']:.4f}" for each in (figures, figures["against"])]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_difference_of_two_models_is_paired() -> None:
+    full, half, nothing = np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    half[:2] = 255
+    truths = [half, full, nothing, nothing]
+    results = [result_of(mask, truth) for mask, truth in zip([half, full, nothing, nothing], truths, strict=True)]
+    others = [result_of(mask, truth) for mask, truth in zip([full, half, half, nothing], truths, strict=True)]
+    figures = difference(results, others)
+    assert figures["mean_dice"] == pytest.approx((1 / 3 + 1 / 3 + 1 + 0) / 4)
+    assert figures["healthy_with_finding"] == -0.5
+    assert difference(results, results)["mean_dice_95"] == [0, 0]
 
 
 def test_names_choose_the_pictures(tmp_path: Path, red_model: Path) -> None:

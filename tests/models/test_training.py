@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from polypstream.errors import DataError, ModelError, OutputError, SettingsError
+from polypstream.inference.model_card import shipped_weights
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.figures import draw_curves
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
+from polypstream.models.shipped import load_exported
 from polypstream.models.training import Recipe, TrainingData, train
+from tests.conftest import call
 from tests.models.test_data import make_data
 from tests.models.test_efficientnet_lite import published
 
@@ -245,3 +248,28 @@ def test_a_few_pictures_make_a_smaller_batch_and_it_is_said(tmp_path: Path) -> N
     recipe = replace(RECIPE, epochs=1, batch=16)
     train(of(make_data(tmp_path / "data", 4)), tmp_path / "run", recipe, lines.append)
     assert any("batch size is 3" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_are_trained_with_frozen_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "OURS", OURS)
+    data, recipe = make_data(tmp_path / "data", 6), replace(RECIPE, epochs=1, learning_rate=1e-4)
+    first = train(of(data), tmp_path / "first", recipe, print, start=shipped_weights())
+    second = train(of(data), tmp_path / "second", recipe, print, start=first)
+    shipped = SAUNet(**OURS)
+    load_exported(shipped_weights(), shipped)
+    for checkpoint in (first, second):
+        network, card = load_checkpoint(checkpoint)
+        assert card["training"]["norms"] == "frozen"
+        assert all(torch.equal(tensor, shipped.get_buffer(name)) for name, tensor in network.named_buffers())
+        assert any(not torch.equal(tensor, shipped.get_parameter(name)) for name, tensor in network.named_parameters())
+    with pytest.raises(ModelError, match="do not fit the architecture"):
+        monkeypatch.setattr(training, "OURS", SMALL)
+        train(of(data), tmp_path / "third", recipe, print, start=shipped_weights())
+
+
+@pytest.mark.slow
+def test_the_command_knows_the_shipped_weights_by_name(tmp_path: Path) -> None:
+    data, run = make_data(tmp_path / "data", 5), tmp_path / "run"
+    call("train", data, "--output", run, "--start", "shipped", "--epochs", 1, "--size", 64, "--batch", 2)
+    assert load_checkpoint(run / "checkpoint.pt")[1]["training"]["started_from"] == "weights/sa_unet.onnx"
