@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from polypstream.sinks.window import Windows
 
 log = logging.getLogger(__name__)
-SERVED = Path("polypstream-served")
+SERVED, CLIPS = Path("polypstream-served"), Path("polypstream-clips")
 NO_OUTPUT = (
     "live: nothing would show, record or send the video. Add --serve 127.0.0.1:8000 (web page), --window, "
     "--record FILE.mp4, --push URL, or --set live.sound=true (a sound for each new polyp)"
@@ -47,10 +47,23 @@ def live_sources(
     window: Annotated[
         bool,
         typer.Option(
-            "--window", help="Show the video in a window. Keys: o markers, h heat map, s snapshot, r recording, q quit"
+            "--window",
+            help="Show the video in a window. Keys: o markers, h heat map, s snapshot, r recording, c clip, q quit",
         ),
     ] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record the annotated video")] = None,
+    record_clean: Annotated[
+        Path | None, typer.Option(metavar="FILE.mp4", help="Record the video without markers")
+    ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Also write masks.mkv beside each recording, for `polypstream score`")
+    ] = False,
+    clips: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder for clips of the last minute, saved with the key c or a button of the page"
+        ),
+    ] = CLIPS,
     push: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,23 +91,29 @@ def live_sources(
 ) -> None:
     """Mark polyps in live video until you press Ctrl-C.
 
-    At least one output is needed: --window, --record, --push or --serve.
+    At least one output is needed: --window, --record, --record-clean, --push
+    or --serve.
     """
     with importing():
         from polypstream.cli.progress import StatusLines
         from polypstream.core.pipeline import POLL_S
-        from polypstream.jobs.live import Live, describe, keys_of, open_sources, pushes_of, recordings_of
+        from polypstream.jobs.live import Live, clips_of, describe, keys_of, open_sources, pushes_of, recordings_of
         from polypstream.sinks.bell import Bell
         from polypstream.sinks.browser import Browser
         from polypstream.sinks.window import REFRESH_RATE, Windows
         from polypstream.web.live import LivePage
         from polypstream.web.server import parse_listen, web
     settings = read_settings(config, set_, model)
-    if not (window or record or push or serve is not None or settings.live.sound):
+    if not (window or record or record_clean or push or serve is not None or settings.live.sound):
         raise SettingsError(NO_OUTPUT)
     listen = None if serve is None else parse_listen(serve)
     opened = open_sources(sources, settings)
-    recordings = recordings_of(record, opened, settings) if record else []
+    if masks and not (record or record_clean):
+        raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
+    if record and record_clean and record.resolve() == record_clean.resolve():
+        raise SettingsError(f"--record-clean {record_clean}: is the file of --record, too; give it another name")
+    recordings = recordings_of(record, opened, settings, masks=masks) if record else []
+    recordings += recordings_of(record_clean, opened, settings, clean=True, masks=masks) if record_clean else []
     windows = Windows(settings.live.window) if window else None
     browser = Browser() if serve is not None else None
     shown: list[tuple[str, Sink[Frame]]] = [
@@ -104,7 +123,8 @@ def live_sources(
     ]
     segmenter = open_segmenter(settings)
     pushes = pushes_of(push or [], opened, settings)
-    live = Live(opened, segmenter, settings, [*recordings, *pushes, *shown])
+    kept = clips_of(clips, opened, settings) if windows or browser else []
+    live = Live(opened, segmenter, settings, [*recordings, *pushes, *kept, *shown])
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
         windows.recordings = {recording.source: recording for _, recording in recordings}
@@ -115,6 +135,9 @@ def live_sources(
         aims = [(each.source, each.aim) for _, each in recordings] + [(each.source, each.aim) for _, each in pushes]
         for source, aim in aims:
             log.info(f"{source}: {aim}; Ctrl-C ends it")
+        if kept:
+            seconds = f"the last {settings.live.keep_seconds:g} seconds of each source are kept in memory"
+            log.info(f"{seconds}; a clip of them is saved in {clips} when you ask for it")
         try:
             with StatusLines() as lines:
                 live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, Protocol
@@ -123,6 +124,26 @@ class HeldPicture(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FetchedPicture:
+    """A picture that is fetched when its pixels are needed.
+
+    Attributes:
+        width, height: size in pixels.
+        duration: how long it is shown, in units of the time base.
+        fetch: returns the picture.
+    """
+
+    width: int
+    height: int
+    duration: int
+    fetch: Callable[[], VideoFrame]
+
+    def download(self) -> VideoFrame:
+        """Return the picture."""
+        return self.fetch()
+
+
 @dataclass(slots=True)
 class Frame:
     """One frame, and what the stages attach to it.
@@ -137,12 +158,14 @@ class Frame:
         last: the frame is the last one of its source.
         orientation: how the frame is rotated, mirrored and stretched for display.
         as_recorded: picture and pts are exactly those of the recording. Who changes the picture clears it.
+        clean: the picture before anything is drawn on it, for recordings without markers; set by stage `clean`, in live
+            video only.
         has_signal: False for a placeholder, which is shown while the source sends nothing. Inference skips it.
         problem: why the frame has no markers, as text for the user; set by FailSafe and LatestMarkers.
         markers_age: seconds since the arrival of the frame whose markers are drawn; 0 if they belong to this frame.
         view: field of view that the model sees; set by stage `crop`.
         model_input: uint8 RGB [size, size, 3], the field of view at the model's input size; set by stage `crop`.
-        quality: quality problems of the frame; set by stage `quality`, in recordings only.
+        quality: quality problems of the frame; set by stage `quality`.
         segmented: the model saw this frame; set by stage `segment`. Otherwise the model saw an earlier one, and
             `probability` is that of the frame before, moved along the motion by stage `smooth`.
         probability: uint8 [size, size], 0..255 meaning 0..1; set by stage `segment`.
@@ -165,6 +188,7 @@ class Frame:
     last: bool = False
     orientation: Orientation = AS_STORED
     as_recorded: bool = False
+    clean: VideoFrame | None = None
     has_signal: bool = True
     problem: str = ""
     markers_age: float = 0.0

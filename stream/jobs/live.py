@@ -16,19 +16,23 @@ from polypstream.core.addresses import NAME, redacted, split_name
 from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame
+from polypstream.core.marks import Marks
 from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import CONNECTING, STOPPED, LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live_changes import LiveChanges
 from polypstream.jobs.live_recent import Recent, RecentFrames
+from polypstream.jobs.live_session import results_of
+from polypstream.sinks.clips import ClipSaver
 from polypstream.sinks.push import Push
-from polypstream.sinks.rolling import RollingRecording
+from polypstream.sinks.rolling import OpenResults, RollingRecording
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
 from polypstream.stages.findings import FindingsTracker, choose_rules
 from polypstream.stages.live import (
     BackgroundInferenceFeed,
+    CleanKeeper,
     FailSafe,
     IsolatedSink,
     LatencyMeter,
@@ -39,6 +43,7 @@ from polypstream.stages.live import (
     StalenessFilter,
 )
 from polypstream.stages.overlay import Overlay
+from polypstream.stages.quality import QualityInspector
 from polypstream.stages.smoothing import TemporalSmoother
 from polypstream.stages.status_overlay import StatusOverlay
 
@@ -75,7 +80,7 @@ class Status:
             `shown`.
         dropped: numbers of frames not shown, by reason. When no frame is in the pipeline, `frames_in` is the sum of
             these and `shown`.
-        unrecorded: number of frames that were shown, but that the recording was too slow for.
+        unrecorded: number of frames that were shown, but that the recordings were too slow for, added up.
         recent: numbers of frames of the last seconds. In pass-through, frames that the model did not see are skipped.
         warning: why polyps may be missed at present, for the user; empty if the machine is fast enough.
         latency_ms: latency of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, maximum.
@@ -121,6 +126,24 @@ class ReportingSink(Protocol):
         """What it does, for the user, such as what it records and where."""
 
     problem: str
+
+
+@runtime_checkable
+class SessionSink(Protocol):
+    """A sink that keeps video of a source with its results.
+
+    Attributes:
+        source: name of the source.
+        clean: it needs the pictures without markers.
+        open_results: opens the results of a video; set by Live.
+    """
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+
+    clean: bool
+    open_results: OpenResults | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,34 +236,41 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
     return list(sources.values())
 
 
-def recordings_of(path: Path, sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, RollingRecording]]:
+def recordings_of(
+    path: Path, sources: Sequence[LiveSource], settings: Settings, clean: bool = False, masks: bool = False
+) -> list[tuple[str, RollingRecording]]:
     """Make a recording sink for each source.
 
     Args:
         path: file to record to. If there are several sources, each gets a file with its name appended.
         sources: the sources.
         settings: settings of the run.
+        clean: record the pictures without markers.
+        masks: write masks.mkv beside each recording, too.
 
     Returns:
         Name and sink for each source.
 
     Raises:
-        OutputError: a file exists already, its folder does not, or its name does not end in .mp4.
+        OutputError: a file or its folder of results exists already, the folder in which it lies does not, or its name
+            does not end in .mp4.
         SettingsError: there are several sources, and the name of one cannot be part of a file name. Or the settings
             ask for no video.
     """
-    _check_codec("--record", settings)
+    option = "--record-clean" if clean else "--record"
+    _check_codec(option, settings)
     if path.suffix.lower() != ".mp4":
-        raise OutputError(f"--record {path}: write a name that ends in .mp4, such as {path.with_suffix('.mp4')}")
+        raise OutputError(f"{option} {path}: write a name that ends in .mp4, such as {path.with_suffix('.mp4')}")
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"--record {path}: the folder {path.parent} does not exist")
+        raise OutputError(f"{option} {path}: the folder {path.parent} does not exist")
     nameless = [source.name for source in sources if not NAME.fullmatch(source.name)]
     if nameless and len(sources) > 1:
-        raise SettingsError(f"--record: {nameless[0]} needs a name for its file; write NAME=ADDRESS")
+        raise SettingsError(f"{option}: {nameless[0]} needs a name for its file; write NAME=ADDRESS")
     sinks = []
     for source in sources:
         own = path if len(sources) == 1 else path.with_stem(f"{path.stem}-{source.name}")
-        sinks.append((_recording_name(source), RollingRecording(own, source, settings.output)))
+        sink = RollingRecording(own, source, settings.output, option, clean, masks)
+        sinks.append((_recording_name(source, clean), sink))
     return sinks
 
 
@@ -252,6 +282,24 @@ def _check_codec(option: str, settings: Settings) -> None:
     """
     if settings.output.video.codec == "none":
         raise SettingsError(f"{option}: output.video.codec is none, which writes no video; set it to libx264 or auto")
+
+
+def clips_of(folder: Path, sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, ClipSaver]]:
+    """Make a sink for each source that keeps its last seconds.
+
+    Args:
+        folder: folder for the clips.
+        sources: the sources.
+        settings: settings of the run.
+
+    Returns:
+        Name and sink for each source; none if the settings keep nothing, or write no video.
+    """
+    if not settings.live.keep_seconds or settings.output.video.codec == "none":
+        return []
+    return [
+        (f"clips {source.name}", ClipSaver(folder, source, settings.live, settings.output.video)) for source in sources
+    ]
 
 
 def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Push]]:
@@ -296,6 +344,8 @@ class Live:
 
     Attributes:
         overlay: the stage that draws the markers; it can be switched off and on.
+        marks: marks of the sources.
+        clips: what keeps the last seconds of a source, by its name.
     """
 
     def __init__(
@@ -312,7 +362,7 @@ class Live:
                 f"inference.every={settings.inference.every}: is for recordings; in live video every frame that is not "
                 f"dropped is segmented; write inference.every=1"
             )
-        self.sources = sources
+        self.sources, self.marks = sources, Marks()
         self._fail_safe, self._staleness, self._meter = (
             FailSafe(segmenter),
             StalenessFilter(settings.live.max_staleness),
@@ -323,11 +373,16 @@ class Live:
         self.overlay = Overlay(overlay, "none" if overlay.labels == "auto" else overlay.labels)
         stages: NamedStages = [
             ("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings))), 1),
+            ("quality", SkipInvalid(QualityInspector()), 1),
             ("segment", SkipInvalid(self._fail_safe), segmenter.batch_size),
             *([("smooth", SkipInvalid(PerSource(TemporalSmoother)), 1)] if findings.steady else []),
             ("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady))), 1),
         ]
+        session_sinks = [sink for _, sink in sinks if isinstance(sink, SessionSink)]
+        for sink in session_sinks:
+            sink.open_results = results_of(sink.source, segmenter, settings, self.marks)
         drawing: NamedStages = [
+            *([("clean", CleanKeeper(), 1)] if any(sink.clean for sink in session_sinks) else []),
             ("overlay", SkipInvalid(self.overlay), 1),
             ("status", StatusOverlay(), 1),
             ("staleness", self._staleness, 1),
@@ -345,6 +400,7 @@ class Live:
         self._received: Counter[str] = Counter()
         self._recent = {source.name: RecentFrames(source.name) for source in sources}
         incoming = [(f"read {source.name}", self._frames_of(source)) for source in sources]
+        self.clips = {sink.source: sink for _, sink in sinks if isinstance(sink, ClipSaver)}
         self._sinks = [(name, IsolatedSink(sink)) for name, sink in sinks]
         self.pipeline = Pipeline(
             incoming, [*stages, *drawing], self._sinks, QUEUE, _source_of, self.close, lambda frame: frame.has_signal
@@ -439,6 +495,12 @@ class Live:
             skipped = sum(self._dropped(name).values()) + unseen[name]
             recent.add(time.monotonic(), self._received[name], skipped)
 
+    def _unrecorded(self, source: LiveSource) -> int:
+        """Number of frames that the recordings of a source were too slow for."""
+        dropped = self.pipeline.dropped_by_sinks
+        names = [_recording_name(source, clean) for clean in (False, True)]
+        return sum(dropped[name][source.name] for name in names if name in dropped)
+
     def _status_of(self, source: LiveSource) -> Status:
         latest = self._meter.latest(source.name)
         ages = [age for _, _, age in latest if age is not None]
@@ -454,7 +516,7 @@ class Live:
             shown=sum(origins.values()),
             findings_of=origins,
             dropped=self._dropped(source.name),
-            unrecorded=self.pipeline.dropped_by_sinks.get(_recording_name(source), Counter[Hashable]())[source.name],
+            unrecorded=self._unrecorded(source),
             recent=self._recent[source.name].latest,
             warning=self._recent[source.name].warning,
             latency_ms=percentiles_of([latency for _, latency, _ in latest]) if latest else None,
@@ -487,16 +549,16 @@ def _source_of(frame: Frame) -> str:
     return frame.source
 
 
-def _recording_name(source: LiveSource) -> str:
+def _recording_name(source: LiveSource, clean: bool) -> str:
     """Name of the sink that records a source."""
-    return f"record {source.name}"
+    return f"record{'-clean' if clean else ''} {source.name}"
 
 
 def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows) -> dict[str, Callable[[], None]]:
-    """Functions for the keys of a window: o overlay, h tint or heat map, r recording, s snapshot.
+    """Functions for the keys of a window: o overlay, h tint or heat map, r recording, s snapshot, c clip.
 
     Args:
-        live: the pipeline.
+        live: the pipeline. c saves a clip of each of its sources that is kept.
         recordings: recordings that r pauses and resumes.
         windows: windows that s saves.
     """
@@ -511,4 +573,14 @@ def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows
         for recording in recordings:
             recording.on = not recording.on
 
-    return {"o": switch_overlay, "h": switch_style, "r": switch_recording, "s": windows.save_snapshots}
+    def save_clips() -> None:
+        for clips in live.clips.values():
+            clips.ask()
+
+    return {
+        "o": switch_overlay,
+        "h": switch_style,
+        "r": switch_recording,
+        "s": windows.save_snapshots,
+        "c": save_clips,
+    }

@@ -157,7 +157,13 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         for track, picture in zip(tracks, inlined(run, [track["snapshot"] for track in tracks]), strict=True)
     ]
     values = {"summary": summary, "peak": peak, "timeline": timeline, "qualities": qualities, "figures": figures}
-    return write_page(run, "report.html", tracks=rows, has_video=(run / "annotated.mp4").is_file(), **values)
+    return write_page(run, "report.html", tracks=rows, video=_video_of(run, summary), **values)
+
+
+def _video_of(run: Path, summary: dict[str, Any]) -> str | None:
+    """Return the path of a run's video from the folder of the results; None: there is none."""
+    video = str(summary.get("video", "annotated.mp4"))
+    return video if (run / video).is_file() else None
 
 
 def write_page(run: Path, template: str, **values: Any) -> Path:

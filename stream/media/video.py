@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 from typing import cast
 
@@ -237,6 +239,55 @@ class AnnotatedVideo:
             # If the video ended early, for example by Ctrl-C, the audio ends at the same time.
             self._audio.mux_until(float("inf") if self._ends is None else self._ends)
             self._audio.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """The packet of a picture.
+
+    Attributes:
+        data: its bytes.
+        pts, dts: timestamps in units of the time base of its video.
+        is_key_frame: it can be decoded without others.
+    """
+
+    data: bytes
+    pts: int
+    dts: int
+    is_key_frame: bool
+
+
+def write_packets(
+    path: Path,
+    pictures: PictureFormat,
+    encoder: Encoder,
+    options: dict[str, str],
+    packets: Sequence[EncodedPicture],
+) -> None:
+    """Write an MP4 of pictures that were encoded before. Its time begins at the first one.
+
+    Args:
+        path: the file to write.
+        pictures: format of the pictures.
+        encoder, options: what encoded them: the parameter sets in the header are those of a new encoder like it.
+        packets: their packets, beginning with a key frame.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    origin = packets[0].pts
+    file, _ = open_mp4(path, pictures, None, None, origin)
+    with writing(path), closing(file):
+        stream = add_pictures(file, encoder, pictures, options)
+        file.start_encoding()
+        step = 0
+        for each, following in zip_longest(packets, packets[1:]):
+            step = following.pts - each.pts if following else step
+            packet = cast("Packet[VideoStream]", Packet(each.data))
+            packet.stream, packet.time_base = stream, pictures.time_base
+            packet.pts, packet.dts, packet.duration = each.pts - origin, each.dts - origin, step
+            packet.is_keyframe = each.is_key_frame
+            file.mux(packet)
 
 
 class MaskVideo:

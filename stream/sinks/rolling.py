@@ -2,45 +2,86 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 from polypstream.core.config import Output
 from polypstream.core.formatting import clock
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.pipeline import Sink
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
 from polypstream.media.pictures import Conformer
 from polypstream.media.video import AnnotatedVideo
 
 
+class Results(Sink[Frame], Protocol):
+    """A sink that writes the results of one video. The number and the time of a frame are those in the video."""
+
+    def add(self, frame: Frame, row: Mapping[str, object]) -> None:
+        """Add a frame whose line of frames.csv is known."""
+
+
+# Opens the results of one video: from its path, its format, the time in seconds at which it begins, and whether
+# masks.mkv is wanted.
+OpenResults = Callable[[Path, PictureFormat, float, bool], Results]
+
+
+def results_folder(video: Path) -> Path:
+    """Return the folder of the results of a recording or a clip: beside it, with its name.
+
+    Args:
+        video: path of the video.
+    """
+    return video.with_suffix("")
+
+
 class RollingRecording:
     """A sink that records to FILE.mp4, FILE-2.mp4, …
 
     A new file begins after a set time, at a set size, and when the format of the source changes. Timestamps in a file
-    are the frames' own, relative to its first frame. Without a signal, the placeholder frames are recorded.
+    are the frames' own, relative to its first frame. Without a signal, the placeholder frames are recorded. Each file
+    has a folder of results beside it, with its name.
 
     Args:
         path: path of the first file.
         source: source whose frames are recorded; frames of other sources are ignored.
         settings: settings of the encoder, and when to begin a new file.
+        option: the option of the command line that asked for it, for messages.
+        clean: record the pictures without markers and texts.
+        masks: write masks.mkv among the results, too.
 
     Attributes:
+        open_results: opens the results of each file; None: none are written.
         on: whether it records; may be set at any time, from any thread.
         queue_size: number of frames that can wait while a file is finished; more are dropped and counted.
         files: paths of the files written so far.
         problem: always empty, since an error ends the recording.
 
     Raises:
-        OutputError: the first file exists.
+        OutputError: the first file or its folder of results exists.
     """
 
     queue_size = 60
     problem = ""
 
-    def __init__(self, path: Path, source: LiveSource, settings: Output) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: LiveSource,
+        settings: Output,
+        option: str = "--record",
+        clean: bool = False,
+        masks: bool = False,
+    ) -> None:
         self._path, self._source, self._settings = path, source, settings
+        self._option, self.clean, self._masks = option, clean, masks
+        self.open_results: OpenResults | None = None
+        self._results: Results | None = None
         self.files: list[Path] = []
         self.on = True
         # Seconds recorded so far, and the time of the last frame.
@@ -62,7 +103,7 @@ class RollingRecording:
     @property
     def aim(self) -> str:
         """Where the source is recorded, for the user."""
-        return f"is recorded in {self._path}"
+        return f"is recorded{' without markers' if self.clean else ''} in {self._path}"
 
     @property
     def written(self) -> str:
@@ -91,7 +132,19 @@ class RollingRecording:
         assert self._video is not None
         self._recorded += max(0.0, frame.seconds - self._last)
         self._last = frame.seconds
-        self._video.write(frame if frame.has_signal else replace(frame, picture=self._conform(frame.in_memory())))
+        index, recorded = self._video.frames, self._recorded_frame(frame)
+        self._video.write(recorded)
+        if self._results is not None:
+            shown = copy.copy(frame if frame.has_signal else recorded)
+            shown.index, shown.pts = index, frame.pts - self._origin
+            self._results.write(shown)
+
+    def _recorded_frame(self, frame: Frame) -> Frame:
+        """Return a frame whose picture is the recorded one: with or without markers, and of the size of the file."""
+        recorded = copy.copy(frame)
+        picture = frame.clean if self.clean and frame.clean is not None else frame.in_memory()
+        recorded.picture = picture if frame.has_signal else self._conform(picture)
+        return recorded
 
     def _must_roll(self, frame: Frame) -> bool:
         if self._video is None:
@@ -117,18 +170,27 @@ class RollingRecording:
         path = self._next_path()
         self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)
         self.files.append(path)
+        self._origin = frame.pts
+        if self.open_results is not None:
+            self._results = self.open_results(path, self._format, frame.seconds, self._masks)
 
     def _next_path(self) -> Path:
         if not self.files:
-            if self._path.exists():
-                raise OutputError(f"{self._path}: exists already; give another --record")
+            for existing in (self._path, results_folder(self._path)):
+                if existing.exists():
+                    raise OutputError(f"{existing}: exists already; give another {self._option}")
             return self._path
         # Files of another run must not be overwritten, and must not end this recording.
         numbered = (self._path.with_stem(f"{self._path.stem}-{number}") for number in count(len(self.files) + 1))
-        return next(path for path in numbered if not path.exists())
+        return next(path for path in numbered if not (path.exists() or results_folder(path).exists()))
 
     def close(self) -> None:
-        """Finish the current file."""
-        if self._video is not None:
-            self._video.close()
-            self._video = None
+        """Finish the current file and its results."""
+        video, self._video = self._video, None
+        results, self._results = self._results, None
+        try:
+            if video is not None:
+                video.close()
+        finally:
+            if results is not None:
+                results.close()

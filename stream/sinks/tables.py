@@ -44,22 +44,7 @@ class FramesTable:
 
     def write(self, frame: Frame) -> None:
         """Append the line of a frame."""
-        found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
-        share = found / (frame.picture.width * frame.picture.height)
-        highest = max(int(frame.probability.max()), *frame.peaks, 0) / 255
-        tracks = " ".join(map(str, sorted(set(frame.tracks))))
-        wrong = [int(getattr(frame.quality, name)) for name in QUALITIES]
-        row = (
-            frame.index,
-            f"{frame.seconds:.6f}",
-            len(set(frame.tracks)),
-            f"{share:.6f}",
-            f"{highest:.4f}",
-            tracks,
-            *wrong,
-            int(frame.segmented),
-        )
-        self.write_row(dict(zip(HEADER, row, strict=True)))
+        self.write_row(row_of(frame))
 
     def write_row(self, row: Mapping[str, object]) -> None:
         """Append a line.
@@ -74,6 +59,30 @@ class FramesTable:
         """Finish the file."""
         with writing(self._path):
             self._file.close()
+
+
+def row_of(frame: Frame) -> dict[str, object]:
+    """Return the line of a frame: values by the names in HEADER.
+
+    Args:
+        frame: a frame that has passed all stages.
+    """
+    found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
+    share = found / (frame.picture.width * frame.picture.height)
+    highest = max(int(frame.probability.max()), *frame.peaks, 0) / 255
+    tracks = " ".join(map(str, sorted(set(frame.tracks))))
+    wrong = [int(getattr(frame.quality, name)) for name in QUALITIES]
+    row = (
+        frame.index,
+        f"{frame.seconds:.6f}",
+        len(set(frame.tracks)),
+        f"{share:.6f}",
+        f"{highest:.4f}",
+        tracks,
+        *wrong,
+        int(frame.segmented),
+    )
+    return dict(zip(HEADER, row, strict=True))
 
 
 def read_frames(path: Path) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, Quality
 from polypstream.core.geometry import THUMBNAIL, FieldOfView
 from polypstream.core.pipeline import BufferedSink, Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
@@ -244,7 +244,7 @@ class LatestMarkers:
             elif marked.problem:
                 frame.problem = marked.problem
             else:
-                frame.view, frame.probability = marked.view, marked.probability
+                frame.view, frame.probability, frame.quality = marked.view, marked.probability, marked.quality
                 frame.region, frame.outlines = marked.region, marked.outlines
                 frame.tracks, frame.peaks = marked.tracks, marked.peaks
         return frames
@@ -286,6 +286,37 @@ class BackgroundInferenceFeed:
 
     def close(self) -> None:
         """Do nothing: the inference pipeline ends with the program."""
+
+
+class CleanKeeper:
+    """Keeps the picture of each frame without markers: what follows draws on a copy."""
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        """Set `clean` of each frame.
+
+        Args:
+            frames: frames on which nothing is drawn yet.
+
+        Returns:
+            The same frames.
+        """
+        for frame in frames:
+            frame.clean = frame.in_memory()
+            frame.picture = copy_of(frame.clean)
+        return frames
+
+
+def fill_unseen(frame: Frame) -> None:
+    """Set what tables need of a frame that the model did not see, such as a placeholder without a signal.
+
+    Args:
+        frame: a frame that has passed all stages; changed in place.
+    """
+    frame.segmented = frame.has_signal and not frame.problem and not frame.markers_age
+    if frame.has_signal and not frame.problem:
+        return
+    frame.probability, frame.quality = np.zeros((1, 1), np.uint8), Quality(False, False, False)
+    frame.region, frame.outlines, frame.tracks, frame.peaks = None, [], [], []
 
 
 def _size(frame: Frame) -> tuple[int, int]:

@@ -12,9 +12,11 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+from pydantic import BaseModel
 
 from polypstream.core.formatting import words_of
 from polypstream.core.protocols import STOPPED
+from polypstream.errors import OutputError
 from polypstream.jobs.live import Live, Percentiles, Status
 from polypstream.sinks.browser import Browser
 from polypstream.web.page import BINARY, INVALID, Described, Render, refusal
@@ -23,6 +25,13 @@ BOUNDARY = "frame"
 # Quantiles of Status.latency_ms, for Prometheus.
 QUANTILES = ("0.5", "0.95", "0.99", "1")
 LOG = logging.getLogger("uvicorn.error")
+
+
+class SavedClip(BaseModel):
+    """A clip that was saved."""
+
+    file: str
+    """Name of the file in the folder of the clips. Its findings are in the folder of the same name."""
 
 
 class LivePage:
@@ -70,7 +79,8 @@ class LivePage:
 
     def page(self, request: Request, render: Render) -> Response:
         """Render the page."""
-        return render(request, "live.html", sources=self._names())
+        kept = self._live.clips.keys() if self._live else ()
+        return render(request, "live.html", sources=self._names(), kept=kept)
 
     def _names(self) -> list[str]:
         return [source.name for source in self._live.sources] if self._live else []
@@ -83,6 +93,11 @@ class LivePage:
         if not 0 <= number < len(names):
             raise HTTPException(404, "there is no such source")
         return names[number]
+
+    def _source(self, name: str) -> str:
+        if name not in self._names():
+            raise HTTPException(404, "there is no such source")
+        return name
 
     def router(self, render: Render) -> APIRouter:
         """Return the API of the page."""
@@ -120,6 +135,21 @@ class LivePage:
             if self._live is not None:
                 self._live.overlay.shown = state == "on"
 
+        @router.post(
+            "/api/live/{name}/clip", status_code=201, responses=INVALID | NO_SOURCE | NO_CLIP, summary="Save a clip"
+        )
+        def clip(name: str) -> SavedClip:
+            """Save the last seconds of a source as a clip with its findings, in the folder of `--clips`."""
+            self._source(name)
+            clips = self._live.clips.get(name) if self._live else None
+            if clips is None:
+                raise HTTPException(409, "nothing of this source is kept; see live.keep_seconds")
+            try:
+                path = clips.save()
+            except OutputError as error:
+                raise HTTPException(409, f"the clip cannot be saved: {error}") from error
+            return SavedClip(file=path.name)
+
         @router.get("/live/{number}/stream", include_in_schema=False)
         async def pictures(number: int) -> Response:
             """Stream the frames of a source as JPEG (multipart/x-mixed-replace), until the source ends."""
@@ -149,6 +179,8 @@ def _named(percentiles: Percentiles | None) -> dict[str, float] | None:
     return None if percentiles is None else percentiles._asdict()
 
 
+NO_SOURCE: Described = {404: refusal("There is no such source")}
+NO_CLIP: Described = {409: refusal("Nothing is kept, or the clip cannot be written")}
 JPEG: Described = INVALID | {
     200: {"content": {"image/jpeg": BINARY}},
     404: refusal("There is no such image"),

@@ -22,11 +22,12 @@ from polypstream.core.config import Settings
 from polypstream.core.pipeline import in_background
 from polypstream.errors import SettingsError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, open_sources, recordings_of
+from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
 from polypstream.sinks.browser import Browser
 from polypstream.web.app import make_app
 from polypstream.web.live import LivePage
 from polypstream.web.server import parse_listen, serving, token_for, web
+from tests.conftest import pts_of
 
 pytestmark = pytest.mark.slow
 
@@ -233,6 +234,46 @@ def test_a_port_in_use_is_said(page: Served, make: Callable[..., Path], red_mode
         serving(app, "127.0.0.1", page.port),
     ):
         pass
+
+
+@contextmanager
+def served_with_clips(video: Path, model: Path, folder: Path) -> Iterator[Served]:
+    """A live page whose only source, room1, is kept."""
+    sources = open_sources([f"room1=replay:{video}"], SETTINGS)
+    browser = Browser()
+    clips = clips_of(folder, sources, SETTINGS)
+    live = Live(sources, Segmenter(model, "cpu"), SETTINGS, [("web", browser), *clips])
+    app = make_app([LivePage(live, browser)], "127.0.0.1", None)
+    with serving(app, "127.0.0.1", 0) as port, in_background("live", lambda: live.run(lambda: None), live.close):
+        yield Served(live, browser, port)
+
+
+def test_a_clip_is_saved_through_the_api(make: Callable[..., Path], red_model: Path, tmp_path: Path) -> None:
+    with served_with_clips(make(frames=300), red_model, tmp_path / "clips") as page:
+        until(lambda: page.live.status()[0].shown > 20)
+        answer = requests.post(f"http://127.0.0.1:{page.port}/api/live/room1/clip", timeout=20)
+        assert answer.status_code == 201
+        assert len(pts_of(tmp_path / "clips" / answer.json()["file"])) >= 20
+        assert requests.post(f"http://127.0.0.1:{page.port}/api/live/none/clip", timeout=20).status_code == 404
+    with served([make(frames=300)], red_model) as page:
+        answer = requests.post(f"http://127.0.0.1:{page.port}/api/live/room1/clip", timeout=20)
+        assert answer.status_code == 409
+        assert answer.json()["detail"] == "nothing of this source is kept; see live.keep_seconds"
+
+
+@pytest.mark.browser
+def test_a_clip_is_saved_with_the_button(
+    browse: Callable[[], Any], make: Callable[..., Path], red_model: Path, tmp_path: Path
+) -> None:
+    driver = browse()
+    with served_with_clips(make(frames=500), red_model, tmp_path / "clips") as page:
+        driver.get(f"http://127.0.0.1:{page.port}/")
+        until(lambda: value(driver, "state") == "looking for polyps")
+        driver.find_element("css selector", "[data-act=clip]").click()
+        until(lambda: value(driver, "said").startswith("saved as room1-"))
+        name = value(driver, "said").removeprefix("saved as ")
+        assert len(pts_of(tmp_path / "clips" / name)) >= 5
+        assert (tmp_path / "clips" / name).with_suffix("").joinpath("findings.json").is_file()
 
 
 def value(driver: Any, name: str) -> str:

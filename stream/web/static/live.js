@@ -6,7 +6,7 @@ const controls = document.querySelector(".controls").elements;
 let audio = null;
 let refreshing = false;
 
-function say(section, name, text) {
+function put(section, name, text) {
   section.querySelector(`[data-value=${name}]`).textContent = text;
 }
 
@@ -51,24 +51,24 @@ function show(section, status) {
   section.querySelector(".light").className = `light ${ready ? "good" : "bad"}`;
   const sinks = status.sinks.map((sink) => (sink.problem ? `${sink.name}: ${sink.problem}` : sink.doing));
   const state = ready ? "looking for polyps" : status.problem || (status.ended ? "source ended" : "no signal");
-  say(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
+  put(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
   const warning = section.querySelector("[data-value=warning]");
   warning.hidden = !status.warning || !status.signal;
   warning.textContent = status.warning;
   const latency = status.latency_ms;
-  say(section, "latency", latency ? `${latency.median.toFixed(0)} ms, 99 % under ${latency.p99.toFixed(0)} ms` : "–");
-  say(section, "rate", `${status.shown_per_second.toFixed(1)} frames per second`);
+  put(section, "latency", latency ? `${latency.median.toFixed(0)} ms, 99 % under ${latency.p99.toFixed(0)} ms` : "–");
+  put(section, "rate", `${status.shown_per_second.toFixed(1)} frames per second`);
   const { recent } = status;
-  say(section, "recent", `${recent.skipped} of ${recent.frames_in} in the last ${recent.seconds.toFixed(0)} s`);
+  put(section, "recent", `${recent.skipped} of ${recent.frames_in} in the last ${recent.seconds.toFixed(0)} s`);
   const drops = Object.entries(status.dropped).filter(([, count]) => count);
   const skipped = drops.reduce((sum, [, count]) => sum + count, 0);
   const reasons = drops.map(([reason, count]) => `${count} ${reason.replace("_", " ")}`).join(", ");
   const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
-  say(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
+  put(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
   const { own, earlier, none } = status.findings_of;
-  say(section, "origins", `${own} own frame, ${earlier} earlier frame, ${none} none`);
-  say(section, "losses", ["never", "once"][status.losses] ?? `${status.losses} times`);
-  say(section, "viewers", String(status.viewers));
+  put(section, "origins", `${own} own frame, ${earlier} earlier frame, ${none} none`);
+  put(section, "losses", ["never", "once"][status.losses] ?? `${status.losses} times`);
+  put(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);
 }
 
@@ -94,10 +94,28 @@ async function refresh() {
     showStreams(false);
     for (const section of sections) {
       section.querySelector(".light").className = "light bad";
-      say(section, "state", "polypstream does not answer");
+      put(section, "state", "polypstream does not answer");
     }
   }
   refreshing = false;
+}
+
+// Asks the server to do something with a source, and says what came of it.
+async function act(section, what, done, body) {
+  const url = `/api/live/${encodeURIComponent(section.dataset.name)}/${what}`;
+  const headers = { "Content-Type": "application/json" };
+  try {
+    const answer = await ask(url, { method: "POST", headers, body: body && JSON.stringify(body) });
+    put(section, "said", done(await answer.json()));
+  } catch (error) {
+    put(section, "said", error.message);
+  }
+}
+
+for (const section of sections) {
+  section.querySelector("[data-act=clip]")?.addEventListener("click", () => {
+    act(section, "clip", (clip) => `saved as ${clip.file}`);
+  });
 }
 
 controls.overlay.addEventListener("change", () => {

@@ -1,0 +1,145 @@
+"""Results of a live session: beside each recording and clip the files that `process` writes for a recording."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from polypstream.core.config import Settings
+from polypstream.core.files import writing
+from polypstream.core.frame import FetchedPicture, Frame, PictureFormat
+from polypstream.core.marks import Marks
+from polypstream.core.notice import NOTICE
+from polypstream.errors import DataError
+from polypstream.inference.segmenter import Segmenter
+from polypstream.jobs.process import head_of_results, write_summary
+from polypstream.jobs.report import write_report
+from polypstream.media.video import MaskVideo
+from polypstream.sinks.findings import FindingsFile
+from polypstream.sinks.rolling import results_folder
+from polypstream.sinks.tables import FramesTable, row_of
+from polypstream.stages.live import fill_unseen
+
+
+class SessionResults:
+    """A sink that writes the results of one video of a live session.
+
+    They are those of `process`, so that `load_run`, `masks` and `score` read them. frames.csv is written at once, the
+    other files when it is closed. Each frame is written when the next one has come, since only then is its duration
+    known.
+
+    Args:
+        video: path of the video. The results are in a folder beside it that has its name.
+        pictures: format of the video.
+        begins: time of the source at which the video begins, in seconds.
+        masks: write masks.mkv, too.
+        source: name of the source.
+        segmenter: runs the model.
+        settings: settings of the run.
+        marks: marks of the session.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        video: Path,
+        pictures: PictureFormat,
+        begins: float,
+        masks: bool,
+        source: str,
+        segmenter: Segmenter,
+        settings: Settings,
+        marks: Marks,
+    ) -> None:
+        self._folder, self._video, self._begins = results_folder(video), video, begins
+        self._source, self._segmenter, self._marks = source, segmenter, marks
+        self._pictures = pictures
+        with writing(self._folder):
+            self._folder.mkdir()
+        self._about = head_of_results(video.name, segmenter, settings)
+        self._table = FramesTable(self._folder / "frames.csv")
+        self._findings = FindingsFile(self._folder, self._about)
+        self._masks = MaskVideo(self._folder / "masks.mkv", pictures) if masks else None
+        self._waiting: tuple[Frame, Mapping[str, object]] | None = None
+        self._frames, self._ends, self._step = 0, begins, 0
+
+    def write(self, frame: Frame) -> None:
+        """Add a frame.
+
+        Args:
+            frame: its number and its time are those in the video.
+        """
+        filled = copy.copy(frame)
+        fill_unseen(filled)
+        self.add(filled, row_of(filled))
+
+    def add(self, frame: Frame, row: Mapping[str, object]) -> None:
+        """Add a frame whose line of frames.csv is known.
+
+        Args:
+            frame: the frame.
+            row: the line.
+        """
+        if self._waiting is not None:
+            self._step = frame.pts - self._waiting[0].pts
+            self._release()
+        self._waiting = frame, row
+
+    def _release(self) -> None:
+        if self._waiting is None:
+            return
+        (frame, row), self._waiting = self._waiting, None
+        self._table.write_row(row)
+        if self._masks is not None:
+            self._masks.write(frame)
+        timed = copy.copy(frame)
+        timed.picture = FetchedPicture(frame.picture.width, frame.picture.height, self._step, frame.in_memory)
+        self._findings.write(timed)
+        self._frames, self._ends = self._frames + 1, self._begins + frame.seconds
+
+    def close(self) -> None:
+        """Finish all files, and write the summary and the report."""
+        self._release()
+        self._about["marks"] = [mark.as_json() for mark in self._marks.within(self._source, self._begins, self._ends)]
+        for sink in (self._table, self._findings, self._masks):
+            if sink is not None:
+                sink.close()
+        write_summary(self._folder, self._summary())
+        with suppress(DataError):  # without a single frame there is nothing to report
+            write_report(self._folder)
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            **self._about,
+            "video": f"../{self._video.name}",
+            "complete": True,
+            "problem": None,
+            "damage": [],
+            "notes": list(self._segmenter.notes),
+            "provider": self._segmenter.provider,
+            "picture_size": [self._pictures.width, self._pictures.height],
+            "frames_in": self._frames,
+            "frames_out": self._frames,
+            **self._findings.found,
+            "notice": NOTICE,
+        }
+
+
+def results_of(
+    source: str, segmenter: Segmenter, settings: Settings, marks: Marks
+) -> Callable[[Path, PictureFormat, float, bool], SessionResults]:
+    """Return a function that opens the results of each video of a source.
+
+    Args:
+        source: name of the source.
+        segmenter: runs the model.
+        settings: settings of the run.
+        marks: marks of the session.
+    """
+    return partial(SessionResults, source=source, segmenter=segmenter, settings=settings, marks=marks)
