@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,19 +15,19 @@ import numpy as np
 
 from polypstream.core.addresses import NAME, redacted, split_name
 from polypstream.core.config import Settings
-from polypstream.core.formatting import words_of
+from polypstream.core.formatting import clock, words_of
 from polypstream.core.frame import Frame
-from polypstream.core.marks import Marks
+from polypstream.core.marks import TITLES, Mark, MarkKind, Marks
 from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import CONNECTING, STOPPED, LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live_changes import LiveChanges
 from polypstream.jobs.live_recent import Recent, RecentFrames
-from polypstream.jobs.live_session import results_of
+from polypstream.jobs.live_session import SourceSession
 from polypstream.sinks.clips import ClipSaver
 from polypstream.sinks.push import Push
-from polypstream.sinks.rolling import OpenResults, RollingRecording
+from polypstream.sinks.rolling import RollingRecording, Session
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
 from polypstream.stages.findings import FindingsTracker, choose_rules
@@ -135,7 +136,7 @@ class SessionSink(Protocol):
     Attributes:
         source: name of the source.
         clean: it needs the pictures without markers.
-        open_results: opens the results of a video; set by Live.
+        session: what its videos are parts of; set by Live.
     """
 
     @property
@@ -143,7 +144,7 @@ class SessionSink(Protocol):
         """Name of the source."""
 
     clean: bool
-    open_results: OpenResults | None
+    session: Session | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +381,7 @@ class Live:
         ]
         session_sinks = [sink for _, sink in sinks if isinstance(sink, SessionSink)]
         for sink in session_sinks:
-            sink.open_results = results_of(sink.source, segmenter, settings, self.marks)
+            sink.session = SourceSession(sink.source, segmenter, settings, self.marks)
         drawing: NamedStages = [
             *([("clean", CleanKeeper(), 1)] if any(sink.clean for sink in session_sinks) else []),
             ("overlay", SkipInvalid(self.overlay), 1),
@@ -463,6 +464,24 @@ class Live:
         """End the sources."""
         for source in self.sources:
             source.close()
+
+    def mark(self, source: str, kind: MarkKind, text: str = "") -> Mark | None:
+        """Set a mark at the newest frame of a source that is shown.
+
+        Args:
+            source: name of the source.
+            kind: what happened.
+            text: words of the user.
+
+        Returns:
+            The mark; None if no frame was shown yet.
+        """
+        seconds = self._meter.newest.get(source)
+        if seconds is None:
+            return None
+        mark = Mark(kind, seconds, text)
+        self.marks.add(source, mark)
+        return mark
 
     def failed_sources(self) -> list[str]:
         """Sources that were given up, one line each."""
@@ -555,10 +574,10 @@ def _recording_name(source: LiveSource, clean: bool) -> str:
 
 
 def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows) -> dict[str, Callable[[], None]]:
-    """Functions for the keys of a window: o overlay, h tint or heat map, r recording, s snapshot, c clip.
+    """Functions for the keys of a window: o overlay, h tint or heat map, r recording, s snapshot, c clip, 1 to 5 marks.
 
     Args:
-        live: the pipeline. c saves a clip of each of its sources that is kept.
+        live: the pipeline. c saves a clip of each of its sources that is kept. 1 to 5 set a mark for each source.
         recordings: recordings that r pauses and resumes.
         windows: windows that s saves.
     """
@@ -577,7 +596,13 @@ def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows
         for clips in live.clips.values():
             clips.ask()
 
+    def set_marks(kind: MarkKind) -> None:
+        for source in live.sources:
+            if (mark := live.mark(source.name, kind)) is not None:
+                log.info(f"{source.name}: {mark.title} at {clock(mark.seconds)}")
+
     return {
+        **{str(number): partial(set_marks, kind) for number, kind in enumerate(TITLES, 1)},
         "o": switch_overlay,
         "h": switch_style,
         "r": switch_recording,

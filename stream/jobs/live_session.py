@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polypstream.core.config import Settings
 from polypstream.core.files import writing
 from polypstream.core.frame import FetchedPicture, Frame, PictureFormat
-from polypstream.core.marks import Marks
+from polypstream.core.marks import Mark, Marks
 from polypstream.core.notice import NOTICE
 from polypstream.errors import DataError
 from polypstream.inference.segmenter import Segmenter
@@ -37,10 +37,7 @@ class SessionResults:
         pictures: format of the video.
         begins: time of the source at which the video begins, in seconds.
         masks: write masks.mkv, too.
-        source: name of the source.
-        segmenter: runs the model.
-        settings: settings of the run.
-        marks: marks of the session.
+        session: what the video is a part of.
 
     Raises:
         OutputError: a file cannot be written.
@@ -52,17 +49,13 @@ class SessionResults:
         pictures: PictureFormat,
         begins: float,
         masks: bool,
-        source: str,
-        segmenter: Segmenter,
-        settings: Settings,
-        marks: Marks,
+        session: SourceSession,
     ) -> None:
         self._folder, self._video, self._begins = results_folder(video), video, begins
-        self._source, self._segmenter, self._marks = source, segmenter, marks
-        self._pictures = pictures
+        self._session, self._segmenter, self._pictures = session, session.segmenter, pictures
         with writing(self._folder):
             self._folder.mkdir()
-        self._about = head_of_results(video.name, segmenter, settings)
+        self._about = head_of_results(video.name, session.segmenter, session.settings)
         self._table = FramesTable(self._folder / "frames.csv")
         self._findings = FindingsFile(self._folder, self._about)
         self._masks = MaskVideo(self._folder / "masks.mkv", pictures) if masks else None
@@ -106,7 +99,7 @@ class SessionResults:
     def close(self) -> None:
         """Finish all files, and write the summary and the report."""
         self._release()
-        self._about["marks"] = [mark.as_json() for mark in self._marks.within(self._source, self._begins, self._ends)]
+        self._about["marks"] = [mark.as_json() for mark in self._session.marks_within(self._begins, self._ends)]
         for sink in (self._table, self._findings, self._masks):
             if sink is not None:
                 sink.close()
@@ -131,15 +124,26 @@ class SessionResults:
         }
 
 
-def results_of(
-    source: str, segmenter: Segmenter, settings: Settings, marks: Marks
-) -> Callable[[Path, PictureFormat, float, bool], SessionResults]:
-    """Return a function that opens the results of each video of a source.
+@dataclass(frozen=True, slots=True)
+class SourceSession:
+    """The live session of a source; see Session.
 
-    Args:
+    Attributes:
         source: name of the source.
         segmenter: runs the model.
         settings: settings of the run.
-        marks: marks of the session.
+        marks: marks of all sources.
     """
-    return partial(SessionResults, source=source, segmenter=segmenter, settings=settings, marks=marks)
+
+    source: str
+    segmenter: Segmenter
+    settings: Settings
+    marks: Marks
+
+    def open_results(self, video: Path, pictures: PictureFormat, begins: float, masks: bool) -> SessionResults:
+        """Open the results of a video; see Session."""
+        return SessionResults(video, pictures, begins, masks, self)
+
+    def marks_within(self, first: float, last: float) -> list[Mark]:
+        """Return the marks of a stretch; see Session."""
+        return self.marks.within(self.source, first, last)

@@ -19,7 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from polypstream.core.files import writing
 from polypstream.core.formatting import clock, counted
 from polypstream.core.geometry import grey_level
+from polypstream.core.marks import marks_in
 from polypstream.errors import DataError
+from polypstream.jobs.withdrawal import withdrawal_of
 from polypstream.media.pictures import read_image
 from polypstream.sinks.findings import read_findings
 from polypstream.sinks.tables import QUALITIES, read_frames
@@ -147,16 +149,19 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
     """
     try:
         summary = json.loads((run / "summary.json").read_text())
-        tracks = read_findings(run)["tracks"]
+        found = read_findings(run)
+        tracks, marks = found["tracks"], marks_in(found)
         peak = _peak_of(summary)
         timeline, qualities = read_table(run / "frames.csv", peak)
-    except (OSError, ValueError) as error:
+        withdrawal = withdrawal_of(marks, read_frames(run / "frames.csv"), tracks) if marks else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
     rows = [
         track | {"picture": picture, "spans": shown_spans(track, timeline)}
         for track, picture in zip(tracks, inlined(run, [track["snapshot"] for track in tracks]), strict=True)
     ]
     values = {"summary": summary, "peak": peak, "timeline": timeline, "qualities": qualities, "figures": figures}
+    values |= {"marks": marks, "withdrawal": withdrawal}
     return write_page(run, "report.html", tracks=rows, video=_video_of(run, summary), **values)
 
 

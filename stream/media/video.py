@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from polypstream.core.config import VideoSettings
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.marks import Mark
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import OutputError
 from polypstream.media.audio import Audio
@@ -28,6 +29,9 @@ from polypstream.media.encoders import Encoder, choose_encoder
 from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
 from polypstream.media.gop_copy import GopCopy
 from polypstream.media.pictures import longest_step
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter
 
 # A killed process loses the current fragment. The documented limit is two seconds, so fragments are much shorter.
 FRAGMENT_US = 500_000
@@ -49,6 +53,8 @@ HEADER_AT_START, HEADER_LATER = "+empty_moov", "+delay_moov"
 LATE_START_S = 600
 MAX_TIMESCALE = 2**31 - 1
 AUDIO_RATE = 48_000
+# Units per second of the times of chapters.
+MS = 1000
 
 
 def open_output(path: Path, options: dict[str, str]) -> OutputContainer:
@@ -89,6 +95,27 @@ def add_pictures(
         stream.set_display_matrix(pictures.display_matrix)
     stream.codec_context.pix_fmt = encoder.takes[pictures.pixel_format]
     return stream
+
+
+def _chapters_of(marks: Sequence[Mark], ends: float) -> list[Chapter]:
+    """Return the chapters of a video, in PyAV's format: each begins at a mark and ends at the next one.
+
+    Args:
+        marks: marks of the video.
+        ends: end of the video in seconds.
+    """
+    ordered = sorted(marks, key=lambda mark: mark.seconds)
+    limits = [*(round(mark.seconds * MS) for mark in ordered), round(ends * MS)]
+    return [
+        {
+            "id": number,
+            "start": start,
+            "end": max(end, start + 1),
+            "time_base": Fraction(1, MS),
+            "metadata": {"title": mark.title},
+        }
+        for number, (mark, (start, end)) in enumerate(zip(ordered, pairwise(limits), strict=True))
+    ]
 
 
 class AnnotatedVideo:
@@ -211,6 +238,16 @@ class AnnotatedVideo:
         self._file.mux(packet)
         self._video_packets += 1
 
+    def set_chapters(self, marks: Sequence[Mark], ends: float) -> None:
+        """Set the chapters of the file, which are written when it is closed.
+
+        Args:
+            marks: where they begin. Their times count from the beginning of the file.
+            ends: end of the file in seconds.
+        """
+        if marks:
+            self._file.set_chapters(_chapters_of(marks, ends))
+
     def close(self) -> None:
         """Flush the encoder and the audio, and finish the file. If this fails, what was written remains playable.
 
@@ -263,6 +300,7 @@ def write_packets(
     encoder: Encoder,
     options: dict[str, str],
     packets: Sequence[EncodedPicture],
+    marks: Sequence[Mark] = (),
 ) -> None:
     """Write an MP4 of pictures that were encoded before. Its time begins at the first one.
 
@@ -271,6 +309,7 @@ def write_packets(
         pictures: format of the pictures.
         encoder, options: what encoded them: the parameter sets in the header are those of a new encoder like it.
         packets: their packets, beginning with a key frame.
+        marks: become chapters. Their times count from the first picture.
 
     Raises:
         OutputError: the file cannot be written.
@@ -280,6 +319,8 @@ def write_packets(
     with writing(path), closing(file):
         stream = add_pictures(file, encoder, pictures, options)
         file.start_encoding()
+        if marks:  # FFmpeg moves the first chapter to 0 if it knows of it when it writes the header
+            file.set_chapters(_chapters_of(marks, float((packets[-1].pts - origin) * pictures.time_base)))
         step = 0
         for each, following in zip_longest(packets, packets[1:]):
             step = following.pts - each.pts if following else step

@@ -23,14 +23,14 @@ from polypstream.errors import OutputError
 from polypstream.media.container import open_container
 from polypstream.media.recent_video import Kept, RecentVideo
 from polypstream.media.video import write_packets
-from polypstream.sinks.rolling import OpenResults, results_folder
+from polypstream.sinks.rolling import Session, results_folder
 from polypstream.sinks.tables import row_of
 from polypstream.stages.live import fill_unseen
 
 # Limit of the memory for each source in bytes.
 MOST_BYTES = 500_000_000
-# The quickest preset, since what is encoded is mostly never looked at.
-PRESET = "ultrafast"
+# A quick preset and a moderate quality, since what is encoded is mostly never looked at.
+PRESET, CRF = "ultrafast", 24.0
 # Half a frame at the highest rate.
 SAME_TIME_S = 0.001
 log = logging.getLogger(__name__)
@@ -104,11 +104,11 @@ class ClipSaver:
         folder: folder for the clips; it is created with the first one.
         source: source that is kept.
         settings: `keep_seconds` is used.
-        video: the encoder and its quality; its preset is not used.
+        video: the encoder; its preset is not used, and its quality is at most that of CRF.
 
     Attributes:
         clean: it needs the pictures without markers.
-        open_results: opens the results of each clip; None: none are written.
+        session: what each clip is a part of; None: clips have neither results nor chapters.
         queue_size: number of frames that can wait while a clip is saved; more are dropped.
         problem: why the last clip could not be saved, for the user; empty if it was.
         clips: paths of the clips saved so far.
@@ -119,8 +119,8 @@ class ClipSaver:
 
     def __init__(self, folder: Path, source: LiveSource, settings: LiveSettings, video: VideoSettings) -> None:
         self._folder, self._source, self._seconds = folder, source, settings.keep_seconds
-        self._settings = video.model_copy(update={"preset": PRESET})
-        self.open_results: OpenResults | None = None
+        self._settings = video.model_copy(update={"preset": PRESET, "crf": max(CRF, video.crf)})
+        self.session: Session | None = None
         self.problem = ""
         self.clips: list[Path] = []
         self._recent: RecentVideo[_Note] | None = None
@@ -197,10 +197,12 @@ class ClipSaver:
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         path = self._free_path()
-        write_packets(path, recent.format, recent.encoder, recent.options, [each.picture for each in kept])
-        if self.open_results is not None:
-            first = kept[0].note.frame
-            results = self.open_results(path, recent.format, first.seconds, False)
+        first, last = kept[0].note.frame, kept[-1].note.frame
+        marks = self.session.marks_within(first.seconds, last.seconds) if self.session else []
+        pictures = [each.picture for each in kept]
+        write_packets(path, recent.format, recent.encoder, recent.options, pictures, marks)
+        if self.session is not None:
+            results = self.session.open_results(path, recent.format, first.seconds, False)
             for index, each in enumerate(kept):
                 results.add(*each.note.in_clip(index, first.pts, path))
             results.close()

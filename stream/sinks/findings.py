@@ -18,6 +18,7 @@ import numpy as np
 
 from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.frame import Frame
+from polypstream.core.marks import Mark
 from polypstream.core.notice import NOTICE
 from polypstream.errors import DataError
 from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
@@ -26,6 +27,8 @@ SCHEMA = "polypstream-findings-1"
 # Of a set of images, written by `polypstream process` as well.
 IMAGES_SCHEMA = "polypstream-images-1"
 SNAPSHOTS = "snapshots"
+# The line after the head of the file.
+TRACKS_LINE = '  "tracks": [\n'
 POLYPS = "polyps.csv"
 # Columns of polyps.csv of a recording.
 TRACK_COLUMNS = (
@@ -219,9 +222,9 @@ class FindingsFile:
     def _lines(self) -> Iterator[str]:
         """The JSON text, one outline per line. Long recordings have many outlines, which are stored as text already."""
         head = {"schema": SCHEMA, "notice": NOTICE, **self._about, "picture_size": list(self._picture)}
-        yield json.dumps(head, indent=2)[:-2] + ',\n  "tracks": ['
+        yield json.dumps(head, indent=2)[:-2] + ",\n" + TRACKS_LINE
         for number, (record, row) in enumerate(self._rows()):
-            yield (",\n    " if number else "\n    ") + json.dumps(row)[:-1] + ', "outlines": [\n      '
+            yield (",\n    " if number else "    ") + json.dumps(row)[:-1] + ', "outlines": [\n      '
             for index, place in enumerate(record.outlines):
                 self._spool.seek(place)
                 yield (",\n      " if index else "") + self._spool.readline().decode().rstrip()
@@ -256,6 +259,30 @@ def read_findings(folder: Path, schemas: Sequence[str] = (SCHEMA,)) -> dict[str,
     if schema == SCHEMA:
         raise DataError(f"{folder}: holds results of a recording, not of images")
     raise DataError(f"{path}: is of schema {schema}; this version of polypstream reads {' and '.join(schemas)}")
+
+
+def write_marks(folder: Path, marks: Sequence[Mark]) -> None:
+    """Replace the marks in findings.json. The tracks are copied as they are, since there may be many outlines.
+
+    Args:
+        folder: folder of the results of a recording.
+        marks: the new marks.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+        OutputError: it cannot be written.
+    """
+    path = folder / "findings.json"
+    try:
+        with path.open() as file:
+            head = "".join(iter(file.readline, TRACKS_LINE))
+            about = json.loads(head.rstrip().removesuffix(",") + "}")
+            about["marks"] = [mark.as_json() for mark in marks]
+            with write_atomically(path) as unfinished, unfinished.open("w") as written:
+                written.write(json.dumps(about, indent=2)[:-2] + ",\n" + TRACKS_LINE)
+                shutil.copyfileobj(file, written)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as findings ({error})") from error
 
 
 def read_polyps(folder: Path) -> list[dict[str, str]]:

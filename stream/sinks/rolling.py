@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Protocol
 from polypstream.core.config import Output
 from polypstream.core.formatting import clock
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.marks import Mark
 from polypstream.core.pipeline import Sink
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
@@ -26,9 +27,25 @@ class Results(Sink[Frame], Protocol):
         """Add a frame whose line of frames.csv is known."""
 
 
-# Opens the results of one video: from its path, its format, the time in seconds at which it begins, and whether
-# masks.mkv is wanted.
-OpenResults = Callable[[Path, PictureFormat, float, bool], Results]
+class Session(Protocol):
+    """The live session of a source, of which recordings and clips are parts."""
+
+    def open_results(self, video: Path, pictures: PictureFormat, begins: float, masks: bool) -> Results:
+        """Open the results of a video.
+
+        Args:
+            video: its path.
+            pictures: its format.
+            begins: time of the source at which it begins, in seconds.
+            masks: write masks.mkv, too.
+        """
+
+    def marks_within(self, first: float, last: float) -> list[Mark]:
+        """Return the marks of a stretch. Their times count from its beginning.
+
+        Args:
+            first, last: times of the source in seconds.
+        """
 
 
 def results_folder(video: Path) -> Path:
@@ -56,7 +73,7 @@ class RollingRecording:
         masks: write masks.mkv among the results, too.
 
     Attributes:
-        open_results: opens the results of each file; None: none are written.
+        session: what each file is a part of; None: files have neither results nor chapters.
         on: whether it records; may be set at any time, from any thread.
         queue_size: number of frames that can wait while a file is finished; more are dropped and counted.
         files: paths of the files written so far.
@@ -80,7 +97,7 @@ class RollingRecording:
     ) -> None:
         self._path, self._source, self._settings = path, source, settings
         self._option, self.clean, self._masks = option, clean, masks
-        self.open_results: OpenResults | None = None
+        self.session: Session | None = None
         self._results: Results | None = None
         self.files: list[Path] = []
         self.on = True
@@ -171,8 +188,8 @@ class RollingRecording:
         self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)
         self.files.append(path)
         self._origin = frame.pts
-        if self.open_results is not None:
-            self._results = self.open_results(path, self._format, frame.seconds, self._masks)
+        if self.session is not None:
+            self._results = self.session.open_results(path, self._format, frame.seconds, self._masks)
 
     def _next_path(self) -> Path:
         if not self.files:
@@ -190,6 +207,9 @@ class RollingRecording:
         results, self._results = self._results, None
         try:
             if video is not None:
+                if self.session is not None:
+                    marks = self.session.marks_within(self._started, self._last)
+                    video.set_chapters(marks, self._last - self._started)
                 video.close()
         finally:
             if results is not None:

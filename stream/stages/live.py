@@ -315,7 +315,9 @@ def fill_unseen(frame: Frame) -> None:
     frame.segmented = frame.has_signal and not frame.problem and not frame.markers_age
     if frame.has_signal and not frame.problem:
         return
-    frame.probability, frame.quality = np.zeros((1, 1), np.uint8), Quality(False, False, False)
+    if not frame.has_signal or not hasattr(frame, "quality"):
+        frame.quality = Quality(blurred=not frame.has_signal, overexposed=False, outside=False)  # it is dark
+    frame.probability = np.zeros((1, 1), np.uint8)
     frame.region, frame.outlines, frame.tracks, frame.peaks = None, [], [], []
 
 
@@ -335,12 +337,14 @@ class LatencyMeter:
     Attributes:
         shown: number of frames by source and by origin of their findings: the frame's own, those of an earlier frame,
             or none, because the model has no current ones.
+        newest: time of the newest frame of each source, in seconds.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._out: dict[str, deque[FrameTiming]] = {}
         self.shown: Counter[tuple[str, Origin]] = Counter()
+        self.newest: dict[str, float] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Record the frames.
@@ -354,6 +358,7 @@ class LatencyMeter:
         now = time.monotonic()
         with self._lock:
             for frame in frames:
+                self.newest[frame.source] = frame.seconds
                 if not frame.has_signal:
                     continue
                 origin: Origin = "none" if frame.problem else "earlier" if frame.markers_age else "own"

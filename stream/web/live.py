@@ -5,26 +5,44 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from polypstream.core.formatting import words_of
+from polypstream.core.marks import LONGEST_TEXT, TITLES, MarkKind
 from polypstream.core.protocols import STOPPED
 from polypstream.errors import OutputError
 from polypstream.jobs.live import Live, Percentiles, Status
 from polypstream.sinks.browser import Browser
-from polypstream.web.page import BINARY, INVALID, Described, Render, refusal
+from polypstream.web.page import BINARY, BODY, INVALID, Described, Render, refusal
 
 BOUNDARY = "frame"
 # Quantiles of Status.latency_ms, for Prometheus.
 QUANTILES = ("0.5", "0.95", "0.99", "1")
 LOG = logging.getLogger("uvicorn.error")
+
+
+class NewMark(BaseModel):
+    """A mark to be set at the picture that is shown now."""
+
+    kind: MarkKind
+    text: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
+
+
+class SetMark(BaseModel):
+    """A mark that was set."""
+
+    kind: MarkKind
+    seconds: float
+    """Time of the source in seconds."""
+    text: str
+    title: str
 
 
 class SavedClip(BaseModel):
@@ -80,7 +98,7 @@ class LivePage:
     def page(self, request: Request, render: Render) -> Response:
         """Render the page."""
         kept = self._live.clips.keys() if self._live else ()
-        return render(request, "live.html", sources=self._names(), kept=kept)
+        return render(request, "live.html", sources=self._names(), kept=kept, titles=TITLES)
 
     def _names(self) -> list[str]:
         return [source.name for source in self._live.sources] if self._live else []
@@ -115,6 +133,7 @@ class LivePage:
                     "markers_age_ms": _named(each.markers_age_ms),
                     "sinks": [asdict(sink) for sink in self._live.sinks() if sink.source in ("", each.source)],
                     "viewers": browser.viewers(each.source),
+                    "marks": [mark.as_json() for mark in self._live.marks.of(each.source)],
                     "findings": [
                         {"number": found.number, "when": found.when, "probability": found.probability}
                         for found in browser.findings(each.source)
@@ -150,6 +169,15 @@ class LivePage:
                 raise HTTPException(409, f"the clip cannot be saved: {error}") from error
             return SavedClip(file=path.name)
 
+        @router.post("/api/live/{name}/marks", status_code=201, responses=BODY | NO_SOURCE | NO_PICTURE)
+        def mark(name: str, new: NewMark) -> SetMark:
+            """Set a mark at the newest picture of a source."""
+            source = self._source(name)
+            made = self._live.mark(source, new.kind, new.text.strip()) if self._live else None
+            if made is None:
+                raise HTTPException(409, "there is no picture yet")
+            return SetMark(kind=made.kind, seconds=made.seconds, text=made.text, title=made.title)
+
         @router.get("/live/{number}/stream", include_in_schema=False)
         async def pictures(number: int) -> Response:
             """Stream the frames of a source as JPEG (multipart/x-mixed-replace), until the source ends."""
@@ -180,6 +208,7 @@ def _named(percentiles: Percentiles | None) -> dict[str, float] | None:
 
 
 NO_SOURCE: Described = {404: refusal("There is no such source")}
+NO_PICTURE: Described = {409: refusal("There is no picture yet")}
 NO_CLIP: Described = {409: refusal("Nothing is kept, or the clip cannot be written")}
 JPEG: Described = INVALID | {
     200: {"content": {"image/jpeg": BINARY}},

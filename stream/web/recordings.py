@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -14,8 +15,10 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from polypstream.core.config import Settings
+from polypstream.core.marks import LONGEST_TEXT, TITLES, Mark, MarkKind, marks_in
 from polypstream.jobs.inputs import IMAGE_ENDINGS
-from polypstream.sinks.findings import SNAPSHOTS
+from polypstream.jobs.report import write_report
+from polypstream.sinks.findings import SNAPSHOTS, read_findings, write_marks
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
 from polypstream.web.found import Found, FoundTrack
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
@@ -139,6 +142,15 @@ def _refuse_image(name: str) -> None:
         )
 
 
+class RecordingMark(BaseModel):
+    """A mark of a recording."""
+
+    kind: MarkKind
+    seconds: Annotated[float, Field(ge=0, le=10**7)]
+    """Time in the recording in seconds."""
+    text: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
+
+
 class Announced(BaseModel):
     """A recording that will be uploaded in chunks."""
 
@@ -165,6 +177,7 @@ class RecordingsPage:
         self._max_size = round(settings.serve.recording_gigabytes * GIGA)
         self._keep_days = settings.serve.keep_days
         self._receiving: set[str] = set()
+        self._marking = threading.Lock()
 
     def problems(self) -> list[str]:
         """Return the problems of the disk and of the queue, one line each."""
@@ -196,6 +209,7 @@ class RecordingsPage:
         self._add_states(router)
         self._add_results(router)
         self._add_annotations(router)
+        self._add_marks(router)
 
         @router.get("/recordings/{id}", include_in_schema=False)
         def recording(request: Request, id: str) -> Response:
@@ -209,7 +223,7 @@ class RecordingsPage:
                 for each in (found.tracks if found else ())
             ]
             values = {"recording": self._in_detail(entry), "found": found, "timeline": timeline, "tracks": tracks}
-            return render(request, "recording.html", formats=FORMATS, **values)
+            return render(request, "recording.html", formats=FORMATS, titles=TITLES, **values)
 
         return router
 
@@ -365,6 +379,18 @@ class RecordingsPage:
             paths = [*(results / each for each in ResultFile), *sorted((results / SNAPSHOTS).glob("track-*.jpg"))]
             files = [(path, f"{name}/{path.relative_to(results).as_posix()}") for path in paths if path.is_file()]
             return StreamingResponse(zip_chunks(files), 200, as_download(f"{name}.zip"), ZIP_TYPE)
+
+    def _add_marks(self, router: APIRouter) -> None:
+        @router.post("/api/recordings/{id}/marks", status_code=201, responses=BODY | NOT_THERE | UNFINISHED | NO_SPACE)
+        def mark(id: Id, new: RecordingMark) -> RecordingMark:
+            """Set a mark of a finished recording. It is in findings.json and in the report."""
+            results = self._library.results_path(self._finished(id))
+            with self._marking:
+                marks = marks_in(read_findings(results))
+                marks.append(Mark(new.kind, new.seconds, new.text.strip()))
+                write_marks(results, sorted(marks, key=lambda each: each.seconds))
+                write_report(results)
+            return new
 
     def _add_annotations(self, router: APIRouter) -> None:
         @router.post(

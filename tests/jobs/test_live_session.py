@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -15,11 +16,14 @@ import pytest
 import polypstream as pp
 from polypstream.core.config import Settings, VideoSettings
 from polypstream.core.frame import PictureFormat
-from polypstream.errors import OutputError
+from polypstream.core.marks import Mark, Marks
+from polypstream.errors import DataError, OutputError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
+from polypstream.jobs.withdrawal import withdrawal_of
 from polypstream.media.recent_video import RecentVideo
 from polypstream.sinks.clips import ClipSaver
+from polypstream.sinks.findings import read_findings, write_marks
 from tests.conftest import call, frames_of, pts_of
 
 pytestmark = pytest.mark.slow
@@ -211,3 +215,84 @@ def test_a_clip_that_was_asked_for_is_saved_before_the_end(
     assert f"room: the clip was saved in {path}" in caplog.messages
     (sink,) = (sink for sink in live.sinks() if sink.source == "room")
     assert sink.doing == f"clip saved in {path}"
+
+
+def test_marks_are_in_the_findings_the_chapters_and_the_report(
+    make: Callable[..., Path], segmenter: Segmenter, tmp_path: Path
+) -> None:
+    settings = Settings.model_validate({"live": {"max_staleness": 60.0, "keep_seconds": 60.0}})
+    sources = open_sources([f"room=replay:{make(frames=100)}"], settings)
+    recordings = recordings_of(tmp_path / "r.mp4", sources, settings, clean=True)
+    live = Live(sources, segmenter, settings, [*recordings, *clips_of(tmp_path / "clips", sources, settings)])
+    assert live.mark("room", "biopsy") is None
+    wanted = iter([(20, "withdrawal-begins", ""), (50, "note", "blurred?"), (80, "withdrawal-ends", "")])
+    following = [next(wanted)]
+    saved: list[Path] = []
+
+    def poll() -> None:
+        shown = live.status()[0].shown
+        if following and shown > following[0][0]:
+            live.mark("room", *following.pop()[1:])
+            following.extend(islice(wanted, 1))
+        if not saved and shown > 90:
+            saved.append(live.clips["room"].save())
+
+    live.run(poll, 0.01)
+    titles = ["Withdrawal begins", "Note: blurred?", "Withdrawal ends"]
+    for video in (tmp_path / "r.mp4", saved[0]):
+        marks = read_findings(video.with_suffix(""))["marks"]
+        assert [mark["kind"] for mark in marks] == ["withdrawal-begins", "note", "withdrawal-ends"]
+        with av.open(str(video)) as file:
+            chapters = file.chapters()
+        assert [chapter["metadata"]["title"] for chapter in chapters] == titles
+        starts = [float(chapter["start"] * chapter["time_base"]) for chapter in chapters]
+        assert starts == pytest.approx([mark["pts_s"] for mark in marks], abs=0.002)
+        assert starts[0] == pytest.approx(0.84, abs=0.3)
+        page = (video.with_suffix("") / "report.html").read_text()
+        assert "Note: blurred?" in page
+        assert "<dt>clear view</dt>" in page
+
+
+def test_a_mark_belongs_to_the_file_in_which_it_was_set() -> None:
+    marks = Marks()
+    for seconds in (1.0, 2.5, 4.0):
+        marks.add("room", Mark("biopsy", seconds))
+    assert marks.within("room", 2.0, 3.0) == [Mark("biopsy", 0.5)]
+    assert not marks.within("other", 0.0, 9.0)
+
+
+def test_figures_of_the_withdrawal() -> None:
+    times = np.arange(0, 200, 0.5)
+    frames: dict[str, np.ndarray] = {
+        "pts_s": times,
+        "polyp_count": np.isin(times, [10, 60, 60.5, 90, 150]).astype(int),
+        "blurred": (times >= 50) & (times < 65),
+        "overexposed": np.zeros(len(times), bool),
+        "outside": np.zeros(len(times), bool),
+    }
+    tracks = [{"first_s": 10.0}, {"first_s": 60.0}, {"first_s": 150.0}]
+    marks = [Mark("caecum-reached", 40.0), Mark("withdrawal-begins", 50.0), Mark("withdrawal-ends", 110.0)]
+    found = withdrawal_of(marks, frames, tracks)
+    assert found is not None
+    assert (found.seconds, found.findings, found.findings_per_minute) == (60.0, 1, 1.0)
+    assert found.alarms == 3  # 60.5 is half a second after 60
+    assert found.clear == pytest.approx(1 - 30 / 121)
+    without_end = withdrawal_of(marks[:1], frames, tracks)
+    assert without_end is not None
+    assert (without_end.begins, without_end.ends) == (40.0, 199.5)
+    assert withdrawal_of([Mark("biopsy", 1.0)], frames, tracks) is None
+    assert withdrawal_of([Mark("withdrawal-begins", 500.0)], frames, tracks) is None
+
+
+def test_marks_are_added_to_findings_without_changing_the_tracks(
+    make: Callable[..., Path], red_model: Path, tmp_path: Path
+) -> None:
+    call("process", make(frames=30), "--output", tmp_path / "out", "--model", red_model)
+    before = read_findings(tmp_path / "out" / "clip")
+    for _ in range(2):
+        write_marks(tmp_path / "out" / "clip", [Mark("note", 0.5, 'a "quoted" text')])
+    after = read_findings(tmp_path / "out" / "clip")
+    assert after.pop("marks") == [{"kind": "note", "pts_s": 0.5, "text": 'a "quoted" text'}]
+    assert after == before
+    with pytest.raises(DataError, match="cannot be read as findings"):
+        write_marks(tmp_path, [])

@@ -52,7 +52,7 @@ class Served:
         finally:
             connection.close()
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         """Of the first source."""
         return json.loads(self.get("/status.json")[2])[0]
 
@@ -259,6 +259,30 @@ def test_a_clip_is_saved_through_the_api(make: Callable[..., Path], red_model: P
         answer = requests.post(f"http://127.0.0.1:{page.port}/api/live/room1/clip", timeout=20)
         assert answer.status_code == 409
         assert answer.json()["detail"] == "nothing of this source is kept; see live.keep_seconds"
+
+
+@pytest.mark.browser
+def test_marks_are_set_with_buttons_and_through_the_api(
+    browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
+) -> None:
+    driver = browse()
+    with served([make(frames=500)], red_model) as page:
+        driver.get(f"http://127.0.0.1:{page.port}/")
+        until(lambda: value(driver, "state") == "looking for polyps")
+        driver.find_element("css selector", "[data-mark=caecum-reached]").click()
+        until(lambda: value(driver, "said") == "marked: Caecum reached")
+        text = driver.find_element("css selector", ".mark [name=text]")
+        text.send_keys("lipoma")
+        text.submit()
+        until(lambda: value(driver, "said") == "marked: Note: lipoma")
+        address = f"http://127.0.0.1:{page.port}/api/live/room1/marks"
+        made = requests.post(address, json={"kind": "biopsy", "text": "rectum"}, timeout=10)
+        assert made.status_code == 201
+        assert made.json()["title"] == "Biopsy: rectum"
+        marks = page.status()["marks"]
+        assert [mark["kind"] for mark in marks] == ["caecum-reached", "note", "biopsy"]
+        assert [mark["pts_s"] for mark in marks] == sorted(mark["pts_s"] for mark in marks)
+        assert requests.post(address, json={"kind": "lunch"}, timeout=10).status_code == 422
 
 
 @pytest.mark.browser

@@ -116,6 +116,9 @@ for (const section of sections) {
   section.querySelector("[data-act=clip]")?.addEventListener("click", () => {
     act(section, "clip", (clip) => `saved as ${clip.file}`);
   });
+  connectMarks(section.querySelector(".mark"), (kind, text) => {
+    act(section, "marks", (mark) => `marked: ${mark.title}`, { kind, text });
+  });
 }
 
 controls.overlay.addEventListener("change", () => {

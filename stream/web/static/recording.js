@@ -16,8 +16,22 @@ async function refresh() {
   }
 }
 
+async function mark(kind, text) {
+  const status = section.querySelector("[data-value=marked]");
+  const seconds = video.currentTime;
+  const headers = { "Content-Type": "application/json" };
+  const body = JSON.stringify({ kind, seconds, text });
+  try {
+    await ask(`/api/recordings/${section.dataset.id}/marks`, { method: "POST", headers, body });
+    status.textContent = `marked at ${seconds.toFixed(1)} s: ${text || kind.replace("-", " ")}`;
+  } catch (error) {
+    status.textContent = error.message;
+  }
+}
+
 if (video) {
   connectTimeline(video);
+  connectMarks(section.querySelector(".mark"), mark);
   video.addEventListener("error", () => {
     say("This browser cannot play the video. Download annotated.mp4 instead.");
   });
