@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polypstream.core.config import Settings, load_settings
     from polypstream.jobs.predictions import Finding, FrameResult, ImageResult
     from polypstream.jobs.results import Run, TrackSummary, load_run
+    from polypstream.jobs.reviewed import load_reviewed
     from polypstream.jobs.track import FrameResults
 
     __version__: str
@@ -39,6 +40,7 @@ __all__ = [
     "TrackSummary",
     "__version__",
     "errors",
+    "load_reviewed",
     "load_run",
     "load_settings",
     "process",
@@ -56,6 +58,7 @@ _MODULES = {
     "Run": "polypstream.jobs.results",
     "TrackSummary": "polypstream.jobs.results",
     "load_run": "polypstream.jobs.results",
+    "load_reviewed": "polypstream.jobs.reviewed",
     "FrameResults": "polypstream.jobs.track",
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from polypstream.core.config import Settings
+from polypstream.core.protocols import OnProgress
 from polypstream.core.time_range import range_of
 from polypstream.errors import SourceError
 from polypstream.inference.model_card import ModelCard
@@ -129,7 +130,7 @@ def process(
     end: float | None = None,
     masks: bool = False,
     overwrite: bool = False,
-    on_progress: command.OnProgress = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Run:
     """Annotate one recording, as `polypstream process RECORDING --output OUTPUT` does.
 

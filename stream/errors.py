@@ -8,6 +8,7 @@
     ├── ModelError       a model file is missing, corrupt, or not a polypstream model
     ├── ProviderError    the requested execution provider is not available on this machine
     ├── DataError        a folder of images and masks does not have the layout that training and evaluation need
+    ├── ReviewConflict   another reader has reviewed the same track or frame
     └── MissingExtra     a command needs an optional dependency that is not installed
 
 Each message has one or two sentences. It says what is wrong, with which file or setting, and what to do.
@@ -52,3 +53,7 @@ class DataError(PolypstreamError):
 
 class MissingExtra(PolypstreamError):
     """A command needs an optional dependency that is not installed."""
+
+
+class ReviewConflict(PolypstreamError):
+    """Another reader has reviewed the same track or the same frame of it."""

@@ -62,6 +62,12 @@ def annotation_masks(
     only_findings: Annotated[
         bool, typer.Option("--only-findings", help="Leave out frames and images without findings")
     ] = False,
+    only_reviewed: Annotated[
+        bool,
+        typer.Option(
+            "--only-reviewed", help="Leave out frames whose findings no reader has accepted, rejected or corrected"
+        ),
+    ] = False,
     validation: Annotated[
         float | None,
         typer.Option(
@@ -83,7 +89,7 @@ def annotation_masks(
         from polypstream.cli.progress import ProgressBar
         from polypstream.jobs.annotations import Selection, write_annotations
 
-    selection = Selection(every, only_findings)
+    selection = Selection(every, only_findings, only_reviewed)
     left_out: list[PolypstreamError] = []
     with ProgressBar(inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs", "frames") as progress:
         folder, entries = write_annotations(
@@ -91,7 +97,9 @@ def annotation_masks(
         )
     for entry in entries:
         split = f", split {entry.split}" if entry.split else ""
-        typer.echo(f"{entry.name}: {counted(entry.findings, 'finding')} in {counted(entry.pictures, 'image')}{split}")
+        reviewed = f" ({entry.reviewed} reviewed)" if entry.reviewed else ""
+        findings = f"{counted(entry.findings, 'finding')}{reviewed}"
+        typer.echo(f"{entry.name}: {findings} in {counted(entry.pictures, 'image')}{split}")
     typer.echo(f"The annotations are in {folder}")
     for problem in left_out:
         log.error(problem)

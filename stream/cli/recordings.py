@@ -24,7 +24,7 @@ def score_run(
         typer.Option(
             metavar="FILE",
             help="The ground truth: a video of polyp numbers, as `demo-video --truth` writes it, or a folder with one "
-            "mask per frame",
+            "mask per frame; or `reviewed`: what readers accepted, corrected and drew on the page Review",
         ),
     ],
     json_file: JsonFile = None,

@@ -20,7 +20,8 @@ def study(
         typer.Argument(
             metavar="TRUTH",
             help="Folder with the ground truth of each recording, a file or folder with the name of its results: "
-            "masks, a video of polyp numbers, COCO, CVAT for video, REAL-Colon or SUN",
+            "masks, a video of polyp numbers, COCO, CVAT for video, REAL-Colon or SUN; or `reviewed`: what readers "
+            "accepted, corrected and drew on the page Review",
         ),
     ],
     runs: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,8 @@ import numpy as np
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.timestamps import ClockShifts
 
+# Called as on_progress(done, total) with numbers of frames or images; total is None if unknown.
+OnProgress = Callable[[int, int | None], None]
 # Problems of a Signal or of an output that are no faults: not connected yet, and ended by the user.
 CONNECTING, STOPPED = "connecting", "stopped"
 

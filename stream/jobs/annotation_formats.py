@@ -121,7 +121,7 @@ class Coco(_WithPictures):
     """COCO instances in the layout of CVAT and Datumaro: annotations/instances_default.json, images/default/.
 
     With splits, the names are `train` and `val` instead of `default`. An annotation is one track in one image: one or
-    more polygons, with `track_id` and `score`. Each id is unique, also over both splits.
+    more polygons, with `track_id`, `score` and `reviewed`. Each id is unique, also over both splits.
     Source: https://cocodataset.org/#format-data
     """
 
@@ -169,7 +169,11 @@ class Coco(_WithPictures):
                     "bbox": list(cv2.boundingRect(np.concatenate(outline.polygons))),
                     "iscrowd": 0,
                     "score": outline.probability,
-                    "attributes": {"track_id": outline.track_id, "occluded": False},
+                    "attributes": {
+                        "track_id": outline.track_id,
+                        "occluded": False,
+                        "reviewed": outline.reviewed,
+                    },
                 }
             )
 
@@ -276,7 +280,7 @@ class Labelme(_WithPictures):
                 "group_id": outline.track_id,
                 "description": f"probability {outline.probability:.2f}",
                 "shape_type": "polygon",
-                "flags": {},
+                "flags": {"reviewed": outline.reviewed},
             }
             for outline in picture.outlines
             for polygon in _polygons_of(outline)
@@ -303,11 +307,23 @@ class _Shape(NamedTuple):
         place: number of the annotated frame, counted over annotated frames only.
         polygon: float [n, 2], x and y in pixels.
         end: last frame of the recording up to which the track is shown without a gap.
+        reviewed: a reader has reviewed it.
     """
 
     place: int
     polygon: np.ndarray
     end: int
+    reviewed: bool
+
+
+# CVAT's description of the attribute `reviewed`, which may differ between the frames of a track.
+_REVIEWED_ATTRIBUTE = {
+    "name": "reviewed",
+    "mutable": "True",
+    "input_type": "checkbox",
+    "default_value": "false",
+    "values": "false",
+}
 
 
 class Cvat:
@@ -362,7 +378,7 @@ class Cvat:
         for outline, end in zip(picture.outlines, picture.ends, strict=True):
             largest_first = sorted(_polygons_of(outline), key=_area, reverse=True)
             for piece, polygon in enumerate(largest_first):
-                shape = _Shape(len(self._frames), polygon, end)
+                shape = _Shape(len(self._frames), polygon, end, outline.reviewed)
                 self._pieces.setdefault((outline.track_id, piece), []).append(shape)
         self._frames.append(picture.frame)
 
@@ -389,12 +405,12 @@ class Cvat:
 
     def _add_shapes(self, track: ElementTree.Element, shapes: Sequence[_Shape], frames: int) -> None:
         for shape, following in zip_longest(shapes, shapes[1:]):
-            _add_polygon(track, self._frames[shape.place], shape.polygon, outside=False)
+            _add_polygon(track, self._frames[shape.place], shape, outside=False)
             outside_from = shape.end + 1
             if shape.place + 1 < len(self._frames) and (following is None or following.place > shape.place + 1):
                 outside_from = min(outside_from, self._frames[shape.place + 1])
             if outside_from < (self._frames[following.place] if following else frames):
-                _add_polygon(track, outside_from, shape.polygon, outside=True)
+                _add_polygon(track, outside_from, shape, outside=True)
 
 
 def _meta_of(recording: RecordingInSet) -> ElementTree.Element:
@@ -404,7 +420,9 @@ def _meta_of(recording: RecordingInSet) -> ElementTree.Element:
     ElementTree.SubElement(task, "mode").text = "interpolation" if recording.size else "annotation"
     label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
     ElementTree.SubElement(label, "name").text = LABEL
-    ElementTree.SubElement(label, "attributes")
+    attribute = ElementTree.SubElement(ElementTree.SubElement(label, "attributes"), "attribute")
+    for tag, text in _REVIEWED_ATTRIBUTE.items():
+        ElementTree.SubElement(attribute, tag).text = text
     if recording.size is not None:
         size = ElementTree.SubElement(task, "original_size")
         for name, value in zip(("width", "height"), recording.size, strict=True):
@@ -420,14 +438,20 @@ def _add_image(root: ElementTree.Element, number: int, image: Annotated) -> None
     for outline in image.outlines:
         for polygon in _polygons_of(outline):
             attributes = {"label": LABEL, "source": "auto", "occluded": "0", "points": _points(polygon), "z_order": "0"}
-            ElementTree.SubElement(place, "polygon", attributes)
+            _mark(ElementTree.SubElement(place, "polygon", attributes), outline.reviewed)
 
 
-def _add_polygon(track: ElementTree.Element, frame: int, polygon: np.ndarray, outside: bool) -> None:
+def _add_polygon(track: ElementTree.Element, frame: int, shape: _Shape, outside: bool) -> None:
     attributes = {"outside": str(int(outside)), "occluded": "0", "keyframe": "1"}
-    ElementTree.SubElement(
-        track, "polygon", {"frame": str(frame), **attributes, "points": _points(polygon), "z_order": "0"}
+    polygon = ElementTree.SubElement(
+        track, "polygon", {"frame": str(frame), **attributes, "points": _points(shape.polygon), "z_order": "0"}
     )
+    _mark(polygon, shape.reviewed)
+
+
+def _mark(polygon: ElementTree.Element, reviewed: bool) -> None:
+    """Mark a polygon as reviewed, or as the network's guess."""
+    ElementTree.SubElement(polygon, "attribute", name="reviewed").text = str(reviewed).lower()
 
 
 def _points(polygon: np.ndarray) -> str:

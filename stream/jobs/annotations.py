@@ -18,14 +18,15 @@ import cv2
 import numpy as np
 from av import VideoFrame
 
-from polypstream.core.files import writing
+from polypstream.core.files import write_csv, writing
 from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
+from polypstream.core.protocols import OnProgress
 from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError
 from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
 from polypstream.jobs.annotation_inputs import Finished, find_finished
 from polypstream.jobs.image_results import load_images
-from polypstream.jobs.process import ANNOTATIONS, OnProgress, read_summary
+from polypstream.jobs.process import ANNOTATIONS, read_summary
 from polypstream.jobs.results import (
     Outline,
     Run,
@@ -35,6 +36,8 @@ from polypstream.jobs.results import (
     open_again,
     shown_until,
 )
+from polypstream.jobs.reviewed import load_reviewed, merge, reviewed_frames
+from polypstream.jobs.reviews import Review, ReviewStore
 from polypstream.media.scaling import shown
 from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 
@@ -44,6 +47,8 @@ JPEG_QUALITY = 95
 EARLY_S = 1e-4
 # Describes the origin of the annotations. Only folders with this file may be replaced.
 ABOUT = "about.json"
+# One row for each finding: whether a reader has reviewed it. Not every format has a place for that.
+MARKS = "reviewed.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +59,26 @@ class Selection:
         every: seconds between annotated frames; 0: every frame. A track that no such frame shows is annotated in the
             frame that shows it best.
         only_findings: leave out frames that show no finding.
+        only_reviewed: leave out frames whose findings a reader has not all reviewed.
     """
 
     every: float = 0.0
     only_findings: bool = False
+    only_reviewed: bool = False
 
-    def frames_of(self, run: Run) -> set[int]:
-        """Numbers of the frames of a run to annotate."""
+    def frames_of(self, run: Run, review: Review) -> set[int]:
+        """Numbers of the frames of a run to annotate.
+
+        Args:
+            run: the run, as `process` wrote it.
+            review: what its readers stored.
+        """
+        merged = merge(run, review)
         sampled = _sampled(run.frames["pts_s"].tolist(), self.every)
-        chosen = sampled | _unseen(run, sampled)
-        return chosen & run.outlines().keys() if self.only_findings else chosen
+        chosen = sampled | _unseen(merged, sampled)
+        if self.only_reviewed:
+            chosen &= reviewed_frames(run, review)
+        return chosen & merged.outlines().keys() if self.only_findings else chosen
 
 
 @dataclass(slots=True)
@@ -76,6 +91,7 @@ class AnnotatedRecording:
         first_track: number of its track 1 in the data set.
         pictures: number of annotated frames.
         findings: number of findings in them.
+        reviewed: number of these that a reader has drawn or accepted.
     """
 
     name: str
@@ -83,6 +99,17 @@ class AnnotatedRecording:
     first_track: int
     pictures: int = 0
     findings: int = 0
+    reviewed: int = 0
+
+    def add(self, outlines: Sequence[Outline]) -> None:
+        """Count an annotated frame.
+
+        Args:
+            outlines: outlines of its findings.
+        """
+        self.pictures += 1
+        self.findings += len(outlines)
+        self.reviewed += sum(outline.reviewed for outline in outlines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +139,8 @@ def write_annotations(
     on_problem: Callable[[PolypstreamError], None] | None = None,
 ) -> tuple[Path, list[AnnotatedRecording]]:
     """Write the findings of finished runs, and the images, as one data set in the format of an annotation tool.
+
+    The findings of a recording are those that its readers have left (`merge`), with their corrections.
 
     Args:
         arguments: what was processed, as for `process`: recordings, images, folders, patterns, addresses of demos. Or
@@ -148,7 +177,7 @@ def write_annotations(
     _assign_splits([each.entry for each in inputs], name, validation)
     target, total, done = output or _default_target(inputs, name), sum(each.frames for each in inputs), 0
     with _replacing(target, overwrite) as folder:
-        writer, origins = FORMATS[name](folder), []
+        writer, origins = _Marked(FORMATS[name](folder), folder), list[dict[str, Any]]()
         for each in inputs:
 
             def on_frame(frames: int, _: int | None, before: int = done) -> None:
@@ -163,6 +192,32 @@ def write_annotations(
             writer.close()
             (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     return target, [each.entry for each in inputs]
+
+
+class _Marked:
+    """Passes annotations on to a writer, and writes which of them a reader has reviewed into reviewed.csv.
+
+    Args:
+        writer: of the format.
+        folder: folder of the data set.
+    """
+
+    def __init__(self, writer: Writer, folder: Path) -> None:
+        self.shown, self.begin = writer.shown, writer.begin
+        self._writer, self._path = writer, folder / MARKS
+        self._rows: list[dict[str, object]] = []
+
+    def write(self, picture: Annotated) -> None:
+        """Add an image."""
+        self._writer.write(picture)
+        for outline in picture.outlines:
+            row = {"image": picture.name, "track": outline.track_id, "reviewed": int(outline.reviewed)}
+            self._rows.append(row)
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._writer.close()
+        write_csv(self._path, ("image", "track", "reviewed"), self._rows)
 
 
 def _inputs_of(runs: Sequence[Finished], on_problem: Callable[[PolypstreamError], None]) -> list[_Input]:
@@ -203,7 +258,7 @@ def _size_of(run: Finished) -> tuple[int, int]:
     if run.images:
         _, images = load_images(run.folder, run.images)
         return len(images), sum(len(image.outlines) for image in images)
-    loaded = load_run(run.folder)
+    loaded = load_reviewed(run.folder)
     return len(loaded.frames["pts_s"]), max((track.track_id for track in loaded.tracks), default=0)
 
 
@@ -245,11 +300,13 @@ def _default_target(inputs: Sequence[_Input], name: str) -> Path:
 
 
 def _write_recording(
-    each: _Input, selection: Selection, writer: Writer, target: Path, on_progress: OnProgress
+    each: _Input, selection: Selection, writer: _Marked, target: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Write the images and annotations of one recording, and count them in its entry. Return the head of its run."""
-    entry, run = each.entry, load_run(each.run.folder)
-    stretches, chosen = shown_until(run), selection.frames_of(run)
+    entry, review = each.entry, ReviewStore(each.run.folder).read()
+    original = load_run(each.run.folder)
+    run, chosen = merge(original, review), selection.frames_of(original, review)
+    stretches = shown_until(run)
     with closing(open_again(run, each.run.uri)) as source:
         orientation = writer.shown(source.format.orientation)
         encode, size = _jpeg_encoder(orientation), orientation.size(*run.picture_size)
@@ -265,14 +322,16 @@ def _write_recording(
                 if images:
                     (images / f"{name_of_files}.jpg").write_bytes(encode(frame.in_memory()))
                 writer.write(Annotated(name_of_files, size, frame.index, displayed, ends))
-            entry.pictures, entry.findings = entry.pictures + 1, entry.findings + len(outlines)
+            entry.add(outlines)
     return run.about
 
 
 def _write_images(
-    each: _Input, selection: Selection, writer: Writer, target: Path, on_progress: OnProgress
+    each: _Input, selection: Selection, writer: _Marked, target: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Write the images and annotations of a set of images, and count them in its entry. Return the head of its run."""
+    if selection.only_reviewed:
+        raise SettingsError(f"--only-reviewed: {each.run.folder} holds results of images, which cannot be reviewed yet")
     entry, (about, images) = each.entry, load_images(each.run.folder, each.run.images)
     with writing(target):
         folder = writer.begin(RecordingInSet(entry.name, None, each.frames, entry.split))
@@ -285,7 +344,7 @@ def _write_images(
                 if folder:
                     (folder / f"{name}.jpg").write_bytes(_jpeg(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)))
                 writer.write(Annotated(name, image.size, number, outlines, [number] * len(outlines)))
-            entry.pictures, entry.findings = entry.pictures + 1, entry.findings + len(outlines)
+            entry.add(outlines)
         on_progress(number + 1, each.frames)
     return about
 

@@ -23,8 +23,8 @@ from polypstream.core.files import write_atomically, writing
 from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
 from polypstream.core.orientation import Orientation
+from polypstream.core.protocols import OnProgress
 from polypstream.errors import OutputError
-from polypstream.jobs.process import OnProgress
 from polypstream.jobs.results import Outline, Run, best_outlines, find_run, frames_again, open_again
 from polypstream.media.scaling import shown
 from polypstream.sources.dicom import is_dicom, quiet, read_header

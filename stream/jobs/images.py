@@ -19,6 +19,7 @@ from polypstream.core.config import Settings
 from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.frame import Frame
 from polypstream.core.notice import NOTICE
+from polypstream.core.protocols import OnProgress
 from polypstream.errors import SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import load_image
@@ -26,7 +27,6 @@ from polypstream.jobs.predictions import ImageResult, predict
 from polypstream.jobs.process import (
     Job,
     OnActivity,
-    OnProgress,
     ProcessResult,
     head_of_results,
     prepare_folder,

@@ -21,11 +21,12 @@ from types import FrameType
 from typing import Any
 
 from polypstream.core.config import Settings
+from polypstream.core.protocols import OnProgress
 from polypstream.core.watchdog import EXIT_CODE, STALL_TIMEOUT_S, Watchdog
 from polypstream.errors import PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.images import process_images
-from polypstream.jobs.process import Job, OnProgress, ProcessResult, process
+from polypstream.jobs.process import Job, ProcessResult, process
 from polypstream.jobs.setup import make_segmenter
 
 # Called in the child after a recording; its return value is sent back.

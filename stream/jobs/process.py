@@ -19,12 +19,13 @@ from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.notice import NOTICE
 from polypstream.core.pipeline import Pipeline, Sink
-from polypstream.core.protocols import Source
+from polypstream.core.protocols import OnProgress, Source
 from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import STALL_TIMEOUT_S
 from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
+from polypstream.jobs.reviews import REVIEWS
 from polypstream.jobs.setup import Stages, choose_field_of_view, decode_on_gpu, make_stages, restricted
 from polypstream.media.gop_copy import CopyCounts, open_copying
 from polypstream.media.video import AnnotatedVideo, MaskVideo, check_frames
@@ -34,7 +35,6 @@ from polypstream.sources.open import open_source, stem_of
 from polypstream.stages.gpu_field_of_view import GpuViewCropper
 
 log = logging.getLogger(__name__)
-OnProgress = Callable[[int, int | None], None]
 # Called with some value that changes whenever the processing makes progress.
 OnActivity = Callable[[object], None]
 # Prefix of the folders that `polypstream masks` writes among a run's results.
@@ -217,7 +217,7 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
     Raises:
         OutputError: finished results exist and may not be replaced, another run may be writing to the folder, or it
             cannot be written. Also if the new results are de-identified and the folder holds annotations of an earlier
-            run, whose images are not.
+            run, whose images are not; and if readers have reviewed the earlier results.
     """
     try:
         existing = [each for pattern in RESULTS for each in folder.glob(pattern)]
@@ -225,6 +225,11 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
             _check_unfinished(folder)
+        if existing and (folder / REVIEWS).is_file():
+            raise OutputError(
+                f"{folder / REVIEWS}: has what readers decided about the earlier results; choose another --output, or "
+                "move it away"
+            )
         annotations = next(folder.glob(f"{ANNOTATIONS}*"), None)
         if annotations and deidentified:
             raise OutputError(f"{annotations}: has pictures of an earlier run; move it away, or delete it")

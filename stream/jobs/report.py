@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,11 +17,14 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from polypstream.core.files import writing
+from polypstream.core.files import write_atomically
 from polypstream.core.formatting import clock, counted
 from polypstream.core.geometry import grey_level
 from polypstream.core.marks import marks_in
 from polypstream.errors import DataError
+from polypstream.jobs.results import TrackSummary
+from polypstream.jobs.reviewed import load_reviewed
+from polypstream.jobs.reviews import REVIEWS, Review, ReviewStore
 from polypstream.jobs.withdrawal import withdrawal_of
 from polypstream.media.pictures import read_image
 from polypstream.sinks.findings import read_findings
@@ -151,17 +155,18 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         summary = json.loads((run / "summary.json").read_text())
         found = read_findings(run)
         tracks, marks = found["tracks"], marks_in(found)
+        review = ReviewStore(run).read()
         peak = _peak_of(summary)
         timeline, qualities = read_table(run / "frames.csv", peak)
         withdrawal = withdrawal_of(marks, read_frames(run / "frames.csv"), tracks) if marks else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{run}: holds no finished run of `polypstream process` ({error})") from error
     rows = [
-        track | {"picture": picture, "spans": shown_spans(track, timeline)}
+        track | {"picture": picture, "spans": shown_spans(track, timeline), "review": review_of(track["track"], review)}
         for track, picture in zip(tracks, inlined(run, [track["snapshot"] for track in tracks]), strict=True)
     ]
     values = {"summary": summary, "peak": peak, "timeline": timeline, "qualities": qualities, "figures": figures}
-    values |= {"marks": marks, "withdrawal": withdrawal}
+    values |= {"marks": marks, "withdrawal": withdrawal, "drawn": drawn_by_readers(run, review), "review": review}
     return write_page(run, "report.html", tracks=rows, video=_video_of(run, summary), **values)
 
 
@@ -169,6 +174,47 @@ def _video_of(run: Path, summary: dict[str, Any]) -> str | None:
     """Return the path of a run's video from the folder of the results; None: there is none."""
     video = str(summary.get("video", "annotated.mp4"))
     return video if (run / video).is_file() else None
+
+
+def update_report(run: Path) -> None:
+    """Write report.html again if the run was reviewed since.
+
+    Args:
+        run: folder of the results.
+
+    Raises:
+        DataError: the folder does not hold a finished run.
+        OutputError: the report cannot be written.
+    """
+    review, report = run / REVIEWS, run / "report.html"
+    if review.is_file() and report.is_file() and review.stat().st_mtime >= report.stat().st_mtime:
+        write_report(run)
+
+
+def review_of(track: int, review: Review) -> str:
+    """What readers decided about a track, for people; empty: nothing.
+
+    Args:
+        track: number of the track.
+        review: what the readers stored.
+    """
+    corrections = [each for (number, _), each in review.corrections.items() if number == track]
+    corrected = f"outline corrected in {counted(len(corrections), 'frame')}" if corrections else ""
+    decision = review.decisions.get(track)
+    if decision is None or decision.choice == "undecided":
+        return corrected
+    day = datetime.fromtimestamp(decision.time, UTC)
+    return "; ".join(filter(None, (f"{decision.choice} by {decision.reader} on {day:%Y-%m-%d}", corrected)))
+
+
+def drawn_by_readers(run: Path, review: Review) -> list[TrackSummary]:
+    """The tracks that readers added to a run.
+
+    Args:
+        run: folder of the results.
+        review: what the readers stored.
+    """
+    return [track for track in load_reviewed(run).tracks if track.track_id in review.drawn] if review.drawn else []
 
 
 def write_page(run: Path, template: str, **values: Any) -> Path:
@@ -186,9 +232,9 @@ def write_page(run: Path, template: str, **values: Any) -> Path:
         OutputError: it cannot be written.
     """
     page, path = environment().get_template(template).render(**values), run / "report.html"
-    with writing(path):
+    with write_atomically(path) as unfinished:
         # File names may contain any bytes.
-        path.write_text(page, encoding="utf-8", errors="backslashreplace")
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

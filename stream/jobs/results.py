@@ -15,10 +15,9 @@ import numpy as np
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.orientation import Orientation
-from polypstream.core.protocols import Source
+from polypstream.core.protocols import OnProgress, Source
 from polypstream.core.time_range import TimeRange, range_in
 from polypstream.errors import DataError, SettingsError
-from polypstream.jobs.process import OnProgress
 from polypstream.jobs.setup import choose_field_of_view, restricted
 from polypstream.sinks.findings import read_findings
 from polypstream.sinks.tables import read_frames
@@ -37,6 +36,7 @@ class Outline(NamedTuple):
         seconds: presentation time in seconds.
         probability: highest probability in its bounding box, 0..1.
         polygons: int32 [n, 2] each, x and y in pixels of the frame.
+        reviewed: a reader has drawn it, or accepted its track; False: it is the network's guess.
     """
 
     track_id: int
@@ -44,6 +44,7 @@ class Outline(NamedTuple):
     seconds: float
     probability: float
     polygons: list[np.ndarray]
+    reviewed: bool = False
 
     def shown(self, orientation: Orientation, width: int, height: int) -> Outline:
         """The outline in the displayed frame.

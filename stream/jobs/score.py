@@ -15,6 +15,7 @@ from av import VideoFrame
 
 from polypstream.errors import DataError
 from polypstream.jobs.results import Outline, load_run
+from polypstream.jobs.reviewed import REVIEWED, load_truth
 from polypstream.media.pictures import planes_of, read_mask
 from polypstream.sources.recording import Recording
 
@@ -68,8 +69,9 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
         run: folder of results of `process --masks`.
         truth: a lossless video whose pixel values are polyp numbers (0: none), as `demo-video --truth` writes. Or a
             folder of masks, one for each frame, in the order of their names. Each stretch of frames with a polyp then
-            counts as one polyp. If the run is of a range of the recording, the frames of a video that have the times of
-            the range are compared; a folder must hold the masks of the range.
+            counts as one polyp. Or REVIEWED: what the readers of the run have accepted, corrected and drawn. If the
+            run is of a range of the recording, the frames of a video that have the times of the range are compared; a
+            folder must hold the masks of the range.
 
     Returns:
         mean_dice, mean_iou: means over frames; 1 for a frame if both masks are empty.
@@ -92,8 +94,8 @@ def score(run: Path, truth: Path) -> dict[str, Any]:
         raise DataError(f"{masks}: is not there; run `polypstream process` with --masks")
     results = load_run(run) if (run / "findings.json").is_file() else None
     tracks = results.outlines() if results else {}
-    truths = polyp_numbers(truth)
-    if results and results.times and not truth.is_dir():
+    truths = _reviewed_numbers(run) if truth == REVIEWED else polyp_numbers(truth)
+    if results and results.times and truth != REVIEWED and not truth.is_dir():
         times = results.frames["pts_s"]
         truths = within(truths, times[0], times[-1])
     tally = _Tally()
@@ -151,6 +153,21 @@ def _numbers_of(picture: VideoFrame, video: Path) -> np.ndarray:
     if len(picture.format.components) > 1 and len(picture.planes) == 1:
         raise DataError(f"{video}: mixes grey and colour in one plane ({picture.format.name}); store it as grey")
     return planes_of(picture)[0]
+
+
+def _reviewed_numbers(folder: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """The reviewed findings of a run, in the form of `polyp_numbers`.
+
+    Raises:
+        DataError: not all tracks are reviewed.
+    """
+    run = load_truth(folder)
+    outlines = run.outlines()
+    for frame, seconds in enumerate(run.frames["pts_s"].tolist()):
+        numbers = np.zeros(run.picture_size[::-1], np.uint16)
+        for outline in outlines.get(frame, []):
+            cv2.fillPoly(numbers, outline.polygons, outline.track_id)
+        yield seconds, numbers
 
 
 def polyp_numbers(truth: Path) -> Iterator[tuple[float, np.ndarray]]:

@@ -11,10 +11,11 @@ from typing import Any
 from polypstream.core.files import writing
 from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
+from polypstream.core.protocols import OnProgress
 from polypstream.jobs.report import inlined, write_page
 from polypstream.study.charts import Chart
 from polypstream.study.contact_sheet import PICTURES, Wanted, write_pictures
-from polypstream.study.study import Compared, OnProgress
+from polypstream.study.study import Compared
 
 # The longest false positives, and the first missed polyps, of each setting get a card.
 MAX_CARDS = 300

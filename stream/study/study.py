@@ -15,9 +15,12 @@ import numpy as np
 
 from polypstream.core.files import write_atomically, write_csv, writing
 from polypstream.core.notice import NOTICE
+from polypstream.core.protocols import OnProgress
 from polypstream.core.statistics import reliability
 from polypstream.errors import DataError, OutputError
 from polypstream.jobs.results import Run, load_run
+from polypstream.jobs.reviewed import REVIEWED
+from polypstream.jobs.reviews import ReviewStore
 from polypstream.study.curves import FrocPoint, HoldOffPoint, froc, hold_off_curve
 from polypstream.study.figures import compute_figures, flattened
 from polypstream.study.observation import Observation, observe
@@ -27,7 +30,6 @@ from polypstream.study.truth import find_truth, read_truth
 
 SCHEMA = "polypstream-study-1"
 FILES = ("figures.json", "figures.csv", "polyps.csv", "false-positives.csv", "report.html")
-OnProgress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def compare(
 
     Args:
         truth: folder with one entry for each recording, of the name of its results, in any format that `read_truth`
-            takes; or the ground truth of a single recording.
+            takes; or the ground truth of a single recording; or REVIEWED: the reviewed findings of the runs.
         folders: as for `find_settings`.
         overlap: intersection over union of a finding and a polyp above which the polyp is found, 0..1.
         on_progress: called as on_progress(done, None) with the number of frames of all runs so far.
@@ -89,7 +91,7 @@ def compare(
         DataError: a run or its ground truth is missing, cannot be read, or does not fit.
     """
     settings = find_settings(folders)
-    truths = {name: find_truth(truth, name) for name in sorted(settings[0].runs)}
+    truths = _find_truths(truth, settings)
     compared, done = [], 0
     for setting in settings:
         runs, observations = _observe_setting(setting, truths, partial(_report, on_progress, done))
@@ -118,8 +120,29 @@ def observe_runs(
     setting, *others = find_settings(folders)
     if others:
         raise DataError(f"{setting.name} and {others[0].name}: are two folders of results; name one of them")
-    truths = {name: find_truth(truth, name) for name in sorted(setting.runs)}
+    truths = _find_truths(truth, [setting])
     return _observe_setting(setting, truths, partial(_report, on_progress, 0))
+
+
+def _find_truths(truth: Path, settings: Sequence[Setting]) -> dict[str, Path]:
+    """The ground truth of each recording, by its name.
+
+    Raises:
+        DataError: one is missing, or several settings have a review of the same recording.
+    """
+    names = sorted(settings[0].runs)
+    if truth != REVIEWED:
+        return {name: find_truth(truth, name) for name in names}
+    return {name: _reviewed_run(name, [setting.runs[name] for setting in settings]) for name in names}
+
+
+def _reviewed_run(name: str, runs: Sequence[Path]) -> Path:
+    reviewed = [run for run in runs if ReviewStore(run).revision()]
+    if not reviewed:
+        raise DataError(f"{name}: nobody has reviewed it; open it on the page Review of `polypstream serve`")
+    if len(reviewed) > 1:
+        raise DataError(f"{reviewed[0]} and {reviewed[1]}: are both reviewed; give one of them as the ground truth")
+    return reviewed[0]
 
 
 def _observe_setting(

@@ -11,6 +11,8 @@ import numpy as np
 
 from polypstream.errors import DataError
 from polypstream.jobs.results import Run, load_run
+from polypstream.jobs.reviewed import load_truth
+from polypstream.jobs.reviews import ReviewStore
 from polypstream.jobs.score import polyp_numbers, within
 from polypstream.study.annotations import read_coco, read_cvat, read_real_colon, read_sun
 from polypstream.study.shapes import TruePolyp, Truth, truth_of_shapes
@@ -76,8 +78,8 @@ def read_truth(path: Path, run: Run) -> Truth:
 
 
 def _reviewed(path: Path, run: Run) -> Iterator[list[TruePolyp]]:
-    """Tracks of a run that somebody reviewed, as polyps."""
-    truth = load_run(path)
+    """Tracks of a run that somebody reviewed, as polyps: on the page Review, or in findings.json itself."""
+    truth = load_truth(path) if ReviewStore(path).revision() else load_run(path)
     if truth.picture_size != run.picture_size or len(truth.frames["frame"]) != len(run.frames["frame"]):
         raise DataError(f"{path}: is of another recording than {run.folder}, or of another range of it")
     outlines = truth.outlines()

@@ -24,6 +24,7 @@ from polypstream.core.formatting import words_of
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import OutputError, PolypstreamError
 from polypstream.jobs.annotations import Selection, write_annotations
+from polypstream.jobs.reviews import REVIEWS, ReviewStore
 from polypstream.web.library import Entry, Library
 from polypstream.web.page import DISK_PROBLEM
 from polypstream.web.zipped import folder_name, zip_chunks
@@ -32,7 +33,7 @@ AnnotationFormat = Literal["coco", "cvat", "yolo", "labelme", "png"]
 # Recordings in the queue have the same niceness. Live sources and requests have priority for the CPU.
 NICENESS = 5
 # Files of a run that annotations are made from.
-NEEDED = ("findings.json", "frames.csv")
+NEEDED = ("findings.json", "frames.csv", REVIEWS)
 
 
 class AnnotationState(BaseModel):
@@ -41,6 +42,8 @@ class AnnotationState(BaseModel):
     format: AnnotationFormat
     every: float
     """Seconds between annotated frames; 0: all frames are annotated."""
+    only_reviewed: bool = False
+    """Frames whose findings a reader has not all reviewed are left out."""
     state: Literal["waiting", "processing", "finished", "failed"] = "waiting"
     message: str = ""
     """The error, if they have failed."""
@@ -72,15 +75,19 @@ class AnnotationMaker:
         self._current: tuple[str, AnnotationFormat] | None = None
         self._closed = False
 
-    def path(self, entry: Entry, kind: AnnotationFormat, every: float) -> Path:
-        """Return the path of an archive, which may not exist yet.
+    def path(self, entry: Entry, kind: AnnotationFormat, every: float, only_reviewed: bool = False) -> Path:
+        """Return the path of an archive, which may not exist yet. It is another one after each change of the review.
 
         Args:
             entry: the recording.
             kind: the format.
             every: seconds between annotated frames; 0: all frames.
+            only_reviewed: leave out frames whose findings a reader has not all reviewed.
         """
-        return self._library.results_path(entry).parent / f"{_prefix(kind)}{every:g}.zip"
+        results = self._library.results_path(entry)
+        revision = ReviewStore(results).revision()
+        review = (f"-review-{revision}" if revision else "") + ("-only" if only_reviewed else "")
+        return results.parent / f"{_prefix(kind)}{every:g}{review}.zip"
 
     def states(self, id_: str) -> list[AnnotationState]:
         """Return the states of a recording's annotations.
@@ -91,13 +98,14 @@ class AnnotationMaker:
         with self._lock:
             return [state.model_copy() for (of, _), state in self._states.items() if of == id_]
 
-    def start(self, entry: Entry, kind: AnnotationFormat, every: float) -> AnnotationState:
+    def start(self, entry: Entry, kind: AnnotationFormat, every: float, only_reviewed: bool = False) -> AnnotationState:
         """Start to make an archive, unless it is there or is being made.
 
         Args:
             entry: the recording, which is finished.
             kind: the format.
             every: seconds between annotated frames; 0: all frames.
+            only_reviewed: leave out frames whose findings a reader has not all reviewed.
 
         Returns:
             Its state. If the archive of the same format is being made for another `every`, it is that one's.
@@ -107,8 +115,8 @@ class AnnotationMaker:
             state = self._states.get(key)
             if state is not None and state.state in ("waiting", "processing"):
                 return state.model_copy()
-            state = self._states[key] = AnnotationState(format=kind, every=every)
-            if self.path(entry, kind, every).is_file():
+            state = self._states[key] = AnnotationState(format=kind, every=every, only_reviewed=only_reviewed)
+            if self.path(entry, kind, every, only_reviewed).is_file():
                 state.state = "finished"
             else:
                 self._executor.submit(self._run, entry, state)
@@ -168,14 +176,15 @@ class AnnotationMaker:
             PolypstreamError: the recording or the disk has a problem.
             OSError: the recording has been deleted, or the disk has a problem.
         """
-        target = self.path(entry, state.format, state.every)
+        target = self.path(entry, state.format, state.every, state.only_reviewed)
         name = folder_name(entry.name)
         with tempfile.TemporaryDirectory(dir=self._library.incoming) as folder:
             # The folder of the run gives the images their names.
             run, output = Path(folder) / name, Path(folder) / "output"
             run.mkdir()
-            for needed in NEEDED:
-                shutil.copyfile(self._library.results_path(entry) / needed, run / needed)
+            for needed in (self._library.results_path(entry) / name for name in NEEDED):
+                if needed.name != REVIEWS or needed.is_file():
+                    shutil.copyfile(needed, run / needed.name)
             self._write(str(self._library.upload_path(entry.id)), run, output, state)
             with write_atomically(target) as unfinished, unfinished.open("wb") as file:
                 for chunk in zip_chunks(_files_in(output, f"{name}-{state.format}")):
@@ -192,7 +201,8 @@ class AnnotationMaker:
             PolypstreamError: the child has an error, or died.
         """
         receiver, sender = get_context("spawn").Pipe(duplex=False)
-        arguments = (sender, recording, run, state.format, output, state.every)
+        selection = Selection(state.every, only_reviewed=state.only_reviewed)
+        arguments = (sender, recording, run, state.format, output, selection)
         with self._lock:
             self._check_wanted(state)
             child = self._child = get_context("spawn").Process(target=_write_in_child, args=arguments, daemon=True)
@@ -225,7 +235,7 @@ def _files_in(folder: Path, name: str) -> Iterator[tuple[Path, str]]:
 
 
 def _write_in_child(
-    sender: Connection, recording: str, run: Path, kind: AnnotationFormat, output: Path, every: float
+    sender: Connection, recording: str, run: Path, kind: AnnotationFormat, output: Path, selection: Selection
 ) -> None:
     """Write annotations, and send the progress, then the problem or None. Without a parent, sending ends the child."""
     if hasattr(os, "setsid"):
@@ -238,7 +248,7 @@ def _write_in_child(
             sender.send(_Progress(done, expected))
 
         try:
-            write_annotations([recording], [run], kind, output, Selection(every), on_progress=on_progress)
+            write_annotations([recording], [run], kind, output, selection, on_progress=on_progress)
         except PolypstreamError as error:
             sender.send(error)
         else:

@@ -23,6 +23,7 @@ from typing import Literal
 
 from polypstream.core.files import writing
 from polypstream.errors import OutputError
+from polypstream.jobs.reviews import REVIEWS
 
 State = Literal["uploading", "waiting", "processing", "finished", "failed", "cancelled"]
 ID_PATTERN = "^[0-9a-f]{16}$"
@@ -298,7 +299,7 @@ class Library:
     def _touched(self, entry: Entry) -> float:
         """Return the time of the last change, in seconds since 1970."""
         times = [entry.created]
-        for path in (self.upload_path(entry.id), self._folder_of(entry.id)):
+        for path in (self.upload_path(entry.id), self._folder_of(entry.id), self.results_path(entry) / REVIEWS):
             with suppress(FileNotFoundError):
                 times.append(path.stat().st_mtime)
         return max(times)

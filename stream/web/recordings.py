@@ -17,13 +17,15 @@ from pydantic import BaseModel, Field
 from polypstream.core.config import Settings
 from polypstream.core.marks import LONGEST_TEXT, TITLES, Mark, MarkKind, marks_in
 from polypstream.jobs.inputs import IMAGE_ENDINGS
-from polypstream.jobs.report import write_report
+from polypstream.jobs.report import review_of, update_report, write_report
+from polypstream.jobs.reviews import REVIEWS, ReviewStore
 from polypstream.sinks.findings import SNAPSHOTS, read_findings, write_marks
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
 from polypstream.web.found import Found, FoundTrack
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
 from polypstream.web.page import BINARY, BODY, INVALID, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from polypstream.web.queue import RecordingQueue
+from polypstream.web.review import review_router
 from polypstream.web.upload import append_body, save_file_field
 from polypstream.web.zipped import ZIP_TYPE, as_download, folder_name, zip_chunks
 
@@ -41,6 +43,9 @@ REPORT_POLICY = (
 EMBEDDED = {"Cross-Origin-Resource-Policy": "cross-origin"}
 Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recording")]
 Every = Annotated[float, Query(ge=0, le=3600, description="Seconds between annotated frames; 0: all frames")]
+OnlyReviewed = Annotated[
+    bool, Query(description="Leave out frames whose findings no reader has accepted, rejected or corrected")
+]
 UNFINISHED: Described = {409: refusal("The recording is not finished")}
 NO_SPACE: Described = {507: refusal("The disk is full or not writable")}
 UPLOAD: Described = (
@@ -211,6 +216,8 @@ class RecordingsPage:
         self._add_annotations(router)
         self._add_marks(router)
 
+        router.include_router(review_router(lambda id_: self._library.results_path(self._finished(id_))))
+
         @router.get("/recordings/{id}", include_in_schema=False)
         def recording(request: Request, id: str) -> Response:
             entry = self._known(id)
@@ -218,8 +225,11 @@ class RecordingsPage:
             found = Found.model_validate_json(kept) if kept else None
             timeline = found.timeline() if found else None
             url = f"/api/recordings/{entry.id}/files/{SNAPSHOTS}"
+            review = ReviewStore(self._library.results_path(entry)).read()
             tracks = [
-                each.model_dump() | dict.fromkeys(("picture", "snapshot"), f"{url}/track-{each.track}.jpg")
+                each.model_dump()
+                | dict.fromkeys(("picture", "snapshot"), f"{url}/track-{each.track}.jpg")
+                | {"review": review_of(each.track, review)}
                 for each in (found.tracks if found else ())
             ]
             values = {"recording": self._in_detail(entry), "found": found, "timeline": timeline, "tracks": tracks}
@@ -348,6 +358,7 @@ class RecordingsPage:
                 raise HTTPException(404, "there is no such file, or the recording is not finished yet")
             headers = None
             if name is ResultFile.REPORT:
+                update_report(path.parent)
                 base = request.url_for("file", id=id, name=name).replace(path="").components
                 own = f"{base.scheme}://{base.netloc}"
                 headers = {"Content-Security-Policy": REPORT_POLICY.format(own, own)}
@@ -376,7 +387,12 @@ class RecordingsPage:
             """All files of the results in one ZIP archive, without compression."""
             entry = self._finished(id)
             name, results = folder_name(entry.name), self._library.results_path(entry)
-            paths = [*(results / each for each in ResultFile), *sorted((results / SNAPSHOTS).glob("track-*.jpg"))]
+            update_report(results)
+            paths = [
+                results / REVIEWS,
+                *(results / each for each in ResultFile),
+                *sorted((results / SNAPSHOTS).glob("track-*.jpg")),
+            ]
             files = [(path, f"{name}/{path.relative_to(results).as_posix()}") for path in paths if path.is_file()]
             return StreamingResponse(zip_chunks(files), 200, as_download(f"{name}.zip"), ZIP_TYPE)
 
@@ -396,24 +412,28 @@ class RecordingsPage:
         @router.post(
             "/api/recordings/{id}/annotations/{format}", status_code=202, responses=NOT_THERE | UNFINISHED | NO_SPACE
         )
-        def make(id: Id, format: AnnotationFormat, every: Every = 0.0) -> AnnotationState:
+        def make(
+            id: Id, format: AnnotationFormat, every: Every = 0.0, only_reviewed: OnlyReviewed = False
+        ) -> AnnotationState:
             """Make annotations for an annotation tool, from the findings of a finished recording.
 
             They are complete when their state is `finished`; see `annotations` of the recording.
             """
             entry = self._finished(id)
             self._check_space(entry.size)
-            return self._annotations.start(entry, format, every)
+            return self._annotations.start(entry, format, every, only_reviewed)
 
         @router.get(
             "/api/recordings/{id}/annotations/{format}",
             response_class=FileResponse,
             responses=NOT_THERE | UNFINISHED | in_parts(ZIP_TYPE),
         )
-        def download(id: Id, format: AnnotationFormat, every: Every = 0.0) -> FileResponse:
+        def download(
+            id: Id, format: AnnotationFormat, every: Every = 0.0, only_reviewed: OnlyReviewed = False
+        ) -> FileResponse:
             """Annotations that have been made, in one ZIP archive."""
             entry = self._finished(id)
-            path = self._annotations.path(entry, format, every)
+            path = self._annotations.path(entry, format, every, only_reviewed)
             if not path.is_file():
                 raise HTTPException(404, "these annotations have not been made yet: send a POST request first")
             headers = as_download(f"{folder_name(entry.name)}-{format}.zip")

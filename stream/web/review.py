@@ -1,0 +1,381 @@
+"""The review of a finished recording: readers accept, reject and correct its findings, and draw missed polyps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from fastapi import APIRouter, HTTPException, Query
+from fastapi import Path as PathParameter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from polypstream.errors import DataError, ReviewConflict
+from polypstream.jobs.results import Run, TrackSummary, load_run
+from polypstream.jobs.reviewed import merge
+from polypstream.jobs.reviews import LONGEST_READER, Choice, Correction, Decision, Review, ReviewStore, checked_reader
+from polypstream.web.library import ID_PATTERN
+from polypstream.web.page import BODY, INVALID, Described, Problem, refusal
+
+Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recording")]
+TrackNumber = Annotated[int, PathParameter(ge=1, le=10**6, description="Number of a track")]
+FrameNumber = Annotated[int, PathParameter(ge=0, le=10**8, description="Number of a frame, from 0")]
+Replace = Annotated[bool, Query(description="Replace what another reader has stored")]
+ReaderName = Annotated[str, Field(min_length=1, max_length=LONGEST_READER, description="Name of the reader")]
+# x and y of each point in turn, in pixels.
+Polygon = Annotated[list[Annotated[int, Field(ge=-1, le=65536)]], Field(min_length=6, max_length=10_000)]
+Polygons = Annotated[list[Polygon], Field(max_length=100)]
+UNFINISHED: Described = INVALID | {
+    404: refusal("There is no such recording, track or frame"),
+    409: refusal("The recording is not finished"),
+}
+
+
+class DecisionInfo(BaseModel):
+    """A decision about a track."""
+
+    decision: Choice
+    reader: str
+    time: datetime
+
+
+class OutlineInfo(BaseModel):
+    """The outline of a track in one frame."""
+
+    frame: int
+    polygons: list[list[int]]
+    """x and y of each point in turn, in pixels of the stored frame. None: the frame does not show the polyp."""
+    source: Literal["network", "reader", "motion"]
+    """Who made it: the network, a reader in this frame, or motion, which carried it from a frame that a reader drew."""
+    reader: str = ""
+    time: datetime | None = None
+
+
+class ReviewedTrack(BaseModel):
+    """A track and what was decided about it."""
+
+    track: int
+    drawn: bool
+    """A reader has drawn it; the network has not found it."""
+    decision: DecisionInfo | None
+    first_frame: int
+    last_frame: int
+    peak_probability: float
+    corrected: int
+    """Number of frames with an outline of a reader."""
+
+
+class ReviewInfo(BaseModel):
+    """The review of a recording."""
+
+    revision: int
+    """Number of changes so far."""
+    frames: int
+    width: int
+    height: int
+    """Size of the stored frames, in pixels."""
+    tracks: list[ReviewedTrack]
+
+
+class ReviewedFinding(BaseModel):
+    """A finding in one frame, as a reader or the network has outlined it."""
+
+    track: int
+    frame: int
+    pts_s: float
+    probability: float
+    """1 if a reader has drawn it."""
+    polygons: list[list[int]]
+    """x and y of each point in turn, in pixels of the stored frame."""
+    reviewed: bool
+    """A reader has drawn it or accepted its track; otherwise it is the network's guess."""
+
+
+class DecisionRequest(BaseModel):
+    """A decision about a track."""
+
+    decision: Choice
+    reader: ReaderName
+
+
+class OutlineRequest(BaseModel):
+    """The outline of a track in one frame."""
+
+    polygons: Polygons
+    """x and y of each point in turn, in pixels of the stored frame. None: the frame does not show the polyp."""
+    reader: ReaderName
+
+
+class DrawnRequest(OutlineRequest):
+    """A polyp that the network has missed."""
+
+    frame: Annotated[int, Field(ge=0, le=10**8)]
+
+
+class Drawn(BaseModel):
+    """The number of a new track."""
+
+    track: int
+
+
+class DecisionConflict(Problem):
+    """Another reader has decided differently."""
+
+    earlier: DecisionInfo
+
+
+class OutlineConflict(Problem):
+    """Another reader has stored an outline in the same frame."""
+
+    earlier: OutlineInfo
+
+
+CONFLICT = "Another reader has stored something else, and `replace` is not set; or the recording is not finished"
+DECISION_CONFLICT: Described = BODY | UNFINISHED | {409: {"model": DecisionConflict | Problem, "description": CONFLICT}}
+OUTLINE_CONFLICT: Described = BODY | UNFINISHED | {409: {"model": OutlineConflict | Problem, "description": CONFLICT}}
+
+
+class _Reviewed:
+    """A run with its review.
+
+    Args:
+        folder: folder of the results.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.run, self.store = _run_in(folder), ReviewStore(folder)
+        self.review = self.store.read()
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self.run.frames["pts_s"])
+
+    def known_track(self, track: int) -> TrackSummary | None:
+        """The track of the run; None: a reader has drawn it.
+
+        Raises:
+            HTTPException: there is no such track.
+        """
+        found = next((each for each in self.run.tracks if each.track_id == track), None)
+        if found is None and track not in self.review.drawn:
+            raise HTTPException(404, f"there is no polyp {track}")
+        return found
+
+    def polygons(self, flat: Sequence[Sequence[int]], frame: int) -> list[np.ndarray]:
+        """Polygons of a request, cut at the edges of the frame.
+
+        Raises:
+            HTTPException: there is no such frame, or one is no polygon inside it.
+        """
+        if frame >= self.frames:
+            raise HTTPException(404, f"there is no frame {frame}: the recording has {self.frames}")
+        width, height = self.run.picture_size
+        if any(len(each) % 2 for each in flat):
+            raise HTTPException(422, "each polygon must have an even number of values: x and y of each point in turn")
+        polygons = [np.array(each, np.int32).reshape(-1, 2).clip(0, (width - 1, height - 1)) for each in flat]
+        if any(cv2.contourArea(polygon) <= 0 for polygon in polygons):
+            raise HTTPException(422, "each polygon must have an area inside the frame")
+        return polygons
+
+    def info(self) -> ReviewInfo:
+        """Describe the review."""
+        width, height = self.run.picture_size
+        merged = merge(self.run, _without_rejections(self.review))
+        tracks = [self._track_info(track) for track in merged.tracks]
+        return ReviewInfo(revision=self.review.revision, frames=self.frames, width=width, height=height, tracks=tracks)
+
+    def _track_info(self, track: TrackSummary) -> ReviewedTrack:
+        decision, frames = self.review.decisions.get(track.track_id), [outline.frame for outline in track.outlines]
+        return ReviewedTrack(
+            track=track.track_id,
+            drawn=track.track_id in self.review.drawn,
+            decision=decision_info(decision) if decision else None,
+            first_frame=min(frames),
+            last_frame=max(frames),
+            peak_probability=track.peak_probability,
+            corrected=sum(number == track.track_id for number, _ in self.review.corrections),
+        )
+
+    def outlines(self, track: int) -> list[OutlineInfo]:
+        """The outlines of a track, by frame.
+
+        Raises:
+            HTTPException: there is no such track.
+        """
+        found = self.known_track(track)
+        outlines = {outline.frame: outline for outline in (found.outlines if found else ())}
+        infos = {
+            frame: OutlineInfo(frame=frame, polygons=_flat(outline.polygons), source="network")
+            for frame, outline in outlines.items()
+        }
+        for (number, frame), correction in self.review.corrections.items():
+            if number == track:
+                infos[frame] = outline_info(frame, correction)
+        return [infos[frame] for frame in sorted(infos)]
+
+
+def decision_info(decision: Decision) -> DecisionInfo:
+    """Describe a decision."""
+    time = datetime.fromtimestamp(decision.time, UTC)
+    return DecisionInfo(decision=decision.choice, reader=decision.reader, time=time)
+
+
+def outline_info(frame: int, correction: Correction) -> OutlineInfo:
+    """Describe the outline of a reader."""
+    return OutlineInfo(
+        frame=frame,
+        polygons=_flat(correction.polygons),
+        source="reader" if correction.carried_from is None else "motion",
+        reader=correction.reader,
+        time=datetime.fromtimestamp(correction.time, UTC),
+    )
+
+
+def _flat(polygons: Sequence[np.ndarray]) -> list[list[int]]:
+    return [polygon.ravel().tolist() for polygon in polygons]
+
+
+def _without_rejections(review: Review) -> Review:
+    """The review with all tracks, also rejected ones."""
+    kept = {track: decision for track, decision in review.decisions.items() if decision.choice != "rejected"}
+    return Review(review.revision, kept, review.corrections, review.drawn)
+
+
+@lru_cache(maxsize=4)
+def _run_in(folder: Path) -> Run:
+    """A finished run. Its files do not change any more, and those of long recordings take a second to read."""
+    return load_run(folder)
+
+
+def _checked(reader: str) -> str:
+    """The reader's name.
+
+    Raises:
+        HTTPException: it is not one.
+    """
+    try:
+        return checked_reader(reader)
+    except DataError as error:
+        raise HTTPException(422, str(error)) from None
+
+
+def _refused(
+    error: ReviewConflict, kind: type[DecisionConflict] | type[OutlineConflict], earlier: BaseModel
+) -> JSONResponse:
+    said = kind.model_validate({"detail": f"{error}; send ?replace=true to replace it", "earlier": earlier})
+    return JSONResponse(said.model_dump(mode="json"), 409)
+
+
+def review_router(results_of: Callable[[str], Path]) -> APIRouter:
+    """Make the API of the review.
+
+    Args:
+        results_of: returns the folder of the results of a finished recording, by its ID; raises an HTTPException if
+            there are none.
+    """
+    router = APIRouter(tags=["review"])
+    _add_reading(router, results_of)
+    _add_decisions(router, results_of)
+    _add_outlines(router, results_of)
+    return router
+
+
+def _add_reading(router: APIRouter, results_of: Callable[[str], Path]) -> None:
+    @router.get("/api/recordings/{id}/review", responses=UNFINISHED)
+    def review(id: Id) -> ReviewInfo:
+        """The tracks of a finished recording, also drawn and rejected ones, and what was decided about them."""
+        return _Reviewed(results_of(id)).info()
+
+    @router.get("/api/recordings/{id}/review/findings", responses=UNFINISHED)
+    def findings(id: Id) -> list[ReviewedFinding]:
+        """The reviewed findings: without rejected tracks, with the outlines that readers corrected and drew."""
+        reviewed = _Reviewed(results_of(id))
+        merged = merge(reviewed.run, reviewed.review)
+        return [
+            ReviewedFinding(
+                track=outline.track_id,
+                frame=outline.frame,
+                pts_s=outline.seconds,
+                probability=outline.probability,
+                polygons=_flat(outline.polygons),
+                reviewed=outline.reviewed,
+            )
+            for track in merged.tracks
+            for outline in track.outlines
+        ]
+
+    @router.get("/api/recordings/{id}/review/tracks/{track}", responses=UNFINISHED)
+    def outlines(id: Id, track: TrackNumber) -> list[OutlineInfo]:
+        """The outlines of a track: those of readers, and the network's in all other frames."""
+        return _Reviewed(results_of(id)).outlines(track)
+
+
+def _add_decisions(router: APIRouter, results_of: Callable[[str], Path]) -> None:
+    @router.put("/api/recordings/{id}/review/tracks/{track}", response_model=DecisionInfo, responses=DECISION_CONFLICT)
+    def decide(
+        id: Id, track: TrackNumber, what: DecisionRequest, replace: Replace = False
+    ) -> DecisionInfo | JSONResponse:
+        """Accept or reject a track. `undecided` withdraws a decision."""
+        reviewed = _Reviewed(results_of(id))
+        reviewed.known_track(track)
+        try:
+            reviewed.store.decide(track, what.decision, _checked(what.reader), replace)
+        except ReviewConflict as error:
+            earlier = decision_info(reviewed.store.read().decisions[track])
+            return _refused(error, DecisionConflict, earlier)
+        return decision_info(reviewed.store.read().decisions[track])
+
+    @router.post("/api/recordings/{id}/review/tracks", status_code=201, responses=BODY | UNFINISHED)
+    def draw(id: Id, what: DrawnRequest) -> Drawn:
+        """Add a polyp that the network has missed, with its outline in one frame."""
+        reviewed = _Reviewed(results_of(id))
+        polygons = reviewed.polygons(what.polygons, what.frame)
+        if not polygons:
+            raise HTTPException(422, "`polygons` must hold the outline of the new polyp")
+        first = max((track.track_id for track in reviewed.run.tracks), default=0) + 1
+        return Drawn(track=reviewed.store.draw(what.frame, polygons, _checked(what.reader), first))
+
+
+def _add_outlines(router: APIRouter, results_of: Callable[[str], Path]) -> None:
+    path = "/api/recordings/{id}/review/tracks/{track}/frames/{frame}"
+
+    @router.put(path, response_model=OutlineInfo, responses=OUTLINE_CONFLICT)
+    def correct(
+        id: Id, track: TrackNumber, frame: FrameNumber, what: OutlineRequest, replace: Replace = False
+    ) -> OutlineInfo | JSONResponse:
+        """Store the outline of a track in one frame."""
+        reviewed = _Reviewed(results_of(id))
+        reviewed.known_track(track)
+        polygons = reviewed.polygons(what.polygons, frame)
+        try:
+            reviewed.store.correct(track, frame, polygons, _checked(what.reader), replace)
+        except ReviewConflict as error:
+            return _refused(error, OutlineConflict, _stored(reviewed.store, track, frame))
+        return _stored(reviewed.store, track, frame)
+
+    @router.delete(path, status_code=204, response_model=None, responses=OUTLINE_CONFLICT)
+    def withdraw(
+        id: Id,
+        track: TrackNumber,
+        frame: FrameNumber,
+        reader: Annotated[str, Query(min_length=1, max_length=LONGEST_READER, description="Name of the reader")],
+        replace: Replace = False,
+    ) -> JSONResponse | None:
+        """Remove a reader's outline of a track in one frame, and those carried from it."""
+        reviewed = _Reviewed(results_of(id))
+        reviewed.known_track(track)
+        try:
+            reviewed.store.withdraw(track, frame, _checked(reader), replace)
+        except ReviewConflict as error:
+            return _refused(error, OutlineConflict, _stored(reviewed.store, track, frame))
+        return None
+
+
+def _stored(store: ReviewStore, track: int, frame: int) -> OutlineInfo:
+    return outline_info(frame, store.read().corrections[track, frame])
