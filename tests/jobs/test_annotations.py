@@ -501,7 +501,7 @@ def test_only_findings_leaves_out_the_other_frames(processed: tuple[Path, Path],
 def test_json_files_of_labelme_are_annotations(annotate: Callable[..., Path]) -> None:
     folder = annotate("labelme", "--every", EVERY)
     assert {path.stem for path in (folder / "images").glob("*.json")} == {f"clip_{frame:06d}" for frame in FRAMES}
-    assert {path.name for path in folder.iterdir()} == {"images", "about.json"}
+    assert {path.name for path in folder.iterdir()} == {"images", "about.json", "reviewed.csv"}
 
 
 def test_about_says_which_recordings_and_how_outlines_were_simplified(several: Several, tmp_path: Path) -> None:
