@@ -9,13 +9,14 @@ from typing import Any
 LABEL, WIDTH, COLUMN = 28, 80, 26
 
 
-def as_lines(figures: dict[str, Any]) -> Iterator[str]:
+def as_lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
     """Format figures, one per line. An interval follows the figure to which it belongs.
 
     Args:
         figures: values by name; a value may hold figures of its own.
+        indent: what each line begins with.
     """
-    for label, text in _rows(figures, ""):
+    for label, text in _rows(figures, indent):
         yield textwrap.fill(text, WIDTH, initial_indent=label.ljust(LABEL), subsequent_indent=" " * LABEL) or label
 
 

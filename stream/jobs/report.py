@@ -156,7 +156,7 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         found = read_findings(run)
         tracks, marks = found["tracks"], marks_in(found)
         review = ReviewStore(run).read()
-        peak = _peak_of(summary)
+        peak = peak_of(summary)
         timeline, qualities = read_table(run / "frames.csv", peak)
         withdrawal = withdrawal_of(marks, read_frames(run / "frames.csv"), tracks) if marks else None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -238,8 +238,12 @@ def write_page(run: Path, template: str, **values: Any) -> Path:
     return path
 
 
-def _peak_of(summary: dict[str, Any]) -> float:
-    """Return the probability that a finding of a run must reach, 0..1."""
+def peak_of(summary: dict[str, Any]) -> float:
+    """Return the probability that a finding of a run must reach, 0..1.
+
+    Args:
+        summary: content of summary.json.
+    """
     wanted = summary["settings"]["findings"]["peak"]
     return float(summary["model"]["peak"] if wanted == "model" else wanted)
 

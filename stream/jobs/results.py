@@ -14,6 +14,7 @@ import numpy as np
 
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
+from polypstream.core.geometry import FieldOfView
 from polypstream.core.orientation import Orientation
 from polypstream.core.protocols import OnProgress, Source
 from polypstream.core.time_range import TimeRange, range_in
@@ -329,7 +330,9 @@ def open_again(run: Run, recording: str) -> Source:
             )
         if run.times is None and not run.settings.deidentify.enabled:
             return source
-        view = choose_field_of_view(source, run.settings)
+        view = FieldOfView(0, 0, *run.picture_size)
+        if run.settings.deidentify.enabled:
+            view = choose_field_of_view(source, run.settings)
         return restricted(source, view, run.settings, run.folder.name, run.times)
     except BaseException:
         source.close()

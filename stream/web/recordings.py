@@ -22,10 +22,11 @@ from polypstream.jobs.reviews import REVIEWS, ReviewStore
 from polypstream.sinks.findings import SNAPSHOTS, read_findings, write_marks
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
 from polypstream.web.found import Found, FoundTrack
+from polypstream.web.frames import FrameChild
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
 from polypstream.web.page import BINARY, BODY, INVALID, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from polypstream.web.queue import RecordingQueue
-from polypstream.web.review import review_router
+from polypstream.web.review import RecordingFiles, matrix_of, review_router
 from polypstream.web.upload import append_body, save_file_field
 from polypstream.web.zipped import ZIP_TYPE, as_download, folder_name, zip_chunks
 
@@ -170,15 +171,21 @@ class RecordingsPage:
         library: stores the recordings.
         queue: processes them.
         annotations: makes annotations of finished ones.
+        frames: reads frames of finished ones.
         settings: `serve` is used.
     """
 
     title, path = "Recordings", "/recordings"
 
     def __init__(
-        self, library: Library, queue: RecordingQueue, annotations: AnnotationMaker, settings: Settings
+        self,
+        library: Library,
+        queue: RecordingQueue,
+        annotations: AnnotationMaker,
+        frames: FrameChild,
+        settings: Settings,
     ) -> None:
-        self._library, self._queue, self._annotations = library, queue, annotations
+        self._library, self._queue, self._annotations, self._frames = library, queue, annotations, frames
         self._max_size = round(settings.serve.recording_gigabytes * GIGA)
         self._keep_days = settings.serve.keep_days
         self._receiving: set[str] = set()
@@ -216,7 +223,12 @@ class RecordingsPage:
         self._add_annotations(router)
         self._add_marks(router)
 
-        router.include_router(review_router(lambda id_: self._library.results_path(self._finished(id_))))
+        router.include_router(review_router(self._files_of, self._frames))
+
+        @router.get("/recordings/{id}/review", include_in_schema=False)
+        def review(request: Request, id: str) -> Response:
+            entry, matrix = self._finished(id), matrix_of(self._frames, self._files_of(id))
+            return render(request, "review.html", recording=entry, matrix=matrix)
 
         @router.get("/recordings/{id}", include_in_schema=False)
         def recording(request: Request, id: str) -> Response:
@@ -450,6 +462,10 @@ class RecordingsPage:
         if entry.state != "finished":
             raise HTTPException(409, f"the recording has no results: its state is {entry.state}")
         return entry
+
+    def _files_of(self, id_: str) -> RecordingFiles:
+        entry = self._finished(id_)
+        return RecordingFiles(self._library.upload_path(id_), self._library.results_path(entry))
 
     def _check_space(self, size: int = 0) -> None:
         if self._library.free_bytes() < size + SPARE_BYTES:

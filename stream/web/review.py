@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from fastapi import APIRouter, HTTPException, Query
 from fastapi import Path as PathParameter
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from polypstream.errors import DataError, ReviewConflict
+from polypstream.errors import DataError, PolypstreamError, ReviewConflict
 from polypstream.jobs.results import Run, TrackSummary, load_run
 from polypstream.jobs.reviewed import merge
 from polypstream.jobs.reviews import LONGEST_READER, Choice, Correction, Decision, Review, ReviewStore, checked_reader
+from polypstream.jobs.uncertain import choose_uncertain
+from polypstream.web.frames import FrameChild, Question, read_jpeg, read_orientation
 from polypstream.web.library import ID_PATTERN
-from polypstream.web.page import BODY, INVALID, Described, Problem, refusal
+from polypstream.web.page import BINARY, BODY, INVALID, Described, Problem, refusal
 
 Id = Annotated[str, PathParameter(pattern=ID_PATTERN, description="ID of a recording")]
 TrackNumber = Annotated[int, PathParameter(ge=1, le=10**6, description="Number of a track")]
@@ -96,6 +99,14 @@ class ReviewedFinding(BaseModel):
     """A reader has drawn it or accepted its track; otherwise it is the network's guess."""
 
 
+class UncertainFrame(BaseModel):
+    """A frame to review."""
+
+    frame: int
+    track: int | None
+    """A track that it shows; null: it shows none."""
+
+
 class DecisionRequest(BaseModel):
     """A decision about a track."""
 
@@ -135,9 +146,25 @@ class OutlineConflict(Problem):
     earlier: OutlineInfo
 
 
+JPEG: Described = {200: {"content": {"image/jpeg": BINARY}}}
 CONFLICT = "Another reader has stored something else, and `replace` is not set; or the recording is not finished"
 DECISION_CONFLICT: Described = BODY | UNFINISHED | {409: {"model": DecisionConflict | Problem, "description": CONFLICT}}
 OUTLINE_CONFLICT: Described = BODY | UNFINISHED | {409: {"model": OutlineConflict | Problem, "description": CONFLICT}}
+
+
+class RecordingFiles(NamedTuple):
+    """The files of a finished recording.
+
+    Attributes:
+        recording: the file that was uploaded.
+        results: folder of its results.
+    """
+
+    recording: Path
+    results: Path
+
+
+FilesOf = Callable[[str], RecordingFiles]
 
 
 class _Reviewed:
@@ -156,6 +183,15 @@ class _Reviewed:
         """Number of frames."""
         return len(self.run.frames["pts_s"])
 
+    def check_frame(self, frame: int) -> None:
+        """Check the number of a frame.
+
+        Raises:
+            HTTPException: there is no such frame.
+        """
+        if frame >= self.frames:
+            raise HTTPException(404, f"there is no frame {frame}: the recording has {self.frames}")
+
     def known_track(self, track: int) -> TrackSummary | None:
         """The track of the run; None: a reader has drawn it.
 
@@ -173,8 +209,7 @@ class _Reviewed:
         Raises:
             HTTPException: there is no such frame, or one is no polygon inside it.
         """
-        if frame >= self.frames:
-            raise HTTPException(404, f"there is no frame {frame}: the recording has {self.frames}")
+        self.check_frame(frame)
         width, height = self.run.picture_size
         if any(len(each) % 2 for each in flat):
             raise HTTPException(422, "each polygon must have an even number of values: x and y of each point in turn")
@@ -272,30 +307,31 @@ def _refused(
     return JSONResponse(said.model_dump(mode="json"), 409)
 
 
-def review_router(results_of: Callable[[str], Path]) -> APIRouter:
+def review_router(files_of: FilesOf, frames: FrameChild) -> APIRouter:
     """Make the API of the review.
 
     Args:
-        results_of: returns the folder of the results of a finished recording, by its ID; raises an HTTPException if
-            there are none.
+        files_of: returns the files of a finished recording, by its ID; raises an HTTPException if there are none.
+        frames: reads frames.
     """
     router = APIRouter(tags=["review"])
-    _add_reading(router, results_of)
-    _add_decisions(router, results_of)
-    _add_outlines(router, results_of)
+    _add_reading(router, files_of)
+    _add_decisions(router, files_of)
+    _add_outlines(router, files_of)
+    _add_frames(router, files_of, frames)
     return router
 
 
-def _add_reading(router: APIRouter, results_of: Callable[[str], Path]) -> None:
+def _add_reading(router: APIRouter, files_of: FilesOf) -> None:
     @router.get("/api/recordings/{id}/review", responses=UNFINISHED)
     def review(id: Id) -> ReviewInfo:
         """The tracks of a finished recording, also drawn and rejected ones, and what was decided about them."""
-        return _Reviewed(results_of(id)).info()
+        return _Reviewed(files_of(id).results).info()
 
     @router.get("/api/recordings/{id}/review/findings", responses=UNFINISHED)
     def findings(id: Id) -> list[ReviewedFinding]:
         """The reviewed findings: without rejected tracks, with the outlines that readers corrected and drew."""
-        reviewed = _Reviewed(results_of(id))
+        reviewed = _Reviewed(files_of(id).results)
         merged = merge(reviewed.run, reviewed.review)
         return [
             ReviewedFinding(
@@ -310,19 +346,25 @@ def _add_reading(router: APIRouter, results_of: Callable[[str], Path]) -> None:
             for outline in track.outlines
         ]
 
+    @router.get("/api/recordings/{id}/review/uncertain", responses=UNFINISHED)
+    def uncertain(id: Id, count: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[UncertainFrame]:
+        """Frames to review, the most uncertain one first, far apart in time."""
+        chosen = choose_uncertain(_Reviewed(files_of(id).results).run, count)
+        return [UncertainFrame(frame=each.frame, track=each.track) for each in chosen]
+
     @router.get("/api/recordings/{id}/review/tracks/{track}", responses=UNFINISHED)
     def outlines(id: Id, track: TrackNumber) -> list[OutlineInfo]:
         """The outlines of a track: those of readers, and the network's in all other frames."""
-        return _Reviewed(results_of(id)).outlines(track)
+        return _Reviewed(files_of(id).results).outlines(track)
 
 
-def _add_decisions(router: APIRouter, results_of: Callable[[str], Path]) -> None:
+def _add_decisions(router: APIRouter, files_of: FilesOf) -> None:
     @router.put("/api/recordings/{id}/review/tracks/{track}", response_model=DecisionInfo, responses=DECISION_CONFLICT)
     def decide(
         id: Id, track: TrackNumber, what: DecisionRequest, replace: Replace = False
     ) -> DecisionInfo | JSONResponse:
         """Accept or reject a track. `undecided` withdraws a decision."""
-        reviewed = _Reviewed(results_of(id))
+        reviewed = _Reviewed(files_of(id).results)
         reviewed.known_track(track)
         try:
             reviewed.store.decide(track, what.decision, _checked(what.reader), replace)
@@ -334,7 +376,7 @@ def _add_decisions(router: APIRouter, results_of: Callable[[str], Path]) -> None
     @router.post("/api/recordings/{id}/review/tracks", status_code=201, responses=BODY | UNFINISHED)
     def draw(id: Id, what: DrawnRequest) -> Drawn:
         """Add a polyp that the network has missed, with its outline in one frame."""
-        reviewed = _Reviewed(results_of(id))
+        reviewed = _Reviewed(files_of(id).results)
         polygons = reviewed.polygons(what.polygons, what.frame)
         if not polygons:
             raise HTTPException(422, "`polygons` must hold the outline of the new polyp")
@@ -342,7 +384,7 @@ def _add_decisions(router: APIRouter, results_of: Callable[[str], Path]) -> None
         return Drawn(track=reviewed.store.draw(what.frame, polygons, _checked(what.reader), first))
 
 
-def _add_outlines(router: APIRouter, results_of: Callable[[str], Path]) -> None:
+def _add_outlines(router: APIRouter, files_of: FilesOf) -> None:
     path = "/api/recordings/{id}/review/tracks/{track}/frames/{frame}"
 
     @router.put(path, response_model=OutlineInfo, responses=OUTLINE_CONFLICT)
@@ -350,7 +392,7 @@ def _add_outlines(router: APIRouter, results_of: Callable[[str], Path]) -> None:
         id: Id, track: TrackNumber, frame: FrameNumber, what: OutlineRequest, replace: Replace = False
     ) -> OutlineInfo | JSONResponse:
         """Store the outline of a track in one frame."""
-        reviewed = _Reviewed(results_of(id))
+        reviewed = _Reviewed(files_of(id).results)
         reviewed.known_track(track)
         polygons = reviewed.polygons(what.polygons, frame)
         try:
@@ -368,13 +410,53 @@ def _add_outlines(router: APIRouter, results_of: Callable[[str], Path]) -> None:
         replace: Replace = False,
     ) -> JSONResponse | None:
         """Remove a reader's outline of a track in one frame, and those carried from it."""
-        reviewed = _Reviewed(results_of(id))
+        reviewed = _Reviewed(files_of(id).results)
         reviewed.known_track(track)
         try:
             reviewed.store.withdraw(track, frame, _checked(reader), replace)
         except ReviewConflict as error:
             return _refused(error, OutlineConflict, _stored(reviewed.store, track, frame))
         return None
+
+
+def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> None:
+    @router.get("/api/recordings/{id}/frames/{frame}.jpg", response_class=Response, responses=UNFINISHED | JPEG)
+    def picture(id: Id, frame: FrameNumber) -> Response:
+        """A frame of the recording, without markers. It is neither rotated nor stretched: as outlines count pixels."""
+        files = files_of(id)
+        _Reviewed(files.results).check_frame(frame)
+        return Response(_read(frames, files, read_jpeg, frame), media_type="image/jpeg")
+
+
+def matrix_of(frames: FrameChild, files: RecordingFiles) -> dict[str, Any]:
+    """How the frames of a recording are displayed, for the page: the six numbers of a matrix, and the displayed size.
+
+    Args:
+        frames: reads frames.
+        files: of the recording.
+
+    Raises:
+        HTTPException: the recording cannot be read.
+    """
+    orientation = _read(frames, files, read_orientation)
+    width, height = _run_in(files.results).picture_size
+    corner, right, below = orientation.points(np.array([(0, 0), (width, 0), (0, height)], float), width, height)
+    shown = orientation.size(width, height)
+    numbers = [*((right - corner) / width), *((below - corner) / height), *corner]
+    return {"matrix": [float(number) for number in numbers], "width": shown[0], "height": shown[1]}
+
+
+def _read(frames: FrameChild, files: RecordingFiles, question: Question, *arguments: object) -> Any:
+    """Ask for something of the frames of a recording.
+
+    Raises:
+        HTTPException: the recording cannot be read.
+    """
+    try:
+        return frames.ask(str(files.recording), files.results, question, *arguments)
+    except PolypstreamError as error:
+        logging.getLogger("uvicorn.error").warning("frames of a recording: %s", error)
+        raise HTTPException(409, "the frames of the recording cannot be read again") from None
 
 
 def _stored(store: ReviewStore, track: int, frame: int) -> OutlineInfo:

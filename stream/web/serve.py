@@ -15,6 +15,7 @@ from polypstream.jobs.live import Live, open_sources
 from polypstream.sinks.browser import Browser
 from polypstream.web.annotations import AnnotationMaker
 from polypstream.web.batcher import Batcher
+from polypstream.web.frames import FrameChild
 from polypstream.web.library import open_library
 from polypstream.web.live import LivePage
 from polypstream.web.page import Page
@@ -62,9 +63,11 @@ def serve(
         library = stack.enter_context(open_library(folder))
         queue, annotations = RecordingQueue(library, settings), AnnotationMaker(library)
         stack.callback(annotations.close)
+        frames = FrameChild()
+        stack.callback(frames.close)
         pages: list[Page] = [
             PicturePage(segmenter, batcher, settings),
-            RecordingsPage(library, queue, annotations, settings),
+            RecordingsPage(library, queue, annotations, frames, settings),
             live,
         ]
         for number in range(CONCURRENT_BATCHES):

@@ -1,0 +1,402 @@
+"use strict";
+// The page Review. The canvas shows a frame and the outline of the chosen polyp in it. Every change is stored at once.
+// Points are in pixels of the stored frame. A matrix leads from there to the displayed frame, another one to the canvas.
+
+const MOST_FRAMES = 60;
+const MOST_ZOOM = 20;
+const section = document.querySelector(".review");
+const canvas = section.querySelector(".canvas");
+const api = `/api/recordings/${section.dataset.id}/review`;
+const shown = JSON.parse(section.dataset.matrix);
+const toShown = new DOMMatrix(shown.matrix);
+const mask = document.createElement("canvas");
+const brush = mask.getContext("2d", { willReadFrequently: true });
+const reader = section.querySelector("[name=reader]");
+const size = section.querySelector("[name=size]");
+const slider = section.querySelector("[name=frame]");
+const view = { zoom: 1, x: 0, y: 0 };
+const pictures = new Map();
+const pointers = new Map();
+let review = { tracks: [], frames: 1, width: 1, height: 1 };
+let outlines = new Map();
+let uncertain = [];
+let track = null;
+let frame = 0;
+let tool = "move";
+let steps = [];
+let stroke = null;
+let saving = Promise.resolve();
+
+// ---- what is shown
+
+function toCanvas() {
+  const fit = Math.min(canvas.width / shown.width, canvas.height / shown.height) * view.zoom;
+  const left = canvas.width / 2 - (shown.width / 2 - view.x) * fit;
+  const top = canvas.height / 2 - (shown.height / 2 - view.y) * fit;
+  return new DOMMatrix([fit, 0, 0, fit, left, top]).multiply(toShown);
+}
+
+function draw() {
+  const ratio = devicePixelRatio || 1;
+  canvas.width = Math.round(canvas.clientWidth * ratio);
+  canvas.height = Math.round(canvas.clientHeight * ratio);
+  const context = canvas.getContext("2d");
+  context.setTransform(toCanvas());
+  const picture = pictures.get(frame);
+  if (picture) context.drawImage(picture, 0, 0, review.width, review.height);
+  context.globalAlpha = stroke ? 0.4 : 0.15;
+  context.drawImage(mask, 0, 0);
+  context.globalAlpha = 1;
+  const found = outlines.get(frame);
+  if (!found || stroke) return;
+  const path = pathOf(found.polygons);
+  context.resetTransform();
+  context.lineWidth = 2 * ratio;
+  context.strokeStyle = found.source === "network" ? "#40ff60" : "#ffd23f";
+  const onCanvas = new Path2D();
+  onCanvas.addPath(path, toCanvas());
+  context.stroke(onCanvas);
+}
+
+// Outlines pass through the centres of pixels.
+function pathOf(polygons) {
+  const path = new Path2D();
+  for (const flat of polygons) {
+    for (let at = 0; at < flat.length; at += 2) path.lineTo(flat[at] + 0.5, flat[at + 1] + 0.5);
+    path.closePath();
+  }
+  return path;
+}
+
+function fillMask() {
+  brush.globalCompositeOperation = "source-over";
+  brush.clearRect(0, 0, mask.width, mask.height);
+  const path = pathOf(outlines.get(frame)?.polygons ?? []);
+  brush.fillStyle = brush.strokeStyle = "#40ff60";
+  brush.lineWidth = 1;
+  brush.fill(path);
+  brush.stroke(path);
+}
+
+function describe() {
+  const found = outlines.get(frame);
+  const by = { network: "network", motion: `carried, ${found?.reader}`, reader: `drawn by ${found?.reader}` };
+  const value = (name, text) => (section.querySelector(`[data-value=${name}]`).textContent = text);
+  value("frame", `Frame ${frame} of ${review.frames}`);
+  value("source", !found ? "no outline" : found.polygons.length ? by[found.source] : `not in view, ${found.reader}`);
+  slider.value = frame;
+}
+
+async function pictureOf(index) {
+  if (!pictures.has(index)) {
+    const blob = await (await ask(`/api/recordings/${section.dataset.id}/frames/${index}.jpg`)).blob();
+    pictures.set(index, await createImageBitmap(blob));
+    if (pictures.size > MOST_FRAMES) pictures.delete(pictures.keys().next().value);
+  }
+  return pictures.get(index);
+}
+
+async function goTo(index) {
+  const before = frame;
+  frame = Math.min(Math.max(index, 0), review.frames - 1);
+  if (frame !== before) steps = [];
+  fillMask();
+  describe();
+  await pictureOf(frame);
+  draw();
+  const next = frame + Math.sign(frame - before);
+  if (Math.abs(frame - before) === 1 && next >= 0 && next < review.frames) await pictureOf(next);
+}
+
+// ---- polyps
+
+const placeOf = (number) => review.tracks.findIndex((each) => each.track === number);
+
+async function load() {
+  review = await (await ask(api)).json();
+  [mask.width, mask.height, slider.max] = [review.width, review.height, review.frames - 1];
+  listTracks();
+}
+
+function listTracks() {
+  const items = review.tracks.map((each) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "button";
+    button.dataset.track = each.track;
+    if (each.track === track) button.setAttribute("aria-current", "true");
+    const kind = each.drawn ? "drawn" : `probability ${each.peak_probability.toFixed(2)}`;
+    button.textContent = `Polyp ${each.track}: ${kind}, frames ${each.first_frame} to ${each.last_frame}. `;
+    const state = document.createElement("b");
+    const decision = each.decision?.decision ?? "undecided";
+    state.className = decision;
+    state.textContent = decision === "undecided" ? decision : `${decision} by ${each.decision.reader}`;
+    button.append(state, each.corrected ? `, ${each.corrected} outlines corrected` : "");
+    item.append(button);
+    return item;
+  });
+  section.querySelector(".tracks").replaceChildren(...items);
+}
+
+async function loadOutlines() {
+  const found = track === null ? [] : await (await ask(`${api}/tracks/${track}`)).json();
+  outlines = new Map(found.map((each) => [each.frame, each]));
+}
+
+async function choose(number, at) {
+  track = number;
+  steps = [];
+  await loadOutlines();
+  listTracks();
+  await goTo(at ?? review.tracks[placeOf(number)]?.first_frame ?? frame);
+}
+
+async function chooseBeside(step) {
+  const count = review.tracks.length;
+  if (!count) return;
+  const place = placeOf(track);
+  await choose(review.tracks[(place < 0 ? 0 : place + step + count) % count].track);
+}
+
+// ---- changes
+
+function readerName() {
+  const name = reader.value.trim();
+  if (!name) {
+    reader.focus();
+    throw new Error("Enter your name first. It is stored with every change.");
+  }
+  return name;
+}
+
+// Sends a change. If another reader has stored something else, it asks before it replaces that.
+async function change(method, path, body) {
+  const options = { method, headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body) };
+  try {
+    return await ask(api + path, options);
+  } catch (error) {
+    if (error.status !== 409 || !error.message.includes("replace=true")) throw error;
+    if (!confirm(`${error.message.split(";")[0]}. Replace it?`)) return null;
+    return ask(`${api}${path}${path.includes("?") ? "&" : "?"}replace=true`, options);
+  }
+}
+
+async function decide(decision) {
+  if (track === null) return;
+  await change("PUT", `/tracks/${track}`, { decision, reader: readerName() });
+  await load();
+}
+
+// Stores the outline of the chosen polyp in a frame. null: withdraws it, so that the network's one counts.
+async function store(number, at, polygons) {
+  const path = `/tracks/${number}/frames/${at}`;
+  const name = readerName();
+  if (polygons) await change("PUT", path, { polygons, reader: name });
+  else await change("DELETE", `${path}?reader=${encodeURIComponent(name)}`);
+}
+
+async function storeDrawn(polygons) {
+  const name = readerName();
+  const at = frame;
+  if (track === null) {
+    if (!polygons.length) return;
+    const added = await (await change("POST", "/tracks", { frame: at, polygons, reader: name })).json();
+    track = added.track;
+  } else {
+    const before = outlines.get(at);
+    steps.push(before && before.source !== "network" ? before.polygons : null);
+    await store(track, at, polygons);
+  }
+  await refresh();
+}
+
+async function refresh() {
+  await load();
+  await loadOutlines();
+  await goTo(frame);
+}
+
+async function undo() {
+  if (!steps.length) return;
+  await store(track, frame, steps.pop());
+  await refresh();
+}
+
+const acts = {
+  previousFrame: () => goTo(frame - 1),
+  nextFrame: () => goTo(frame + 1),
+  uncertainFrame: goToUncertain,
+  previousTrack: () => chooseBeside(-1),
+  nextTrack: () => chooseBeside(1),
+  accept: () => decide("accepted"),
+  reject: () => decide("rejected"),
+  undo,
+  clear: () => storeDrawn([]),
+  drawPolyp: startPolyp,
+  zoomIn: () => zoomAt(1.4),
+  zoomOut: () => zoomAt(1 / 1.4),
+};
+const keys = {
+  ArrowLeft: "previousFrame", ArrowRight: "nextFrame", u: "uncertainFrame", p: "previousTrack", n: "nextTrack",
+  a: "accept", r: "reject", z: "undo", x: "clear", d: "drawPolyp", "+": "zoomIn", "-": "zoomOut",
+};
+const toolKeys = { m: "move", b: "brush", e: "eraser" };
+
+async function startPolyp() {
+  readerName();
+  await choose(null, frame);
+  take("brush");
+  say("Draw the new polyp with the brush.");
+}
+
+// Goes to the most uncertain frame that has not been shown yet, with its polyp.
+async function goToUncertain() {
+  if (!uncertain.length) uncertain = await (await ask(`${api}/uncertain`)).json();
+  const next = uncertain.shift();
+  if (next === undefined) return;
+  if (next.track !== null && next.track !== track) await choose(next.track, next.frame);
+  else await goTo(next.frame);
+}
+
+// One change after another. An error is shown, and the page then shows what is stored.
+function perform(act) {
+  saving = saving.then(async () => {
+    say("");
+    try {
+      await act();
+    } catch (error) {
+      say(error.message);
+      fillMask();
+      draw();
+    }
+  });
+  return saving;
+}
+
+// ---- mouse, fingers and keys
+
+function take(name) {
+  tool = name;
+  for (const button of section.querySelectorAll("[data-tool]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.tool === name));
+  }
+}
+
+function placeIn(event) {
+  const box = canvas.getBoundingClientRect();
+  const ratio = canvas.width / box.width;
+  return new DOMPoint((event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio);
+}
+
+function zoomAt(factor, place = new DOMPoint(canvas.width / 2, canvas.height / 2)) {
+  const inShown = () => toShown.transformPoint(toCanvas().inverse().transformPoint(place));
+  const before = inShown();
+  view.zoom = Math.min(Math.max(view.zoom * factor, 1), MOST_ZOOM);
+  const after = inShown();
+  moveView(after.x - before.x, after.y - before.y);
+}
+
+function moveView(x, y) {
+  view.x = view.zoom === 1 ? 0 : view.x + x;
+  view.y = view.zoom === 1 ? 0 : view.y + y;
+  draw();
+}
+
+function paint(event) {
+  const point = toCanvas().inverse().transformPoint(placeIn(event));
+  brush.globalCompositeOperation = tool === "eraser" ? "destination-out" : "source-over";
+  brush.strokeStyle = "#40ff60";
+  brush.lineCap = brush.lineJoin = "round";
+  brush.lineWidth = Number(size.value);
+  brush.beginPath();
+  brush.moveTo(stroke.x, stroke.y);
+  brush.lineTo(point.x, point.y);
+  brush.stroke();
+  stroke = { x: point.x, y: point.y };
+  draw();
+}
+
+function maskPolygons() {
+  const { data, width, height } = brush.getImageData(0, 0, mask.width, mask.height);
+  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && data[4 * (y * width + x) + 3] > 127;
+  return contoursOf(inside, width, height);
+}
+
+function pinch(event) {
+  const [first, second] = [...pointers.values()];
+  const gapBefore = Math.hypot(first.x - second.x, first.y - second.y);
+  const middleBefore = [(first.x + second.x) / 2, (first.y + second.y) / 2];
+  pointers.set(event.pointerId, placeIn(event));
+  const [one, two] = [...pointers.values()];
+  const middle = new DOMPoint((one.x + two.x) / 2, (one.y + two.y) / 2);
+  const scale = Math.min(canvas.width / shown.width, canvas.height / shown.height) * view.zoom;
+  moveView((middle.x - middleBefore[0]) / scale, (middle.y - middleBefore[1]) / scale);
+  zoomAt(Math.hypot(one.x - two.x, one.y - two.y) / Math.max(gapBefore, 1), middle);
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  canvas.focus({ preventScroll: true });
+  pointers.set(event.pointerId, placeIn(event));
+  if (pointers.size > 1) {
+    // A second finger zooms. What the first one has painted is forgotten.
+    if (stroke) fillMask();
+    stroke = null;
+  } else if (tool !== "move" && event.button === 0) {
+    const point = toCanvas().inverse().transformPoint(placeIn(event));
+    stroke = { x: point.x, y: point.y };
+    paint(event);
+  }
+});
+canvas.addEventListener("pointermove", (event) => {
+  const before = pointers.get(event.pointerId);
+  if (!before) return;
+  if (pointers.size > 1) return pinch(event);
+  if (stroke) return paint(event);
+  const now = placeIn(event);
+  const scale = Math.min(canvas.width / shown.width, canvas.height / shown.height) * view.zoom;
+  pointers.set(event.pointerId, now);
+  moveView((now.x - before.x) / scale, (now.y - before.y) / scale);
+});
+for (const kind of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(kind, (event) => {
+    pointers.delete(event.pointerId);
+    if (!stroke) return;
+    stroke = null;
+    const polygons = maskPolygons();
+    perform(() => storeDrawn(polygons));
+  });
+}
+canvas.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  zoomAt(event.deltaY < 0 ? 1.2 : 1 / 1.2, placeIn(event));
+}, { passive: false });
+
+addEventListener("keydown", (event) => {
+  if (event.target.matches("input:not([type=range]), select") || event.altKey || event.metaKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.ctrlKey && key !== "z") return;
+  if (toolKeys[key]) take(toolKeys[key]);
+  else if (keys[key]) perform(acts[keys[key]]);
+  else if (key === "[" || key === "]") size.value = Number(size.value) + (key === "]" ? 6 : -6);
+  else if (key === "0") zoomAt(1 / MOST_ZOOM);
+  else return;
+  event.preventDefault();
+});
+section.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.dataset.tool) take(button.dataset.tool);
+  else if (button?.dataset.act) perform(acts[button.dataset.act]);
+  else if (button?.dataset.track) perform(() => choose(Number(button.dataset.track)));
+});
+slider.addEventListener("input", () => perform(() => goTo(Number(slider.value))));
+reader.addEventListener("change", () => localStorage.setItem("reader", reader.value));
+addEventListener("resize", draw);
+
+reader.value = localStorage.getItem("reader") ?? "";
+perform(async () => {
+  await load();
+  if (review.tracks.length) await choose(review.tracks[0].track);
+  else await goTo(0);
+});
