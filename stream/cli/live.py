@@ -43,7 +43,17 @@ app = Commands()
 
 @app.command("live")
 def live_sources(
-    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE...", help=f"One or more of: {LIVE_HELP}")],
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=]SOURCE...", help=f"One or more of: {LIVE_HELP}")
+    ] = None,
+    rooms_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--rooms",
+            metavar="FILE.yaml",
+            help="File with the sources of several rooms, and what is recorded and sent of each",
+        ),
+    ] = None,
     window: Annotated[
         bool,
         typer.Option(
@@ -98,22 +108,31 @@ def live_sources(
         from polypstream.cli.progress import StatusLines
         from polypstream.core.pipeline import POLL_S
         from polypstream.jobs.live import Live, clips_of, describe, keys_of, open_sources, pushes_of, recordings_of
+        from polypstream.jobs.live_rooms import displays_of, read_rooms, room_pushes, room_recordings
         from polypstream.sinks.bell import Bell
         from polypstream.sinks.browser import Browser
         from polypstream.sinks.window import REFRESH_RATE, Windows
         from polypstream.web.live import LivePage
         from polypstream.web.server import parse_listen, web
     settings = read_settings(config, set_, model)
-    if not (window or record or record_clean or push or serve is not None or settings.live.sound):
+    rooms = read_rooms(rooms_file) if rooms_file else []
+    if rooms and (sources or record or record_clean or push):
+        raise SettingsError("--rooms: leave out SOURCE, --record, --record-clean and --push; the file has them")
+    if not (rooms or sources):
+        raise SettingsError("live: name a SOURCE, such as /dev/video0, or give --rooms FILE.yaml")
+    if any(room.record or room.record_clean or room.push for room in rooms):
+        pass
+    elif not (window or record or record_clean or push or serve is not None or settings.live.sound):
         raise SettingsError(NO_OUTPUT)
     listen = None if serve is None else parse_listen(serve)
-    opened = open_sources(sources, settings)
-    if masks and not (record or record_clean):
+    opened = open_sources(sources or [f"{room.name}={room.source}" for room in rooms], settings)
+    if masks and not (record or record_clean or any(room.record or room.record_clean for room in rooms)):
         raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
     if record and record_clean and record.resolve() == record_clean.resolve():
         raise SettingsError(f"--record-clean {record_clean}: is the file of --record, too; give it another name")
     recordings = recordings_of(record, opened, settings, masks=masks) if record else []
     recordings += recordings_of(record_clean, opened, settings, clean=True, masks=masks) if record_clean else []
+    recordings += room_recordings(rooms, opened, settings, masks)
     windows = Windows(settings.live.window) if window else None
     browser = Browser() if serve is not None else None
     shown: list[tuple[str, Sink[Frame]]] = [
@@ -122,9 +141,9 @@ def live_sources(
         if sink
     ]
     segmenter = open_segmenter(settings)
-    pushes = pushes_of(push or [], opened, settings)
+    pushes = [*pushes_of(push or [], opened, settings), *room_pushes(rooms, opened, settings)]
     kept = clips_of(clips, opened, settings) if windows or browser else []
-    live = Live(opened, segmenter, settings, [*recordings, *pushes, *kept, *shown])
+    live = Live(opened, segmenter, settings, [*recordings, *pushes, *kept, *shown], displays_of(rooms))
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
         windows.recordings = {recording.source: recording for _, recording in recordings}

@@ -19,6 +19,7 @@ from polypstream.errors import SettingsError
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
 ]
+Display = Literal["in-step", "pass-through"]
 Coordinate = Annotated[int, Field(ge=0, strict=True)]
 Length = Annotated[int, Field(gt=0, strict=True)]
 Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
@@ -114,7 +115,7 @@ class WindowSettings(Section):
 class LiveSettings(Section):
     """How live sources are shown."""
 
-    display: Literal["in-step", "pass-through"] = "in-step"
+    display: Display = "in-step"
     max_staleness: float = Field(default=0.2, gt=0, le=60, strict=True)
     timeout: float = Field(default=2.0, gt=0, le=60, strict=True)
     longest_wait: float = Field(default=0.5, gt=0, le=3600, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from polypstream.core.addresses import NAME, redacted, split_name
-from polypstream.core.config import Settings
+from polypstream.core.config import Display, Settings
 from polypstream.core.formatting import clock, words_of
 from polypstream.core.frame import Frame
 from polypstream.core.marks import TITLES, Mark, MarkKind, Marks
@@ -339,6 +339,7 @@ class Live:
         segmenter: runs the model for all of them.
         settings: settings of the run.
         sinks: name and sink of each.
+        displays: how sources are shown, by their names; the others are shown as `live.display` says.
 
     Raises:
         SettingsError: the settings ask for what only recordings support.
@@ -355,6 +356,7 @@ class Live:
         segmenter: Segmenter,
         settings: Settings,
         sinks: Sequence[tuple[str, Sink[Frame]]],
+        displays: Mapping[str, Display] | None = None,
     ) -> None:
         if settings.deidentify.enabled:
             raise SettingsError("deidentify.enabled: is for recordings; live pictures are not de-identified")
@@ -372,13 +374,24 @@ class Live:
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings
         rules = choose_rules(findings, card.threshold, card.peak)
         self.overlay = Overlay(overlay, "none" if overlay.labels == "auto" else overlay.labels)
-        stages: NamedStages = [
-            ("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings))), 1),
-            ("quality", SkipInvalid(QualityInspector()), 1),
-            ("segment", SkipInvalid(self._fail_safe), segmenter.batch_size),
-            *([("smooth", SkipInvalid(PerSource(TemporalSmoother)), 1)] if findings.steady else []),
-            ("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady))), 1),
-        ]
+        pass_through = {
+            source.name
+            for source in sources
+            if (displays or {}).get(source.name, settings.live.display) == "pass-through"
+        }
+
+        def analysis(only: Collection[str]) -> NamedStages:
+            """Stages that find polyps, for the frames of some sources."""
+            return [
+                ("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings)), only), 1),
+                ("quality", SkipInvalid(QualityInspector(), only), 1),
+                ("segment", SkipInvalid(self._fail_safe, only), segmenter.batch_size),
+                *([("smooth", SkipInvalid(PerSource(TemporalSmoother), only), 1)] if findings.steady else []),
+                ("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady)), only), 1),
+            ]
+
+        in_step = {source.name for source in sources} - pass_through
+        stages: NamedStages = analysis(in_step) if in_step else []
         session_sinks = [sink for _, sink in sinks if isinstance(sink, SessionSink)]
         for sink in session_sinks:
             sink.session = SourceSession(sink.source, segmenter, settings, self.marks)
@@ -391,12 +404,12 @@ class Live:
         ]
         self._background: Pipeline[Frame] | None = None
         self._background_problem = ""
-        if settings.live.display == "pass-through":
+        if pass_through:
             self._pictures = Channel[Frame](QUEUE, _source_of)
             markers = LatestMarkers(settings.live.max_staleness)
             pictures = [("pictures", iter(self._pictures))]
-            self._background = Pipeline(pictures, stages, [("markers", markers)], QUEUE, _source_of)
-            stages = [("markers", SkipInvalid(markers), 1)]
+            self._background = Pipeline(pictures, analysis(pass_through), [("markers", markers)], QUEUE, _source_of)
+            stages = [*stages, ("markers", SkipInvalid(markers, pass_through), 1)]
             sinks = [*sinks, ("aside", BackgroundInferenceFeed(self._pictures, markers))]
         self._received: Counter[str] = Counter()
         self._recent = {source.name: RecentFrames(source.name) for source in sources}

@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, get_args
 
 import cv2
@@ -120,10 +120,11 @@ class SkipInvalid:
 
     Args:
         stage: the stage.
+        only: names of the sources whose frames are passed; None: all.
     """
 
-    def __init__(self, stage: Stage[Frame]) -> None:
-        self._stage = stage
+    def __init__(self, stage: Stage[Frame], only: Collection[str] | None = None) -> None:
+        self._stage, self._only = stage, only
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Process the valid frames.
@@ -134,7 +135,11 @@ class SkipInvalid:
         Returns:
             All frames, including the invalid ones.
         """
-        valid = [frame for frame in frames if frame.has_signal and not frame.problem]
+        valid = [
+            frame
+            for frame in frames
+            if frame.has_signal and not frame.problem and (self._only is None or frame.source in self._only)
+        ]
         if valid:
             self._stage(valid)
         return frames

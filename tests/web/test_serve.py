@@ -227,6 +227,20 @@ def test_a_recording_is_processed_and_its_results_can_be_had(app: Served, make: 
     assert page.count('class="bar"') == page.count('class="card"') == 1
 
 
+def test_a_recording_is_marked(app: Served, make: Callable[..., Path]) -> None:
+    id_ = app.send(make(frames=50))
+    address = f"/api/recordings/{id_}/marks"
+    assert app.post(f"/api/recordings/{'0' * 16}/marks", json={"kind": "biopsy", "seconds": 1}).status_code == 404
+    app.wait_for(id_, "finished")
+    for kind, seconds in (("withdrawal-ends", 1.5), ("withdrawal-begins", 0.5)):
+        assert app.post(address, json={"kind": kind, "seconds": seconds}).status_code == 201
+    assert app.post(address, json={"kind": "biopsy", "seconds": -1}).status_code == 422
+    marks = app.get(f"/api/recordings/{id_}/files/findings.json").json()["marks"]
+    assert [(mark["kind"], mark["pts_s"]) for mark in marks] == [("withdrawal-begins", 0.5), ("withdrawal-ends", 1.5)]
+    report = app.get(f"/api/recordings/{id_}/files/report.html").text
+    assert "<dt>time</dt><dd>0:00:01, from 0:00:00.5 to 0:00:01.5</dd>" in report
+
+
 def test_an_image_among_recordings_is_refused_at_once(app: Served) -> None:
     content = png(np.zeros((64, 64, 3), np.uint8))
     before = len(app.get("/api/recordings").json())

@@ -231,10 +231,14 @@ def test_a_recording_is_uploaded_processed_and_its_findings_are_jumped_to(
     until(lambda: driver.execute_script("return document.querySelector('video').currentTime") == 2)
     driver.execute_script(seek)
     until(lambda: abs(float(element(driver, ".head").get_attribute("style").split(":")[1].strip(" %;")) - 50) < 3)
+    driver.execute_script(seek)
+    element(driver, "[data-mark=biopsy]").click()
+    until(lambda: text_of(driver, "[data-value=marked]") == "marked at 4.0 s: biopsy")
     report = element(driver, ".files a[target]").get_attribute("href")
     assert complaints(driver) == []
     driver.get(report)
     assert element(driver, "h1").text == "clip.mp4"
+    assert text_of(driver, ".marks") == "0:00:04.0 Biopsy"
     until(lambda: driver.execute_script("return document.querySelector('.card img').naturalWidth") > 0)
     until(lambda: driver.execute_script("return document.querySelector('video').readyState >= 1"))
     press(driver, ".bar")
