@@ -36,7 +36,8 @@ def test_nothing_else_is_installed_than_polypstream(wheel: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"polypstream"}
     here = {path.relative_to(ROOT / "stream") for path in (ROOT / "stream").rglob("*.py")}
     assert {f"polypstream/{path.as_posix()}" for path in here} <= set(names)
-    assert {"polypstream/py.typed", "polypstream/models/weights/sa_unet.onnx"} <= set(names)
+    models = {"polypstream/inference/nv12.onnx", "polypstream/models/weights/sa_unet.onnx"}
+    assert {"polypstream/py.typed", *models} <= set(names)
 
 
 @pytest.mark.slow
