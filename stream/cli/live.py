@@ -58,7 +58,8 @@ def live_sources(
         bool,
         typer.Option(
             "--window",
-            help="Show the video in a window. Keys: o markers, h heat map, s snapshot, r recording, c clip, q quit",
+            help="Show the video in a window. Keys: o markers, h heat map, s snapshot, r recording, c clip, 1 to 5 "
+            "marks (caecum reached, withdrawal begins, withdrawal ends, biopsy, note), q quit",
         ),
     ] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Record the annotated video")] = None,
@@ -120,14 +121,14 @@ def live_sources(
         raise SettingsError("--rooms: leave out SOURCE, --record, --record-clean and --push; the file has them")
     if not (rooms or sources):
         raise SettingsError("live: name a SOURCE, such as /dev/video0, or give --rooms FILE.yaml")
-    if any(room.record or room.record_clean or room.push for room in rooms):
-        pass
-    elif not (window or record or record_clean or push or serve is not None or settings.live.sound):
+    files = [record, record_clean, *(file for room in rooms for file in (room.record, room.record_clean))]
+    sent = [push, *(room.push for room in rooms)]
+    if not any((window, *files, *sent, serve is not None, settings.live.sound)):
         raise SettingsError(NO_OUTPUT)
+    if masks and not any(files):
+        raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
     listen = None if serve is None else parse_listen(serve)
     opened = open_sources(sources or [f"{room.name}={room.source}" for room in rooms], settings)
-    if masks and not (record or record_clean or any(room.record or room.record_clean for room in rooms)):
-        raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
     if record and record_clean and record.resolve() == record_clean.resolve():
         raise SettingsError(f"--record-clean {record_clean}: is the file of --record, too; give it another name")
     recordings = recordings_of(record, opened, settings, masks=masks) if record else []

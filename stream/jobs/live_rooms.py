@@ -129,7 +129,7 @@ def room_recordings(
 
     Args:
         rooms: the rooms.
-        sources: their sources, in the same order.
+        sources: the sources, with those of the rooms.
         settings: settings of the run.
         masks: write masks.mkv beside each recording, too.
 
@@ -138,10 +138,11 @@ def room_recordings(
         SettingsError: the settings ask for no video.
     """
     sinks: list[tuple[str, RollingRecording]] = []
-    for room, source in zip(rooms, sources, strict=True):
+    named = {source.name: source for source in sources}
+    for room in rooms:
         for name, clean in ((room.record, False), (room.record_clean, True)):
             if name is not None:
-                sinks += recordings_of(Path(name), [source], settings, clean, masks)
+                sinks += recordings_of(Path(name), [named[room.name]], settings, clean, masks)
     return sinks
 
 

@@ -154,8 +154,12 @@ class LivePage:
             if self._live is not None:
                 self._live.overlay.shown = state == "on"
 
+        # A source without a name is named after its address, which has slashes.
         @router.post(
-            "/api/live/{name}/clip", status_code=201, responses=INVALID | NO_SOURCE | NO_CLIP, summary="Save a clip"
+            "/api/live/{name:path}/clip",
+            status_code=201,
+            responses=INVALID | NO_SOURCE | NO_CLIP,
+            summary="Save a clip",
         )
         def clip(name: str) -> SavedClip:
             """Save the last seconds of a source as a clip with its findings, in the folder of `--clips`."""
@@ -169,7 +173,7 @@ class LivePage:
                 raise HTTPException(409, f"the clip cannot be saved: {error}") from error
             return SavedClip(file=path.name)
 
-        @router.post("/api/live/{name}/marks", status_code=201, responses=BODY | NO_SOURCE | NO_PICTURE)
+        @router.post("/api/live/{name:path}/marks", status_code=201, responses=BODY | NO_SOURCE | NO_PICTURE)
         def mark(name: str, new: NewMark) -> SetMark:
             """Set a mark at the newest picture of a source."""
             source = self._source(name)

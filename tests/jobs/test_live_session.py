@@ -144,7 +144,7 @@ def test_what_has_passed_is_saved_as_a_clip_with_its_findings(
     saved: list[Path] = []
 
     def poll() -> None:
-        if not saved and live.status()[0].shown > 130:  # the disc is gone since frame 100
+        if not saved and live.status()[0].frames_in > 130:  # the disc is gone since frame 100
             saved.append(clips.save())
             saved.append(clips.save())  # what is kept can be saved again
 
@@ -230,11 +230,11 @@ def test_marks_are_in_the_findings_the_chapters_and_the_report(
     saved: list[Path] = []
 
     def poll() -> None:
-        shown = live.status()[0].shown
-        if following and shown > following[0][0]:
+        arrived = live.status()[0].frames_in
+        if following and arrived > following[0][0]:
             live.mark("room", *following.pop()[1:])
             following.extend(islice(wanted, 1))
-        if not saved and shown > 90:
+        if not saved and arrived > 95:
             saved.append(live.clips["room"].save())
 
     live.run(poll, 0.01)

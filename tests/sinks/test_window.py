@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from polypstream.sinks.findings import read_findings
 from tests.conftest import call, command, pts_of
 
 TOOLS = ("Xvfb", "xdotool", "ffmpeg")
@@ -87,11 +88,16 @@ def test_the_window_shows_markers_and_obeys_keys(
         snapshot = cv2.imread(str(next(tmp_path.glob("room-*.jpg"))), cv2.IMREAD_COLOR_RGB)
         assert snapshot.shape == (240, 320, 3)
         assert outlined(snapshot)
+        press("2")
+        press("c")
+        until(lambda: bool(list(tmp_path.glob("polypstream-clips/room-*/findings.json"))))
         press("q")
         running.wait(timeout=20)
     finally:
         running.kill()
     assert len(pts_of(tmp_path / "r.mp4")) > 10
+    for folder in (tmp_path / "r", next(tmp_path.glob("polypstream-clips/room-*/"))):
+        assert [mark["kind"] for mark in read_findings(folder)["marks"]] == ["withdrawal-begins"]
 
 
 def test_without_a_screen_it_says_so(make: Callable[..., Path], red_model: Path) -> None:

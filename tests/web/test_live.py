@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -283,6 +284,17 @@ def test_marks_are_set_with_buttons_and_through_the_api(
         assert [mark["kind"] for mark in marks] == ["caecum-reached", "note", "biopsy"]
         assert [mark["pts_s"] for mark in marks] == sorted(mark["pts_s"] for mark in marks)
         assert requests.post(address, json={"kind": "lunch"}, timeout=10).status_code == 422
+
+
+def test_a_source_that_is_named_after_its_address_is_marked(make: Callable[..., Path], red_model: Path) -> None:
+    (source,) = open_sources([f"replay:{make(frames=300)}"], SETTINGS)
+    live, browser = Live([source], Segmenter(red_model, "cpu"), SETTINGS, []), Browser()
+    app = make_app([LivePage(live, browser)], "127.0.0.1", None)
+    with serving(app, "127.0.0.1", 0) as port, in_background("live", lambda: live.run(lambda: None), live.close):
+        until(lambda: live.status()[0].shown)
+        address = f"http://127.0.0.1:{port}/api/live/{quote(source.name, safe='')}/marks"
+        assert requests.post(address, json={"kind": "biopsy"}, timeout=10).status_code == 201
+    assert [mark.kind for mark in live.marks.of(source.name)] == ["biopsy"]
 
 
 @pytest.mark.browser
