@@ -30,10 +30,13 @@ class FrameReader:
     Args:
         run: the run.
         recording: path of its recording, or a demo's address.
+
+    Attributes:
+        run: the run.
     """
 
     def __init__(self, run: Run, recording: str) -> None:
-        self._run, self._recording = run, recording
+        self.run, self._recording = run, recording
         self._times = run.frames["pts_s"]
         self._jpeg = Jpeg(WHOLE, QUANTISER)
         self._kept: OrderedDict[int, bytes] = OrderedDict()
@@ -63,7 +66,7 @@ class FrameReader:
             if frame.index == index:
                 return self._kept[index]
         self.close()
-        raise DataError(f"{self._recording}: has no frame {index}; it is not the recording of {self._run.folder}")
+        raise DataError(f"{self._recording}: has no frame {index}; it is not the recording of {self.run.folder}")
 
     def frames_from(self, first: int) -> Iterator[Frame]:
         """Decode frames, independently of `jpeg`.
@@ -100,10 +103,10 @@ class FrameReader:
     def _open_at(self, first: int) -> Source:
         """Open the recording at a frame. Its time is exact, so that the frame is, too."""
         if not 0 <= first < len(self._times):
-            raise DataError(f"{self._run.folder}: has no frame {first}")
-        end = self._run.times.end if self._run.times else None
+            raise DataError(f"{self.run.folder}: has no frame {first}")
+        end = self.run.times.end if self.run.times else None
         times = TimeRange(Fraction(f"{self._times[first]:.6f}"), end)
-        return open_again(replace(self._run, times=times), self._recording)
+        return open_again(replace(self.run, times=times), self._recording)
 
     def _numbered(self, source: Source, first: int) -> Iterator[Frame]:
         for frame in source.frames():
@@ -111,5 +114,5 @@ class FrameReader:
             if frame.index >= len(self._times):
                 return
             if abs(frame.seconds - self._times[frame.index]) > SAME_TIME_S:
-                raise DataError(f"{self._recording}: its frames have other times than those of {self._run.folder}")
+                raise DataError(f"{self._recording}: its frames have other times than those of {self.run.folder}")
             yield frame

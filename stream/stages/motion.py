@@ -57,18 +57,42 @@ class MotionEstimator:
         """
         if state.before is None or state.view != frame.view or not 0 < frame.seconds - state.before <= LONGEST_GAP_S:
             return None
-        flow = self._flow.calc(grey, state.grey, None)
-        # A pixel that came into view has no origin. The border value makes it as different as possible.
-        origin = flow + _grid(SIDE, SIDE)
-        difference = cv2.absdiff(grey, cv2.remap(state.grey, origin, None, cv2.INTER_LINEAR, borderValue=255))
-        difference = cv2.blur(difference, (3, 3)).astype(np.float32) / SIMILARITY_SCALE
-        similarity = np.exp(-difference * difference)
+        flow = self.flow(grey, state.grey)
+        similarity = similarity_along(flow, grey, state.grey)
         if similarity.mean() < MIN_SIMILARITY:
             return None
         height, width = frame.model_input.shape[:2]
         # The flow is scaled to pixels of the map before it is enlarged, because it then has fewer values.
         larger = cv2.resize(flow * np.array([width / SIDE, height / SIDE], np.float32), (width, height))
-        return Motion(cv2.add(larger, _grid(height, width)), cv2.resize(similarity, (width, height)))
+        return Motion(cv2.add(larger, grid(height, width)), cv2.resize(similarity, (width, height)))
+
+    def flow(self, grey: np.ndarray, before: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+        """Estimate where each pixel was in an earlier image.
+
+        Args:
+            grey, before: the image and the earlier one, uint8 [h, w].
+            start: an estimate to begin with, as returned; None: there is none.
+
+        Returns:
+            float32 [h, w, 2]: what must be added to x and y of a pixel.
+        """
+        flow: np.ndarray = self._flow.calc(grey, before, None if start is None else start.copy())
+        return flow
+
+
+def similarity_along(flow: np.ndarray, grey: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """How similar each pixel is to its origin in an earlier image, float32 [h, w], 0..1.
+
+    Args:
+        flow: from `MotionEstimator.flow`.
+        grey, before: the image and the earlier one, uint8 [h, w].
+    """
+    # A pixel that came into view has no origin. The border value makes it as different as possible.
+    origin = flow + grid(*grey.shape)
+    difference = cv2.absdiff(grey, cv2.remap(before, origin, None, cv2.INTER_LINEAR, borderValue=255))
+    difference = cv2.blur(difference, (3, 3)).astype(np.float32) / SIMILARITY_SCALE
+    similarity: np.ndarray = np.exp(-difference * difference)
+    return similarity
 
 
 def grey_of(frame: Frame) -> np.ndarray:
@@ -81,6 +105,10 @@ def grey_of(frame: Frame) -> np.ndarray:
 
 
 @functools.cache
-def _grid(height: int, width: int) -> np.ndarray:
-    """Return the x and y of each pixel, float32 [height, width, 2]."""
+def grid(height: int, width: int) -> np.ndarray:
+    """The x and y of each pixel, float32 [height, width, 2].
+
+    Args:
+        height, width: size in pixels.
+    """
     return np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)

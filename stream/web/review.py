@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from polypstream.errors import DataError, PolypstreamError, ReviewConflict
+from polypstream.jobs.following import LONGEST_S, follow
 from polypstream.jobs.results import Run, TrackSummary, load_run
 from polypstream.jobs.reviewed import merge
 from polypstream.jobs.reviews import LONGEST_READER, Choice, Correction, Decision, Review, ReviewStore, checked_reader
@@ -126,6 +127,20 @@ class DrawnRequest(OutlineRequest):
     """A polyp that the network has missed."""
 
     frame: Annotated[int, Field(ge=0, le=10**8)]
+
+
+class CarryRequest(BaseModel):
+    """A request to carry an outline to other frames."""
+
+    reader: ReaderName
+    seconds: Annotated[float, Field(gt=0, le=5)] = LONGEST_S
+    """The longest time in each direction, in seconds."""
+
+
+class Carried(BaseModel):
+    """Where an outline was carried to."""
+
+    frames: list[int]
 
 
 class Drawn(BaseModel):
@@ -426,6 +441,22 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         files = files_of(id)
         _Reviewed(files.results).check_frame(frame)
         return Response(_read(frames, files, read_jpeg, frame), media_type="image/jpeg")
+
+    @router.post("/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry", responses=BODY | UNFINISHED)
+    def carry(id: Id, track: TrackNumber, frame: FrameNumber, what: CarryRequest) -> Carried:
+        """Carry a reader's outline along the motion of the image to the frames around it, as far as it fits.
+
+        Frames in which a reader has drawn the polyp, or in which another reader's outline was carried, keep that.
+        """
+        files, name = files_of(id), _checked(what.reader)
+        reviewed = _Reviewed(files.results)
+        reviewed.known_track(track)
+        reviewed.check_frame(frame)
+        correction = reviewed.review.corrections.get((track, frame))
+        if correction is None or correction.carried_from is not None or not correction.polygons:
+            raise HTTPException(409, f"no reader has drawn polyp {track} in frame {frame}: draw it first")
+        outlines = _read(frames, files, follow, frame, correction.polygons, what.seconds)
+        return Carried(frames=reviewed.store.carry(track, frame, outlines, name))
 
 
 def matrix_of(frames: FrameChild, files: RecordingFiles) -> dict[str, Any]:

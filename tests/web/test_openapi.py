@@ -27,7 +27,7 @@ finished.values = ["{finished}"]
 first.values = [0]
 
 [[operations]]
-include-path-regex = "^/api/recordings/.id./(files|annotations)"
+include-path-regex = "^/api/recordings/.id./(files|annotations|frames|review)"
 parameters = {{ "path.id" = {{ dictionary = "finished", probability = 0.9 }} }}
 
 [[operations]]

@@ -145,6 +145,10 @@ def test_a_reader_corrects_a_recording(browse: Callable[[], Any], tmp_path: Path
         driver.execute_script("size.value = 2 * arguments[0]", RADIUS)
         paint(driver, [blue_at(35), (blue_at(35)[0] + 1, blue_at(35)[1])])
         assert "Polyp 3: drawn" in element(driver, ".tracks").text
+        press(driver, "carry")
+        assert element(driver, "[data-value=said]").text.startswith("Carried to frames ")
+        go_to(driver, 40)
+        assert element(driver, "[data-value=source]").text == "carried, Anna"
         assert complaints(driver) == []
     with served(tmp_path / "served", settings) as app:
         coco = coco_of(app, f"/api/recordings/{id_}", "")
@@ -153,7 +157,10 @@ def test_a_reader_corrects_a_recording(browse: Callable[[], Any], tmp_path: Path
         assert not [key for key in found if key[0] == false]
         assert found[true, 10]["attributes"]["reviewed"]
         assert found[true, 10]["area"] < 0.95 * found[true, 11]["area"]
-        assert iou(mask_of(found[3, 35]), blue_mask(35)) > 0.85
+        drawn = {frame: iou(mask_of(each), blue_mask(frame)) for (track, frame), each in found.items() if track == 3}
+        assert min(drawn.values()) > 0.85
+        assert min(drawn) < 35 < max(drawn)
+        assert len(drawn) > 25  # more than a second
         assert not found[true, 11]["attributes"]["reviewed"]
 
 

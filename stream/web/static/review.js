@@ -223,6 +223,16 @@ async function undo() {
   await refresh();
 }
 
+// Carries the drawn outline along the motion of the picture. It ends where it does not fit any more.
+async function carry() {
+  if (track === null) return;
+  say("Carrying the outline to the frames around …");
+  const answer = await change("POST", `/tracks/${track}/frames/${frame}/carry`, { reader: readerName() });
+  const { frames } = await answer.json();
+  await refresh();
+  say(frames.length ? `Carried to frames ${frames[0]} to ${frames[frames.length - 1]}.` : "It fits in no other frame.");
+}
+
 const acts = {
   previousFrame: () => goTo(frame - 1),
   nextFrame: () => goTo(frame + 1),
@@ -232,6 +242,7 @@ const acts = {
   accept: () => decide("accepted"),
   reject: () => decide("rejected"),
   undo,
+  carry,
   clear: () => storeDrawn([]),
   drawPolyp: startPolyp,
   zoomIn: () => zoomAt(1.4),
@@ -239,7 +250,7 @@ const acts = {
 };
 const keys = {
   ArrowLeft: "previousFrame", ArrowRight: "nextFrame", u: "uncertainFrame", p: "previousTrack", n: "nextTrack",
-  a: "accept", r: "reject", z: "undo", x: "clear", d: "drawPolyp", "+": "zoomIn", "-": "zoomOut",
+  a: "accept", r: "reject", z: "undo", x: "clear", c: "carry", d: "drawPolyp", "+": "zoomIn", "-": "zoomOut",
 };
 const toolKeys = { m: "move", b: "brush", e: "eraser" };
 
