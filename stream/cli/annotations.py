@@ -68,6 +68,17 @@ def annotation_masks(
             "--only-reviewed", help="Leave out frames whose findings no reader has accepted, rejected or corrected"
         ),
     ] = False,
+    choose: Annotated[
+        Literal["uncertain"] | None,
+        typer.Option(
+            metavar="uncertain",
+            help="Which frames of a recording are annotated: `uncertain`, those from whose correction a network learns "
+            "most. Default: as --every says",
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option("--count", min=1, metavar="N", help="Number of frames of each recording, with --choose")
+    ] = 200,
     validation: Annotated[
         float | None,
         typer.Option(
@@ -89,7 +100,9 @@ def annotation_masks(
         from polypstream.cli.progress import ProgressBar
         from polypstream.jobs.annotations import Selection, write_annotations
 
-    selection = Selection(every, only_findings, only_reviewed)
+    if choose and every:
+        raise typer.BadParameter("--choose and --every both choose frames; give one of them")
+    selection = Selection(every, only_findings, only_reviewed, frames if choose else 0)
     left_out: list[PolypstreamError] = []
     with ProgressBar(inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs", "frames") as progress:
         folder, entries = write_annotations(

@@ -38,6 +38,7 @@ from polypstream.jobs.results import (
 )
 from polypstream.jobs.reviewed import load_reviewed, merge, reviewed_frames
 from polypstream.jobs.reviews import Review, ReviewStore
+from polypstream.jobs.uncertain import choose_uncertain
 from polypstream.media.scaling import shown
 from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
 
@@ -60,11 +61,13 @@ class Selection:
             frame that shows it best.
         only_findings: leave out frames that show no finding.
         only_reviewed: leave out frames whose findings a reader has not all reviewed.
+        uncertain: annotate this many frames, those from whose correction a network learns most; 0: as `every` says.
     """
 
     every: float = 0.0
     only_findings: bool = False
     only_reviewed: bool = False
+    uncertain: int = 0
 
     def frames_of(self, run: Run, review: Review) -> set[int]:
         """Numbers of the frames of a run to annotate.
@@ -74,8 +77,11 @@ class Selection:
             review: what its readers stored.
         """
         merged = merge(run, review)
-        sampled = _sampled(run.frames["pts_s"].tolist(), self.every)
-        chosen = sampled | _unseen(merged, sampled)
+        if self.uncertain:
+            chosen = {each.frame for each in choose_uncertain(run, self.uncertain)}
+        else:
+            sampled = _sampled(run.frames["pts_s"].tolist(), self.every)
+            chosen = sampled | _unseen(merged, sampled)
         if self.only_reviewed:
             chosen &= reviewed_frames(run, review)
         return chosen & merged.outlines().keys() if self.only_findings else chosen

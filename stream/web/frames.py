@@ -16,6 +16,7 @@ from polypstream.core.orientation import Orientation
 from polypstream.errors import PolypstreamError
 from polypstream.jobs.frame_reader import FrameReader
 from polypstream.jobs.results import load_run
+from polypstream.web.annotations import NICENESS
 
 # The child ends when nothing was asked for this many seconds, or when one answer takes longer than the other number.
 IDLE_S, ANSWER_S = 300.0, 120.0
@@ -116,6 +117,7 @@ def _answer(connection: Connection, recording: str, results: Path) -> None:
     """Answer questions until the server closes the connection, or asks nothing for a while."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for the server
+        os.nice(NICENESS)
     with suppress(EOFError, OSError), connection, closing(FrameReader(load_run(results), recording)) as reader:
         while connection.poll(IDLE_S):
             question, arguments = connection.recv()

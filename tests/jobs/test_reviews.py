@@ -263,6 +263,16 @@ def test_only_reviewed_leaves_out_what_is_not_all_reviewed(
     assert not mask[180:].any()
 
 
+def test_masks_choose_uncertain_frames(processed: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
+    folder = annotate(processed, tmp_path / "few", "png", "--choose", "uncertain", "--count", 3)
+    chosen = frames_in(folder)
+    assert len(chosen) == 3
+    assert {14, 15, 19, 20} & set(chosen)  # where the square and the disc end
+    failed = call("masks", run, "--format", "png", "--choose", "uncertain", "--every", 1, check=False)
+    assert failed.returncode == 2
+    assert "both choose frames" in failed.stderr
+
+
 def test_images_cannot_be_reviewed(tmp_path: Path, red_model: Path) -> None:
     image = tmp_path / "image.png"
     cv2.imwrite(str(image), picture(CLIP, 0)[..., ::-1])

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import psutil
 import pytest
 import requests
 
-from tests.conftest import Clip, make_clip
+from tests.conftest import RED, Clip, disc, make_clip
 from tests.web.serving import Served, served, settings_for, until
+from tests.web.test_serve import children_of, start
 
 SQUARE = [20, 20, 60, 20, 60, 60, 20, 60]
 
@@ -132,12 +137,62 @@ def test_downloads_have_the_review(app: Served, api: str) -> None:
         assert "clip/reviews.sqlite" in archive.namelist()
 
 
-def test_a_review_survives_the_server(tmp_path: Path, red_model: Path) -> None:
-    settings = settings_for(red_model)
-    with served(tmp_path / "served", settings) as app:
+def test_a_review_survives_a_killed_server(tmp_path: Path, red_model: Path) -> None:
+    process, app = start(tmp_path / "served", red_model, "ultrafast")
+    with process:
         id_ = app.send(make_clip(tmp_path, Clip()))
         app.wait_for(id_, "finished")
         put(app, f"/api/recordings/{id_}/review/tracks/1", decision="rejected")
-    with served(tmp_path / "served", settings) as app:
+        assert app.get(f"/api/recordings/{id_}/frames/3.jpg").status_code == 200
+        children = children_of(process.pid)
+        process.kill()
+    _, left = psutil.wait_procs(children, 20)
+    assert children
+    assert not left  # what reads frames ends, too
+    process, app = start(tmp_path / "served", red_model, "ultrafast")
+    with process:
         (track,) = app.get(f"/api/recordings/{id_}/review").json()["tracks"]
         assert (track["decision"]["decision"], track["decision"]["reader"]) == ("rejected", "Anna")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_frames_of_a_recording(app: Served, api: str) -> None:
+    recording = api.removesuffix("/review")
+    answer = app.get(f"{recording}/frames/7.jpg")
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    shown = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (240, 320, 3)
+    x, y, _ = disc(Clip(frames=50), 7)
+    assert np.abs(shown[round(y), round(x), ::-1].astype(int) - RED).max() < 20
+    assert app.get(f"{recording}/frames/50.jpg").status_code == 404
+    assert len(app.get(f"{api}/uncertain?count=5").json()) == 5
+
+
+def test_a_recording_that_cannot_be_read_again_says_so(app: Served, tmp_path: Path) -> None:
+    id_ = app.send(make_clip(tmp_path, Clip()))
+    app.wait_for(id_, "finished")
+    (app.folder / "recordings" / id_ / "upload").write_bytes(b"damaged since")
+    answer = app.get(f"/api/recordings/{id_}/frames/3.jpg")
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == "the frames of the recording cannot be read again"
+    assert app.get(f"/recordings/{id_}/review").status_code == 409
+
+
+def test_a_decoder_that_crashes_is_started_again(app: Served, api: str) -> None:
+    frame = f"{api.removesuffix('/review')}/frames/3.jpg"
+    assert app.get(frame).status_code == 200
+    for child in [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]:
+        child.kill()
+    assert [app.get(frame).status_code for _ in range(2)][-1] == 200
+
+
+def test_an_outline_is_carried(app: Served, api: str) -> None:
+    assert app.post(f"{api}/tracks/1/frames/10/carry", json={"reader": "Anna"}).status_code == 409  # nobody drew it
+    network = app.get(f"{api}/tracks/1").json()
+    put(app, f"{api}/tracks/1/frames/10", polygons=network[10]["polygons"])
+    put(app, f"{api}/tracks/1/frames/13", polygons=network[13]["polygons"], reader="Bert")
+    answer = app.post(f"{api}/tracks/1/frames/10/carry", json={"reader": "Anna", "seconds": 0.2})
+    assert answer.json() == {"frames": [5, 6, 7, 8, 9, 11, 12, 14, 15]}
+    carried = app.get(f"{api}/tracks/1").json()[5]
+    assert (carried["source"], carried["reader"]) == ("motion", "Anna")
