@@ -32,8 +32,11 @@ FrameNumber = Annotated[int, PathParameter(ge=0, le=10**8, description="Number o
 Replace = Annotated[bool, Query(description="Replace what another reader has stored")]
 ReaderName = Annotated[str, Field(min_length=1, max_length=LONGEST_READER, description="Name of the reader")]
 # x and y of each point in turn, in pixels.
-Polygon = Annotated[list[Annotated[int, Field(ge=-1, le=65536)]], Field(min_length=6, max_length=10_000)]
-Polygons = Annotated[list[Polygon], Field(max_length=100)]
+Polygon = Annotated[list[Annotated[int, Field(ge=-1, le=65536)]], Field(min_length=6, max_length=4000)]
+Polygons = Annotated[list[Polygon], Field(max_length=20)]
+# Largest body with such polygons.
+MAX_BODY = 10**6
+TOO_LARGE: Described = {413: refusal("The body is larger than allowed")}
 UNFINISHED: Described = INVALID | {
     404: refusal("There is no such recording, track or frame"),
     409: refusal("The recording is not finished"),
@@ -163,8 +166,12 @@ class OutlineConflict(Problem):
 
 JPEG: Described = {200: {"content": {"image/jpeg": BINARY}}}
 CONFLICT = "Another reader has stored something else, and `replace` is not set; or the recording is not finished"
-DECISION_CONFLICT: Described = BODY | UNFINISHED | {409: {"model": DecisionConflict | Problem, "description": CONFLICT}}
-OUTLINE_CONFLICT: Described = BODY | UNFINISHED | {409: {"model": OutlineConflict | Problem, "description": CONFLICT}}
+DECISION_CONFLICT: Described = (
+    BODY | TOO_LARGE | UNFINISHED | {409: {"model": DecisionConflict | Problem, "description": CONFLICT}}
+)
+OUTLINE_CONFLICT: Described = (
+    BODY | TOO_LARGE | UNFINISHED | {409: {"model": OutlineConflict | Problem, "description": CONFLICT}}
+)
 
 
 class RecordingFiles(NamedTuple):
@@ -388,7 +395,12 @@ def _add_decisions(router: APIRouter, files_of: FilesOf) -> None:
             return _refused(error, DecisionConflict, earlier)
         return decision_info(reviewed.store.read().decisions[track])
 
-    @router.post("/api/recordings/{id}/review/tracks", status_code=201, responses=BODY | UNFINISHED)
+    @router.post(
+        "/api/recordings/{id}/review/tracks",
+        status_code=201,
+        responses=BODY | TOO_LARGE | UNFINISHED,
+        max_body_size=MAX_BODY,
+    )
     def draw(id: Id, what: DrawnRequest) -> Drawn:
         """Add a polyp that the network has missed, with its outline in one frame."""
         reviewed = _Reviewed(files_of(id).results)
@@ -402,7 +414,7 @@ def _add_decisions(router: APIRouter, files_of: FilesOf) -> None:
 def _add_outlines(router: APIRouter, files_of: FilesOf) -> None:
     path = "/api/recordings/{id}/review/tracks/{track}/frames/{frame}"
 
-    @router.put(path, response_model=OutlineInfo, responses=OUTLINE_CONFLICT)
+    @router.put(path, response_model=OutlineInfo, responses=OUTLINE_CONFLICT, max_body_size=MAX_BODY)
     def correct(
         id: Id, track: TrackNumber, frame: FrameNumber, what: OutlineRequest, replace: Replace = False
     ) -> OutlineInfo | JSONResponse:
@@ -442,7 +454,9 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         _Reviewed(files.results).check_frame(frame)
         return Response(_read(frames, files, read_jpeg, frame), media_type="image/jpeg")
 
-    @router.post("/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry", responses=BODY | UNFINISHED)
+    @router.post(
+        "/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry", responses=BODY | TOO_LARGE | UNFINISHED
+    )
     def carry(id: Id, track: TrackNumber, frame: FrameNumber, what: CarryRequest) -> Carried:
         """Carry a reader's outline along the motion of the image to the frames around it, as far as it fits.
 

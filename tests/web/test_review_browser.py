@@ -145,6 +145,10 @@ def test_a_reader_corrects_a_recording(browse: Callable[[], Any], tmp_path: Path
         driver.execute_script("size.value = 2 * arguments[0]", RADIUS)
         paint(driver, [blue_at(35), (blue_at(35)[0] + 1, blue_at(35)[1])])
         assert "Polyp 3: drawn" in element(driver, ".tracks").text
+        press(driver, "undo")
+        assert "Polyp 3" not in element(driver, ".tracks").text
+        paint(driver, [blue_at(35), (blue_at(35)[0] + 1, blue_at(35)[1])])
+        assert "Polyp 3: drawn" in element(driver, ".tracks").text
         press(driver, "carry")
         assert element(driver, "[data-value=said]").text.startswith("Carried to frames ")
         go_to(driver, 40)

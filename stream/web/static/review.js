@@ -189,11 +189,11 @@ async function decide(decision) {
 }
 
 // Stores the outline of the chosen polyp in a frame. null: withdraws it, so that the network's one counts.
-async function store(number, at, polygons) {
+function store(number, at, polygons) {
   const path = `/tracks/${number}/frames/${at}`;
   const name = readerName();
-  if (polygons) await change("PUT", path, { polygons, reader: name });
-  else await change("DELETE", `${path}?reader=${encodeURIComponent(name)}`);
+  if (polygons) return change("PUT", path, { polygons, reader: name });
+  return change("DELETE", `${path}?reader=${encodeURIComponent(name)}`);
 }
 
 async function storeDrawn(polygons) {
@@ -203,10 +203,11 @@ async function storeDrawn(polygons) {
     if (!polygons.length) return;
     const added = await (await change("POST", "/tracks", { frame: at, polygons, reader: name })).json();
     track = added.track;
+    steps.push(null);
   } else {
     const before = outlines.get(at);
-    steps.push(before && before.source !== "network" ? before.polygons : null);
-    await store(track, at, polygons);
+    const stored = await store(track, at, polygons);
+    if (stored) steps.push(before && before.source !== "network" ? before.polygons : null);
   }
   await refresh();
 }
