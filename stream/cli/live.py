@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from polypstream.sinks.window import Windows
 
 log = logging.getLogger(__name__)
-SERVED, CLIPS = Path("polypstream-served"), Path("polypstream-clips")
+SERVED = Path("polypstream-served")
 NO_OUTPUT = (
     "live: nothing would show, record or send the video. Add --serve 127.0.0.1:8000 (web page), --window, "
     "--record FILE.mp4, --push URL, or --set live.sound=true (a sound for each new polyp)"
@@ -70,11 +70,12 @@ def live_sources(
         bool, typer.Option("--masks", help="Also write masks.mkv beside each recording, for `polypstream score`")
     ] = False,
     clips: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            metavar="FOLDER", help="Folder for clips of the last minute, saved with the key c or a button of the page"
+            metavar="FOLDER",
+            help="Keep the last minute in memory; the key c or a button of the page saves it as a clip in this folder",
         ),
-    ] = CLIPS,
+    ] = None,
     push: Annotated[
         list[str] | None,
         typer.Option(
@@ -141,9 +142,11 @@ def live_sources(
         for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
         if sink
     ]
+    if clips is not None and windows is None and browser is None:
+        raise SettingsError("--clips: nothing can ask for a clip; add --window or --serve")
     segmenter = open_segmenter(settings)
     pushes = [*pushes_of(push or [], opened, settings), *room_pushes(rooms, opened, settings)]
-    kept = clips_of(clips, opened, settings) if windows or browser else []
+    kept = clips_of(clips, opened, settings) if clips is not None else []
     live = Live(opened, segmenter, settings, [*recordings, *pushes, *kept, *shown], displays_of(rooms))
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)

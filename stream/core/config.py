@@ -121,7 +121,7 @@ class LiveSettings(Section):
     longest_wait: float = Field(default=0.5, gt=0, le=3600, strict=True)
     most_attempts: int = Field(default=0, ge=0, strict=True)
     sound: bool = False
-    keep_seconds: float = Field(default=60.0, ge=0, le=600, strict=True)
+    keep_seconds: float = Field(default=60.0, gt=0, le=600, strict=True)
     window: WindowSettings = WindowSettings()
 
 

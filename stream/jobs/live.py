@@ -294,10 +294,12 @@ def clips_of(folder: Path, sources: Sequence[LiveSource], settings: Settings) ->
         settings: settings of the run.
 
     Returns:
-        Name and sink for each source; none if the settings keep nothing, or write no video.
+        Name and sink for each source.
+
+    Raises:
+        SettingsError: the settings ask for no video.
     """
-    if not settings.live.keep_seconds or settings.output.video.codec == "none":
-        return []
+    _check_codec("--clips", settings)
     return [
         (f"clips {source.name}", ClipSaver(folder, source, settings.live, settings.output.video)) for source in sources
     ]

@@ -17,7 +17,7 @@ import polypstream as pp
 from polypstream.core.config import Settings, VideoSettings
 from polypstream.core.frame import PictureFormat
 from polypstream.core.marks import Mark, Marks
-from polypstream.errors import DataError, OutputError
+from polypstream.errors import DataError, OutputError, SettingsError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
 from polypstream.jobs.withdrawal import withdrawal_of
@@ -194,8 +194,15 @@ def test_without_a_picture_there_is_no_clip(tmp_path: Path) -> None:
     ((_, clips),) = clips_of(tmp_path, open_sources(["a=tcp://127.0.0.1:9"], PATIENT), PATIENT)
     with pytest.raises(OutputError, match="there is no picture to save yet"):
         clips.save()
-    none = Settings.model_validate({"live": {"keep_seconds": 0.0}})
-    assert not clips_of(tmp_path, open_sources(["a=tcp://127.0.0.1:9"], none), none)
+
+
+def test_clips_need_an_encoder_and_somebody_who_asks_for_them(tmp_path: Path) -> None:
+    none = Settings.model_validate({"output": {"video": {"codec": "none"}}})
+    with pytest.raises(SettingsError, match=r"--clips: output\.video\.codec is none"):
+        clips_of(tmp_path, open_sources(["a=tcp://127.0.0.1:9"], none), none)
+    alone = call("live", "demo:", "--record", tmp_path / "a.mp4", "--clips", tmp_path / "clips", check=False)
+    assert alone.returncode == 2
+    assert "--clips: nothing can ask for a clip; add --window or --serve" in alone.stderr
 
 
 def test_a_clip_that_was_asked_for_is_saved_before_the_end(
