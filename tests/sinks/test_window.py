@@ -66,7 +66,8 @@ def test_the_window_shows_markers_and_obeys_keys(
 ) -> None:
     # The disc is there for two thirds of the clip.
     video = make(frames=1500)
-    wanted = ("--window", "--model", str(red_model), "--record", str(tmp_path / "r.mp4"))
+    files = ("--record", str(tmp_path / "r.mp4"), "--clips", str(tmp_path / "clips"))
+    wanted = ("--window", "--model", str(red_model), *files)
     environment = os.environ | {"DISPLAY": screen}
     running = subprocess.Popen(
         [*command(), "live", f"room=replay:{video}", *wanted], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL
@@ -90,13 +91,13 @@ def test_the_window_shows_markers_and_obeys_keys(
         assert outlined(snapshot)
         press("2")
         press("c")
-        until(lambda: bool(list(tmp_path.glob("polypstream-clips/room-*/findings.json"))))
+        until(lambda: bool(list(tmp_path.glob("clips/room-*/findings.json"))))
         press("q")
         running.wait(timeout=20)
     finally:
         running.kill()
     assert len(pts_of(tmp_path / "r.mp4")) > 10
-    for folder in (tmp_path / "r", next(tmp_path.glob("polypstream-clips/room-*/"))):
+    for folder in (tmp_path / "r", next(tmp_path.glob("clips/room-*/"))):
         assert [mark["kind"] for mark in read_findings(folder)["marks"]] == ["withdrawal-begins"]
 
 
