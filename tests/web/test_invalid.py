@@ -58,7 +58,8 @@ def test_each_value_in_an_address_is_named(app: Served) -> None:
         answer = requests.request(method, app.address + path.format(**values), params=queries, timeout=30)
         assert f"`{wrong['name']}` in the address must be " in said(answer), path
         tried.add(wrong["name"])
-    assert tried == {"id", "name", "track", "format", "every", "offset", "layer", "state", "number", "finding"}
+    of_results = {"id", "name", "track", "frame", "format", "every", "count", "only_reviewed", "replace"}
+    assert tried == of_results | {"offset", "layer", "state", "number", "finding"}
 
 
 @pytest.mark.parametrize(
