@@ -101,6 +101,7 @@ def test_a_held_picture_is_not_that_of_a_later_frame(colon: np.ndarray) -> None:
         assert np.array_equal(planes_of(frame.in_memory())[0], planes_of(picture)[0])
 
 
+@pytest.mark.slow
 def test_the_same_picture_gives_the_same_mask() -> None:
     segmenter = Segmenter(shipped_weights(), "cpu")
     demo = DemoColon(DemoSettings(width=1280, height=720))

@@ -110,6 +110,7 @@ def test_pictures_that_the_gpu_cannot_decode_come_from_the_cpu(make: Make, run: 
     assert "decoded on the CPU: nvdec cannot decode it" in summary_of(folder)["notes"]  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_range_begins_at_its_frame(make: Make, run: Run) -> None:
     recording = make(frames=200, options={"g": "20"})
     by_gpu, by_cpu = (run(recording, gpu, times=range_of("0:05", "0:06")) for gpu in (Nv12Decoder(), None))

@@ -113,6 +113,7 @@ def test_intervals_hold_the_figure_and_are_the_same_each_time(compared: Compared
     assert compare(folders[0], [folders[1]])[0].figures == compared.figures
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables(folders: tuple[Path, Path], tmp_path: Path) -> None:
     truth, runs = folders
     done = call("study", truth, runs, "--output", tmp_path / "study")

@@ -65,6 +65,7 @@ def test_a_steady_run_shows_findings_after_they_were_sure(folders: tuple[Path, P
     assert tune(observations, 10, lowest=0.7, steady=True).polyps_found == 0.5
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_settings_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
     truth, runs = folders
     file = tmp_path / "settings.yaml"

@@ -20,6 +20,9 @@ from tests.conftest import RED, Clip, disc, make_clip
 from tests.web.serving import Served, served, settings_for, until
 from tests.web.test_serve import children_of, start
 
+# Each test has a server of its own.
+pytestmark = pytest.mark.slow
+
 SQUARE = [20, 20, 60, 20, 60, 60, 20, 60]
 
 
