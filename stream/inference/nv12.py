@@ -107,7 +107,8 @@ class Nv12Graph:
         self._view, self._size, self._device = view, size, device
         self._memory = "cuda" if provider in GPU else "cpu"
         graph = Path(str(files("polypstream.inference") / "nv12.onnx"))
-        self._session = open_session(graph, provider, SessionSettings(device=device))
+        # TensorRT would build an engine for the graph, which gains nothing from it. CUDA has the same memory.
+        self._session = open_session(graph, "cuda" if provider in GPU else provider, SessionSettings(device=device))
         self._binding = self._session.io_binding()
         self._bound_for: tuple[object, ...] = ()
 

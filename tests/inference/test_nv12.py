@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,8 +14,10 @@ from av.video.reformatter import ColorRange, Colorspace
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
 from polypstream.export.nv12 import build_nv12_graph, nv12_file
+from polypstream.inference import nv12
 from polypstream.inference.model_card import shipped_weights
 from polypstream.inference.nv12 import Nv12Graph, area_weights
+from polypstream.inference.providers import Provider, SessionSettings, open_session
 from polypstream.inference.segmenter import Segmenter
 from polypstream.media.pictures import planes_of
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
@@ -114,6 +118,20 @@ def test_the_same_picture_gives_the_same_mask() -> None:
         assert (np.abs(by_cpu - by_gpu) <= 2).mean() >= 0.999
         polyp |= bool((by_cpu >= 128).any())
     assert polyp
+
+
+def test_on_a_gpu_the_graph_runs_on_cuda_whatever_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's options name the input of the model, which the graph does not have."""
+    asked: list[str] = []
+
+    def opened(path: Path, provider: Provider, settings: SessionSettings) -> Any:
+        asked.append(provider)
+        return open_session(path, "cpu", settings)
+
+    monkeypatch.setattr(nv12, "open_session", opened)
+    for provider in ("tensorrt", "cuda", "cpu"):
+        Nv12Graph(FieldOfView(0, 0, 64, 64), SIZE, provider, 0)
+    assert asked == ["cuda", "cuda", "cpu"]
 
 
 def test_area_weights_are_means_over_areas() -> None:
