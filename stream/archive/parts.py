@@ -170,8 +170,8 @@ def process_part(
             segmenter,
             settings,
             job.masks,
-            iter(part_frames),
             stages,
+            iter(part_frames),
             part.start or 0,
             packets_from=None if settings.deidentify.enabled else recording.path,
         )

@@ -97,8 +97,8 @@ class Motion:
         return moved
 
 
-class HeldPicture(Protocol):
-    """A picture in the memory of a GPU."""
+class RemotePicture(Protocol):
+    """A picture whose pixels are not in the memory of the CPU: a GPU has them, or they are fetched when needed."""
 
     @property
     def width(self) -> int:
@@ -116,7 +116,7 @@ class HeldPicture(Protocol):
         ...
 
     def download(self) -> VideoFrame:
-        """Copy it to the memory of the CPU.
+        """Get the pixels into the memory of the CPU.
 
         Returns:
             The decoded frame, planar YUV.
@@ -150,7 +150,7 @@ class Frame:
 
     Attributes:
         index: number of the frame in its source, from 0.
-        picture: the decoded frame, planar YUV; `in_memory` gives its pixels. It may be in the memory of a GPU.
+        picture: the decoded frame, planar YUV, or a RemotePicture; `in_memory` gives its pixels.
         pts: presentation timestamp in units of time_base, exact.
         time_base: seconds per unit of pts.
         arrived: time.monotonic when the source delivered the frame, in seconds.
@@ -180,7 +180,7 @@ class Frame:
     """
 
     index: int
-    picture: VideoFrame | HeldPicture
+    picture: VideoFrame | RemotePicture
     pts: int
     time_base: Fraction
     arrived: float = field(default_factory=time.monotonic)
@@ -205,7 +205,7 @@ class Frame:
     peaks: list[int] = field(default_factory=list)
 
     def in_memory(self) -> VideoFrame:
-        """Return the decoded frame. If it is in the memory of a GPU, it is copied, once."""
+        """Return the decoded frame. A RemotePicture is downloaded, once."""
         if not isinstance(self.picture, VideoFrame):
             self.picture = self.picture.download()
         return self.picture

@@ -85,5 +85,6 @@ def _check(result: int, device: int) -> None:
         raise ProviderError(f"inference.device {device}: NVIDIA's driver reports error {result}; see `nvidia-smi`")
 
 
+@functools.cache  # it is asked for each decoded picture; an error is not kept
 def _driver() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

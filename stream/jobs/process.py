@@ -187,7 +187,7 @@ def _process(
                 segmenter,
                 settings,
                 job.masks,
-                stages=make_stages(view, segmenter, settings, gpu),
+                make_stages(view, segmenter, settings, gpu),
                 times=job.times,
                 packets_from=source.path,
             )
@@ -250,8 +250,8 @@ class RecordingPipeline:
         folder: folder for the results.
         segmenter, settings: as for `process`.
         masks: write masks.mkv too.
+        stages: stages for the frames, as `make_stages` makes them.
         frames: frames of the part; None: all frames of the source.
-        stages: stages for the frames, as `make_stages` makes them; None: new ones.
         origin: pts at which the time of the part's annotated.mp4 begins.
         times: range of the recording that `source` yields; None: all of it.
         packets_from: the recording's file, if its packets may be copied.
@@ -268,8 +268,8 @@ class RecordingPipeline:
         segmenter: Segmenter,
         settings: Settings,
         masks: bool,
+        stages: Stages,
         frames: Iterator[Frame] | None = None,
-        stages: Stages | None = None,
         origin: int | None = None,
         times: TimeRange | None = None,
         packets_from: Path | None = None,
@@ -284,7 +284,7 @@ class RecordingPipeline:
         packets_from = None if video.codec == "none" else packets_from
         self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
         sinks = self._open_sinks(masks, origin)
-        self._stages = stages = make_stages(view, segmenter, settings) if stages is None else stages
+        self._stages = stages
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:

@@ -131,8 +131,7 @@ class Recording:
         self._container = open_container(path)
         try:
             self._stream = self._picture_stream()
-            self._stream.thread_type = "AUTO"
-            self._decoding = Decoding(path, self._container, self._stream)
+            self._decoding = self._decoding_of(self._container)
             decoded = self._decoding.pictures()
             first = next(decoded, None)
             if first is None:
