@@ -81,7 +81,7 @@ OPTIONS = {
 }
 QUIET, MARKED, HALF = "quiet.mp4", "marked.mp4", "half.onnx"
 # The prepared recordings are repeated until they have this many frames.
-LONG = 6000
+LONG = 3000
 # Frames of a group of pictures, and where in the demo there is none and one polyp in view for so long.
 GROUP, HEALTHY, POLYP = 48, 79, 22
 NOTHING_MARKED = "findings.smallest=0.99"
@@ -99,6 +99,7 @@ class Bench:
         self.provider, self.prepared = wanted.provider, wanted.prepared
         self.on_gpu = self.provider in ("cuda", "tensorrt")
         self.found: dict[str, Any] = {}
+        self._only = wanted.only or [""]
         self._end = time.perf_counter() + wanted.seconds
 
     @property
@@ -108,6 +109,8 @@ class Bench:
 
     def step(self, name: str, needs: float, run: Callable[[], Any]) -> None:
         """Run one step if `needs` seconds remain. An error ends this step only."""
+        if not any(part in name for part in self._only):
+            return
         if self.left < needs:
             print(f"-- {name}: left out, no time", flush=True)
             return
@@ -189,22 +192,26 @@ def session_with(bench: Bench, options: dict[str, str], model: Path | None = Non
 
 
 def options_and_batches(bench: Bench) -> dict[str, Any]:
-    """Milliseconds of a batch with each option, pictures and maps in the memory of the CPU."""
+    """Milliseconds of a batch with each option, pictures and maps in the memory of the CPU, and of the first runs."""
     found: dict[str, Any] = {}
     for title, options in OPTIONS.items() if bench.on_gpu else [("as they are", {})]:
         session = session_with(bench, options)
         found[title] = {}
-        for count in BATCHES if bench.on_gpu else (1,):
+        for count in (1, 8) if bench.on_gpu else (1,):
             feed = {"frames": noise(count)}
-            timed = milliseconds(lambda session=session, feed=feed: session.run(None, feed), 30 if count < 16 else 12)
-            found[title][count] = timed
+            began = time.perf_counter()
+            session.run(None, feed)
+            first = {"first": round(1000 * (time.perf_counter() - began))}
+            found[title][count] = first | milliseconds(lambda session=session, feed=feed: session.run(None, feed), 30)
+        print(f"   {title}: {found[title]}", flush=True)
     return found
 
 
 def buffers(bench: Bench, model: Path, cuda_graph: bool) -> dict[str, Any]:
     """Milliseconds of a batch through BoundModel, and pictures per second: both copies included."""
     settings = SessionSettings(batch_size=max(BATCHES), cuda_graph=cuda_graph)
-    bound = BoundModel(open_session(model, bench.provider, settings), "cuda" if bench.on_gpu else "cpu", 0, cuda_graph)
+    session = open_session(model, bench.provider, settings)
+    bound = BoundModel(session, "cuda" if bench.on_gpu else "cpu", 0, BATCHES, cuda_graph)
     found = {}
     for count in BATCHES if bench.on_gpu else (1,):
         pictures = noise(count)
@@ -309,7 +316,9 @@ def recordings(bench: Bench) -> dict[str, Any]:
         for provider, decoder, part in ways if bench.on_gpu else ways[-1:]:
             recording = repeated(bench.file(name), LONG // part if bench.on_gpu else 300)
             chosen = (f"inference.provider={provider}", f"inference.decoder={decoder}")
-            found[f"{name}, model on {provider}, decoder {decoder}"] = process(bench, recording, *chosen, *overrides)
+            title = f"{name}, model on {provider}, decoder {decoder}"
+            found[title] = process(bench, recording, *chosen, *overrides)
+            print(f"   {title}: {found[title]}", flush=True)
     return found
 
 
@@ -326,6 +335,7 @@ def rooms(bench: Bench) -> dict[str, Any]:
             "of": shown.frames_in,
             "latency_ms": [round(ms) for ms in shown.latency_ms],
         }
+        print(f"   {count}: {tried[count]}", flush=True)
         return shown
 
     return {"most": most_rooms(measure, MOST_ROOMS if bench.on_gpu else 2), "tried": tried}
@@ -413,6 +423,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, metavar="FOLDER", default=CHECKOUT / ".gpu")
     parser.add_argument("--seconds", type=float, default=230)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="steps whose names contain one of these")
     wanted = parser.parse_args()
     if wanted.prepare:
         prepare(wanted.prepare)

@@ -165,7 +165,7 @@ class Channel(Generic[T]):
 
 @dataclass(slots=True)
 class Work:
-    """The work done by one thread.
+    """The work done by one thread. A `with` block adds the time that it takes.
 
     Attributes:
         items: number of items processed.
@@ -176,16 +176,15 @@ class Work:
     items: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    _started: tuple[float, float] = (0.0, 0.0)
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Add the time that a block takes."""
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - started
-            self.cpu_seconds += time.thread_time() - cpu_started
+    def __enter__(self) -> None:
+        self._started = time.perf_counter(), time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        started, cpu_started = self._started
+        self.seconds += time.perf_counter() - started
+        self.cpu_seconds += time.thread_time() - cpu_started
 
 
 class Pipeline(Generic[T]):
@@ -276,7 +275,7 @@ class Pipeline(Generic[T]):
     def _run_source(self, name: str, source: Iterator[T], outputs: list[Channel[T]]) -> None:
         work = self.work[name]
         while not self._stopping.is_set():
-            with work.counted():
+            with work:
                 items = list(islice(source, 1))
             if not items:
                 return
@@ -287,7 +286,7 @@ class Pipeline(Generic[T]):
     def _run_stage(self, name: str, stage: Stage[T], most: int, input_: Channel[T], outputs: list[Channel[T]]) -> None:
         work = self.work[name]
         while items := input_.take(most):
-            with work.counted():
+            with work:
                 items = stage(items)
             work.items += len(items)
             for item in items:
@@ -298,14 +297,14 @@ class Pipeline(Generic[T]):
         work = self.work[name]
         try:
             while items := input_.take(1):
-                with work.counted():
+                with work:
                     sink.write(items[0])
                 work.items += 1
         except BaseException as error:
             self._fail(error)
             input_.abandon()
         finally:
-            with work.counted():
+            with work:
                 sink.close()
 
     @property

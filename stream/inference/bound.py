@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,10 @@ class _Buffers(NamedTuple):
 
 
 class BoundModel:
-    """Runs a model in buffers that are allocated once for each batch size.
+    """Runs a model in buffers that are allocated once for each of a few batch sizes.
+
+    A batch of another size is filled up to the next larger one. The first run of each size is slow: cuDNN searches
+    algorithms for about a second.
 
     Nothing is read before it is written: `update_inplace` waits until the pictures are in the buffer
     (cudaStreamSynchronize of the default stream), and a run of a session waits for its own stream before it returns.
@@ -35,11 +39,15 @@ class BoundModel:
         session: session of a polypstream model.
         memory: "cuda" or "cpu", where the session computes.
         device: number of the GPU, from 0.
+        sizes: the batch sizes, in increasing order.
         cuda_graph: the session records CUDA graphs; each batch size is one graph.
     """
 
-    def __init__(self, session: ort.InferenceSession, memory: str, device: int, cuda_graph: bool = False) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, memory: str, device: int, sizes: Sequence[int], cuda_graph: bool = False
+    ) -> None:
         self._session, self._memory, self._device, self._cuda_graph = session, memory, device, cuda_graph
+        self._sizes = sizes
         self._buffers: dict[int, _Buffers] = {}
         # Several threads may share a model. They take turns with its buffers.
         self._lock = threading.Lock()
@@ -48,19 +56,22 @@ class BoundModel:
         """Run the model on one batch.
 
         Args:
-            pictures: uint8 RGB [N, size, size, 3].
+            pictures: uint8 RGB [N, size, size, 3]; N is at most the largest batch size.
 
         Returns:
             uint8 [N, size, size], 0..255 meaning 0..1.
         """
         count = len(pictures)
+        batch = next(each for each in self._sizes if each >= count)
+        if count < batch:
+            pictures = np.concatenate([pictures, np.zeros((batch - count, *pictures.shape[1:]), np.uint8)])
         with self._lock:
-            if count not in self._buffers:
-                self._buffers[count] = self._allocate(pictures.shape)
-            buffers = self._buffers[count]
+            if batch not in self._buffers:
+                self._buffers[batch] = self._allocate(pictures.shape)
+            buffers = self._buffers[batch]
             buffers.pictures.update_inplace(np.ascontiguousarray(pictures))
-            self._session.run_with_iobinding(buffers.binding, self._run_options(count))
-            maps: np.ndarray = buffers.maps.numpy()
+            self._session.run_with_iobinding(buffers.binding, self._run_options(batch))
+            maps: np.ndarray = buffers.maps.numpy()[:count]
         # In the CPU's memory, `numpy` returns the buffer itself, which the next run overwrites.
         return maps.copy() if self._memory == "cpu" else maps
 

@@ -1,4 +1,7 @@
-"""NVIDIA's driver: which GPUs there are, and a wait for their work. It is called directly, without the CUDA toolkit."""
+"""NVIDIA's driver: which GPUs there are, a wait for their work, and the context that all share.
+
+It is called directly, without the CUDA toolkit.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import functools
 import sys
 
 from polypstream.errors import ProviderError
+
+# CU_CTX_SCHED_BLOCKING_SYNC of the CUDA driver API.
+BLOCKING_SYNC = 4
 
 
 def count_nvidia_gpus() -> int:
@@ -51,6 +57,22 @@ def cuda_driver_version() -> int:
     return version.value
 
 
+def let_ffmpeg_share(device: int) -> None:
+    """Let FFmpeg decode in the context in which ONNX Runtime computes. Call it before a session is made.
+
+    FFmpeg takes the primary context of a GPU only if threads that wait for the GPU sleep
+    (CU_CTX_SCHED_BLOCKING_SYNC; libavutil/hwcontext_cuda.c). Otherwise it says "Operation not supported". This also
+    leaves the processor to the threads that decode and encode.
+
+    Args:
+        device: number of the GPU, from 0.
+
+    Raises:
+        ProviderError: the driver reports an error.
+    """
+    _check(_driver().cuDevicePrimaryCtxSetFlags_v2(_handle_of(device), BLOCKING_SYNC), device)
+
+
 def wait_for_default_stream(device: int) -> None:
     """Wait until the work in a GPU's default stream is done, with cuStreamSynchronize of the CUDA driver API.
 
@@ -73,11 +95,17 @@ def wait_for_default_stream(device: int) -> None:
 
 @functools.cache  # it is retained once, and never released: ONNX Runtime and FFmpeg use it, too
 def _primary_context(device: int) -> ctypes.c_void_p:
-    driver, ordinal, context = _driver(), ctypes.c_int(0), ctypes.c_void_p()
-    _check(driver.cuInit(0), device)
-    _check(driver.cuDeviceGet(ctypes.byref(ordinal), device), device)
-    _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), ordinal), device)
+    context = ctypes.c_void_p()
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), _handle_of(device)), device)
     return context
+
+
+def _handle_of(device: int) -> ctypes.c_int:
+    """Return the driver's handle of a GPU."""
+    handle = ctypes.c_int(0)
+    _check(_driver().cuInit(0), device)
+    _check(_driver().cuDeviceGet(ctypes.byref(handle), device), device)
+    return handle
 
 
 def _check(result: int, device: int) -> None:

@@ -24,7 +24,7 @@ import onnxruntime as ort
 
 from polypstream.core.cache import cache_folder
 from polypstream.errors import ModelError, PolypstreamError, ProviderError
-from polypstream.inference.cuda import count_nvidia_gpus, cuda_driver_version
+from polypstream.inference.cuda import count_nvidia_gpus, cuda_driver_version, let_ffmpeg_share
 from polypstream.inference.model_card import INPUT, digest_of
 
 log = logging.getLogger(__name__)
@@ -218,6 +218,7 @@ def _chosen_providers(
             f"inference.device {settings.device}: there is no such NVIDIA GPU; this machine has "
             f"{count_nvidia_gpus()}, and the first one has number 0"
         )
+    let_ffmpeg_share(settings.device)
     cuda = {"device_id": str(settings.device)} | ({"enable_cuda_graph": "1"} if settings.cuda_graph else {})
     if provider == "cuda":
         return [(FULL_NAMES["cuda"], cuda)]

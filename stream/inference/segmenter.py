@@ -100,10 +100,13 @@ class Segmenter:
             raise ProviderError(f"inference.cuda_graph: works with the provider cuda, not with {self.provider}")
         self.batch_size = settings.batch_size if self.provider in GPU else 1
         self._session = open_session(self.model, self.provider, settings)
-        self._bound = BoundModel(self._session, "cuda", settings.device, settings.cuda_graph) if self.on_cuda else None
+        sizes = batch_sizes(self.batch_size)
+        self._bound = None
+        if self.on_cuda:
+            self._bound = BoundModel(self._session, "cuda", settings.device, sizes, settings.cuda_graph)
         self.card = read_card(self._session, self.model)
         self.size = self.card.input_size
-        shapes = [(count, self.size, self.size, 3) for count in range(1, self.batch_size + 1)]
+        shapes = [(count, self.size, self.size, 3) for count in sizes]
         # A CUDA graph is recorded in the first run. This must be over before other threads use the GPU.
         warm_up(self.run, self.provider, shapes)
         log.debug("%s: runs on %s, %d images at once", self.model, self.provider, self.batch_size)
@@ -166,6 +169,19 @@ class Segmenter:
             return self._bound.run(pictures)
         maps: np.ndarray = self._session.run([OUTPUT], {INPUT: pictures})[0]
         return maps
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Sizes of the batches that a GPU runs: the powers of two below the largest one, and the largest one.
+
+    Args:
+        largest: the largest batch.
+
+    Example:
+        >>> batch_sizes(12)
+        [1, 2, 4, 8, 12]
+    """
+    return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
 def _fastest_first(models: Mapping[Provider, Path], threads: int) -> list[Provider]:

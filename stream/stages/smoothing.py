@@ -93,7 +93,13 @@ def _average(frame: Frame, past: np.ndarray | None, elapsed: float) -> np.ndarra
         elapsed: seconds since the previous frame.
     """
     now = frame.probability
-    if past is not None and frame.motion is not None:
-        weight = np.float32(np.exp(-elapsed / TIME_CONSTANT_S))
-        now = now + np.trunc(weight * frame.motion.similarity * (past - now) / QUANTUM) * QUANTUM
-    return now.astype(np.float32)
+    if past is None or frame.motion is None:
+        return now.astype(np.float32)
+    weight = np.float32(np.exp(-elapsed / TIME_CONSTANT_S))
+    smooth: np.ndarray = np.subtract(past, now, dtype=np.float32)
+    smooth *= frame.motion.similarity
+    smooth *= weight / QUANTUM
+    np.trunc(smooth, out=smooth)
+    smooth *= QUANTUM
+    smooth += now
+    return smooth

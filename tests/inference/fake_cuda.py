@@ -31,13 +31,15 @@ ANSWERS = {
     "cudaMemcpyAsync": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",
     # FFmpeg's and ONNX Runtime's work is in different streams: a test reads that the one was waited for.
     "cuStreamSynchronize": '(void *stream) { fprintf(stderr, "waited for stream %p\\n", stream); return 0; }',
+    "cuDevicePrimaryCtxSetFlags_v2": "(int device, unsigned flags) "
+    '{ fprintf(stderr, "flags of the primary context: %u\\n", flags); return 0; }',
     "cudaMemGetInfo": "(size_t *unused, size_t *all) { *unused = *all = 1ul << 34; return 0; }",
 }
 
 # Functions of the driver that polypstream itself calls.
 DRIVER = {
     *("cuInit", "cuDeviceGet", "cuDeviceGetCount", "cuDeviceGetName", "cuDriverGetVersion", "cuStreamSynchronize"),
-    *("cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"),
+    *("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxSetFlags_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"),
 }
 
 

@@ -113,11 +113,14 @@ def test_the_gpu_of_the_settings_is_asked_for(monkeypatch: pytest.MonkeyPatch, r
 
     monkeypatch.setattr(providers.ort, "InferenceSession", refuse)
     monkeypatch.setattr(providers, "count_nvidia_gpus", lambda: 2)
+    shared: list[int] = []
+    monkeypatch.setattr(providers, "let_ffmpeg_share", shared.append)
     for device in (0, 1):
         with pytest.raises(ModelError):
             providers.open_session(red_model, "cuda", SessionSettings(device=device))
     ids = [providers_[0][1] for providers_ in asked[::2]]  # after each, the CPU is asked whether the model is valid
     assert ids == [{"device_id": "0"}, {"device_id": "1"}]
+    assert shared == [0, 1]
     with pytest.raises(ProviderError, match=r"inference\.device 2: .*this machine has 2"):
         providers.open_session(red_model, "cuda", SessionSettings(device=2))
 
@@ -151,11 +154,15 @@ def with_fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_a_cuda_session_of_the_shipped_weights_opens(with_fake_cuda: Callable[[str], str], cuda_graph: bool) -> None:
-    """Nothing of the network may be left to the CPU: ONNX Runtime leaves arithmetic on shapes, for one, to it."""
-    with_fake_cuda(
+    """Nothing of the network may be left to the CPU: ONNX Runtime leaves arithmetic on shapes, for one, to it.
+
+    FFmpeg takes the context only if its flags are CU_CTX_SCHED_BLOCKING_SYNC, which is 4.
+    """
+    said = with_fake_cuda(
         "from polypstream.inference.providers import *\n"
         f"open_session(Path({str(shipped_weights())!r}), 'cuda', SessionSettings(cuda_graph={cuda_graph}))"
     )
+    assert "flags of the primary context: 4" in said
 
 
 def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Callable[[str], str]) -> None:
@@ -175,11 +182,11 @@ def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Calla
     assert said.count("waited for stream (nil)") == 2
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray], count: int) -> None:
-    """In the CPU's memory; each call has maps of its own."""
+    """In the CPU's memory; each call has maps of its own. Two images are a batch of three with an empty one."""
     session = providers.open_session(shipped_weights(), "cpu")
-    bound, batch = BoundModel(session, "cpu", 0), np.stack(pictures[:count])
+    bound, batch = BoundModel(session, "cpu", 0, [1, 3]), np.stack(pictures[:count])
     [expected] = session.run(None, {"frames": batch})
     first = bound.run(batch)
     bound.run(np.zeros_like(batch))
@@ -191,6 +198,7 @@ def test_tensorrt_keeps_one_engine_for_all_batch_sizes(
 ) -> None:
     """No GPU is needed to see what ONNX Runtime is asked for."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(providers, "let_ffmpeg_share", lambda _: None)
     real, asked = providers.ort.InferenceSession, []
 
     def refuse(model: str, *options: object, providers: Any) -> Any:
