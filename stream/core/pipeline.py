@@ -2,7 +2,8 @@
 
 Each stage runs in its own thread. It takes the waiting items, up to its batch size, and passes them on in the same
 order. A full queue blocks the stage before it. Each sink has its own queue. PyAV, OpenCV, ONNX Runtime and NumPy
-release the GIL in their heavy calls, so threads are sufficient. This is the only module that starts threads.
+release the GIL in their heavy calls, so threads are sufficient. A stage that is too slow for many sources at once works
+in several threads (ByKey).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +38,38 @@ class Stage(Protocol[T]):
             The items to pass on.
         """
         ...
+
+
+class ByKey(Generic[T]):
+    """A stage that processes the items of different keys, such as sources, at the same time.
+
+    Args:
+        stage: the stage. It returns the items that it is given, and may be called by several threads at once.
+        key_of: function that returns the key of an item. The items of one key are processed in order.
+        workers: runs the stage.
+    """
+
+    def __init__(self, stage: Stage[T], key_of: Callable[[T], Hashable], workers: Executor) -> None:
+        self._stage, self._key_of, self._workers = stage, key_of, workers
+
+    def __call__(self, items: list[T]) -> list[T]:
+        """Process a batch.
+
+        Args:
+            items: the items; at least one.
+
+        Returns:
+            The same items, in the same order.
+        """
+        groups: dict[Hashable, list[T]] = {}
+        for item in items:
+            groups.setdefault(self._key_of(item), []).append(item)
+        first, *others = groups.values()
+        waiting = [self._workers.submit(self._stage, group) for group in others]
+        self._stage(first)
+        for each in waiting:
+            each.result()
+        return items
 
 
 class Sink(Protocol[T_contra]):

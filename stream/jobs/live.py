@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from polypstream.core.config import Display, Settings
 from polypstream.core.formatting import clock, words_of
 from polypstream.core.frame import Frame
 from polypstream.core.marks import TITLES, Mark, MarkKind, Marks
-from polypstream.core.pipeline import POLL_S, Channel, Pipeline, Sink, Stage, in_background
+from polypstream.core.pipeline import POLL_S, ByKey, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import CONNECTING, STOPPED, LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
@@ -382,14 +384,22 @@ class Live:
             if (displays or {}).get(source.name, settings.live.display) == "pass-through"
         }
 
+        # Frames of different sources pass a stage at the same time, but only so many that other stages also have cores.
+        # More would only wait, and be late.
+        most = min(len(sources), max(2, (os.cpu_count() or 1) // 2))
+        self._workers = ThreadPoolExecutor(most)
+
+        def by_source(name: str, stage: Stage[Frame]) -> tuple[str, Stage[Frame], int]:
+            return name, ByKey(stage, _source_of, self._workers), most
+
         def analysis(only: Collection[str]) -> NamedStages:
             """Stages that find polyps, for the frames of some sources."""
             return [
-                ("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings)), only), 1),
-                ("quality", SkipInvalid(QualityInspector(), only), 1),
+                by_source("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings)), only)),
+                by_source("quality", SkipInvalid(QualityInspector(), only)),
                 ("segment", SkipInvalid(self._fail_safe, only), segmenter.batch_size),
-                *([("smooth", SkipInvalid(PerSource(TemporalSmoother), only), 1)] if findings.steady else []),
-                ("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady)), only), 1),
+                *([by_source("smooth", SkipInvalid(PerSource(TemporalSmoother), only))] if findings.steady else []),
+                by_source("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady)), only)),
             ]
 
         in_step = {source.name for source in sources} - pass_through
@@ -399,8 +409,8 @@ class Live:
             sink.session = SourceSession(sink.source, segmenter, settings, self.marks)
         drawing: NamedStages = [
             *([("clean", CleanKeeper(), 1)] if any(sink.clean for sink in session_sinks) else []),
-            ("overlay", SkipInvalid(self.overlay), 1),
-            ("status", StatusOverlay(), 1),
+            by_source("overlay", SkipInvalid(self.overlay)),
+            by_source("status", StatusOverlay()),
             ("staleness", self._staleness, 1),
             ("latency", self._meter, 1),
         ]
@@ -444,11 +454,12 @@ class Live:
             changes.look({each.name: each.problem for each in self.sinks() if each.problem != CONNECTING})
             poll()
 
-        if self._background is None:
-            self.pipeline.run(poll_all, every)
-        else:
-            with in_background("background-inference", self._run_background, self._pictures.end):
+        with self._workers:
+            if self._background is None:
                 self.pipeline.run(poll_all, every)
+            else:
+                with in_background("background-inference", self._run_background, self._pictures.end):
+                    self.pipeline.run(poll_all, every)
 
     def _report_silence(self) -> None:
         """Log one line for each source that has sent nothing."""

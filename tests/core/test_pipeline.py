@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 
 import numpy as np
 import pytest
 
-from polypstream.core.pipeline import Channel, Closed, Pipeline, in_background
+from polypstream.core.pipeline import ByKey, Channel, Closed, Pipeline, in_background
 
 
 class Keep:
@@ -430,3 +432,29 @@ def test_what_was_dropped_can_be_asked_for_at_any_time() -> None:
     stop.set()
     asking.join()
     assert not errors
+
+
+def test_items_of_two_sources_are_processed_at_the_same_time_and_those_of_one_in_order() -> None:
+    together = threading.Barrier(2, timeout=5)
+    seen: list[tuple[str, int]] = []
+
+    def stage(items: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        together.wait()  # it would time out if the sources took turns
+        seen.extend(items)
+        return items
+
+    items = [("a", 1), ("b", 2), ("a", 3)]
+    with ThreadPoolExecutor(1) as workers:
+        assert ByKey(stage, itemgetter(0), workers)(items) == items
+    assert [item for item in seen if item[0] == "a"] == [("a", 1), ("a", 3)]
+    assert ("b", 2) in seen
+
+
+def test_an_error_for_one_source_is_raised() -> None:
+    def stage(items: list[str]) -> list[str]:
+        if items == ["b"]:
+            raise ValueError("b is broken")
+        return items
+
+    with ThreadPoolExecutor(1) as workers, pytest.raises(ValueError, match="b is broken"):
+        ByKey(stage, str, workers)(["a", "b"])
