@@ -14,16 +14,18 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import BinaryStatScores
 
@@ -112,16 +114,22 @@ class TrainingData:
 
 
 class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Random views of images. A view depends on seed, epoch and index only, so a resumed run gets the same views."""
+    """Random views of images, by (epoch, index).
 
-    def __init__(self, content: list[Levels], residue: list[np.ndarray], recipe: Recipe, epoch: int) -> None:
-        self.content, self.residue, self.recipe, self.epoch = content, residue, recipe, epoch
+    A view depends on seed, epoch and index only, so a resumed run gets the same views.
 
-    def __len__(self) -> int:
-        return len(self.content)
+    Args:
+        content: the images, one entry per random view of an epoch.
+        residue: patches of residue, as for `augment`.
+        recipe: the hyperparameters.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        random = np.random.default_rng((self.recipe.seed, self.epoch, index))
+    def __init__(self, content: list[Levels], residue: list[np.ndarray], recipe: Recipe) -> None:
+        self.content, self.residue, self.recipe = content, residue, recipe
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = place
+        random = np.random.default_rng((self.recipe.seed, epoch, index))
         palette = self.content[random.integers(len(self.content))].palette
         recipe = self.recipe
         image, mask = augment(self.content[index], palette, recipe.size, random, recipe.without, self.residue)
@@ -186,20 +194,55 @@ def train(
     report(f"{len(training)} images for training, {len(validation)} for validation, on {run.device}")
     held_out = [content[index].small for index in validation]
     residue = [patch for index in training for patch in residue_patches(*content[index].large)]
-    for epoch in range(run.epoch, recipe.epochs):
-        row = run.train_epoch([content[index] for index in shown], residue, epoch, on_progress)
-        row |= run.validate(held_out)
-        if not math.isfinite(row["train_loss"] + row["validation_loss"]):
-            raise SettingsError(
-                f"{out}: the loss is no longer finite; use a lower --learning-rate and another --output"
+    views = AugmentedImages([content[index] for index in shown], residue, recipe)
+    with closing(batches_of_views(views, recipe, run.epoch, run.device)) as batches:
+        for epoch in range(run.epoch, recipe.epochs):
+            row = run.train_epoch(batches, epoch, on_progress) | run.validate(held_out)
+            if not math.isfinite(row["train_loss"] + row["validation_loss"]):
+                raise SettingsError(
+                    f"{out}: the loss is no longer finite; use a lower --learning-rate and another --output"
+                )
+            run.finish_epoch(row)
+            report(
+                f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
+                f"validation loss {row['validation_loss']:.4f}  F1 {row['validation_f1']:.4f}  "
+                f"Dice {row['validation_dice']:.4f}  {row['seconds']:.0f} s"
             )
-        run.finish_epoch(row)
-        report(
-            f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
-            f"validation loss {row['validation_loss']:.4f}  F1 {row['validation_f1']:.4f}  "
-            f"Dice {row['validation_dice']:.4f}  {row['seconds']:.0f} s"
-        )
     return out / "checkpoint.pt"
+
+
+def batches_of_views(
+    views: AugmentedImages, recipe: Recipe, first: int, device: torch.device
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Make the batches of all epochs in worker processes, which end when the generator is closed.
+
+    Args:
+        views: the random views.
+        recipe: the hyperparameters.
+        first: epoch of the first batch.
+        device: to which the batches are copied later.
+
+    Yields:
+        Images, uint8 [N, S, S, 3], and masks, uint8 [N, S, S] of 0 and 255.
+    """
+    order = epoch_orders(len(views.content), recipe, first)
+    yield from DataLoader(views, batch_sampler=order, num_workers=WORKERS, pin_memory=device.type == "cuda")
+
+
+def epoch_orders(views: int, recipe: Recipe, first: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the batches of all epochs as (epoch, index). Each epoch has its own order, and no incomplete batch.
+
+    Args:
+        views: number of random views per epoch.
+        recipe: the hyperparameters.
+        first: epoch of the first batch.
+    """
+    for epoch in range(first, recipe.epochs):
+        random = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        torch.empty((), dtype=torch.int64).random_(generator=random)  # as DataLoader: earlier versions shuffled with it
+        order = torch.randperm(views, generator=random).tolist()
+        for start in range(0, views - recipe.batch + 1, recipe.batch):
+            yield [(epoch, index) for index in order[start : start + recipe.batch]]
 
 
 class Run:
@@ -225,13 +268,18 @@ class Run:
         self.network = SAUNet(**OURS)
         pretrained = _start_from(start, self.network) if start else nn.ModuleList()
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = _copy_current if "averaging" in recipe.without else _average
-        self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.averaged = deepcopy(self.network)
+        self._current, self._kept = _state_by_type(self.network), _state_by_type(self.averaged)
         known = {id(weights) for weights in pretrained.parameters()}
         new = [weights for weights in self.network.parameters() if id(weights) not in known]
         groups = [{"params": new, "share": 1.0}, {"params": list(pretrained.parameters()), "share": PRETRAINED_RATE}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.steps = recipe.epochs * (views // recipe.batch)
+        cuda = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=cuda
+        )
+        torch.backends.cudnn.benchmark = cuda  # all steps have the same shapes
+        self.steps_per_epoch = views // recipe.batch
+        self.steps = recipe.epochs * self.steps_per_epoch
         self.epoch, self.step, self.lowest = 0, 0, math.inf
         self.history: list[dict[str, float]] = []
         try:
@@ -273,32 +321,23 @@ class Run:
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
     def train_epoch(
-        self, content: list[Levels], residue: list[np.ndarray], epoch: int, on_progress: Callable[[int, int], None]
+        self, batches: Iterator[tuple[Tensor, Tensor]], epoch: int, on_progress: Callable[[int, int], None]
     ) -> dict[str, float]:
-        """Train for one epoch.
+        """Train for one epoch. A GPU is waited for at its end only.
 
         Args:
-            content: the images, one entry per random view.
-            residue: patches of residue, as for `augment`.
+            batches: of `batches_of_views`. Those of one epoch are taken.
             epoch: from 0.
             on_progress: as for `train`.
 
         Returns:
             The training columns of the epoch's row of history.csv.
         """
-        started, losses, counts = time.monotonic(), 0.0, BinaryStatScores().to(self.device)
-        loader = DataLoader(
-            AugmentedImages(content, residue, self.recipe, epoch),
-            self.recipe.batch,
-            shuffle=True,
-            drop_last=True,
-            num_workers=WORKERS,
-            generator=torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch),
-        )
+        started, losses, counts = time.monotonic(), self._zero(), self._new_counts()
         self.network.train()
         if self.description.get(NORMS) == FROZEN:
             freeze_norms(self.network)
-        for images, masks in loader:
+        for images, masks in islice(batches, self.steps_per_epoch):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate() * group["share"]
             logits, target, loss = self._loss(self.network, images, masks)
@@ -306,17 +345,17 @@ class Run:
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
             self.optimizer.step()
-            self.averaged.update_parameters(self.network)
+            self._update_average()
             self.step += 1
             on_progress(self.step, self.steps)
-            losses += loss.item()
+            losses += loss.detach()
             counts.update(logits.detach() > 0, target.int())
         accuracy, f1 = _accuracy_and_f1(counts)
         return {
             "epoch": epoch + 1,
             "learning_rate": self.learning_rate(),
             "seconds": time.monotonic() - started,
-            "train_loss": losses / len(loader),
+            "train_loss": losses.item() / self.steps_per_epoch,
             "train_accuracy": accuracy,
             "train_f1": f1,
         }
@@ -332,28 +371,48 @@ class Run:
             The validation columns of the epoch's row of history.csv.
         """
         self.averaged.eval()
-        losses, dices, counts = 0.0, 0.0, BinaryStatScores().to(self.device)
+        losses, dices, counts = self._zero(), self._zero(), self._new_counts()
         for batch in _batches(content, self.recipe.batch):
             images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
             logits, target, loss = self._loss(self.averaged, images, masks)
             found = logits > 0
-            losses += loss.item() * len(batch)
+            losses += loss.double() * len(batch)
             both, either = (found & (target > 0)).sum(dim=(1, 2, 3)), (found + target).sum(dim=(1, 2, 3))
             # As in evaluation, Dice is 1 for an image without a polyp in which none is found.
-            dices += torch.where(either > 0, 2 * both / either.clamp(min=1), 1.0).sum().item()
+            dices += torch.where(either > 0, 2 * both / either.clamp(min=1), 1.0).sum()
             counts.update(found, target.int())
         accuracy, f1 = _accuracy_and_f1(counts)
         return {
-            "validation_loss": losses / len(content),
+            "validation_loss": losses.item() / len(content),
             "validation_accuracy": accuracy,
             "validation_f1": f1,
-            "validation_dice": dices / len(content),
+            "validation_dice": dices.item() / len(content),
         }
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def _new_counts(self) -> BinaryStatScores:
+        return BinaryStatScores(validate_args=False).to(
+            self.device
+        )  # the validation of its arguments waits for the GPU
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Update the exponential moving average of the weights. Its decay is smaller in the first steps.
+
+        AveragedModel of torch would wait for the GPU at each step.
+        """
+        decay = min(AVERAGING_DECAY, (1 + self.step) / (10 + self.step))
+        if self.step == 0 or "averaging" in self.recipe.without:
+            decay = 0.0
+        torch._foreach_lerp_(self._kept[0], self._current[0], 1 - decay)
+        torch._foreach_copy_(self._kept[1], self._current[1])
 
     def _loss(self, network: nn.Module, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute logits, target and loss of uint8 images [N, H, W, 3] and masks [N, H, W] of 0 and 255."""
-        x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
-        target = (masks.to(self.device) > 127).float()[:, None]
+        x = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        target = (masks.to(self.device, non_blocking=True) > 127).float()[:, None]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device)):
             logits = network(x)
         logits = logits.float()
@@ -376,8 +435,7 @@ class Run:
         if row["validation_loss"] < self.lowest:
             self.lowest = row["validation_loss"]
             training = self.description | {"epoch": self.epoch, "validation_dice": row["validation_dice"]}
-            network = cast(SAUNet, self.averaged.module)
-            content = pack(network, self.recipe.size, 1, THRESHOLD, THRESHOLD, training)
+            content = pack(self.averaged, self.recipe.size, 1, THRESHOLD, THRESHOLD, training)
             save_atomically(content, self.out / "checkpoint.pt")
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"description": self.description, "epoch": self.epoch, "step": self.step, "lowest": self.lowest}
@@ -487,21 +545,13 @@ def _accuracy_and_f1(counts: BinaryStatScores) -> tuple[float, float]:
     return (tp + tn) / (tp + fp + tn + fn), 2 * tp / max(1, 2 * tp + fp + fn)
 
 
-@torch.no_grad()
-def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    """Update the exponential moving average. Its decay is smaller in the first steps."""
-    decay = min(AVERAGING_DECAY, (1 + int(count)) / (10 + int(count)))
-    for kept, new in zip(averaged, current, strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
-        else:
-            kept.copy_(new)
-
-
-@torch.no_grad()
-def _copy_current(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    for kept, new in zip(averaged, current, strict=True):
-        kept.copy_(new)
+def _state_by_type(network: SAUNet) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the weights and statistics of a network, and the counts of its normalisations, which are integers."""
+    weights: list[Tensor] = []
+    counts: list[Tensor] = []
+    for part in network.state_dict().values():
+        (weights if part.is_floating_point() else counts).append(part)
+    return weights, counts
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from polypstream.errors import DataError, ModelError, OutputError, SettingsError
 from polypstream.inference.model_card import shipped_weights
@@ -21,7 +23,7 @@ from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.figures import draw_curves
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
 from polypstream.models.shipped import load_exported
-from polypstream.models.training import Recipe, TrainingData, train
+from polypstream.models.training import Recipe, TrainingData, epoch_orders, train
 from tests.conftest import call
 from tests.models.test_data import make_data
 from tests.models.test_efficientnet_lite import published
@@ -91,6 +93,28 @@ def test_it_learns_and_an_interrupted_run_ends_as_if_it_had_not_been(
     assert torch.load(checkpoint, weights_only=True)["format"].startswith("polypstream")
 
 
+def test_a_run_has_the_order_of_earlier_versions_also_when_it_is_resumed() -> None:
+    recipe = replace(RECIPE, seed=5)
+    whole = list(epoch_orders(11, recipe, 0))
+    assert whole[-4:] == list(epoch_orders(11, recipe, 1))
+    for epoch in range(recipe.epochs):
+        seed = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        shuffled = DataLoader(list(range(11)), recipe.batch, shuffle=True, drop_last=True, generator=seed)
+        batches = [[(epoch, int(index)) for index in batch] for batch in shuffled]
+        assert whole[2 * epoch :][:2] == batches
+
+
+def test_all_epochs_have_the_same_worker_processes_which_end_with_the_run(tmp_path: Path) -> None:
+    data, workers = make_data(tmp_path / "data", 12), set[int | None]()
+
+    def note(*_: int) -> None:
+        workers.update(process.pid for process in multiprocessing.active_children())
+
+    train(of(data), tmp_path / "run", RECIPE, print, on_progress=note)
+    assert len(workers) == training.WORKERS
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.slow
 def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 12)
@@ -143,8 +167,10 @@ def test_pictures_held_out_before_that_are_not_here_are_said(tmp_path: Path) -> 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     data, wild = make_data(tmp_path / "data", 12), replace(RECIPE, learning_rate=1e30)
-    with pytest.raises(SettingsError, match="lower --learning-rate"):
+    with pytest.raises(SettingsError, match="lower --learning-rate") as failure:
         train(of(data), tmp_path / "run", wild, print)
+    assert failure.tb  # holds all that the run held
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
@@ -200,7 +226,7 @@ def test_without_averaging_the_last_weights_are_kept(tmp_path: Path) -> None:
         train(of(data), out, replace(RECIPE, epochs=1, without=without), print)
         state = torch.load(out / "run.pt", weights_only=True)
         weights = state["network"]["last_blocks.1.weight"]
-        assert torch.equal(state["averaged"]["module.last_blocks.1.weight"], weights) is equal
+        assert torch.equal(state["averaged"]["last_blocks.1.weight"], weights) is equal
 
 
 @pytest.mark.slow
