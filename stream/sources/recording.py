@@ -267,7 +267,7 @@ class Recording:
             container = gpu.open(self.path)
         except SourceError as error:
             return str(error)
-        decoding = self._decoding_of(container)
+        decoding = self._decoding_of(container, gpu)
         pictures = map(gpu.surface, decoding.pictures())
         first = next(pictures, None)
         if first is None or first.format.name != gpu.surface_format:
@@ -282,10 +282,12 @@ class Recording:
         self._first = next(self._timed)
         return ""
 
-    def _decoding_of(self, container: InputContainer) -> Decoding:
+    def _decoding_of(self, container: InputContainer, gpu: GpuDecoder | None = None) -> Decoding:
         stream = container.streams[self._stream.index]
         assert isinstance(stream, av.VideoStream)
-        stream.thread_type = "AUTO"
+        # Each thread that decodes frames holds a surface of its own. With 16 of them NVDEC would need more than the 32
+        # that it has, and FFmpeg would decode on the CPU.
+        stream.thread_type = "SLICE" if gpu else "AUTO"
         return Decoding(self.path, container, stream)
 
     def _taken(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -309,7 +311,7 @@ class Recording:
             return timed
         # Another container: if it cannot be entered, this one is still at its start.
         container = self._entered = self._gpu.open(self.path) if self._gpu else open_container(self.path)
-        decoding = self._decoding_of(container)
+        decoding = self._decoding_of(container, self._gpu)
         pictures = self._taken(decoding.pictures_from_key_frame(entry))
         first = next(pictures, None)
         # With periodic intra refresh a P picture counts as a keyframe, and what follows is not exact at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
+from av.codec.context import ThreadType
 from av.container import InputContainer
 
 from polypstream.media.container import open_container
@@ -25,11 +26,14 @@ class Nv12Decoder:
         self._wanted, self._count = range(from_frame, until_frame), 0
 
     def open(self, path: Path) -> InputContainer:
-        return open_container(path)
+        self._container = open_container(path)
+        return self._container
 
     def surface(self, picture: av.VideoFrame) -> av.VideoFrame:
         self._count += 1
-        if self._count - 1 not in self._wanted:
+        # Threads that decode whole frames hold more surfaces than NVDEC has (seen on an H200 with 16 cores).
+        threads = self._container.streams.video[0].codec_context.thread_type
+        if self._count - 1 not in self._wanted or threads != ThreadType.SLICE:
             return picture
         surface = picture.reformat(format="nv12")
         surface.opaque = picture.opaque
