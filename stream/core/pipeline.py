@@ -128,22 +128,24 @@ class Channel(Generic[T]):
         self._changed = threading.Condition()
         self._abandoned = False
 
-    def put(self, item: T) -> None:
-        """Append an item, and wait until there is space for it.
+    def put(self, *items: T) -> None:
+        """Append items, and wait until there is space for each.
 
         Args:
-            item: the item.
+            items: the items.
 
         Raises:
             Closed: the consumer has called `abandon`.
         """
         with self._changed:
-            if self._drop_oldest_by is None:
-                self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
-            if self._abandoned:
-                raise Closed
-            if self._drop_oldest_by is None or not self._replaces(item, self._drop_oldest_by):
-                self._items.append(item)
+            for item in items:
+                if self._drop_oldest_by is None and len(self._items) >= self._size:
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
+                if self._abandoned:
+                    raise Closed
+                if self._drop_oldest_by is None or not self._replaces(item, self._drop_oldest_by):
+                    self._items.append(item)
             self._changed.notify_all()
 
     def _replaces(self, item: T, key_of: Callable[[T], Hashable]) -> bool:
@@ -323,9 +325,8 @@ class Pipeline(Generic[T]):
             with work:
                 items = stage(items)
             work.items += len(items)
-            for item in items:
-                for output in outputs:
-                    output.put(item)
+            for output in outputs:
+                output.put(*items)
 
     def _run_sink(self, name: str, sink: Sink[T], input_: Channel[T]) -> None:
         work = self.work[name]

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 
 from polypstream.core.addresses import NAME, redacted, split_name
@@ -442,6 +443,7 @@ class Live:
             poll: called in the calling thread.
             every: approximate time between two calls in seconds.
         """
+        cv2.setNumThreads(1)  # stages and sources have threads already
         report_at: float | None = time.monotonic() + SILENCE_S
         changes = LiveChanges(self.sources)
 

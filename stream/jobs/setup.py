@@ -9,7 +9,7 @@ from pathlib import Path
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import FieldOfView
-from polypstream.core.pipeline import Stage
+from polypstream.core.pipeline import QUEUE, Stage
 from polypstream.core.protocols import Source
 from polypstream.core.time_range import TimeRange
 from polypstream.errors import SettingsError
@@ -166,17 +166,17 @@ class Stages:
         """Name, stage and batch size of each stage except the overlay."""
         stages: list[tuple[str, Stage[Frame], int]] = [
             ("crop", self.crop, 1),
-            ("quality", self.quality, 1),
+            ("quality", self.quality, QUEUE),
             ("segment", self.segment, self.batch_size),
         ]
         if self.smooth is not None:
-            stages.append(("smooth", self.smooth, 1))
-        return [*stages, ("findings", self.findings, 1)]
+            stages.append(("smooth", self.smooth, QUEUE))
+        return [*stages, ("findings", self.findings, QUEUE)]
 
     def __iter__(self) -> Iterator[tuple[str, Stage[Frame], int]]:
         """Yield name, stage and batch size of each stage."""
         yield from self.analysis
-        yield "overlay", self.overlay, 1
+        yield "overlay", self.overlay, QUEUE
 
 
 def make_overlay(settings: Settings) -> Overlay:
