@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -32,7 +32,8 @@ from polypstream.sources.demo import SCHEME
 from polypstream.sources.open import open_source
 
 # Prefix of a recording that is played as a live source.
-REPLAY = "replay:"
+# What stands before a recording that is played once, or again and again.
+REPLAY, LOOP = "replay:", "loop:"
 # Time base of live frames, as in broadcasting. Times count from the moment at which the source was opened.
 TIME_BASE = Fraction(1, 90_000)
 # Longest time for connecting, including the handshake and the wait for the first keyframe.
@@ -158,16 +159,15 @@ def open_live(name: str, uri: str, settings: LiveSettings) -> LiveSource:
 
     Args:
         name: name of the source for the user.
-        uri: a device or URL as for `parse_address`, `replay:FILE`, or `demo:`.
+        uri: a device or URL as for `parse_address`, `replay:FILE`, `loop:FILE`, or `demo:`.
         settings: timeouts and attempts for devices and network streams.
 
     Raises:
         SourceError: the address is none of these, or the recording to replay cannot be opened.
     """
-    if uri.startswith(REPLAY):
-        return Replay(name, open_source(uri.removeprefix(REPLAY)))
-    if uri.startswith(SCHEME):
-        return Replay(name, open_source(uri))
+    if uri.startswith((REPLAY, LOOP, SCHEME)):
+        recording = uri.removeprefix(REPLAY).removeprefix(LOOP)
+        return Replay(name, lambda: open_source(recording), uri.startswith(LOOP))
     address = parse_address(uri)
     try:
         av.ContainerFormat(address.reader or "rtsp")
@@ -351,28 +351,38 @@ def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
 
 
 class Replay:
-    """A LiveSource that plays a recording or a demo once, at its own frame rate.
+    """A LiveSource that plays a recording or a demo at its own frame rate.
 
     Args:
         name: name for the user.
-        recording: the recording to play.
+        open_recording: opens the recording at its beginning.
+        endless: play it again and again, until `close`. The timestamps go on.
+
+    Raises:
+        SourceError: the recording cannot be opened.
     """
 
-    def __init__(self, name: str, recording: Source) -> None:
+    def __init__(self, name: str, open_recording: Callable[[], Source], endless: bool = False) -> None:
         self.name, self.signal = name, Signal(there=True, problem="")
-        self.format: PictureFormat | None = recording.format
-        self._recording, self._closed = recording, threading.Event()
+        self._open, self._endless, self._closed = open_recording, endless, threading.Event()
+        self._recording = open_recording()
+        self.format: PictureFormat | None = self._recording.format
+        # Number of frames so far, and the pts at which the latest one ends.
+        self._count, self._end = 0, 0
 
     def frames(self) -> Iterator[Frame]:
         """See LiveSource. Each frame arrives when it is due and is decoded then, so decoding counts as latency."""
         with closing(self._recording):
-            yield from self._played()
+            yield from self._played(self._recording)
+        while self._endless and not self._closed.is_set():
+            with closing(self._open()) as recording:
+                yield from self._played(recording)
         self.signal.there, self.signal.ended = False, True
         if self._closed.is_set():
             self.signal.problem = STOPPED
 
-    def _played(self) -> Iterator[Frame]:
-        frames, due = self._recording.frames(), time.monotonic()
+    def _played(self, recording: Source) -> Iterator[Frame]:
+        frames, due, shift = recording.frames(), time.monotonic(), 0
         while not self._closed.wait(max(0.0, due - time.monotonic())):
             # If decoding is too slow, the replay slows down: a camera's latency would not grow either.
             due = max(due, time.monotonic() - DRIFT_S / 10)
@@ -380,8 +390,14 @@ class Replay:
             if frame is None:
                 break
             frame.arrived, frame.source = due, self.name
+            if self._count and not frame.index:
+                shift = self._end - frame.pts
+            duration = frame.picture.duration or 0
+            frame.index, frame.pts = self._count, frame.pts + shift
+            frame.in_memory().pts = frame.pts
+            self._count, self._end = self._count + 1, frame.pts + duration
             yield frame
-            due += float((frame.picture.duration or 0) * frame.time_base)
+            due += float(duration * frame.time_base)
 
     def close(self) -> None:
         """End `frames`."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -242,10 +243,22 @@ def digest(picture: av.VideoFrame) -> str:
 def test_a_replay_closes_its_recording(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recording, closed = Recording(make(frames=5)), []
     monkeypatch.setattr(recording, "close", lambda: closed.append(True))
-    replay = Replay("room", recording)
+    replay = Replay("room", lambda: recording)
     assert len(list(replay.frames())) == 5
     assert closed
     assert replay.signal.ended
+
+
+def test_a_loop_plays_again_and_its_times_go_on(make: Callable[..., Path]) -> None:
+    source = open_live("room", f"loop:{make(frames=5)}", PATIENT.live)
+    frames = list(islice(source.frames(), 12))
+    source.close()
+    assert [frame.index for frame in frames] == list(range(12))
+    pictures = [frame.in_memory().to_ndarray() for frame in frames]
+    assert all(np.array_equal(pictures[number], pictures[number % 5]) for number in range(12))
+    times = [frame.seconds for frame in frames]
+    assert np.allclose(np.diff(times), 1 / 25)
+    assert all(frame.in_memory().pts == frame.pts for frame in frames)
 
 
 # What is said
