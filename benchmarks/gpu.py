@@ -333,7 +333,7 @@ def rooms(bench: Bench) -> dict[str, Any]:
         tried[count] = {
             "shown": shown.shown,
             "of": shown.frames_in,
-            "latency_ms": [round(ms) for ms in shown.latency_ms],
+            "latency_ms": [round(ms) for ms in shown.latency_ms or ()],
         }
         print(f"   {count}: {tried[count]}", flush=True)
         return shown

@@ -65,4 +65,4 @@ def bench_machine(
     found = bench(partial(open_source, video), segmenter, settings, seconds, serve_page, sources)
     print_bench(found, Console())
     if json_file is not None:
-        write_json(json_file, found)
+        write_json(json_file, found | {"live": [shown.as_json() for shown in found["live"]]})

@@ -11,6 +11,7 @@ from rich.text import Text
 from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
 from polypstream.jobs.bench import LONGEST_LATENCY_MS, SHOWN_SHARE, Degradation, Display, Recorded, Shown
+from polypstream.jobs.live import Percentiles
 
 # Frames per second of recordings and live video in the verdict, and the share of the frames that must be shown.
 RATE, ENOUGH = 30, 0.9
@@ -46,7 +47,7 @@ def verdict_of(recorded: Recorded, size: list[int], live: list[Shown]) -> str:
     share = one.shown / one.frames_in if one.frames_in else 0.0
     slow = "is too slow for it, and polyps in skipped frames may be missed"
     enough = "is fast enough for it" if share >= ENOUGH else slow
-    latency = f", the median latency is {one.latency_ms[0]:.0f} ms" if one.latency_ms else ""
+    latency = f", the median latency is {one.latency_ms.median:.0f} ms" if one.latency_ms else ""
     return (
         f"This machine processes recordings of {size[0]}x{size[1]} with {RATE} frames per second at {times:.1f} times "
         f"real time. Of live video like this {100 * share:.0f} % of the frames are shown{latency}: "
@@ -84,8 +85,9 @@ def _live(live: list[Shown]) -> RenderableType:
             condition = f", {each.rooms} sources ({min(shown)} to {max(shown)} of each)"
         skipped = (str(each.dropped.get(reason, 0)) for reason in ("overtaken", "too_old"))
         counts = (f"{each.rate}/s", f"{each.shown} of {each.frames_in}", *skipped)
-        latency = " ".join(f"{milliseconds:.0f}" for milliseconds in each.latency_ms)
-        latencies = (latency, f"{each.markers_ms[2]:.0f}") if each.shown else ()
+        latencies = [" ".join(f"{milliseconds:.0f}" for milliseconds in each.latency_ms or ())]
+        if each.markers_ms:
+            latencies.append(f"{each.markers_ms.p99:.0f}")
         table.add_row(each.display + condition, *counts, *latencies)
     return table
 
@@ -130,10 +132,10 @@ def _questions(scores: dict[str, Any], degradation: Degradation, live: list[Show
     return table
 
 
-def _latency(milliseconds: tuple[float, ...]) -> str:
-    if not milliseconds:
+def _latency(milliseconds: Percentiles | None) -> str:
+    if milliseconds is None:
         return "no frame was shown"
-    return f"{milliseconds[0]:.1f} ms (median), {milliseconds[2]:.1f} ms (99 %)"
+    return f"{milliseconds.median:.1f} ms (median), {milliseconds.p99:.1f} ms (99 %)"
 
 
 def _performance(scores: dict[str, Any]) -> str:

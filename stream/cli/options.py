@@ -39,7 +39,10 @@ JsonFile = Annotated[
 ]
 # The folder of results where none is given.
 RESULTS = Path("results")
-LIVE_HELP = "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, replay:FILE, loop:FILE or demo:"
+LIVE_HELP = (
+    "/dev/video0, dshow:NAME, avfoundation:0, rtsp://, srt://, udp://, rtmp://, http(s)://, "
+    "replay:FILE, loop:FILE or demo:"
+)
 
 
 class _Command(TyperCommand):

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,7 @@ from polypstream.errors import ProviderError
 from polypstream.inference.machine import describe_machine
 from polypstream.inference.providers import FASTEST_FIRST, probe
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, percentiles_of
+from polypstream.jobs.live import Live, Percentiles, percentiles_of
 from polypstream.jobs.setup import choose_field_of_view, make_stages
 from polypstream.media.pictures import planes_of
 from polypstream.media.video import AnnotatedVideo
@@ -117,10 +117,8 @@ class Shown:
         shown_by_room: number of frames shown of each source.
         dropped: numbers of frames not shown, by reason; with `shown` they add up to `frames_in`.
         shown_per_second: frames shown per second.
-        latency_ms: latency of frames, from arrival to a sink: median, 95th and 99th percentile, maximum; empty if no
-            frame was shown.
-        markers_ms: latency of markers, from the arrival of the frame in which the findings were detected. The same four
-            values.
+        latency_ms: latency of frames, from arrival to a sink; None if no frame was shown.
+        markers_ms: latency of markers, from the arrival of the frame in which the findings were detected; likewise.
     """
 
     display: Display
@@ -132,8 +130,13 @@ class Shown:
     shown_by_room: list[int]
     dropped: dict[str, int]
     shown_per_second: float
-    latency_ms: tuple[float, ...]
-    markers_ms: tuple[float, ...]
+    latency_ms: Percentiles | None
+    markers_ms: Percentiles | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values by name."""
+        latency, markers = (each and each._asdict() for each in (self.latency_ms, self.markers_ms))
+        return asdict(self) | {"latency_ms": latency, "markers_ms": markers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,7 @@ def keeps_up(shown: Shown) -> bool:
     """
     if not shown.latency_ms or shown.shown < SHOWN_SHARE * shown.frames_in:
         return False
-    return shown.latency_ms[1] < LONGEST_LATENCY_MS
+    return shown.latency_ms.p95 < LONGEST_LATENCY_MS
 
 
 def measure_recorded(
@@ -319,8 +322,8 @@ def measure_live(
         shown,
         {reason: sum(status.dropped[reason] for status in statuses) for reason in statuses[0].dropped},
         sum(shown) / passed,
-        percentiles_of(delays) if delays else (),
-        percentiles_of(ages if run.display == "pass-through" else delays) if delays else (),
+        percentiles_of(delays) if delays else None,
+        percentiles_of(ages if run.display == "pass-through" else delays) if delays else None,
     )
 
 
