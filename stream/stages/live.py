@@ -19,6 +19,7 @@ from polypstream.core.geometry import THUMBNAIL, FieldOfView
 from polypstream.core.pipeline import BufferedSink, Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
+from polypstream.stages.marker_motion import grey_of, move_markers
 
 # Seconds between two searches for the field of view, and the number of thumbnails that each search uses.
 SEARCH_INTERVAL_S, SEARCH_THUMBNAILS = 1.0, 10
@@ -28,6 +29,8 @@ VIEW_TOLERANCE = 0.02
 RETRY_S = 5.0
 # Number of latest frames whose latency is stored: ten seconds at 60 frames per second.
 REMEMBERED_FRAMES = 600
+# Number of latest frames to which markers may belong that are moved to the newest one.
+REMEMBERED_GREYS = 120
 
 
 class LiveViewCropper:
@@ -209,7 +212,9 @@ class StalenessFilter:
 
 
 class LatestMarkers:
-    """In pass-through mode: draws the newest markers, which belong to an earlier frame, on each frame.
+    """In pass-through mode: sets the newest markers, which belong to an earlier frame, on each frame.
+
+    They are moved along the motion of the image since then (`polypstream.stages.marker_motion`).
 
     It is also the sink of the inference pipeline that finds the markers.
 
@@ -223,6 +228,7 @@ class LatestMarkers:
     def __init__(self, most: float) -> None:
         self._most = most
         self._newest: dict[str, Frame] = {}
+        self._greys: dict[str, dict[int, np.ndarray]] = {}
         self.unmarked: dict[str, Frame] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -239,7 +245,11 @@ class LatestMarkers:
             frame.picture = copy_of(
                 frame.in_memory()
             )  # the overlay draws on the copy, and inference reads the original
-            marked = self._newest.get(frame.source)
+            marked, grey = self._newest.get(frame.source), grey_of(frame.in_memory())
+            greys = self._greys.setdefault(frame.source, {})
+            greys[frame.index] = grey
+            if len(greys) > REMEMBERED_GREYS:
+                del greys[min(greys)]
             if marked is None or (marked.picture.width, marked.picture.height) != _size(frame):
                 frame.problem = "waiting for the first ones"
                 continue
@@ -252,6 +262,9 @@ class LatestMarkers:
                 frame.view, frame.probability, frame.quality = marked.view, marked.probability, marked.quality
                 frame.region, frame.outlines = marked.region, marked.outlines
                 frame.tracks, frame.peaks = marked.tracks, marked.peaks
+                self._greys[frame.source] = {index: each for index, each in greys.items() if index >= marked.index}
+                if marked.index in greys:
+                    move_markers(frame, greys[marked.index], grey)
         return frames
 
     def write(self, frame: Frame) -> None:
