@@ -102,7 +102,7 @@ def _shift(before: np.ndarray, now: np.ndarray, box: tuple[int, int, int, int]) 
     """How far a box (left, top, right, bottom) of an image has moved, (x, y) in pixels; None if it is not found."""
     left, top, right, bottom = box
     # A part of it may have left the image.
-    around = cv2.copyMakeBorder(now, *4 * [FARTHEST], cv2.BORDER_REPLICATE)
+    around = cv2.copyMakeBorder(now, FARTHEST, FARTHEST, FARTHEST, FARTHEST, cv2.BORDER_REPLICATE)
     searched = around[top : bottom + 2 * FARTHEST, left : right + 2 * FARTHEST]
     score = cv2.matchTemplate(searched, before[top:bottom, left:right], cv2.TM_CCOEFF_NORMED)
     _, best, _, place = cv2.minMaxLoc(score)
