@@ -28,8 +28,8 @@ class Detector:
     """Finds polyps in images and recordings. Several threads may use one Detector.
 
     Args:
-        model: path of an ONNX file made by `polypstream export`. None: as in the settings, which is "shipped" (the
-            weights that come with polypstream) unless changed.
+        model: path of an ONNX file made by `polypstream export` or `polypstream wrap`. None: as in the settings, which
+            is "shipped" (the weights that come with polypstream) unless changed.
         provider: ONNX Runtime's execution provider: "cuda", "tensorrt", "openvino" or "cpu". None: as in the settings,
             which is "auto" (the fastest one that works on this machine) unless changed.
         settings: all other settings, from `load_settings`. None: the defaults, which config.yaml explains.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 BENCH_VIDEO = "demo:?seconds=10&size=1920x1080&rate=30"
 
 app = Commands()
+log = logging.getLogger(__name__)
 
 
 @app.command("bench")
@@ -55,6 +57,7 @@ def bench_machine(
         from polypstream.web.live import LivePage
         from polypstream.web.server import web
     settings = read_settings(config, set_, model)
+    log.info("loading the model and the video; a demo is rendered once, which takes up to two minutes")
     segmenter = open_segmenter(settings)
     with ProgressBar(video, "frames") as progress:
         open_source(video, progress.show).close()  # renders a demo now, so that this is not measured

@@ -144,6 +144,7 @@ def live_sources(
     ]
     if clips is not None and windows is None and browser is None:
         raise SettingsError("--clips: nothing can ask for a clip; add --window or --serve")
+    log.info("loading the model")
     segmenter = open_segmenter(settings)
     pushes = [*pushes_of(push or [], opened, settings), *room_pushes(rooms, opened, settings)]
     kept = clips_of(clips, opened, settings) if clips is not None else []
@@ -169,6 +170,8 @@ def live_sources(
                 typer.echo(describe(status))
             for _, recording in recordings:
                 typer.echo(f"{recording.source}: {recording.written}")
+            for _, sender in pushes:
+                typer.echo(f"{sender.source}: {sender.doing}")
             for problem in (*live.failed_sources(), *live.failed_sinks()):
                 log.error(problem)
     if live.failed_sources() or live.failed_sinks():
@@ -243,6 +246,7 @@ def devices() -> None:
     found = list_devices()
     if not found:
         typer.echo(NO_DEVICE)
+        typer.echo("To try live video without one: polypstream live loop:FILE --serve 127.0.0.1:8000")
         return
     for device in found:
         typer.echo(f"{device.address}  {device.description}")

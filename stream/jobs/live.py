@@ -179,13 +179,13 @@ def describe(status: Status) -> str:
     latency, skipped = status.latency_ms, sum(status.dropped.values())
     lost = "once" if status.losses == 1 else f"{status.losses} times"
     ended = "source ended" if status.frames_in else "nothing arrived"
-    state = ended if status.ended else "signal" if status.signal else "no signal"
+    state = ended if status.ended else "" if status.signal else "no signal"
     if status.ended and status.problem.startswith(STOPPED):
         state = status.problem
     elif status.problem and not (status.ended and status.problem == state):
-        state += f" ({status.problem})"
+        state = f"{state} ({status.problem})".lstrip()
     parts = [
-        f"{status.source}: {state}",
+        state,
         f"{status.shown} of {status.frames_in} frames shown, {status.shown_per_second:.1f} per second",
         origins_of(status.findings_of),
         f"skipped {skipped} of {status.frames_in} ({reasons_of(status.dropped)})" if skipped else "",
@@ -194,7 +194,7 @@ def describe(status: Status) -> str:
         f"signal lost {lost}" if status.losses else "",
         status.warning if status.signal else "",
     ]
-    return ", ".join(filter(None, parts))
+    return f"{status.source}: {', '.join(filter(None, parts))}"
 
 
 def reasons_of(dropped: Mapping[str, int]) -> str:
@@ -332,7 +332,8 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
         named = [source for source in sources if source.name == name]
         if not named:
             raise SettingsError(f"--push {redacted(url)}: write NAME=URL with the name of a source")
-        sinks.append((f"push {len(sinks) + 1}", Push(url, named[0], settings.output.video, settings.live.longest_wait)))
+        sink = Push(url, named[0], settings.output.video, settings.live.longest_wait)
+        sinks.append((f"push to {redacted(url)}", sink))
     return sinks
 
 

@@ -82,7 +82,8 @@ class RecentFrames:
             )
             if first:
                 log.warning(
-                    f"{self.source}: {self.warning}. Other programs, or recordings in process, may use the CPU."
+                    f"{self.source}: {self.warning}. Other programs, or recordings in process, may use the CPU. "
+                    "Smaller frames, fewer sources or a GPU need less of it."
                 )
         elif self.warning and recent.share < KEEPS_UP:
             self.warning = ""

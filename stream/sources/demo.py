@@ -87,7 +87,8 @@ def parse_demo(uri: str) -> DemoSettings:
         except KeyError:
             raise SourceError(f"{uri}: there is no value {key}; a demo has seconds, seed, size and rate") from None
         except (ValueError, ZeroDivisionError):
-            raise SourceError(f"{uri}: {key}={text} cannot be read; write for instance size=1280x720") from None
+            example = {"size": "1280x720", "seconds": "10", "seed": "1", "rate": "25"}[key]
+            raise SourceError(f"{uri}: {key}={text} cannot be read; write for instance {key}={example}") from None
     return checked(DemoSettings(**values), uri)  # type: ignore[arg-type]
 
 

@@ -213,7 +213,7 @@ class Stream:
                         attempts = 0
                         yield frame
                 if not self._closed.is_set():
-                    self._lost("source ended")
+                    self._lost(f"source ended; waiting for {awaited(self.address)}")
             except Exception as error:  # a library may raise anything; the stream may return unchanged
                 self._lost(self._silence(attempts) if isinstance(error, ExitError) else self._reason(error))
             if not self._closed.is_set():
@@ -223,7 +223,7 @@ class Stream:
                 self.signal.given_up = True
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
-        problem = STOPPED if self.signal.there else f"{STOPPED}; before: {self.signal.problem}"
+        problem = STOPPED if self.signal.there else f"{STOPPED} without a signal ({self.signal.problem})"
         self.signal.there, self.signal.ended, self.signal.problem = False, True, problem
 
     def close(self) -> None:

@@ -70,9 +70,10 @@ def test_a_push_that_nobody_takes_is_said_once(
     make: Callable[..., Path], red_model: Path, said: Callable[[], list[str]]
 ) -> None:
     sources = open_sources([f"room=replay:{make(frames=50)}"], FAST)
-    pushes = pushes_of([f"tcp://127.0.0.1:{free_port()}"], sources, FAST)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    pushes = pushes_of([address], sources, FAST)
     Live(sources, Segmenter(red_model, "cpu"), FAST, pushes).run(lambda: None, 0.05)
-    assert said() == ["WARNING push 1: Connection refused"]
+    assert said() == [f"WARNING push to {address}: Connection refused"]
 
 
 def test_a_source_that_was_stopped_did_not_end(make: Callable[..., Path], red_model: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_last_line_keeps_why_nothing_arrived(red_model: Path) -> None:
         )
     (status,) = live.status()
     assert describe(status).startswith(
-        "room: stopped; before: another program on this machine uses this port already; "
+        "room: stopped without a signal (another program on this machine uses this port already; "
     )
 
 

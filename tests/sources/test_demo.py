@@ -29,7 +29,7 @@ def test_a_demo_address_is_read() -> None:
     ("uri", "message"),
     [
         ("demo:?second=1", "there is no value second"),
-        ("demo:?seconds=much", "seconds=much cannot be read"),
+        ("demo:?seconds=much", "seconds=much cannot be read; write for instance seconds=10"),
         ("demo:?seconds=0", "seconds must be over 0"),
         ("demo:?seconds=nan", "seconds must be over 0"),
         ("demo:?size=12", "size=12 cannot be read"),
