@@ -27,7 +27,7 @@ from polypstream.jobs.bench import (
     measure_live,
     measure_recorded,
 )
-from polypstream.jobs.live import Live
+from polypstream.jobs.live import Live, Percentiles
 from polypstream.sinks.browser import Browser
 from polypstream.sources.recording import Recording
 from polypstream.stages.overlay import Overlay
@@ -84,7 +84,7 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
 
 def test_the_verdict_is_a_sentence() -> None:
     recorded = Recorded(600, 36.0, "segment", {}, 1.0, (1.0, 1.0))
-    quick = Shown("in-step", False, 1, 30, 600, 597, [597], {}, 29.9, (38.2, 50.0, 60.0, 70.0), ())
+    quick = Shown("in-step", False, 1, 30, 600, 597, [597], {}, 29.9, Percentiles(38.2, 50.0, 60.0, 70.0), None)
     slow = replace(quick, shown=300, latency_ms=None)
     assert verdict_of(recorded, [1920, 1080], [quick]) == (
         "This machine processes recordings of 1920x1080 with 30 frames per second at 1.2 times real time. Of live "
