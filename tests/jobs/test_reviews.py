@@ -263,6 +263,20 @@ def test_only_reviewed_leaves_out_what_is_not_all_reviewed(
     assert not mask[180:].any()
 
 
+@pytest.mark.slow
+def test_train_learns_from_what_was_reviewed(
+    processed: tuple[Path, Path], run: Path, reviewed: Path, tmp_path: Path
+) -> None:
+    """Also from frame 5, in which the reader sees no polyp."""
+    ReviewStore(run).correct(number_of(run, False), 5, [], ANNA)
+    folder = annotate(processed, tmp_path / "reviewed", "png", "--only-reviewed", "--every", "0.2")
+    assert frames_in(folder) == [0, 5, 10, 15, 25, 26]
+    call("train", folder, "--output", tmp_path / "run", "--epochs", 2, "--size", 64, "--batch", 2, "--validation", 0.4)
+    with (tmp_path / "run" / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
+
+
 def test_masks_choose_uncertain_frames(processed: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
     folder = annotate(processed, tmp_path / "few", "png", "--choose", "uncertain", "--count", 3)
     chosen = frames_in(folder)
