@@ -134,7 +134,7 @@ class ImageRun:
     _sheets: list[Sheet] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.result = ProcessResult(self.job.uri, self.folder, images_with_polyps=0)
+        self.result = ProcessResult(self.job.title or self.job.uri, self.folder, images_with_polyps=0)
         self._names = result_names(self.job.images)
         self._draw, card = Drawing(make_overlay(self.settings)), self.segmenter.card
         self._rules = choose_rules(self.settings.findings, card.threshold, card.peak)
@@ -202,7 +202,7 @@ class ImageRun:
         self.result.seconds = time.monotonic() - self._started
         write_csv(self.folder / "frames.csv", IMAGE_COLUMNS, self._rows)
         write_csv(self.folder / POLYPS, POLYP_COLUMNS, self._polyps())
-        about = head_of_results(self.job.uri, self.segmenter, self.settings)
+        about = head_of_results(self.job.title or self.job.uri, self.segmenter, self.settings)
         with write_atomically(self.folder / "findings.json") as path:
             content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
             path.write_text(json.dumps(content, indent=1) + "\n")
@@ -220,7 +220,7 @@ class ImageRun:
                 box = zip(("left", "top", "width", "height"), finding["box"], strict=True)
                 names = ("number", "probability", "polyp_area_fraction")
                 yield {
-                    "input": self.job.uri,
+                    "input": self.job.title or self.job.uri,
                     "image": image["image"],
                     **{name: finding[name] for name in names},
                     **dict(box),

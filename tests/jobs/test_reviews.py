@@ -287,13 +287,24 @@ def test_masks_choose_uncertain_frames(processed: tuple[Path, Path], run: Path, 
     assert "both choose frames" in failed.stderr
 
 
-def test_images_cannot_be_reviewed(tmp_path: Path, red_model: Path) -> None:
-    image = tmp_path / "image.png"
-    cv2.imwrite(str(image), picture(CLIP, 0)[..., ::-1])
-    call("process", image, "--output", tmp_path / "results", "--model", red_model)
-    failed = call("masks", image, "--results", tmp_path / "results", "--format", "coco", "--only-reviewed", check=False)
-    assert failed.returncode == 1
-    assert "results of images, which cannot be reviewed yet" in failed.stderr
+def test_masks_has_what_readers_left_of_images(tmp_path: Path, red_model: Path) -> None:
+    """Each finding of an image is a track. Of some images, the tracks keep their numbers."""
+    images = tmp_path / "views"
+    images.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(images / f"{number}.png"), picture(CLIP, number)[..., ::-1])
+    call("process", images, "--output", tmp_path / "results", "--model", red_model)
+    store = ReviewStore(tmp_path / "results" / "views")
+    store.decide(1, "rejected", ANNA)
+    store.correct(3, 2, [SQUARE], ANNA)
+    arguments = ("--results", tmp_path / "results", "--format", "png", "--only-reviewed")
+    call("masks", images, *arguments, "--output", tmp_path / "all")
+    assert frames_in(tmp_path / "all") == [0, 2]
+    assert not cv2.imread(str(tmp_path / "all" / "masks" / "views_0.png"), cv2.IMREAD_GRAYSCALE).any()
+    mask = cv2.imread(str(tmp_path / "all" / "masks" / "views_2.png"), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(mask > 0, cv2.fillPoly(np.zeros_like(mask), [SQUARE], 1) > 0)
+    call("masks", images / "[12].png", *arguments, "--output", tmp_path / "some")
+    assert frames_in(tmp_path / "some") == [2]
 
 
 def test_score_measures_against_the_reader(reviewed: Path) -> None:

@@ -7,7 +7,8 @@ const MOST_ZOOM = 20;
 const section = document.querySelector(".review");
 const canvas = section.querySelector(".canvas");
 const api = `/api/recordings/${section.dataset.id}/review`;
-const shown = JSON.parse(section.dataset.matrix);
+// The displayed size.
+let shown = JSON.parse(section.dataset.matrix);
 const toShown = new DOMMatrix(shown.matrix);
 const mask = document.createElement("canvas");
 const brush = mask.getContext("2d", { willReadFrequently: true });
@@ -17,7 +18,7 @@ const slider = section.querySelector("[name=frame]");
 const view = { zoom: 1, x: 0, y: 0 };
 const pictures = new Map();
 const pointers = new Map();
-let review = { tracks: [], frames: 1, width: 1, height: 1 };
+let review = { tracks: [], images: [], frames: 1, width: 1, height: 1 };
 let outlines = new Map();
 let uncertain = [];
 let track = null;
@@ -43,7 +44,7 @@ function draw() {
   const context = canvas.getContext("2d");
   context.setTransform(toCanvas());
   const picture = pictures.get(frame);
-  if (picture) context.drawImage(picture, 0, 0, review.width, review.height);
+  if (picture) context.drawImage(picture, 0, 0, mask.width, mask.height);
   context.globalAlpha = stroke ? 0.4 : 0.15;
   context.drawImage(mask, 0, 0);
   context.globalAlpha = 1;
@@ -78,11 +79,21 @@ function fillMask() {
   brush.stroke(path);
 }
 
+// Each image of a set has its own size.
+function resize() {
+  const { width, height } = review.images[frame] ?? review;
+  if (mask.width !== width || mask.height !== height) [mask.width, mask.height] = [width, height];
+  if (review.images.length) shown = { width, height };
+}
+
+const nameOf = (index) => (review.images.length ? `image ${index + 1}` : `frame ${index}`);
+
 function describe() {
   const found = outlines.get(frame);
   const by = { network: "network", motion: `carried, ${found?.reader}`, reader: `drawn by ${found?.reader}` };
   const value = (name, text) => (section.querySelector(`[data-value=${name}]`).textContent = text);
-  value("frame", `Frame ${frame} of ${review.frames}`);
+  const image = review.images[frame];
+  value("frame", image ? `Image ${frame + 1} of ${review.frames}: ${image.image}` : `Frame ${frame} of ${review.frames}`);
   value("source", !found ? "no outline" : found.polygons.length ? by[found.source] : `not in view, ${found.reader}`);
   slider.value = frame;
 }
@@ -100,6 +111,8 @@ async function goTo(index) {
   const before = frame;
   frame = Math.min(Math.max(index, 0), review.frames - 1);
   if (frame !== before) steps = [];
+  if (review.images.length && frame !== before) await chooseIn(frame);
+  resize();
   fillMask();
   describe();
   await pictureOf(frame);
@@ -114,7 +127,8 @@ const placeOf = (number) => review.tracks.findIndex((each) => each.track === num
 
 async function load() {
   review = await (await ask(api)).json();
-  [mask.width, mask.height, slider.max] = [review.width, review.height, review.frames - 1];
+  slider.max = review.frames - 1;
+  resize();
   listTracks();
 }
 
@@ -127,7 +141,9 @@ function listTracks() {
     button.dataset.track = each.track;
     if (each.track === track) button.setAttribute("aria-current", "true");
     const kind = each.drawn ? "drawn" : `probability ${each.peak_probability.toFixed(2)}`;
-    button.textContent = `Polyp ${each.track}: ${kind}, frames ${each.first_frame} to ${each.last_frame}. `;
+    const [first, last] = [each.first_frame, each.last_frame];
+    const place = first === last ? nameOf(first) : `frames ${first} to ${last}`;
+    button.textContent = `Polyp ${each.track}: ${kind}, ${place}. `;
     const state = document.createElement("b");
     const decision = each.decision?.decision ?? "undecided";
     state.className = decision;
@@ -150,6 +166,15 @@ async function choose(number, at) {
   await loadOutlines();
   listTracks();
   await goTo(at ?? review.tracks[placeOf(number)]?.first_frame ?? frame);
+}
+
+// A polyp of a set of images is in one image. In another image, another one is chosen, or none.
+async function chooseIn(index) {
+  const here = review.tracks.filter((each) => each.first_frame <= index && index <= each.last_frame);
+  if (here.some((each) => each.track === track)) return;
+  track = here[0]?.track ?? null;
+  await loadOutlines();
+  listTracks();
 }
 
 async function chooseBeside(step) {
@@ -409,6 +434,10 @@ addEventListener("resize", draw);
 reader.value = localStorage.getItem("reader") ?? "";
 perform(async () => {
   await load();
-  if (review.tracks.length) await choose(review.tracks[0].track);
+  const wanted = location.hash.match(/^#(\d+)$/);
+  if (wanted && review.images.length) {
+    frame = -1;
+    await goTo(Number(wanted[1]));
+  } else if (review.tracks.length) await choose(review.tracks[0].track);
   else await goTo(0);
 });
