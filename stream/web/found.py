@@ -100,19 +100,19 @@ def reviews_of_images(images: Sequence[FoundInImage], review: Review) -> list[li
     """What readers decided about the findings of images, and what they drew, one phrase for each finding.
 
     Args:
-        images: the images. Their findings are numbered from image to image.
+        images: the images. The review numbers their findings from image to image, the annotated copies in each image.
         review: what the readers stored.
     """
     said: list[list[str]] = []
-    first = 1
+    before = 0
     for place, image in enumerate(images):
-        found = [(number, review_of(number, review)) for number in range(first, first + image.polyp_count)]
+        found = [(number, review_of(before + number, review)) for number in range(1, image.polyp_count + 1)]
         # A finding of an image is in no other frame.
         phrases = [f"polyp {number}: {text.removesuffix(' in 1 frame')}" for number, text in found if text]
         here = [
             (track, each) for (track, frame), each in review.corrections.items() if frame == place and each.polygons
         ]
-        drawn = [f"polyp {track}: drawn by {each.reader}" for track, each in here if track in review.drawn]
+        drawn = [f"a polyp drawn by {each.reader}" for track, each in here if track in review.drawn]
         said.append(phrases + drawn)
-        first += image.polyp_count
+        before += image.polyp_count
     return said

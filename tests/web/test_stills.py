@@ -102,8 +102,8 @@ def test_images_are_reviewed(app: Served, finished: str) -> None:
     assert len(app.get(f"{api}/uncertain").json()) == 4
     page = app.get(finished.removeprefix("/api")).text
     assert "polyp 1: accepted by Anna on 20" in page
-    assert "polyp 3: outline corrected<" in page
-    assert "polyp 5: drawn by Anna" in page
+    assert "polyp 2: outline corrected<" in page  # the second one of its image
+    assert "a polyp drawn by Anna" in page
     content = coco_of(app, finished, "")
     names = {image["id"]: image["file_name"] for image in content["images"]}
     marks = {

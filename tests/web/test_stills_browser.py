@@ -95,7 +95,7 @@ def test_images_are_chosen_and_reviewed_one_by_one(browse: Callable[[], Any], ap
     corners = np.concatenate([np.array(each).reshape(-1, 2) for each in corrected["polygons"]])
     assert corners[:, 1].max() > 310
     driver.get(f"{app.address}/recordings/{id_}")
-    assert "polyp 5: drawn by Anna" in driver.find_elements("css selector", ".card")[1].text
+    assert "a polyp drawn by Anna" in driver.find_elements("css selector", ".card")[1].text
     driver.find_elements("css selector", ".card a")[-1].click()
     until(lambda: "Image 4 of 4" in element(driver, "[data-value=frame]").text)
     assert complaints(driver) == []

@@ -148,7 +148,7 @@ function listTracks() {
     const decision = each.decision?.decision ?? "undecided";
     state.className = decision;
     state.textContent = decision === "undecided" ? decision : `${decision} by ${each.decision.reader}`;
-    button.append(state, each.corrected ? `, ${each.corrected} outlines corrected` : "");
+    button.append(state, each.corrected ? `, ${each.corrected} ${each.corrected === 1 ? "outline" : "outlines"} corrected` : "");
     item.append(button);
     return item;
   });
