@@ -155,7 +155,7 @@ def _refuse_image(name: str) -> None:
         raise HTTPException(
             415,
             f"{name}: is an image, not a recording; send it to /api/segment, or open it on the image page; a set of "
-            "images is announced at /api/uploads/images",
+            "images is announced at /api/image-sets",
         )
 
 
@@ -311,7 +311,7 @@ class RecordingsPage:
             _refuse_image(what.name)
             return self._announce(what.name, what.size)
 
-        @router.post("/api/uploads/images", status_code=201, responses=UPLOAD | NO_IMAGE, max_body_size=MAX_NAMES)
+        @router.post("/api/image-sets", status_code=201, responses=UPLOAD | NO_IMAGE, max_body_size=MAX_NAMES)
         def announce_images(what: AnnouncedImages) -> RecordingInfo:
             """Announce a set of images. They are uploaded like a recording, one after another in the same order.
 

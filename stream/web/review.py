@@ -32,6 +32,7 @@ TrackNumber = Annotated[int, PathParameter(ge=1, le=10**6, description="Number o
 FrameNumber = Annotated[int, PathParameter(ge=0, le=10**8, description="Number of a frame, from 0")]
 Replace = Annotated[bool, Query(description="Replace what another reader has stored")]
 ReaderName = Annotated[str, Field(min_length=1, max_length=LONGEST_READER, description="Name of the reader")]
+ReaderQuery = Annotated[str, Query(min_length=1, max_length=LONGEST_READER, description="Name of the reader")]
 # x and y of each point in turn, in pixels.
 Polygon = Annotated[list[Annotated[int, Field(ge=-1, le=65536)]], Field(min_length=6, max_length=4000)]
 Polygons = Annotated[list[Polygon], Field(max_length=20)]
@@ -459,7 +460,7 @@ def _add_outlines(router: APIRouter, files_of: FilesOf) -> None:
         id: Id,
         track: TrackNumber,
         frame: FrameNumber,
-        reader: Annotated[str, Query(min_length=1, max_length=LONGEST_READER, description="Name of the reader")],
+        reader: ReaderQuery,
         replace: Replace = False,
     ) -> JSONResponse | None:
         """Remove a reader's outline of a track in one frame, and those carried from it."""
@@ -480,9 +481,9 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         _Reviewed(files.results).check_frame(frame)
         return Response(_read(frames, files, read_jpeg, frame), media_type="image/jpeg")
 
-    @router.post(
-        "/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry", responses=BODY | TOO_LARGE | UNFINISHED
-    )
+    path = "/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry"
+
+    @router.post(path, responses=BODY | TOO_LARGE | UNFINISHED)
     def carry(id: Id, track: TrackNumber, frame: FrameNumber, what: CarryRequest) -> Carried:
         """Carry a reader's outline along the motion of the image to the frames around it, as far as it fits.
 
@@ -499,6 +500,13 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
             raise HTTPException(409, f"no reader has drawn polyp {track} in frame {frame}: draw it first")
         outlines = _read(frames, files, follow, frame, correction.polygons, what.seconds)
         return Carried(frames=reviewed.store.carry(track, frame, outlines, name))
+
+    @router.delete(path, status_code=204, response_model=None, responses=UNFINISHED)
+    def leave(id: Id, track: TrackNumber, frame: FrameNumber, reader: ReaderQuery) -> None:
+        """Remove the outlines that were carried from a frame. The one that this reader drew in it stays."""
+        reviewed = _Reviewed(files_of(id).results)
+        reviewed.known_track(track)
+        reviewed.store.carry(track, frame, {}, _checked(reader))
 
 
 def matrix_of(frames: FrameChild, files: RecordingFiles) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Served:
     def send_images(self, images: Sequence[Path], name: str = "views") -> str:
         """Upload a set of images; its id."""
         announced = [{"name": image.name, "size": image.stat().st_size} for image in images]
-        answer = self.post("/api/uploads/images", json={"name": name, "images": announced})
+        answer = self.post("/api/image-sets", json={"name": name, "images": announced})
         assert answer.status_code == 201, answer.text
         id_, body = str(answer.json()["id"]), b"".join(image.read_bytes() for image in images)
         answer = requests.patch(f"{self.address}/api/uploads/{id_}?offset=0", data=body, timeout=30)

@@ -204,3 +204,7 @@ def test_an_outline_is_carried(app: Served, api: str) -> None:
     assert answer.json() == {"frames": [5, 6, 7, 8, 9, 11, 12, 14, 15]}
     carried = app.get(f"{api}/tracks/1").json()[5]
     assert (carried["source"], carried["reader"]) == ("motion", "Anna")
+    address = f"{app.address}{api}/tracks/1/frames/10/carry"
+    assert requests.delete(address, params={"reader": "Anna"}, timeout=30).status_code == 204
+    found = app.get(f"{api}/tracks/1").json()
+    assert [each["frame"] for each in found if each["source"] != "network"] == [10, 13]

@@ -214,6 +214,9 @@ def draw_and_carry(driver: Any) -> None:
     paint(driver, points)
     assert "Polyp 3: drawn" in element(driver, ".tracks").text
     press(driver, "carry")
+    press(driver, "undo")
+    assert f"Polyp 3: drawn, frame {DRAWN}." in element(driver, ".tracks").text  # the outline that was drawn stays
+    press(driver, "carry")
     assert element(driver, "[data-value=said]").text.startswith("Carried to frames ")
     go_to(driver, DRAWN + 5)
     assert element(driver, "[data-value=source]").text == "carried, Anna"

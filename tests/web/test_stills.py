@@ -143,7 +143,7 @@ def test_a_set_without_a_readable_image_fails(app: Served, tmp_path: Path) -> No
     ],
 )
 def test_what_cannot_be_a_set_is_refused(app: Served, images: list[dict[str, Any]], status: int, said: str) -> None:
-    answer = app.post("/api/uploads/images", json={"name": "views", "images": images})
+    answer = app.post("/api/image-sets", json={"name": "views", "images": images})
     assert answer.status_code == status
     assert said in json.dumps(answer.json())
 
@@ -152,7 +152,7 @@ def test_a_set_is_uploaded_in_chunks(app: Served, tmp_path: Path) -> None:
     images = save_set(tmp_path / "views")[:3]
     body = b"".join(image.read_bytes() for image in images)
     announced = [{"name": image.name, "size": image.stat().st_size} for image in images]
-    id_ = app.post("/api/uploads/images", json={"name": "views", "images": announced}).json()["id"]
+    id_ = app.post("/api/image-sets", json={"name": "views", "images": announced}).json()["id"]
     for start in range(0, len(body), 1000):
         part = body[start : start + 1000]
         answer = requests.patch(f"{app.address}/api/uploads/{id_}?offset={start}", data=part, timeout=30)

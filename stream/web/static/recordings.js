@@ -61,7 +61,7 @@ async function start({ file, images }) {
       if (error.status !== 404) throw error;
     }
   }
-  const answer = await ask(images ? "/api/uploads/images" : "/api/uploads", {
+  const answer = await ask(images ? "/api/image-sets" : "/api/uploads", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(images ? { name: file.name, images } : { name: file.name, size: file.size }),

@@ -24,6 +24,7 @@ let uncertain = [];
 let track = null;
 let frame = 0;
 let tool = "move";
+// What undoes each change of this frame.
 let steps = [];
 let stroke = null;
 let saving = Promise.resolve();
@@ -228,11 +229,13 @@ async function storeDrawn(polygons) {
     if (!polygons.length) return;
     const added = await (await change("POST", "/tracks", { frame: at, polygons, reader: name })).json();
     track = added.track;
-    steps.push(null);
+    steps.push(() => store(added.track, at, null));
   } else {
     const before = outlines.get(at);
-    const stored = await store(track, at, polygons);
-    if (stored) steps.push(before && before.source !== "network" ? before.polygons : null);
+    const number = track;
+    const stored = await store(number, at, polygons);
+    const earlier = before && before.source !== "network" ? before.polygons : null;
+    if (stored) steps.push(() => store(number, at, earlier));
   }
   await refresh();
 }
@@ -245,7 +248,7 @@ async function refresh() {
 
 async function undo() {
   if (!steps.length) return;
-  await store(track, frame, steps.pop());
+  await steps.pop()();
   await refresh();
 }
 
@@ -253,8 +256,10 @@ async function undo() {
 async function carry() {
   if (track === null) return;
   say("Carrying the outline to the frames around …");
-  const answer = await change("POST", `/tracks/${track}/frames/${frame}/carry`, { reader: readerName() });
-  const { frames } = await answer.json();
+  const path = `/tracks/${track}/frames/${frame}/carry`;
+  const name = readerName();
+  const { frames } = await (await change("POST", path, { reader: name })).json();
+  steps.push(() => change("DELETE", `${path}?reader=${encodeURIComponent(name)}`));
   await refresh();
   say(frames.length ? `Carried to frames ${frames[0]} to ${frames[frames.length - 1]}.` : "It fits in no other frame.");
 }
