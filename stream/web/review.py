@@ -257,8 +257,10 @@ class _Reviewed:
     def info(self) -> ReviewInfo:
         """Describe the review."""
         width, height = self.run.picture_size
-        merged = merge(self.run, _without_rejections(self.review))
-        tracks = [self._track_info(track) for track in merged.tracks]
+        merged = {track.track_id: track for track in merge(self.run, _without_rejections(self.review)).tracks}
+        # A track that a reader has seen in none of its frames stays in the list, so that this can be changed.
+        found = [merged.pop(track.track_id, track) for track in self.run.tracks]
+        tracks = [self._track_info(track) for track in (*found, *merged.values())]
         return ReviewInfo(
             revision=self.review.revision,
             frames=self.frames,

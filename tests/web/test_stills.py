@@ -93,6 +93,11 @@ def test_images_are_reviewed(app: Served, finished: str) -> None:
     assert put(app, f"{api}/tracks/1", decision="accepted").status_code == 200
     assert put(app, f"{api}/tracks/2", decision="rejected").status_code == 200
     put(app, f"{api}/tracks/3/frames/2", polygons=[SQUARE])
+    put(app, f"{api}/tracks/4/frames/3", polygons=[])
+    assert [each["track"] for each in app.get(api).json()["tracks"]] == [1, 2, 3, 4]  # it can be corrected again
+    assert app.get(f"{api}/tracks/4").json()[0]["polygons"] == []
+    url = f"{app.address}{api}/tracks/4/frames/3"
+    assert requests.delete(url, params={"reader": "Anna"}, timeout=30).status_code == 204
     drawn = app.post(f"{api}/tracks", json={"frame": 1, "polygons": [[10, 10, 500, 10, 500, 90]], "reader": "Anna"})
     assert drawn.json() == {"track": 5}
     (found,) = (each for each in app.get(f"{api}/findings").json() if each["track"] == 5)
