@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ import numpy as np
 from polypstream.core.config import Settings
 from polypstream.errors import DataError, SettingsError, SourceError
 from polypstream.jobs.image import load_image
-from polypstream.jobs.images import result_names
+from polypstream.jobs.report import review_of
 from polypstream.jobs.results import Outline, Run, TrackSummary, run_of
+from polypstream.jobs.reviews import Review
 from polypstream.sinks.findings import IMAGES_SCHEMA, OUTLINE_TOLERANCE_PX, SCHEMA, read_findings
 
 
@@ -88,6 +90,16 @@ class Stills(Run):
             frame: number of the image, from 0.
         """
         return self.sizes[frame]
+
+    def annotated(self, frame: int) -> str:
+        """File name of the annotated copy of an image, in the folder `annotated`.
+
+        Args:
+            frame: number of the image, from 0.
+        """
+        # See result_names: other images with the same name, which the run may have been unable to read, change it.
+        whole = f"{self.names[frame]}.jpg"
+        return whole if (self.folder / "annotated" / whole).is_file() else f"{Path(self.names[frame]).stem}.jpg"
 
     @cached_property
     def frames(self) -> dict[str, np.ndarray]:
@@ -186,6 +198,39 @@ def images_of(run: Stills, paths: Sequence[Path]) -> list[FoundImage]:
     if not found:
         raise DataError(f"{run.folder}: holds no results of {paths[0]}; process it first")
     return found
+
+
+def result_names(images: tuple[Path, ...]) -> dict[Path, str]:
+    """Names of the results of images: the file name without its ending; with it, where two images share that name.
+
+    Args:
+        images: paths of images in one folder.
+    """
+    stems = Counter(image.stem.casefold() for image in images)
+    return {image: image.stem if stems[image.stem.casefold()] == 1 else image.name for image in images}
+
+
+def reviews_of_images(run: Stills, review: Review) -> list[list[str]]:
+    """What readers decided about the findings of images, and what they drew, one phrase for each finding.
+
+    Args:
+        run: the run, as `process` wrote it. Its tracks are numbered from image to image. The phrases count them in each
+            image, as the annotated copy does.
+        review: what the readers stored.
+
+    Returns:
+        Phrases of each image.
+    """
+    said: list[list[str]] = []
+    for place, tracks in enumerate(run.frames["tracks"]):
+        found = [(number, review_of(track, review)) for number, track in enumerate(tracks, 1)]
+        # A finding of an image is in no other frame.
+        phrases = [f"polyp {number}: {text.removesuffix(' in 1 frame')}" for number, text in found if text]
+        here = [
+            (track, each) for (track, frame), each in review.corrections.items() if frame == place and each.polygons
+        ]
+        said.append(phrases + [f"a polyp drawn by {each.reader}" for track, each in here if track in review.drawn])
+    return said
 
 
 def _track_of(finding: dict[str, Any], frame: int, number: int) -> TrackSummary:

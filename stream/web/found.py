@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
 from polypstream.jobs.image_results import load_stills
-from polypstream.jobs.images import result_names
-from polypstream.jobs.report import Span, Timeline, read_table, review_of, shown_spans
-from polypstream.jobs.reviews import Review
+from polypstream.jobs.report import Span, Timeline, read_table, shown_spans
 from polypstream.sinks.findings import IMAGES_SCHEMA, SCHEMA, read_findings
 
 
@@ -89,30 +86,7 @@ def found_in(results: Path, peak: float) -> Found:
 def _images_in(results: Path) -> list[FoundInImage]:
     run = load_stills(results)
     columns = [run.frames[name].tolist() for name in ("polyp_count", "max_probability")]
-    annotated = result_names(tuple(map(Path, run.names)))
     return [
-        FoundInImage(image=name, polyp_count=found, max_probability=highest, annotated=f"{annotated[Path(name)]}.jpg")
-        for name, found, highest in zip(run.names, *columns, strict=True)
+        FoundInImage(image=name, polyp_count=found, max_probability=highest, annotated=run.annotated(number))
+        for number, (name, found, highest) in enumerate(zip(run.names, *columns, strict=True))
     ]
-
-
-def reviews_of_images(images: Sequence[FoundInImage], review: Review) -> list[list[str]]:
-    """What readers decided about the findings of images, and what they drew, one phrase for each finding.
-
-    Args:
-        images: the images. The review numbers their findings from image to image, the annotated copies in each image.
-        review: what the readers stored.
-    """
-    said: list[list[str]] = []
-    before = 0
-    for place, image in enumerate(images):
-        found = [(number, review_of(before + number, review)) for number in range(1, image.polyp_count + 1)]
-        # A finding of an image is in no other frame.
-        phrases = [f"polyp {number}: {text.removesuffix(' in 1 frame')}" for number, text in found if text]
-        here = [
-            (track, each) for (track, frame), each in review.corrections.items() if frame == place and each.polygons
-        ]
-        drawn = [f"a polyp drawn by {each.reader}" for track, each in here if track in review.drawn]
-        said.append(phrases + drawn)
-        before += image.polyp_count
-    return said

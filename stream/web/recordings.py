@@ -17,11 +17,13 @@ from pydantic import BaseModel, Field
 
 from polypstream.core.config import Settings
 from polypstream.core.marks import LONGEST_TEXT, TITLES, Mark, MarkKind, marks_in
+from polypstream.jobs.image_results import load_stills, reviews_of_images
+from polypstream.jobs.images import update_images_report
 from polypstream.jobs.report import review_of, update_report, write_report
 from polypstream.jobs.reviews import REVIEWS, ReviewStore
 from polypstream.sinks.findings import SNAPSHOTS, read_findings, write_marks
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
-from polypstream.web.found import Found, FoundInImage, FoundTrack, reviews_of_images
+from polypstream.web.found import Found, FoundInImage, FoundTrack
 from polypstream.web.frames import FrameChild
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
 from polypstream.web.page import BINARY, BODY, INVALID, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
@@ -265,15 +267,17 @@ class RecordingsPage:
             found = Found.model_validate_json(kept) if kept else None
             timeline = found.timeline() if found and not found.images else None
             url = f"/api/recordings/{entry.id}/files/{SNAPSHOTS}"
-            review = ReviewStore(self._library.results_path(entry)).read()
+            results = self._library.results_path(entry)
+            review = ReviewStore(results).read()
             tracks = [
                 each.model_dump()
                 | dict.fromkeys(("picture", "snapshot"), f"{url}/track-{each.track}.jpg")
                 | {"review": review_of(each.track, review)}
                 for each in (found.tracks if found else ())
             ]
-            images = zip(found.images, reviews_of_images(found.images, review), strict=True) if found else ()
-            values = {"found": found, "timeline": timeline, "tracks": tracks, "images": list(images)}
+            reviews = reviews_of_images(load_stills(results), review) if found and found.images else []
+            images = list(zip(found.images, reviews, strict=True)) if found else []
+            values = {"found": found, "timeline": timeline, "tracks": tracks, "images": images}
             detail = self._in_detail(entry)
             return render(request, "recording.html", recording=detail, formats=FORMATS, titles=TITLES, **values)
 
@@ -523,9 +527,9 @@ class RecordingsPage:
         return RecordingFiles(self._library.original_path(entry), self._library.results_path(entry))
 
     def _update_report(self, entry: Entry) -> None:
-        """Write the report of a recording again if it was reviewed since. That of images has no review."""
-        if not self._library.images(entry.id):
-            update_report(self._library.results_path(entry))
+        """Write the report of a recording, or of a set of images, again if it was reviewed since."""
+        update = update_images_report if self._library.images(entry.id) else update_report
+        update(self._library.results_path(entry))
 
     def _announce(self, name: str, size: int, images: Sequence[UploadedImage] = ()) -> RecordingInfo:
         """Add a recording, or a set of images, that will be uploaded in chunks.

@@ -109,6 +109,9 @@ def test_images_are_reviewed(app: Served, finished: str) -> None:
     assert "polyp 1: accepted by Anna on 20" in page
     assert "polyp 2: outline corrected<" in page  # the second one of its image
     assert "a polyp drawn by Anna" in page
+    report = app.get(f"{finished}/files/report.html").text
+    assert "polyp 1: accepted by Anna on 20" in report
+    assert "a polyp drawn by Anna" in report
     content = coco_of(app, finished, "")
     names = {image["id"]: image["file_name"] for image in content["images"]}
     marks = {
