@@ -25,7 +25,7 @@ from polypstream.core.protocols import OnProgress
 from polypstream.errors import DataError, OutputError, PolypstreamError, SettingsError
 from polypstream.jobs.annotation_formats import FORMATS, TRAIN, VALIDATION, Annotated, RecordingInSet, Writer
 from polypstream.jobs.annotation_inputs import Finished, find_finished
-from polypstream.jobs.image_results import load_images
+from polypstream.jobs.image_results import images_of, load_stills
 from polypstream.jobs.process import ANNOTATIONS, read_summary
 from polypstream.jobs.results import (
     Outline,
@@ -262,8 +262,8 @@ def _size_of(run: Finished) -> tuple[int, int]:
     if summary.get("problem"):
         log.warning(f"{run.folder}: the run is not complete ({summary['problem']}); what it did not reach has no masks")
     if run.images:
-        _, images = load_images(run.folder, run.images)
-        return len(images), sum(len(image.outlines) for image in images)
+        stills = merge(load_stills(run.folder), ReviewStore(run.folder).read())
+        return len(images_of(stills, run.images)), max((track.track_id for track in stills.tracks), default=0)
     loaded = load_reviewed(run.folder)
     return len(loaded.frames["pts_s"]), max((track.track_id for track in loaded.tracks), default=0)
 
@@ -336,13 +336,13 @@ def _write_images(
     each: _Input, selection: Selection, writer: _Marked, target: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Write the images and annotations of a set of images, and count them in its entry. Return the head of its run."""
-    if selection.only_reviewed:
-        raise SettingsError(f"--only-reviewed: {each.run.folder} holds results of images, which cannot be reviewed yet")
-    entry, (about, images) = each.entry, load_images(each.run.folder, each.run.images)
+    entry, review, original = each.entry, ReviewStore(each.run.folder).read(), load_stills(each.run.folder)
+    images = images_of(merge(original, review), each.run.images)
+    left_out = set(range(len(original.names))) - reviewed_frames(original, review) if selection.only_reviewed else set()
     with writing(target):
         folder = writer.begin(RecordingInSet(entry.name, None, each.frames, entry.split))
     for number, image in enumerate(images):
-        if image.outlines or not selection.only_findings:
+        if image.frame not in left_out and (image.outlines or not selection.only_findings):
             # The set of a single image has the name of this image.
             name = entry.name if len(images) == 1 else f"{entry.name}_{image.name}"
             outlines, rgb = _renumbered(image.outlines, entry), image.load()
@@ -352,7 +352,7 @@ def _write_images(
                 writer.write(Annotated(name, image.size, number, outlines, [number] * len(outlines)))
             entry.add(outlines)
         on_progress(number + 1, each.frames)
-    return about
+    return original.about
 
 
 def _renumbered(outlines: Sequence[Outline], entry: AnnotatedRecording) -> list[Outline]:

@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+
+import cv2
 
 from polypstream.core.frame import Frame
 from polypstream.core.orientation import AS_STORED
 from polypstream.core.protocols import Source
 from polypstream.core.time_range import TimeRange
 from polypstream.errors import DataError
+from polypstream.jobs.image_results import Stills, images_of
 from polypstream.jobs.results import SAME_TIME_S, Run, open_again
 from polypstream.media.jpeg import WHOLE, Jpeg
 
-# Quantiser of the JPEG images, see Jpeg.
-QUANTISER = 3
+# Quantiser of the JPEG images of recordings, see Jpeg; and quality of those of images.
+QUANTISER, QUALITY = 3, 95
 # JPEG images that are kept, and frames before a wanted one that are read too: readers often step back.
 KEPT, BEFORE = 160, 20
 # A frame that is at most this many frames ahead is reached by decoding on. For others the recording is entered again.
@@ -116,3 +120,47 @@ class FrameReader:
             if abs(frame.seconds - self._times[frame.index]) > SAME_TIME_S:
                 raise DataError(f"{self._recording}: its frames have other times than those of {self.run.folder}")
             yield frame
+
+
+class StillReader:
+    """Reads the images of a run by number.
+
+    Args:
+        run: the run.
+        folder: folder of its images.
+
+    Attributes:
+        run: the run.
+    """
+
+    def __init__(self, run: Stills, folder: Path) -> None:
+        self.run = run
+        self._images = images_of(run, [folder / name for name in run.names])
+
+    def jpeg(self, index: int) -> bytes:
+        """Read an image as JPEG, upright.
+
+        Args:
+            index: number of the image, from 0.
+
+        Raises:
+            DataError: there is no such image, or it has another size than in the run.
+            SourceError: it cannot be read.
+        """
+        if not 0 <= index < len(self._images):
+            raise DataError(f"{self.run.folder}: has no image {index}")
+        rgb = self._images[index].load()
+        return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+
+def open_reader(run: Run, recording: str) -> FrameReader | StillReader:
+    """The reader of the frames of a run.
+
+    Args:
+        run: the run.
+        recording: path of its recording, or a demo's address; of images, their folder.
+    """
+    return StillReader(run, Path(recording)) if isinstance(run, Stills) else FrameReader(run, recording)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +22,7 @@ from polypstream.core.protocols import OnProgress
 from polypstream.errors import SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import load_image
+from polypstream.jobs.image_results import load_stills, result_names, reviews_of_images
 from polypstream.jobs.predictions import ImageResult, predict
 from polypstream.jobs.process import (
     Job,
@@ -32,7 +32,8 @@ from polypstream.jobs.process import (
     prepare_folder,
     write_summary,
 )
-from polypstream.jobs.report import inlined, write_page
+from polypstream.jobs.report import inlined, reviewed_since_report, write_page
+from polypstream.jobs.reviews import ReviewStore
 from polypstream.jobs.setup import make_overlay
 from polypstream.media.scaling import Scaler, own_size
 from polypstream.sinks.findings import IMAGES_SCHEMA, POLYPS
@@ -54,12 +55,14 @@ class Sheet:
         polyps: number of findings.
         highest: highest probability, 0..1.
         annotated: path of the annotated copy, relative to the report.
+        reviews: what readers decided about its findings, and what they drew.
     """
 
     name: str
     polyps: int
     highest: float
     annotated: str
+    reviews: Sequence[str] = ()
 
 
 def process_images(
@@ -134,7 +137,7 @@ class ImageRun:
     _sheets: list[Sheet] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.result = ProcessResult(self.job.uri, self.folder, images_with_polyps=0)
+        self.result = ProcessResult(self.job.title or self.job.uri, self.folder, images_with_polyps=0)
         self._names = result_names(self.job.images)
         self._draw, card = Drawing(make_overlay(self.settings)), self.segmenter.card
         self._rules = choose_rules(self.settings.findings, card.threshold, card.peak)
@@ -202,16 +205,13 @@ class ImageRun:
         self.result.seconds = time.monotonic() - self._started
         write_csv(self.folder / "frames.csv", IMAGE_COLUMNS, self._rows)
         write_csv(self.folder / POLYPS, POLYP_COLUMNS, self._polyps())
-        about = head_of_results(self.job.uri, self.segmenter, self.settings)
+        about = head_of_results(self.job.title or self.job.uri, self.segmenter, self.settings)
         with write_atomically(self.folder / "findings.json") as path:
             content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
             path.write_text(json.dumps(content, indent=1) + "\n")
         summary = self._summary(about, problem)
         write_summary(self.folder, summary)
-        pictures = inlined(self.folder, [sheet.annotated for sheet in self._sheets])
-        write_page(
-            self.folder, "images_report.html", summary=summary, sheets=list(zip(self._sheets, pictures, strict=True))
-        )
+        _write_report(self.folder, summary, self._sheets)
 
     def _polyps(self) -> Iterator[dict[str, object]]:
         """Rows of polyps.csv, one for each finding."""
@@ -220,7 +220,7 @@ class ImageRun:
                 box = zip(("left", "top", "width", "height"), finding["box"], strict=True)
                 names = ("number", "probability", "polyp_area_fraction")
                 yield {
-                    "input": self.job.uri,
+                    "input": self.job.title or self.job.uri,
                     "image": image["image"],
                     **{name: finding[name] for name in names},
                     **dict(box),
@@ -244,14 +244,27 @@ class ImageRun:
         }
 
 
-def result_names(images: tuple[Path, ...]) -> dict[Path, str]:
-    """Names of the results of images: the file name without its ending; with it, where two images share that name.
+def _write_report(folder: Path, summary: dict[str, Any], sheets: Sequence[Sheet]) -> None:
+    pictures = inlined(folder, [sheet.annotated for sheet in sheets])
+    write_page(folder, "images_report.html", summary=summary, sheets=list(zip(sheets, pictures, strict=True)))
+
+
+def update_images_report(folder: Path) -> None:
+    """Write report.html of images again if they were reviewed since.
 
     Args:
-        images: paths of images in one folder.
+        folder: folder of the results.
+
+    Raises:
+        DataError: the folder does not hold finished results of images.
+        OutputError: the report cannot be written.
     """
-    stems = Counter(image.stem.casefold() for image in images)
-    return {image: image.stem if stems[image.stem.casefold()] == 1 else image.name for image in images}
+    if not reviewed_since_report(folder):
+        return
+    run, reviews = load_stills(folder), reviews_of_images(load_stills(folder), ReviewStore(folder).read())
+    columns = (run.frames[name].tolist() for name in ("polyp_count", "max_probability"))
+    paths = [f"annotated/{run.annotated(number)}" for number in range(len(run.names))]
+    _write_report(folder, run.summary, list(map(Sheet, run.names, *columns, paths, reviews)))
 
 
 class Drawing:

@@ -186,9 +186,18 @@ def update_report(run: Path) -> None:
         DataError: the folder does not hold a finished run.
         OutputError: the report cannot be written.
     """
-    review, report = run / REVIEWS, run / "report.html"
-    if review.is_file() and report.is_file() and review.stat().st_mtime >= report.stat().st_mtime:
+    if reviewed_since_report(run):
         write_report(run)
+
+
+def reviewed_since_report(run: Path) -> bool:
+    """Whether a run was reviewed after its report was written.
+
+    Args:
+        run: folder of the results.
+    """
+    review, report = run / REVIEWS, run / "report.html"
+    return review.is_file() and report.is_file() and review.stat().st_mtime >= report.stat().st_mtime
 
 
 def review_of(track: int, review: Review) -> str:

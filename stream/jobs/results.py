@@ -130,6 +130,14 @@ class Run:
         width, height = self.about["picture_size"]
         return int(width), int(height)
 
+    def size_of(self, frame: int) -> tuple[int, int]:
+        """Width and height of a frame in pixels.
+
+        Args:
+            frame: number of the frame, from 0.
+        """
+        return self.picture_size
+
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Content of summary.json: whether the run is `complete`, its `damage` and `notes`, the provider, the speed.
@@ -180,7 +188,19 @@ def load_run(folder: str | Path) -> Run:
         (320, 180)
     """
     folder = Path(folder)
-    about = read_findings(folder)
+    return run_of(folder, read_findings(folder))
+
+
+def run_of(folder: Path, about: dict[str, Any]) -> Run:
+    """The results of `process` for one recording.
+
+    Args:
+        folder: folder of the recording's results.
+        about: content of its findings.json.
+
+    Raises:
+        DataError: it cannot be read as findings.
+    """
     try:
         tracks = [_track_of(folder, row) for row in about.pop("tracks")]
         run = Run(folder, about, tracks, Settings.model_validate(about["settings"]), range_in(about))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from polypstream.sinks.findings import SNAPSHOTS
 
 # Names the reviewed findings of a run as the ground truth of `score` and `study`.
 REVIEWED = Path("reviewed")
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def load_reviewed(folder: str | Path) -> Run:
@@ -40,7 +43,7 @@ def load_reviewed(folder: str | Path) -> Run:
     return merge(load_run(folder), ReviewStore(Path(folder)).read())
 
 
-def merge(run: Run, review: Review) -> Run:
+def merge(run: AnyRun, review: Review) -> AnyRun:
     """Apply a review to a run.
 
     Args:
@@ -83,7 +86,7 @@ def _summary_of(run: Run, number: int, outlines: Sequence[Outline]) -> TrackSumm
     shown = sorted((outline for outline in outlines if outline.polygons), key=lambda outline: outline.frame)
     areas = [sum(cv2.contourArea(polygon) for polygon in outline.polygons) for outline in shown]
     best = shown[int(np.argmax(areas))].seconds if shown else 0.0
-    width, height = run.picture_size
+    pixels = [math.prod(run.size_of(outline.frame)) for outline in shown]
     return TrackSummary(
         track_id=number,
         first_s=shown[0].seconds if shown else 0.0,
@@ -92,7 +95,7 @@ def _summary_of(run: Run, number: int, outlines: Sequence[Outline]) -> TrackSumm
         frames=len(shown),
         peak_probability=1.0,
         mean_probability=1.0,
-        largest_area_fraction=max(areas, default=0.0) / (width * height),
+        largest_area_fraction=max((area / whole for area, whole in zip(areas, pixels, strict=True)), default=0.0),
         snapshot=run.folder / SNAPSHOTS / f"track-{number}.jpg",
         snapshot_s=best,
         outlines=shown,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polypstream.jobs.image_results import Stills
 from polypstream.jobs.report import peak_of
 from polypstream.jobs.results import Run
 
@@ -32,12 +33,15 @@ def uncertainty(run: Run) -> np.ndarray:
 
     The sum of three values of 0 to 1: how near the highest probability is to the one that a finding must reach; whether
     a track begins, ends or flickers here; and how much the area of the findings differs from that of the frames beside.
+    Images have no frames beside them: only the first value counts.
 
     Args:
         run: the run.
     """
     frames = run.frames
-    near = np.exp2(-(((frames["max_probability"] - peak_of(run.summary)) / HALF) ** 2))
+    near: np.ndarray = np.exp2(-(((frames["max_probability"] - peak_of(run.summary)) / HALF) ** 2))
+    if isinstance(run, Stills):
+        return near
     counts, areas = frames["polyp_count"].astype(float), frames["polyp_area_fraction"]
     changes, steps = (np.abs(np.diff(values, prepend=values[:1])) for values in (counts, areas))
     beside = [np.maximum(values, np.append(values[1:], 0.0)) for values in (changes, steps)]
@@ -53,7 +57,7 @@ def choose_uncertain(run: Run, count: int) -> list[UncertainFrame]:
     """
     values, times = uncertainty(run), run.frames["pts_s"]
     chosen: list[int] = []
-    apart, left = APART_S, values.copy()
+    apart, left = 0.0 if isinstance(run, Stills) else APART_S, values.copy()
     while len(chosen) < min(count, len(values)):
         frame = int(left.argmax())
         if np.isneginf(left[frame]):

@@ -166,7 +166,7 @@ class AnnotationMaker:
         """Return an error's message for the client, without paths of the server."""
         if isinstance(error, OutputError):
             return DISK_PROBLEM
-        message = words_of(error).replace(str(self._library.upload_path(entry.id)), entry.name)
+        message = words_of(error).replace(str(self._library.original_path(entry)), entry.name)
         return message.replace(f"{self._library.folder}/", "")
 
     def _make(self, entry: Entry, state: AnnotationState) -> None:
@@ -185,7 +185,7 @@ class AnnotationMaker:
             for needed in (self._library.results_path(entry) / name for name in NEEDED):
                 if needed.name != REVIEWS or needed.is_file():
                     shutil.copyfile(needed, run / needed.name)
-            self._write(str(self._library.upload_path(entry.id)), run, output, state)
+            self._write(str(self._library.original_path(entry)), run, output, state)
             with write_atomically(target) as unfinished, unfinished.open("wb") as file:
                 for chunk in zip_chunks(_files_in(output, f"{name}-{state.format}")):
                     self._check_wanted(state)

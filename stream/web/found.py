@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
+from polypstream.jobs.image_results import load_stills
 from polypstream.jobs.report import Span, Timeline, read_table, shown_spans
-from polypstream.sinks.findings import read_findings
+from polypstream.sinks.findings import IMAGES_SCHEMA, SCHEMA, read_findings
 
 
 class FoundTrack(BaseModel):
@@ -28,10 +29,23 @@ class FoundTrack(BaseModel):
     """First and last time of each stretch in which it is shown. Gaps that the timeline cannot show are left out."""
 
 
+class FoundInImage(BaseModel):
+    """One image of a set of images. findings.json has the outlines of its findings."""
+
+    image: str
+    """File name."""
+    polyp_count: int
+    max_probability: float
+    annotated: str
+    """File name of the copy with the findings marked, in `files/annotated/`."""
+
+
 class Found(BaseModel):
-    """The part of a finished run's results that its page shows."""
+    """The part of a finished run's results that its page shows. A set of images has no tracks and no timeline."""
 
     tracks: list[FoundTrack]
+    images: list[FoundInImage] = []
+    """The images; none: it is a recording."""
     peak: float
     """Probability that a finding must reach."""
     start: float
@@ -41,6 +55,11 @@ class Found(BaseModel):
     """The highest probability in each column of the timeline; null where the recording has no frame."""
     not_shown: list[Span] = []
     """First and last time of each stretch in which the peak is reached, but no polyp is shown."""
+
+    @property
+    def findings(self) -> int:
+        """Number of tracks, or of findings in images."""
+        return len(self.tracks) + sum(image.polyp_count for image in self.images)
 
     def timeline(self) -> Timeline:
         """Return the timeline, to be drawn."""
@@ -54,8 +73,20 @@ def found_in(results: Path, peak: float) -> Found:
         results: folder of the run.
         peak: probability that a finding must reach, 0..1.
     """
+    findings = read_findings(results, (SCHEMA, IMAGES_SCHEMA))
+    if findings["schema"] == IMAGES_SCHEMA:
+        return Found(tracks=[], images=_images_in(results), peak=peak, start=0.0, end=0.0, highest=[])
     timeline, _ = read_table(results / "frames.csv", peak)
-    tracks = [track | {"spans": shown_spans(track, timeline)} for track in read_findings(results)["tracks"]]
+    tracks = [track | {"spans": shown_spans(track, timeline)} for track in findings["tracks"]]
     highest = [None if math.isnan(value) else value for value in timeline.highest.round(3).tolist()]
     times = {"start": timeline.start, "end": timeline.end, "not_shown": timeline.not_shown}
     return Found(tracks=[FoundTrack(**track) for track in tracks], peak=peak, highest=highest, **times)
+
+
+def _images_in(results: Path) -> list[FoundInImage]:
+    run = load_stills(results)
+    columns = [run.frames[name].tolist() for name in ("polyp_count", "max_probability")]
+    return [
+        FoundInImage(image=name, polyp_count=found, max_probability=highest, annotated=run.annotated(number))
+        for number, (name, found, highest) in enumerate(zip(run.names, *columns, strict=True))
+    ]

@@ -14,8 +14,8 @@ from typing import Any
 
 from polypstream.core.orientation import Orientation
 from polypstream.errors import PolypstreamError
-from polypstream.jobs.frame_reader import FrameReader
-from polypstream.jobs.results import load_run
+from polypstream.jobs.frame_reader import FrameReader, StillReader, open_reader
+from polypstream.jobs.image_results import load_reviewable
 from polypstream.web.annotations import NICENESS
 
 # The child ends when nothing was asked for this many seconds, or when one answer takes longer than the other number.
@@ -37,10 +37,10 @@ class FrameChild:
         self._connection: Connection | None = None
 
     def ask(self, recording: str, results: Path, question: Question, *arguments: object) -> Any:
-        """Let the child call a function with the FrameReader of a recording.
+        """Let the child call a function with the reader of a recording, see `open_reader`.
 
         Args:
-            recording: path of the recording.
+            recording: path of the recording, or of the folder of the images.
             results: folder of its results.
             question: the function, at the top level of a module.
             arguments: its other arguments.
@@ -94,7 +94,7 @@ class FrameChild:
         self._connection = self._child = self._key = None
 
 
-def read_jpeg(reader: FrameReader, index: int) -> bytes:
+def read_jpeg(reader: FrameReader | StillReader, index: int) -> bytes:
     """A question: a frame as JPEG.
 
     Args:
@@ -118,7 +118,7 @@ def _answer(connection: Connection, recording: str, results: Path) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for the server
         os.nice(NICENESS)
-    with suppress(EOFError, OSError), connection, closing(FrameReader(load_run(results), recording)) as reader:
+    with suppress(EOFError, OSError), connection, closing(open_reader(load_reviewable(results), recording)) as reader:
         while connection.poll(IDLE_S):
             question, arguments = connection.recv()
             try:

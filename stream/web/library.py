@@ -3,8 +3,10 @@
 FOLDER/library.sqlite          one row per recording
 FOLDER/incoming/               incomplete uploads in a single request, and incomplete annotations
 FOLDER/recordings/ID/upload    the uploaded file. Its original name is in the row only, never in a path
+FOLDER/recordings/ID/images.json  of a set of images: their names and sizes. The upload has them one after another
 FOLDER/recordings/ID/N/upload/ results of the Nth attempt to process it. The process of a killed server may still write
                                to the folder of an older attempt
+FOLDER/recordings/ID/N/images/ of a set of images: the images
 FOLDER/recordings/ID/N/*.zip   annotations that were made from these results
 """
 
@@ -15,7 +17,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Literal
 from polypstream.core.files import writing
 from polypstream.errors import OutputError
 from polypstream.jobs.reviews import REVIEWS
+from polypstream.web.stills import UploadedImage, read_list, unpack, write_list
 
 State = Literal["uploading", "waiting", "processing", "finished", "failed", "cancelled"]
 ID_PATTERN = "^[0-9a-f]{16}$"
@@ -139,6 +142,28 @@ class Library:
         """Return the path of a recording's results, which may not exist yet."""
         return self._folder_of(entry.id) / str(entry.attempts) / "upload"
 
+    def images(self, id_: str) -> Sequence[UploadedImage]:
+        """Return the images of a set of images; none if it is a recording."""
+        return read_list(self._folder_of(id_) / "images.json")
+
+    def original_path(self, entry: Entry) -> Path:
+        """Return what the results of a finished recording were made from: its file, or the folder of the images."""
+        if self.images(entry.id):
+            return self.results_path(entry).parent / "images"
+        return self.upload_path(entry.id)
+
+    def unpack(self, entry: Entry) -> tuple[Path, ...]:
+        """Write the images of a set of images to files, for the current attempt to process it.
+
+        Returns:
+            Their paths; none if it is a recording.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        images = self.images(entry.id)
+        return tuple(unpack(self.upload_path(entry.id), images, self.original_path(entry))) if images else ()
+
     def _folder_of(self, id_: str) -> Path:
         return self.folder / "recordings" / id_
 
@@ -146,12 +171,13 @@ class Library:
         """Return the free space of the disk."""
         return shutil.disk_usage(self.folder).free
 
-    def add(self, name: str, size: int) -> Entry:
+    def add(self, name: str, size: int, images: Sequence[UploadedImage] = ()) -> Entry:
         """Add a recording that will be uploaded, and create its empty file.
 
         Args:
             name: original name of the file.
             size: in bytes.
+            images: the images that follow one another in the file; none: it is a recording.
 
         Raises:
             OutputError: the file cannot be created.
@@ -160,6 +186,8 @@ class Library:
         with writing(self.upload_path(id_)):
             self._folder_of(id_).mkdir()
             self.upload_path(id_).touch()
+        if images:
+            write_list(self._folder_of(id_) / "images.json", images)
         shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
         with self._lock:
             values = (id_, shown[:LONGEST_NAME] or "recording", size, time.time())

@@ -115,12 +115,14 @@ class RecordingQueue:
         return cancelled
 
     def _process(self, entry: Entry) -> None:
-        results = self._library.results_path(entry)
+        results, images = self._library.results_path(entry), self._library.unpack(entry)
         job = Job(
-            str(self._library.upload_path(entry.id)),
+            str(self._library.original_path(entry)),
             results.parent,
             masks=True,
+            name=results.name if images else None,
             title=entry.name,
+            images=images,
         )
         with self._lock:
             if self._stopping:
@@ -164,7 +166,7 @@ class RecordingQueue:
         message = str(outcome.problem or (run and (run.problem or "; ".join(run.notes))) or "")
         message = message.replace(job.uri, entry.name).replace(str(results), "its results")
         if isinstance(outcome.then, Found):
-            self._library.finish(entry.id, message, len(outcome.then.tracks), outcome.then.model_dump_json())
+            self._library.finish(entry.id, message, outcome.then.findings, outcome.then.model_dump_json())
         else:
             self._library.move(entry.id, "processing", "failed", message)
             self._library.remove_results(entry)
@@ -175,4 +177,5 @@ def _find(results: Path, segmenter: Segmenter, settings: Settings) -> Found | No
     if not (results / "report.html").is_file():
         return None
     card = segmenter.card
-    return found_in(results, choose_rules(settings.findings, card.threshold, card.peak).peak)
+    found = found_in(results, choose_rules(settings.findings, card.threshold, card.peak).peak)
+    return found if found.images or found.highest else None  # neither: no image could be read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,23 +17,27 @@ from pydantic import BaseModel, Field
 
 from polypstream.core.config import Settings
 from polypstream.core.marks import LONGEST_TEXT, TITLES, Mark, MarkKind, marks_in
-from polypstream.jobs.inputs import IMAGE_ENDINGS
+from polypstream.jobs.image_results import load_stills, reviews_of_images
+from polypstream.jobs.images import update_images_report
 from polypstream.jobs.report import review_of, update_report, write_report
 from polypstream.jobs.reviews import REVIEWS, ReviewStore
 from polypstream.sinks.findings import SNAPSHOTS, read_findings, write_marks
 from polypstream.web.annotations import AnnotationFormat, AnnotationMaker, AnnotationState
-from polypstream.web.found import Found, FoundTrack
+from polypstream.web.found import Found, FoundInImage, FoundTrack
 from polypstream.web.frames import FrameChild
 from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, State
 from polypstream.web.page import BINARY, BODY, INVALID, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from polypstream.web.queue import RecordingQueue
 from polypstream.web.review import RecordingFiles, matrix_of, review_router
+from polypstream.web.stills import UploadedImage, file_names, is_image
 from polypstream.web.upload import append_body, save_file_field
 from polypstream.web.zipped import ZIP_TYPE, as_download, folder_name, zip_chunks
 
 GIGA = 10**9
 # Number of recordings per page.
 PAGE = 100
+# Most images in a set, and largest body with their names.
+MOST_IMAGES, MAX_NAMES = 5000, 4 * 10**6
 # Free space that uploads leave on the disk, for results.
 SPARE_BYTES = 2 * GIGA
 # The report allows its own styles and script only, and the images and the video of its recording.
@@ -57,6 +62,7 @@ UPLOAD: Described = (
         415: refusal("The file is an image, not a recording"),
     }
 )
+NO_IMAGE: Described = {415: refusal("The name of a file has not the ending of an image")}
 FORM: Described = {
     415: refusal("The body has another content type, or the file is empty or an image"),
     422: refusal("The form has no field `file` with a file"),
@@ -110,7 +116,7 @@ def in_parts(*types: str) -> Described:
 
 
 class RecordingInfo(BaseModel):
-    """A recording and its state."""
+    """A recording, or a set of images, and its state."""
 
     id: str
     name: str
@@ -124,13 +130,18 @@ class RecordingInfo(BaseModel):
     created: datetime
     place_in_line: int | None = None
     """Number of recordings before it in the queue, while it waits."""
+    image_count: int | None = None
+    """Number of images of a set; null: it is a recording."""
     frames_done: int | None = None
+    """Number of frames, or of images, that are processed."""
     frames_expected: int | None = None
     seconds_left: float | None = None
     findings: int | None = None
     """Number of findings, once it is finished."""
     tracks: list[FoundTrack] | None = None
-    """The findings, in the response for a single recording."""
+    """The findings, in the response for a single recording. Images have none."""
+    images: list[FoundInImage] | None = None
+    """The images of a set, in the response for a single one."""
     files: list[ResultFile] = []
     annotations: list[AnnotationState] = []
     """States of annotations, in the response for a single recording."""
@@ -142,9 +153,11 @@ def _refuse_image(name: str) -> None:
     Raises:
         HTTPException: it is an image.
     """
-    if Path(name).suffix.lower() in IMAGE_ENDINGS:
+    if is_image(name):
         raise HTTPException(
-            415, f"{name}: is an image, not a recording; send it to /api/segment, or open it on the image page"
+            415,
+            f"{name}: is an image, not a recording; send it to /api/segment, or open it on the image page; a set of "
+            "images is announced at /api/image-sets",
         )
 
 
@@ -162,6 +175,23 @@ class Announced(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     size: Annotated[int, Field(ge=1)]
+
+
+class AnnouncedImage(BaseModel):
+    """An image of a set that will be uploaded."""
+
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+    """File name, with the ending of an image."""
+    size: Annotated[int, Field(ge=1)]
+    """Size in bytes."""
+
+
+class AnnouncedImages(BaseModel):
+    """A set of images that will be uploaded in chunks, as one file in which they follow one another."""
+
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+    """Name of the set, for instance of its folder."""
+    images: Annotated[list[AnnouncedImage], Field(min_length=1, max_length=MOST_IMAGES)]
 
 
 class RecordingsPage:
@@ -227,25 +257,29 @@ class RecordingsPage:
 
         @router.get("/recordings/{id}/review", include_in_schema=False)
         def review(request: Request, id: str) -> Response:
-            entry, matrix = self._finished(id), matrix_of(self._frames, self._files_of(id))
-            return render(request, "review.html", recording=entry, matrix=matrix)
+            info, matrix = self._info(self._finished(id), {}), matrix_of(self._frames, self._files_of(id))
+            return render(request, "review.html", recording=info, matrix=matrix)
 
         @router.get("/recordings/{id}", include_in_schema=False)
         def recording(request: Request, id: str) -> Response:
             entry = self._known(id)
             kept = self._library.found(entry.id)
             found = Found.model_validate_json(kept) if kept else None
-            timeline = found.timeline() if found else None
+            timeline = found.timeline() if found and not found.images else None
             url = f"/api/recordings/{entry.id}/files/{SNAPSHOTS}"
-            review = ReviewStore(self._library.results_path(entry)).read()
+            results = self._library.results_path(entry)
+            review = ReviewStore(results).read()
             tracks = [
                 each.model_dump()
                 | dict.fromkeys(("picture", "snapshot"), f"{url}/track-{each.track}.jpg")
                 | {"review": review_of(each.track, review)}
                 for each in (found.tracks if found else ())
             ]
-            values = {"recording": self._in_detail(entry), "found": found, "timeline": timeline, "tracks": tracks}
-            return render(request, "recording.html", formats=FORMATS, titles=TITLES, **values)
+            reviews = reviews_of_images(load_stills(results), review) if found and found.images else []
+            images = list(zip(found.images, reviews, strict=True)) if found else []
+            values = {"found": found, "timeline": timeline, "tracks": tracks, "images": images}
+            detail = self._in_detail(entry)
+            return render(request, "recording.html", recording=detail, formats=FORMATS, titles=TITLES, **values)
 
         return router
 
@@ -278,11 +312,20 @@ class RecordingsPage:
         @router.post("/api/uploads", status_code=201, openapi_extra=announcement, responses=UPLOAD)
         def announce(what: Announced) -> RecordingInfo:
             """Announce a recording that is uploaded in chunks. A broken connection then costs one chunk only."""
-            if what.size > self._max_size:
-                raise HTTPException(413, f"recordings may have at most {self._max_size / GIGA:g} GB")
             _refuse_image(what.name)
-            self._check_space(what.size)
-            return self._info(self._library.add(what.name, what.size), {})
+            return self._announce(what.name, what.size)
+
+        @router.post("/api/image-sets", status_code=201, responses=UPLOAD | NO_IMAGE, max_body_size=MAX_NAMES)
+        def announce_images(what: AnnouncedImages) -> RecordingInfo:
+            """Announce a set of images. They are uploaded like a recording, one after another in the same order.
+
+            Each image is processed by itself. `size` of the answer is the sum of their sizes.
+            """
+            for image in what.images:
+                if not is_image(image.name):
+                    raise HTTPException(415, f"{image.name}: has not the ending of an image")
+            names, sizes = file_names([image.name for image in what.images]), [image.size for image in what.images]
+            return self._announce(what.name, sum(sizes), list(map(UploadedImage, names, sizes)))
 
         @router.patch(
             "/api/uploads/{id}",
@@ -370,7 +413,7 @@ class RecordingsPage:
                 raise HTTPException(404, "there is no such file, or the recording is not finished yet")
             headers = None
             if name is ResultFile.REPORT:
-                update_report(path.parent)
+                self._update_report(entry)
                 base = request.url_for("file", id=id, name=name).replace(path="").components
                 own = f"{base.scheme}://{base.netloc}"
                 headers = {"Content-Security-Policy": REPORT_POLICY.format(own, own)}
@@ -391,6 +434,19 @@ class RecordingsPage:
             return FileResponse(path, headers=EMBEDDED, media_type="image/jpeg")
 
         @router.get(
+            "/api/recordings/{id}/files/annotated/{name}",
+            response_class=FileResponse,
+            responses=NOT_THERE | in_parts("image/jpeg"),
+        )
+        def annotated(id: Id, name: Annotated[str, PathParameter(max_length=255)]) -> FileResponse:
+            """An image of a set, with its findings marked. `images` of the recording has the names."""
+            info = self._in_detail(self._known(id))
+            if name not in {image.annotated for image in info.images or ()}:
+                raise HTTPException(404, "there is no such image, or the set of images is not finished yet")
+            path = self._library.results_path(self._known(id)) / "annotated" / name
+            return FileResponse(path, headers=EMBEDDED, media_type="image/jpeg")
+
+        @router.get(
             "/api/recordings/{id}/files.zip",
             response_class=StreamingResponse,
             responses=NOT_THERE | UNFINISHED | ZIP_RESPONSE,
@@ -399,11 +455,12 @@ class RecordingsPage:
             """All files of the results in one ZIP archive, without compression."""
             entry = self._finished(id)
             name, results = folder_name(entry.name), self._library.results_path(entry)
-            update_report(results)
+            self._update_report(entry)
             paths = [
                 results / REVIEWS,
                 *(results / each for each in ResultFile),
                 *sorted((results / SNAPSHOTS).glob("track-*.jpg")),
+                *(path for folder in ("annotated", "masks") for path in sorted((results / folder).glob("*"))),
             ]
             files = [(path, f"{name}/{path.relative_to(results).as_posix()}") for path in paths if path.is_file()]
             return StreamingResponse(zip_chunks(files), 200, as_download(f"{name}.zip"), ZIP_TYPE)
@@ -413,6 +470,8 @@ class RecordingsPage:
         def mark(id: Id, new: RecordingMark) -> RecordingMark:
             """Set a mark of a finished recording. It is in findings.json and in the report."""
             results = self._library.results_path(self._finished(id))
+            if self._library.images(id):
+                raise HTTPException(409, "a set of images has no times, so it has no marks")
             with self._marking:
                 marks = marks_in(read_findings(results))
                 marks.append(Mark(new.kind, new.seconds, new.text.strip()))
@@ -465,7 +524,23 @@ class RecordingsPage:
 
     def _files_of(self, id_: str) -> RecordingFiles:
         entry = self._finished(id_)
-        return RecordingFiles(self._library.upload_path(id_), self._library.results_path(entry))
+        return RecordingFiles(self._library.original_path(entry), self._library.results_path(entry))
+
+    def _update_report(self, entry: Entry) -> None:
+        """Write the report of a recording, or of a set of images, again if it was reviewed since."""
+        update = update_images_report if self._library.images(entry.id) else update_report
+        update(self._library.results_path(entry))
+
+    def _announce(self, name: str, size: int, images: Sequence[UploadedImage] = ()) -> RecordingInfo:
+        """Add a recording, or a set of images, that will be uploaded in chunks.
+
+        Raises:
+            HTTPException: it is too large, or the disk has too little free space.
+        """
+        if size > self._max_size:
+            raise HTTPException(413, f"recordings may have at most {self._max_size / GIGA:g} GB")
+        self._check_space(2 * size if images else size)  # images are stored a second time, as files
+        return self._info(self._library.add(name, size, images), {})
 
     def _check_space(self, size: int = 0) -> None:
         if self._library.free_bytes() < size + SPARE_BYTES:
@@ -487,6 +562,7 @@ class RecordingsPage:
             state=entry.state,
             message=entry.message,
             created=datetime.fromtimestamp(entry.created, UTC),
+            image_count=len(self._library.images(entry.id)) or None,
         )
         if entry.state == "waiting":
             info.place_in_line = positions.get(entry.id)
@@ -503,6 +579,7 @@ class RecordingsPage:
         if kept:
             results = self._library.results_path(entry)
             info.files = [name for name in ResultFile if (results / name).is_file()]
-            info.tracks = Found.model_validate_json(kept).tracks
+            found = Found.model_validate_json(kept)
+            info.tracks, info.images = found.tracks, found.images or None
             info.annotations = self._annotations.states(entry.id)
         return info

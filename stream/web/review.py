@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 
 from polypstream.errors import DataError, PolypstreamError, ReviewConflict
 from polypstream.jobs.following import LONGEST_S, follow
-from polypstream.jobs.results import Run, TrackSummary, load_run
+from polypstream.jobs.image_results import Stills, load_reviewable
+from polypstream.jobs.results import Run, TrackSummary
 from polypstream.jobs.reviewed import merge
 from polypstream.jobs.reviews import LONGEST_READER, Choice, Correction, Decision, Review, ReviewStore, checked_reader
 from polypstream.jobs.uncertain import choose_uncertain
@@ -31,6 +32,7 @@ TrackNumber = Annotated[int, PathParameter(ge=1, le=10**6, description="Number o
 FrameNumber = Annotated[int, PathParameter(ge=0, le=10**8, description="Number of a frame, from 0")]
 Replace = Annotated[bool, Query(description="Replace what another reader has stored")]
 ReaderName = Annotated[str, Field(min_length=1, max_length=LONGEST_READER, description="Name of the reader")]
+ReaderQuery = Annotated[str, Query(min_length=1, max_length=LONGEST_READER, description="Name of the reader")]
 # x and y of each point in turn, in pixels.
 Polygon = Annotated[list[Annotated[int, Field(ge=-1, le=65536)]], Field(min_length=6, max_length=4000)]
 Polygons = Annotated[list[Polygon], Field(max_length=20)]
@@ -77,15 +79,27 @@ class ReviewedTrack(BaseModel):
     """Number of frames with an outline of a reader."""
 
 
+class ReviewedImage(BaseModel):
+    """An image of a set of images."""
+
+    image: str
+    """File name."""
+    width: int
+    height: int
+    """Size of the upright image, in pixels."""
+
+
 class ReviewInfo(BaseModel):
-    """The review of a recording."""
+    """The review of a recording, or of a set of images, whose frames are the images."""
 
     revision: int
     """Number of changes so far."""
     frames: int
     width: int
     height: int
-    """Size of the stored frames, in pixels."""
+    """Size of the stored frames, or of the first image, in pixels."""
+    images: list[ReviewedImage]
+    """The images; none: it is a recording."""
     tracks: list[ReviewedTrack]
 
 
@@ -178,7 +192,7 @@ class RecordingFiles(NamedTuple):
     """The files of a finished recording.
 
     Attributes:
-        recording: the file that was uploaded.
+        recording: the file that was uploaded; of a set of images, their folder.
         results: folder of its results.
     """
 
@@ -232,7 +246,7 @@ class _Reviewed:
             HTTPException: there is no such frame, or one is no polygon inside it.
         """
         self.check_frame(frame)
-        width, height = self.run.picture_size
+        width, height = self.run.size_of(frame)
         if any(len(each) % 2 for each in flat):
             raise HTTPException(422, "each polygon must have an even number of values: x and y of each point in turn")
         polygons = [np.array(each, np.int32).reshape(-1, 2).clip(0, (width - 1, height - 1)) for each in flat]
@@ -243,9 +257,24 @@ class _Reviewed:
     def info(self) -> ReviewInfo:
         """Describe the review."""
         width, height = self.run.picture_size
-        merged = merge(self.run, _without_rejections(self.review))
-        tracks = [self._track_info(track) for track in merged.tracks]
-        return ReviewInfo(revision=self.review.revision, frames=self.frames, width=width, height=height, tracks=tracks)
+        merged = {track.track_id: track for track in merge(self.run, _without_rejections(self.review)).tracks}
+        # A track that a reader has seen in none of its frames stays in the list, so that this can be changed.
+        found = [merged.pop(track.track_id, track) for track in self.run.tracks]
+        tracks = [self._track_info(track) for track in (*found, *merged.values())]
+        return ReviewInfo(
+            revision=self.review.revision,
+            frames=self.frames,
+            width=width,
+            height=height,
+            images=self._images(),
+            tracks=tracks,
+        )
+
+    def _images(self) -> list[ReviewedImage]:
+        if not isinstance(self.run, Stills):
+            return []
+        sizes = zip(self.run.names, self.run.sizes, strict=True)
+        return [ReviewedImage(image=name, width=width, height=height) for name, (width, height) in sizes]
 
     def _track_info(self, track: TrackSummary) -> ReviewedTrack:
         decision, frames = self.review.decisions.get(track.track_id), [outline.frame for outline in track.outlines]
@@ -307,7 +336,7 @@ def _without_rejections(review: Review) -> Review:
 @lru_cache(maxsize=4)
 def _run_in(folder: Path) -> Run:
     """A finished run. Its files do not change any more, and those of long recordings take a second to read."""
-    return load_run(folder)
+    return load_reviewable(folder)
 
 
 def _checked(reader: str) -> str:
@@ -433,7 +462,7 @@ def _add_outlines(router: APIRouter, files_of: FilesOf) -> None:
         id: Id,
         track: TrackNumber,
         frame: FrameNumber,
-        reader: Annotated[str, Query(min_length=1, max_length=LONGEST_READER, description="Name of the reader")],
+        reader: ReaderQuery,
         replace: Replace = False,
     ) -> JSONResponse | None:
         """Remove a reader's outline of a track in one frame, and those carried from it."""
@@ -454,9 +483,9 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         _Reviewed(files.results).check_frame(frame)
         return Response(_read(frames, files, read_jpeg, frame), media_type="image/jpeg")
 
-    @router.post(
-        "/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry", responses=BODY | TOO_LARGE | UNFINISHED
-    )
+    path = "/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry"
+
+    @router.post(path, responses=BODY | TOO_LARGE | UNFINISHED)
     def carry(id: Id, track: TrackNumber, frame: FrameNumber, what: CarryRequest) -> Carried:
         """Carry a reader's outline along the motion of the image to the frames around it, as far as it fits.
 
@@ -466,11 +495,20 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         reviewed = _Reviewed(files.results)
         reviewed.known_track(track)
         reviewed.check_frame(frame)
+        if isinstance(reviewed.run, Stills):
+            raise HTTPException(409, "images have no frames around them to which an outline could be carried")
         correction = reviewed.review.corrections.get((track, frame))
         if correction is None or correction.carried_from is not None or not correction.polygons:
             raise HTTPException(409, f"no reader has drawn polyp {track} in frame {frame}: draw it first")
         outlines = _read(frames, files, follow, frame, correction.polygons, what.seconds)
         return Carried(frames=reviewed.store.carry(track, frame, outlines, name))
+
+    @router.delete(path, status_code=204, response_model=None, responses=UNFINISHED)
+    def leave(id: Id, track: TrackNumber, frame: FrameNumber, reader: ReaderQuery) -> None:
+        """Remove the outlines that were carried from a frame. The one that this reader drew in it stays."""
+        reviewed = _Reviewed(files_of(id).results)
+        reviewed.known_track(track)
+        reviewed.store.carry(track, frame, {}, _checked(reader))
 
 
 def matrix_of(frames: FrameChild, files: RecordingFiles) -> dict[str, Any]:
@@ -483,8 +521,11 @@ def matrix_of(frames: FrameChild, files: RecordingFiles) -> dict[str, Any]:
     Raises:
         HTTPException: the recording cannot be read.
     """
+    run = _run_in(files.results)
+    width, height = run.picture_size
+    if isinstance(run, Stills):  # the images are upright
+        return {"matrix": [1, 0, 0, 1, 0, 0], "width": width, "height": height}
     orientation = _read(frames, files, read_orientation)
-    width, height = _run_in(files.results).picture_size
     corner, right, below = orientation.points(np.array([(0, 0), (width, 0), (0, height)], float), width, height)
     shown = orientation.size(width, height)
     numbers = [*((right - corner) / width), *((below - corner) / height), *corner]

@@ -40,6 +40,18 @@ def read_coco(folder: Path) -> dict[str, np.ndarray]:
     return masks
 
 
+def read_coco_tracks(folder: Path) -> dict[str, np.ndarray]:
+    """By pycocotools; the names are those of the images and the numbers of the tracks."""
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(folder / "annotations" / "instances_default.json"))
+    stems = {picture["id"]: Path(picture["file_name"]).stem for picture in coco.loadImgs(coco.getImgIds())}
+    return {
+        f"{stems[annotation['image_id']]}-{annotation['attributes']['track_id']}": coco.annToMask(annotation)
+        for annotation in coco.anns.values()
+    }
+
+
 def read_yolo(folder: Path) -> dict[str, np.ndarray]:
     """By supervision, the splits that data.yaml names."""
     import yaml
@@ -104,6 +116,7 @@ def read_labelme(folder: Path) -> dict[str, np.ndarray]:
 
 READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     "coco": read_coco,
+    "coco-tracks": read_coco_tracks,
     "yolo": read_yolo,
     "cvat": read_cvat,
     "labelme": read_labelme,

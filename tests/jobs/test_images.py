@@ -15,7 +15,8 @@ from polypstream import Detector, load_settings
 from polypstream.core.config import Settings
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.images import POLYP_COLUMNS, Drawing, process_images, result_names
+from polypstream.jobs.image_results import result_names
+from polypstream.jobs.images import POLYP_COLUMNS, Drawing, process_images
 from polypstream.jobs.process import Job
 from polypstream.jobs.setup import make_overlay
 from polypstream.sinks.findings import read_polyps

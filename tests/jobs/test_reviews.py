@@ -263,6 +263,20 @@ def test_only_reviewed_leaves_out_what_is_not_all_reviewed(
     assert not mask[180:].any()
 
 
+@pytest.mark.slow
+def test_train_learns_from_what_was_reviewed(
+    processed: tuple[Path, Path], run: Path, reviewed: Path, tmp_path: Path
+) -> None:
+    """Also from frame 5, in which the reader sees no polyp."""
+    ReviewStore(run).correct(number_of(run, False), 5, [], ANNA)
+    folder = annotate(processed, tmp_path / "reviewed", "png", "--only-reviewed", "--every", "0.2")
+    assert frames_in(folder) == [0, 5, 10, 15, 25, 26]
+    call("train", folder, "--output", tmp_path / "run", "--epochs", 2, "--size", 64, "--batch", 2, "--validation", 0.4)
+    with (tmp_path / "run" / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
+
+
 def test_masks_choose_uncertain_frames(processed: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
     folder = annotate(processed, tmp_path / "few", "png", "--choose", "uncertain", "--count", 3)
     chosen = frames_in(folder)
@@ -273,13 +287,24 @@ def test_masks_choose_uncertain_frames(processed: tuple[Path, Path], run: Path, 
     assert "both choose frames" in failed.stderr
 
 
-def test_images_cannot_be_reviewed(tmp_path: Path, red_model: Path) -> None:
-    image = tmp_path / "image.png"
-    cv2.imwrite(str(image), picture(CLIP, 0)[..., ::-1])
-    call("process", image, "--output", tmp_path / "results", "--model", red_model)
-    failed = call("masks", image, "--results", tmp_path / "results", "--format", "coco", "--only-reviewed", check=False)
-    assert failed.returncode == 1
-    assert "results of images, which cannot be reviewed yet" in failed.stderr
+def test_masks_has_what_readers_left_of_images(tmp_path: Path, red_model: Path) -> None:
+    """Each finding of an image is a track. Of some images, the tracks keep their numbers."""
+    images = tmp_path / "views"
+    images.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(images / f"{number}.png"), picture(CLIP, number)[..., ::-1])
+    call("process", images, "--output", tmp_path / "results", "--model", red_model)
+    store = ReviewStore(tmp_path / "results" / "views")
+    store.decide(1, "rejected", ANNA)
+    store.correct(3, 2, [SQUARE], ANNA)
+    arguments = ("--results", tmp_path / "results", "--format", "png", "--only-reviewed")
+    call("masks", images, *arguments, "--output", tmp_path / "all")
+    assert frames_in(tmp_path / "all") == [0, 2]
+    assert not cv2.imread(str(tmp_path / "all" / "masks" / "views_0.png"), cv2.IMREAD_GRAYSCALE).any()
+    mask = cv2.imread(str(tmp_path / "all" / "masks" / "views_2.png"), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(mask > 0, cv2.fillPoly(np.zeros_like(mask), [SQUARE], 1) > 0)
+    call("masks", images / "[12].png", *arguments, "--output", tmp_path / "some")
+    assert frames_in(tmp_path / "some") == [2]
 
 
 def test_score_measures_against_the_reader(reviewed: Path) -> None:

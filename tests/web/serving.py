@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,16 @@ class Served:
             answer = self.post("/api/recordings", files={"file": (name or recording.name, file)})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
+
+    def send_images(self, images: Sequence[Path], name: str = "views") -> str:
+        """Upload a set of images; its id."""
+        announced = [{"name": image.name, "size": image.stat().st_size} for image in images]
+        answer = self.post("/api/image-sets", json={"name": name, "images": announced})
+        assert answer.status_code == 201, answer.text
+        id_, body = str(answer.json()["id"]), b"".join(image.read_bytes() for image in images)
+        answer = requests.patch(f"{self.address}/api/uploads/{id_}?offset=0", data=body, timeout=30)
+        assert answer.json()["state"] == "waiting", answer.text
+        return id_
 
     def info(self, id_: str) -> dict[str, Any]:
         answer = self.get(f"/api/recordings/{id_}")

@@ -38,6 +38,11 @@ parameters = {{ "path.number" = {{ dictionary = "first", probability = 0.9 }} }}
 include-name = "PATCH /api/uploads/{{id}}"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 413]
 
+# Nor can it say that a set of images needs their endings, and may not be too large altogether.
+[[operations]]
+include-name = "POST /api/image-sets"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 413, 415]
+
 # Nor can it say that a recording must not be a picture.
 [[operations]]
 include-name = "POST /api/recordings"

@@ -115,12 +115,17 @@ def test_a_recording_without_results_has_no_review(app: Served, tmp_path: Path) 
     assert app.get("/api/recordings/0123456789abcdef/review").status_code == 404
 
 
-def coco_of(app: Served, recording: str, query: str) -> dict[str, Any]:
+def annotations_of(app: Served, recording: str, query: str) -> zipfile.ZipFile:
     """The annotations of a recording in the format COCO, downloaded."""
     url = f"{recording}/annotations/coco?every=0{query}"
     assert app.post(url).status_code == 202
     until(lambda: app.get(recording).json()["annotations"][0]["state"] == "finished", 60)
-    with zipfile.ZipFile(io.BytesIO(app.get(url).content)) as archive:
+    return zipfile.ZipFile(io.BytesIO(app.get(url).content))
+
+
+def coco_of(app: Served, recording: str, query: str) -> dict[str, Any]:
+    """The content of these annotations."""
+    with annotations_of(app, recording, query) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".json") and "instances" in each)
         return dict(json.loads(archive.read(name)))
 
@@ -199,3 +204,7 @@ def test_an_outline_is_carried(app: Served, api: str) -> None:
     assert answer.json() == {"frames": [5, 6, 7, 8, 9, 11, 12, 14, 15]}
     carried = app.get(f"{api}/tracks/1").json()[5]
     assert (carried["source"], carried["reader"]) == ("motion", "Anna")
+    address = f"{app.address}{api}/tracks/1/frames/10/carry"
+    assert requests.delete(address, params={"reader": "Anna"}, timeout=30).status_code == 204
+    found = app.get(f"{api}/tracks/1").json()
+    assert [each["frame"] for each in found if each["source"] != "network"] == [10, 13]

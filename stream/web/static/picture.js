@@ -149,7 +149,7 @@ function download(event) {
   });
 }
 
-receiveFiles((files) => show(files[0]));
+receiveFiles(([file]) => (file ? show(file) : say("The folder has no images.")));
 handedOver().then((file) => file && show(file), (error) => say(error.message));
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {

@@ -1,5 +1,5 @@
 "use strict";
-// Uploads recordings in chunks, so that a broken connection costs one chunk only, and keeps the list up to date.
+// Uploads recordings and sets of images in chunks, so that a broken connection costs one chunk only, and keeps the list up to date.
 
 const CHUNK = 8 * 1024 * 1024;
 const LONGEST_WAIT_S = 30;
@@ -8,7 +8,8 @@ const waiting = [];
 let busy = false;
 let refreshing = false;
 
-function rowOf(file) {
+// `images`: the images that follow one another in the file; undefined: it is a recording.
+function rowOf(file, images) {
   const row = document.createElement("li");
   const name = document.createElement("span");
   name.textContent = file.name;
@@ -23,7 +24,7 @@ function rowOf(file) {
   note.className = "none";
   row.append(name, progress, stop, note);
   document.querySelector(".uploads").append(row);
-  const upload = { file, row, progress, note, stopped: false };
+  const upload = { file, images, row, progress, note, stopped: false };
   stop.addEventListener("click", () => {
     upload.stopped = true;
     upload.request?.abort();
@@ -50,7 +51,7 @@ function sendChunk(upload, id, offset) {
 // Only uploads that this browser started are continued: recorders reuse the same name for files of the same size.
 const keyOf = (file) => `upload ${file.name} ${file.size} ${file.lastModified}`;
 
-async function start(file) {
+async function start({ file, images }) {
   const started = localStorage.getItem(keyOf(file));
   if (started) {
     try {
@@ -60,10 +61,10 @@ async function start(file) {
       if (error.status !== 404) throw error;
     }
   }
-  const answer = await ask("/api/uploads", {
+  const answer = await ask(images ? "/api/image-sets" : "/api/uploads", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ name: file.name, size: file.size }),
+    body: JSON.stringify(images ? { name: file.name, images } : { name: file.name, size: file.size }),
   });
   const recording = await answer.json();
   localStorage.setItem(keyOf(file), recording.id);
@@ -73,7 +74,7 @@ async function start(file) {
 // Sends the next chunk. Its offset is requested from the server, since it is unknown after a broken connection.
 async function sendNext(upload) {
   const known = upload.recording ? await (await ask(`/api/recordings/${upload.recording.id}`)).json() : null;
-  const recording = (upload.recording = known ?? (await start(upload.file)));
+  const recording = (upload.recording = known ?? (await start(upload)));
   upload.progress.value = recording.received;
   if (recording.state !== "uploading") return true;
   const request = await sendChunk(upload, recording.id, recording.received);
@@ -159,22 +160,33 @@ list.addEventListener("click", async (event) => {
   refresh();
 });
 
-// An image belongs on the image page. To leave this page would stop the uploads.
-async function takePictures(pictures, others) {
-  if (!busy && !others && pictures.length === 1) return handOver(pictures[0]);
-  return say(`${namesOf(pictures)}: the image page shows one image at a time. Drop the image there.`);
+// A single image belongs on the image page. To leave this page would stop the uploads.
+async function takePicture(picture, others) {
+  if (!busy && !others) return handOver(picture);
+  return say(`${picture.name}: the image page shows one image at a time. Drop the image there.`);
+}
+
+// Several images, or those of a folder, are one set. The parts of a File are read from the disk when they are sent.
+function rowOfSet(pictures, folder) {
+  const sorted = pictures.toSorted((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }));
+  const lastModified = Math.max(...sorted.map((picture) => picture.lastModified));
+  const file = new File(sorted, folder || `${sorted.length} images`, { lastModified });
+  return rowOf(file, sorted.map(({ name, size }) => ({ name, size })));
 }
 
 const namesOf = (files) => files.map((file) => file.name).join(", ");
 
-receiveFiles((files) => {
+receiveFiles((files, folder) => {
   say("");
-  const pictures = files.filter(isPicture);
-  const recordings = files.filter((file) => !isPicture(file));
-  const empty = recordings.filter((file) => !file.size);
+  const full = files.filter((file) => file.size);
+  const pictures = full.filter(isPicture);
+  const recordings = full.filter((file) => !isPicture(file));
+  const empty = files.filter((file) => !file.size);
+  if (!files.length) say(`${folder}: has no images and no recordings`);
   if (empty.length) say(`${namesOf(empty)}: the file is empty`);
-  if (pictures.length) takePictures(pictures, recordings.length).catch((error) => say(error.message));
-  waiting.push(...recordings.filter((file) => file.size).map(rowOf));
+  if (pictures.length > 1 || (folder && pictures.length)) waiting.push(rowOfSet(pictures, folder));
+  else if (pictures.length) takePicture(pictures[0], recordings.length).catch((error) => say(error.message));
+  waiting.push(...recordings.map((file) => rowOf(file)));
   sendWaiting();
 });
 addEventListener("beforeunload", (event) => busy && event.preventDefault());

@@ -7,7 +7,8 @@ const MOST_ZOOM = 20;
 const section = document.querySelector(".review");
 const canvas = section.querySelector(".canvas");
 const api = `/api/recordings/${section.dataset.id}/review`;
-const shown = JSON.parse(section.dataset.matrix);
+// The displayed size.
+let shown = JSON.parse(section.dataset.matrix);
 const toShown = new DOMMatrix(shown.matrix);
 const mask = document.createElement("canvas");
 const brush = mask.getContext("2d", { willReadFrequently: true });
@@ -17,12 +18,13 @@ const slider = section.querySelector("[name=frame]");
 const view = { zoom: 1, x: 0, y: 0 };
 const pictures = new Map();
 const pointers = new Map();
-let review = { tracks: [], frames: 1, width: 1, height: 1 };
+let review = { tracks: [], images: [], frames: 1, width: 1, height: 1 };
 let outlines = new Map();
 let uncertain = [];
 let track = null;
 let frame = 0;
 let tool = "move";
+// What undoes each change of this frame.
 let steps = [];
 let stroke = null;
 let saving = Promise.resolve();
@@ -43,7 +45,7 @@ function draw() {
   const context = canvas.getContext("2d");
   context.setTransform(toCanvas());
   const picture = pictures.get(frame);
-  if (picture) context.drawImage(picture, 0, 0, review.width, review.height);
+  if (picture) context.drawImage(picture, 0, 0, mask.width, mask.height);
   context.globalAlpha = stroke ? 0.4 : 0.15;
   context.drawImage(mask, 0, 0);
   context.globalAlpha = 1;
@@ -78,11 +80,21 @@ function fillMask() {
   brush.stroke(path);
 }
 
+// Each image of a set has its own size.
+function resize() {
+  const { width, height } = review.images[frame] ?? review;
+  if (mask.width !== width || mask.height !== height) [mask.width, mask.height] = [width, height];
+  if (review.images.length) shown = { width, height };
+}
+
+const nameOf = (index) => (review.images.length ? `image ${index + 1}` : `frame ${index}`);
+
 function describe() {
   const found = outlines.get(frame);
   const by = { network: "network", motion: `carried, ${found?.reader}`, reader: `drawn by ${found?.reader}` };
   const value = (name, text) => (section.querySelector(`[data-value=${name}]`).textContent = text);
-  value("frame", `Frame ${frame} of ${review.frames}`);
+  const image = review.images[frame];
+  value("frame", image ? `Image ${frame + 1} of ${review.frames}: ${image.image}` : `Frame ${frame} of ${review.frames}`);
   value("source", !found ? "no outline" : found.polygons.length ? by[found.source] : `not in view, ${found.reader}`);
   slider.value = frame;
 }
@@ -100,6 +112,8 @@ async function goTo(index) {
   const before = frame;
   frame = Math.min(Math.max(index, 0), review.frames - 1);
   if (frame !== before) steps = [];
+  if (review.images.length && frame !== before) await chooseIn(frame);
+  resize();
   fillMask();
   describe();
   await pictureOf(frame);
@@ -114,7 +128,8 @@ const placeOf = (number) => review.tracks.findIndex((each) => each.track === num
 
 async function load() {
   review = await (await ask(api)).json();
-  [mask.width, mask.height, slider.max] = [review.width, review.height, review.frames - 1];
+  slider.max = review.frames - 1;
+  resize();
   listTracks();
 }
 
@@ -127,12 +142,14 @@ function listTracks() {
     button.dataset.track = each.track;
     if (each.track === track) button.setAttribute("aria-current", "true");
     const kind = each.drawn ? "drawn" : `probability ${each.peak_probability.toFixed(2)}`;
-    button.textContent = `Polyp ${each.track}: ${kind}, frames ${each.first_frame} to ${each.last_frame}. `;
+    const [first, last] = [each.first_frame, each.last_frame];
+    const place = first === last ? nameOf(first) : `frames ${first} to ${last}`;
+    button.textContent = `Polyp ${each.track}: ${kind}, ${place}. `;
     const state = document.createElement("b");
     const decision = each.decision?.decision ?? "undecided";
     state.className = decision;
     state.textContent = decision === "undecided" ? decision : `${decision} by ${each.decision.reader}`;
-    button.append(state, each.corrected ? `, ${each.corrected} outlines corrected` : "");
+    button.append(state, each.corrected ? `, ${each.corrected} ${each.corrected === 1 ? "outline" : "outlines"} corrected` : "");
     item.append(button);
     return item;
   });
@@ -150,6 +167,15 @@ async function choose(number, at) {
   await loadOutlines();
   listTracks();
   await goTo(at ?? review.tracks[placeOf(number)]?.first_frame ?? frame);
+}
+
+// A polyp of a set of images is in one image. In another image, another one is chosen, or none.
+async function chooseIn(index) {
+  const here = review.tracks.filter((each) => each.first_frame <= index && index <= each.last_frame);
+  if (here.some((each) => each.track === track)) return;
+  track = here[0]?.track ?? null;
+  await loadOutlines();
+  listTracks();
 }
 
 async function chooseBeside(step) {
@@ -203,11 +229,13 @@ async function storeDrawn(polygons) {
     if (!polygons.length) return;
     const added = await (await change("POST", "/tracks", { frame: at, polygons, reader: name })).json();
     track = added.track;
-    steps.push(null);
+    steps.push(() => store(added.track, at, null));
   } else {
     const before = outlines.get(at);
-    const stored = await store(track, at, polygons);
-    if (stored) steps.push(before && before.source !== "network" ? before.polygons : null);
+    const number = track;
+    const stored = await store(number, at, polygons);
+    const earlier = before && before.source !== "network" ? before.polygons : null;
+    if (stored) steps.push(() => store(number, at, earlier));
   }
   await refresh();
 }
@@ -220,7 +248,7 @@ async function refresh() {
 
 async function undo() {
   if (!steps.length) return;
-  await store(track, frame, steps.pop());
+  await steps.pop()();
   await refresh();
 }
 
@@ -228,8 +256,10 @@ async function undo() {
 async function carry() {
   if (track === null) return;
   say("Carrying the outline to the frames around …");
-  const answer = await change("POST", `/tracks/${track}/frames/${frame}/carry`, { reader: readerName() });
-  const { frames } = await answer.json();
+  const path = `/tracks/${track}/frames/${frame}/carry`;
+  const name = readerName();
+  const { frames } = await (await change("POST", path, { reader: name })).json();
+  steps.push(() => change("DELETE", `${path}?reader=${encodeURIComponent(name)}`));
   await refresh();
   say(frames.length ? `Carried to frames ${frames[0]} to ${frames[frames.length - 1]}.` : "It fits in no other frame.");
 }
@@ -409,6 +439,10 @@ addEventListener("resize", draw);
 reader.value = localStorage.getItem("reader") ?? "";
 perform(async () => {
   await load();
-  if (review.tracks.length) await choose(review.tracks[0].track);
+  const wanted = location.hash.match(/^#(\d+)$/);
+  if (wanted && review.images.length) {
+    frame = -1;
+    await goTo(Number(wanted[1]));
+  } else if (review.tracks.length) await choose(review.tracks[0].track);
   else await goTo(0);
 });
