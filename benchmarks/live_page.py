@@ -3,15 +3,17 @@
     python benchmarks/live_page.py VIDEO [--seconds 20] [--rate 30]
 
 VIDEO is played through `live`, in-step, again and again. Each of its frames carries its number as bits in the left top
-corner. First without a viewer, then with two viewers of the video, then with two of JPEGs: bits per second for each
-viewer, CPU time of the server, frames shown. The viewers are processes of their own that decode nothing. Then a real
-Chromium reads the number of each picture from its canvas: the time from the arrival of the frame (before it is decoded)
-to the canvas.
+corner. First both encoders of the page encode its frames in turn: bits per second, and likeness to the scaled frame
+(PSNR and SSIM of the luma). Then it is played without a viewer, with two viewers of the video, and with two of JPEGs:
+bits per second for each viewer, CPU time of the server, frames shown. The viewers are processes of their own that
+decode nothing. Then a real Chromium reads the number of each picture from its canvas: the time from the arrival of the
+frame (before it is decoded) to the canvas.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import multiprocessing
 import os
 import shutil
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import psutil
 import websocket
@@ -32,13 +35,18 @@ from selenium import webdriver
 
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame
+from polypstream.core.orientation import AS_STORED
 from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.bench import LoopedVideo
 from polypstream.jobs.live import Live
 from polypstream.jobs.setup import make_segmenter
+from polypstream.media.color import rgb_matrix
+from polypstream.media.jpeg import Jpeg
+from polypstream.media.page_video import PageEncoder
 from polypstream.media.pictures import copy_of, planes_of
-from polypstream.sinks.browser import Browser
+from polypstream.media.scaling import shown_within
+from polypstream.sinks.browser import PAGE_QUANTISER, PAGE_WIDTH, Browser
 from polypstream.sources.open import open_source
 from polypstream.web.live import LivePage
 from polypstream.web.server import web
@@ -77,6 +85,56 @@ def write_pattern(video: str, path: Path, most: int) -> None:
             file.mux(stream.encode(picture))
         file.mux(stream.encode(None))
     source.close()
+
+
+def compare_encoders(path: Path, most: int) -> None:
+    """Print a line about each encoder of the page."""
+    encode_jpeg, encode_video = Jpeg(PAGE_WIDTH, PAGE_QUANTISER), PageEncoder(PAGE_WIDTH)
+    scale = shown_within(PAGE_WIDTH, "yuv420p", AS_STORED, ":out_color_matrix=bt709:out_range=limited")
+    decoder: Any = av.CodecContext.create("h264", "r")
+    found: dict[str, list[tuple[float, ...]]] = {"JPEG": [], "H.264": []}
+    source = open_source(str(path))
+    for frame, number in zip(source.frames(), range(most), strict=False):
+        wanted, times = luma_of(scale(frame.in_memory())), [time.thread_time()]
+        jpeg = encode_jpeg(frame.in_memory())
+        times.append(time.thread_time())
+        (picture,) = encode_video(frame, number / float(source.format.rate))
+        times.append(time.thread_time())
+        jpeg_seconds, video_seconds = np.diff(times)
+        (decoded,) = av.open(io.BytesIO(jpeg)).decode(video=0)
+        found["JPEG"].append((len(jpeg), jpeg_seconds, *likeness(wanted, luma_of(decoded))))
+        (decoded,) = decoder.decode(av.Packet(picture.data))
+        found["H.264"].append((len(picture.data), video_seconds, *likeness(wanted, luma_of(decoded))))
+    for name, each in found.items():
+        size, seconds, psnr, ssim = np.mean(each, axis=0)
+        megabits = size * 8 * float(source.format.rate) / 1e6
+        print(
+            f"{name}: {megabits:.2f} Mbit/s, PSNR {psnr:.1f} dB, SSIM {ssim:.4f}, CPU {1000 * seconds:.1f} ms a frame"
+        )
+    source.close()
+
+
+def luma_of(picture: av.VideoFrame) -> np.ndarray:
+    """float32 [height, width], the BT.709 luma of what a viewer sees, 0..255."""
+    size = picture.width, picture.height
+    planes = [cv2.resize(plane.astype(np.float32), size) for plane in planes_of(picture)]
+    matrix, offset = rgb_matrix(picture)
+    luma: np.ndarray = (np.stack(planes, axis=-1) @ matrix.T + offset) @ np.array([0.2126, 0.7152, 0.0722], np.float32)
+    return luma
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """PSNR in dB, and SSIM with Gaussian windows (Wang et al. 2004)."""
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(values, (11, 11), 1.5)
+
+    ours, theirs = mean(one), mean(other)
+    variances = mean(one * one) - ours**2 + mean(other * other) - theirs**2
+    covariance = mean(one * other) - ours * theirs
+    alike = (2 * ours * theirs + 6.5025) * (2 * covariance + 58.5225)
+    ssim = alike / ((ours**2 + theirs**2 + 6.5025) * (variances + 58.5225))
+    return 10 * np.log10(255**2 / np.mean((one - other) ** 2)), float(ssim.mean())
 
 
 class TimedVideo(LoopedVideo):
@@ -208,6 +266,7 @@ def main() -> None:
         write_pattern(wanted.video, path, 2**BITS)
         with av.open(str(path)) as file:
             frames = file.streams.video[0].frames
+        compare_encoders(path, most=100)
         segmenter = make_segmenter(Settings())
         for read in (None, watch, watch_jpegs):
             measure(path, segmenter, wanted.rate, wanted.seconds, read)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,8 +19,8 @@ from polypstream.media.scaling import shown_within
 
 SEQUENCE_PARAMETERS = 7  # nal_unit_type
 PIXEL_FORMAT = "yuv420p"
-# On the demo source, this CRF has the PSNR of the JPEGs of the page.
-SETTINGS = VideoSettings(codec="auto", preset="ultrafast", crf=28)
+# A quick preset, and a quality that is close to that of the JPEGs of the page (docs/performance.md).
+SETTINGS = VideoSettings(codec="auto", preset="ultrafast", crf=24)
 # FFmpeg's number of BT.709, as matrix, primaries and transfer function.
 BT709 = int(Colorspace.ITU709)
 # Units per second of the timestamps, and a frame rate that is seldom exceeded.
@@ -68,11 +67,12 @@ class PageEncoder:
         self._size = (0, 0)
         self._encode: FrameEncoder
 
-    def __call__(self, frame: Frame, key_frame: bool) -> list[StreamedPicture]:
+    def __call__(self, frame: Frame, seconds: float, key_frame: bool = False) -> list[StreamedPicture]:
         """Encode a frame.
 
         Args:
-            frame: the frame.
+            frame: the frame. Its timestamp is not used, since that of a source may jump.
+            seconds: when it is shown, later than the frame before.
             key_frame: make it a key frame. Without this, there is one after each change and every two seconds.
 
         Returns:
@@ -91,8 +91,6 @@ class PageEncoder:
             self._encode = _encoder_for(*self._size)
         if key_frame:
             self._encode.request_key_frame()
-        # The timestamps of a source may jump. A player of live video needs only the order.
-        seconds = time.monotonic()
         scaled.pts, scaled.time_base = round(seconds * CLOCK), Fraction(1, CLOCK)
         return [self._streamed(packet) for packet in self._encode.encode(scaled, seconds)]
 

@@ -147,7 +147,7 @@ class Viewers:
             return
         self._encoder = self._encoder or PageEncoder(self._width)
         try:
-            pictures = self._encoder(frame, key_frame)
+            pictures = self._encoder(frame, time.monotonic(), key_frame)
         except FFmpegError as error:  # the page shows JPEGs then
             log.error(f"{frame.source}: the video of the page ended: {words_of(error)}")
             self.end()

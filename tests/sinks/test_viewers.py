@@ -88,9 +88,9 @@ def test_a_source_is_encoded_once_for_all_and_not_for_nobody(monkeypatch: pytest
     encoded = []
 
     class Counting(PageEncoder):
-        def __call__(self, frame: Frame, key_frame: bool) -> list[StreamedPicture]:
+        def __call__(self, frame: Frame, seconds: float, key_frame: bool = False) -> list[StreamedPicture]:
             encoded.append(key_frame)
-            return super().__call__(frame, key_frame)
+            return super().__call__(frame, seconds, key_frame)
 
     monkeypatch.setattr(viewers, "PageEncoder", Counting)
 
@@ -174,7 +174,7 @@ def test_a_new_size_or_orientation_begins_a_new_sequence() -> None:
     encode = PageEncoder(640)
     turned = Orientation(swapped=True)
     frames = [frame(), frame(), frame(1280, 720, 200), frame(1280, 720, 30, turned), frame(321, 241)]
-    pictures = [picture for each in frames for picture in encode(each, key_frame=False)]
+    pictures = [picture for number, each in enumerate(frames) for picture in encode(each, number / 25)]
     assert len(pictures) == len(frames)
     sizes = [each.key_frame_of and (each.key_frame_of.width, each.key_frame_of.height) for each in pictures]
     assert sizes == [(320, 240), None, (640, 360), (640, 1138), (320, 240)]
