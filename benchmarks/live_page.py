@@ -7,7 +7,7 @@ corner. First both encoders of the page encode its frames in turn: bits per seco
 (PSNR and SSIM of the luma). Then it is played without a viewer, with two viewers of the video, and with two of JPEGs:
 bits per second for each viewer, CPU time of the server, frames shown. The viewers are processes of their own that
 decode nothing. Then a real Chromium reads the number of each picture from its canvas: the time from the arrival of the
-frame (before it is decoded) to the canvas.
+frame (before it is decoded) to the canvas, and from the end of the pipeline to the canvas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import shutil
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -137,14 +136,29 @@ def likeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return 10 * np.log10(255**2 / np.mean((one - other) ** 2)), float(ssim.mean())
 
 
-class TimedVideo(LoopedVideo):
-    """A LoopedVideo that keeps when each frame arrived, in seconds since 1970."""
+class Stopwatch:
+    """A sink that keeps for each number when the newest frame with it arrived, and when it came from the pipeline.
 
-    def frames(self) -> Iterator[Frame]:
-        self.arrived: list[float] = []
-        for frame in super().frames():
-            self.arrived.append(time.time() - (time.monotonic() - frame.arrived))
-            yield frame
+    Attributes:
+        times: both, in seconds since 1970, of all frames with a number.
+    """
+
+    queue_size = 60
+
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+        self.times: list[list[tuple[float, float]]] = [[] for _ in range(frames)]
+
+    def write(self, frame: Frame) -> None:
+        now = time.time()
+        self.times[frame.index % self._frames].append((now - (time.monotonic() - frame.arrived), now))
+
+    def close(self) -> None:
+        pass
+
+    def passed(self, number: int, when: float) -> tuple[float, float]:
+        """Seconds from both times of a frame until it was seen on a canvas."""
+        return min((when - arrived, when - shown) for arrived, shown in self.times[number] if arrived <= when)
 
 
 def watch(address: str, seconds: float, results: multiprocessing.Queue[tuple[int, int]]) -> None:
@@ -205,9 +219,10 @@ def measure(path: Path, segmenter: Segmenter, rate: int, seconds: float, read: A
 
 
 def measure_latency(path: Path, frames: int, segmenter: Segmenter, rate: int, seconds: float, browsers: int) -> None:
-    """Print the time from arrival to canvas."""
-    source, browser = TimedVideo("room", partial(open_source, str(path)), rate, seconds + 4 * START_S), Browser()
-    live = Live([source], segmenter, Settings(), [("web", browser)])
+    """Print the time to the canvas."""
+    source, browser = LoopedVideo("room", partial(open_source, str(path)), rate, seconds + 4 * START_S), Browser()
+    stopwatch = Stopwatch(frames)
+    live = Live([source], segmenter, Settings(), [("stopwatch", stopwatch), ("web", browser)])
     with ExitStack() as stack:
         address = stack.enter_context(web([LivePage(live, browser)], "127.0.0.1", 0, None))
         drivers = [start_chromium(stack) for _ in range(browsers)]
@@ -221,25 +236,15 @@ def measure_latency(path: Path, frames: int, segmenter: Segmenter, rate: int, se
         (before,) = live.status()
         time.sleep(seconds)
         (after,) = live.status()
-        for driver in drivers:
-            seen = driver.execute_script("return window.seen")
-            late = [latency_of(source.arrived, frames, number, when) for number, when in seen]
-            p50, p95, p99, longest = np.percentile(np.array(late) * 1000, [50, 95, 99, 100])
-            print(
-                f"arrival to canvas, {browsers} browser(s): {len(late)} pictures, p50 {p50:.0f} ms, p95 {p95:.0f} ms, "
-                f"p99 {p99:.0f} ms, longest {longest:.0f} ms; shown {after.shown - before.shown} of "
-                f"{after.frames_in - before.frames_in}, to the sinks {after.latency_ms}, load {os.getloadavg()[0]:.1f}",
-                flush=True,
-            )
-
-
-def latency_of(arrived: list[float], frames: int, number: int, when: float) -> float:
-    """Seconds since the arrival of the newest frame with this number that had arrived by then."""
-    return next(
-        when - arrived[index]
-        for index in range(len(arrived) - 1, -1, -1)
-        if index % frames == number and arrived[index] <= when
-    )
+        seen = [each for driver in drivers for each in driver.execute_script("return window.seen")]
+    print(f"{browsers} browser(s): {len(seen)} pictures on the canvas; shown {after.shown - before.shown} of ", end="")
+    print(f"{after.frames_in - before.frames_in}; load {os.getloadavg()[0]:.1f}")
+    passed = np.array([stopwatch.passed(number, when) for number, when in seen]) * 1000
+    for name, each in zip(("arrival", "the pipeline"), passed.T, strict=True):
+        p50, p95, p99, longest = np.percentile(each, [50, 95, 99, 100])
+        print(
+            f"from {name} to the canvas: p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms, longest {longest:.0f} ms"
+        )
 
 
 def start_chromium(stack: ExitStack) -> Any:

@@ -311,3 +311,15 @@ def test_the_canvas_takes_the_size_of_a_new_picture_and_is_empty_without_the_ser
         until(lambda: size(driver) == [640, 400])
         assert abs(pixel(driver, 160, 20)[0] - 200) <= 5
     until(lambda: pixel(driver, 160, 20) == [0, 0, 0])
+
+
+@pytest.mark.browser
+def test_two_sources_are_watched_by_a_browser_that_has_the_token(
+    browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
+) -> None:
+    driver = browse()
+    videos = [make(frames=500), make(name="wide.mp4", width=480, frames=500)]
+    with served(videos, red_model, token="secret") as page:
+        driver.get(f"http://127.0.0.1:{page.port}/?token=secret")
+        widths = "return [...document.querySelectorAll('canvas.picture')].map((canvas) => canvas.width)"
+        until(lambda: driver.execute_script(widths) == [320, 480])
