@@ -55,7 +55,7 @@ class StreamedPicture:
 
 
 class PageEncoder:
-    """Encodes frames without delay. If the size or the orientation changes, a new sequence begins.
+    """Encodes frames without delay. If the displayed size changes, a new sequence begins.
 
     Args:
         width: the maximum width of the video in pixels.

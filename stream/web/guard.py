@@ -37,7 +37,8 @@ class Guard:
 
     A page of another site can make a browser send a request to this server, although it cannot read the response.
     Browsers name the origin of such a request, in Fetch Metadata or in the Origin header (older browsers). Scripts
-    outside a browser name no origin. They are accepted, since another site cannot make them send a request.
+    outside a browser name no origin. They are accepted, since another site cannot make them send a request. WebSockets
+    are checked like requests that change something, because the page of another site could read what they send.
 
     Args:
         app: the application.
@@ -80,10 +81,7 @@ class Guard:
         await (response or self._app)(scope, _with_timeout(receive), in_json)
 
     def _refusal(self, request: HTTPConnection) -> Response | None:
-        """Return the response to a request that is refused; None: it is accepted.
-
-        Browsers let a page of another site open a WebSocket and read what it sends.
-        """
+        """Return the response to a request that is refused; None: it is accepted."""
         if self._token is not None and not _has_token(request, self._token):
             return PlainTextResponse("This page needs a token: open /?token=…", 401, {"WWW-Authenticate": "Bearer"})
         if request.scope.get("method") not in SAFE and not _is_same_origin(request):
