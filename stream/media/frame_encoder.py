@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import av
 import cv2
@@ -62,6 +63,10 @@ class FrameEncoder:
         """Encode the picture of a frame; see `encode`."""
         return self.encode(frame.in_memory(), frame.seconds)
 
+    def request_key_frame(self) -> None:
+        """Make the next frame a key frame."""
+        self._key_frame_s = float("-inf")
+
     def flush(self) -> list[Packet[VideoStream]]:
         """Finish, and return the last packets."""
         return self._noted(self._encode(None))
@@ -78,6 +83,24 @@ class FrameEncoder:
             if packet.is_keyframe:
                 self._key_frame_s = max(self._key_frame_s, float((packet.pts or 0) * packet.time_base))
         return packets
+
+
+def open_encoder(encoder: Encoder, pictures: PictureFormat, options: Mapping[str, str]) -> VideoCodecContext:
+    """Create an encoder whose packets go to no file.
+
+    Args:
+        encoder: an encoder that accepts the frames' pixel format.
+        pictures: format of the frames.
+        options: options of the encoder.
+
+    Returns:
+        The encoder. It opens with its first frame.
+    """
+    context = cast(VideoCodecContext, VideoCodecContext.create(encoder.codec, "w"))
+    context.options = dict(options)
+    set_picture_format(context, pictures)
+    context.pix_fmt = encoder.takes[pictures.pixel_format]
+    return context
 
 
 def set_picture_format(context: VideoCodecContext, pictures: PictureFormat) -> None:

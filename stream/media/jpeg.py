@@ -9,7 +9,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from polypstream.core.frame import Frame
 from polypstream.core.orientation import AS_STORED, Orientation
-from polypstream.media.scaling import Scaler
+from polypstream.media.scaling import shown_within
 
 # Quantiser of FFmpeg's MJPEG encoder, 2 (best) to 31.
 SNAPSHOT_QUANTISER = 2
@@ -56,21 +56,13 @@ class Jpeg:
             self._orientation = orientation
             # JPEG uses BT.601 with full range (JFIF).
             colours = ":out_color_matrix=bt601:out_range=full"
-            self._scale = Scaler("yuvj420p", self._size_of, colours=colours, then=orientation.filters())
+            self._scale = shown_within(self._width, "yuvj420p", orientation, colours)
         scaled = self._scale(picture)
         if self._encoder is None or (self._encoder.width, self._encoder.height) != (scaled.width, scaled.height):
             self._encoder, self._count = self._open(scaled), 0
         scaled.pts = self._count
         self._count += 1
         return b"".join(bytes(packet) for packet in self._encoder.encode(scaled))
-
-    def _size_of(self, picture: av.VideoFrame) -> tuple[int, int]:
-        """Return width and height before rotation, both even, such that the displayed image has the maximum width."""
-        assert self._orientation is not None
-        width, height = self._orientation.stretched(picture.width, picture.height)
-        shown_width = height if self._orientation.swapped else width
-        share = min(self._width, shown_width) / shown_width
-        return max(2, round(width * share) & ~1), max(2, round(height * share) & ~1)
 
     def _open(self, scaled: av.VideoFrame) -> VideoCodecContext:
         encoder = VideoCodecContext.create("mjpeg", "w")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import av
 from av.codec.context import Flags
-from av.video.codeccontext import VideoCodecContext
 
 from polypstream.core.config import VideoSettings
 from polypstream.core.frame import PictureFormat
 from polypstream.media.encoders import Encoder, choose_encoder
-from polypstream.media.frame_encoder import FrameEncoder, encoder_options, set_picture_format
+from polypstream.media.frame_encoder import FrameEncoder, encoder_options, open_encoder
 from polypstream.media.video import EncodedPicture
 
 Note = TypeVar("Note")
@@ -62,10 +61,7 @@ class RecentVideo(Generic[Note]):
         self.format, self._seconds, self._most_bytes = pictures, seconds, most_bytes
         self._encoder: Encoder = choose_encoder(settings.codec, pictures.pixel_format)
         self.options = {**encoder_options(self._encoder, pictures, settings), **self._encoder.no_delay}
-        context = cast(VideoCodecContext, VideoCodecContext.create(self._encoder.codec, "w"))
-        context.options = dict(self.options)
-        set_picture_format(context, pictures)
-        context.pix_fmt = self._encoder.takes[pictures.pixel_format]
+        context = open_encoder(self._encoder, pictures, self.options)
         # MP4 has the parameter sets in its header, not in the packets.
         context.flags |= Flags.global_header
         self._encode = FrameEncoder(context.encode, pictures)

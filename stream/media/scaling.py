@@ -103,6 +103,28 @@ def shown(pixel_format: str, orientation: Orientation) -> Scaler:
     )
 
 
+def shown_within(width: int, pixel_format: str, orientation: Orientation, colours: str) -> Scaler:
+    """Make a Scaler that converts frames for display as `shown` does, and shrinks them to a maximum width.
+
+    Args:
+        width: the largest width that is displayed, in pixels.
+        pixel_format: FFmpeg's name of the output's pixel format.
+        orientation: how the frames are displayed.
+        colours: matrix and range of the output, as options of FFmpeg's scale filter.
+
+    Returns:
+        The Scaler. Width and height of its frames are even.
+    """
+
+    def size_of(picture: av.VideoFrame) -> Size:
+        across, down = orientation.stretched(picture.width, picture.height)
+        displayed = down if orientation.swapped else across
+        share = min(width, displayed) / displayed
+        return max(2, round(across * share) & ~1), max(2, round(down * share) & ~1)
+
+    return Scaler(pixel_format, size_of, colours=colours, then=orientation.filters())
+
+
 class Filtered:
     """Applies one of FFmpeg's filters that keeps the size, pixel format and timestamps of frames.
 

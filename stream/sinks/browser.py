@@ -1,4 +1,4 @@
-"""Live video for browsers. JPEGs are encoded once for all viewers, and only if there is a viewer."""
+"""Live video for browsers: H.264 or JPEGs, encoded once for all viewers, and only if there is a viewer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -15,9 +15,10 @@ from polypstream.core.frame import Frame
 from polypstream.media.jpeg import Jpeg, snapshot
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.bell import NewFindings
+from polypstream.sinks.viewers import Viewer, Viewers
 from polypstream.stages.status_overlay import StatusOverlay
 
-# Largest width of JPEGs for the page, in pixels. A snapshot has the full size.
+# Largest width of video and JPEGs for the page, in pixels. A snapshot has the full size.
 PAGE_WIDTH = 1280
 # The JPEG encoder's quantiser, 2 (best) to 31. No blocks are visible at 4, and a 720p frame takes about 50 kB.
 PAGE_QUANTISER = 4
@@ -45,11 +46,12 @@ class LiveFinding:
 
 @dataclass(slots=True)
 class _SourceState:
-    """The newest frame, viewers and findings of a source."""
+    """The newest frame, viewers and findings of a source. `viewers` are those of JPEGs, `video` those of H.264."""
 
     frame: Frame | None = None
     jpeg: bytes = b""
     viewers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=set)
+    video: Viewers = field(default_factory=lambda: Viewers(PAGE_WIDTH))
     findings: deque[LiveFinding] = field(default_factory=lambda: deque(maxlen=MAX_FINDINGS))
     found: int = 0
 
@@ -71,6 +73,7 @@ class Browser:
         with self._lock:
             state = self._sources.setdefault(frame.source, _SourceState())
             state.frame, viewers = frame, list(state.viewers)
+        state.video.write(frame)
         begins = self._begins(frame)
         if not viewers and not begins:
             return
@@ -88,10 +91,36 @@ class Browser:
     def close(self) -> None:
         """End the streams of all viewers."""
         with self._lock:
-            viewers = [viewer for state in self._sources.values() for viewer in state.viewers]
+            states = list(self._sources.values())
+            viewers = [viewer for state in states for viewer in state.viewers]
             self._sources.clear()
+        for state in states:
+            state.video.end()
         for loop, event in viewers:
             loop.call_soon_threadsafe(event.set)
+
+    @asynccontextmanager
+    async def video(self, source: str) -> AsyncIterator[Viewer]:
+        """Watch the H.264 video of a source, for the duration of an async with block.
+
+        Args:
+            source: name of the source.
+
+        Yields:
+            The viewer, which gets the pictures until the sink is closed. The first one shows the newest frame.
+        """
+        viewer = Viewer()
+        with self._lock:
+            state = self._sources.setdefault(source, _SourceState())
+        try:
+            await asyncio.to_thread(state.video.join, viewer, lambda: self._newest(state) or _no_signal())
+            yield viewer
+        finally:
+            state.video.leave(viewer)
+
+    def _newest(self, state: _SourceState) -> Frame | None:
+        with self._lock:
+            return state.frame
 
     async def pictures(self, source: str) -> AsyncIterator[bytes]:
         """Stream the JPEGs of a source to one viewer, until the sink is closed. Each is the newest at that time.
@@ -125,8 +154,7 @@ class Browser:
 
     def _newest_jpeg(self, state: _SourceState) -> bytes:
         """Encode the newest frame for a new viewer, also if no frame has arrived or none was encoded recently."""
-        with self._lock:
-            frame = state.frame
+        frame = self._newest(state)
         shown = frame or _no_signal()
         jpeg = Jpeg(PAGE_WIDTH, PAGE_QUANTISER)(shown.in_memory(), shown.orientation)
         with self._lock:
@@ -142,7 +170,7 @@ class Browser:
         """
         with self._lock:
             state = self._sources.get(source)
-            return len(state.viewers) if state else 0
+            return len(state.viewers) + len(state.video) if state else 0
 
     def snapshot(self, source: str) -> bytes | None:
         """Encode the newest frame of a source at full size.

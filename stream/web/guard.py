@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -37,7 +37,8 @@ class Guard:
 
     A page of another site can make a browser send a request to this server, although it cannot read the response.
     Browsers name the origin of such a request, in Fetch Metadata or in the Origin header (older browsers). Scripts
-    outside a browser name no origin. They are accepted, since another site cannot make them send a request.
+    outside a browser name no origin. They are accepted, since another site cannot make them send a request. WebSockets
+    are checked like requests that change something, because the page of another site could read what they send.
 
     Args:
         app: the application.
@@ -50,14 +51,14 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
 
         refused = False
 
         async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -72,15 +73,22 @@ class Guard:
             elif not refused:
                 await with_headers(message)
 
-        refusal = self._refusal_or_redirect(Request(scope))
-        await (refusal or self._app)(scope, _with_timeout(receive), in_json)
+        request = HTTPConnection(scope)
+        if scope["type"] == "websocket":
+            await (self._refusal(request) or self._app)(scope, receive, with_headers)
+            return
+        response = self._refusal(request) or self._redirect(request)
+        await (response or self._app)(scope, _with_timeout(receive), in_json)
 
-    def _refusal_or_redirect(self, request: Request) -> Response | None:
-        """Return the response that replaces that of the application; None: the request is accepted."""
+    def _refusal(self, request: HTTPConnection) -> Response | None:
+        """Return the response to a request that is refused; None: it is accepted."""
         if self._token is not None and not _has_token(request, self._token):
             return PlainTextResponse("This page needs a token: open /?token=…", 401, {"WWW-Authenticate": "Bearer"})
-        if request.method not in SAFE and not _is_same_origin(request):
-            return PlainTextResponse("Pages of other sites cannot change anything here.", 403)
+        if request.scope.get("method") not in SAFE and not _is_same_origin(request):
+            return PlainTextResponse("Pages of other sites cannot change or watch anything here.", 403)
+        return None
+
+    def _redirect(self, request: HTTPConnection) -> Response | None:
         if self._token is None or "token" not in request.query_params:
             return None
         # Move the token from the address bar and the history to a cookie that no script and no other site can use.
@@ -90,7 +98,7 @@ class Guard:
         return response
 
 
-def _has_token(request: Request, token: str) -> bool:
+def _has_token(request: HTTPConnection, token: str) -> bool:
     given = (
         request.query_params.get("token"),
         request.cookies.get(COOKIE),
@@ -99,7 +107,7 @@ def _has_token(request: Request, token: str) -> bool:
     return any(hmac.compare_digest(each.encode(), token.encode()) for each in given if each)
 
 
-def _is_same_origin(request: Request) -> bool:
+def _is_same_origin(request: HTTPConnection) -> bool:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return site in ("same-origin", "none")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,6 +20,7 @@ from polypstream.core.protocols import STOPPED
 from polypstream.errors import OutputError
 from polypstream.jobs.live import Live, Percentiles, Status
 from polypstream.sinks.browser import Browser
+from polypstream.web.live_video import send_video
 from polypstream.web.page import BINARY, BODY, INVALID, Described, Render, refusal
 
 BOUNDARY = "frame"
@@ -187,6 +188,17 @@ class LivePage:
             """Stream the frames of a source as JPEG (multipart/x-mixed-replace), until the source ends."""
             parts = _parts(browser.pictures(self._known(number)))
             return StreamingResponse(parts, media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+
+        async def video(socket: WebSocket) -> None:
+            """Send the video of a source as H.264, until either side ends it."""
+            number = socket.path_params["number"]
+            if number >= len(self._names()):
+                await socket.send_denial_response(Response(status_code=404))
+                return
+            await send_video(socket, browser, self._names()[number])
+
+        # Not FastAPI's own kind of route: the dependency that describes the token is for HTTP only.
+        router.add_websocket_route("/live/{number:int}/video", video)
 
         @router.get("/live/{number}/snapshot.jpg", response_class=Response, responses=JPEG)
         def snapshot(number: int) -> Response:

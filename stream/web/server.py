@@ -20,6 +20,8 @@ from polypstream.web.page import Page
 
 # Live streams to viewers do not end by themselves, so they are closed this long after the end.
 SHUTDOWN_TIMEOUT_S = 1
+# Largest message of a viewer in bytes. It only says that a picture was shown.
+LARGEST_MESSAGE = 1024
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -88,6 +90,9 @@ def serving(app: ASGIApp, host: str, port: int) -> Iterator[int]:
     config = uvicorn.Config(
         app,
         http=HeadTimeoutProtocol,
+        ws="wsproto",
+        ws_max_size=LARGEST_MESSAGE,
+        ws_per_message_deflate=False,  # video does not get smaller
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -323,10 +323,10 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
     with served([make(frames=500)], red_model) as page:
         driver.get(f"http://127.0.0.1:{page.port}/")
         until(lambda: value(driver, "state") == "looking for polyps")
-        width = "return document.querySelector('.picture').naturalWidth"
+        width = "return document.querySelector('canvas.picture').width"
         until(lambda: driver.execute_script(width) == 320)
         until(lambda: driver.find_elements("css selector", ".findings img"))
-        assert value(driver, "viewers") == "1"
+        until(lambda: value(driver, "viewers") == "1")
         assert "per second" in value(driver, "rate")
         until(lambda: re.fullmatch(r"\d+ of [1-9]\d* in the last \d+ s", value(driver, "recent")))
         assert re.fullmatch(r"[1-9]\d* own frame, 0 earlier frame, 0 none", value(driver, "origins"))
@@ -352,7 +352,7 @@ def test_a_browser_on_a_slow_line_holds_up_nobody(
     slow.set_network_conditions(latency=200, download_throughput=2000, upload_throughput=2000)
     with served([make(frames=750)], red_model) as page:
         for driver in (quick, slow):
-            driver.get(f"http://127.0.0.1:{page.port}/")
+            driver.get(f"http://127.0.0.1:{page.port}/?mjpeg")  # Chromium does not slow down WebSockets
         until(lambda: page.status()["viewers"] == 2, 20)
         until(lambda: value(quick, "state") == "looking for polyps")
         before, started = page.live.status()[0], time.monotonic()

@@ -2,6 +2,7 @@
 // Requests the status of the sources once per second, and shows it next to their video.
 
 const sections = [...document.querySelectorAll(".source")];
+const videos = sections.map((section) => new LiveVideo(section));
 const controls = document.querySelector(".controls").elements;
 let audio = null;
 let refreshing = false;
@@ -72,13 +73,8 @@ function show(section, status) {
   showFindings(section, status.findings);
 }
 
-// After a broken connection a stream keeps its last frame and does not reconnect, so it must be requested again.
-function showStreams(connected) {
-  for (const section of sections) {
-    const picture = section.querySelector(".picture");
-    if (!connected) picture.removeAttribute("src");
-    else if (!picture.hasAttribute("src")) picture.src = `/live/${section.dataset.number}/stream?again=${Date.now()}`;
-  }
+function showVideos(wanted) {
+  for (const video of videos) video.show(wanted);
 }
 
 async function refresh() {
@@ -88,10 +84,10 @@ async function refresh() {
     const answer = await fetch("/status.json", { signal: AbortSignal.timeout(3000) });
     const statuses = await answer.json();
     controls.overlay.checked = statuses[0].overlay;
-    showStreams(true);
+    showVideos(true);
     sections.forEach((section, number) => show(section, statuses[number]));
   } catch {
-    showStreams(false);
+    showVideos(false);
     for (const section of sections) {
       section.querySelector(".light").className = "light bad";
       put(section, "state", "polypstream does not answer");
@@ -130,7 +126,8 @@ controls.sound.addEventListener("change", () => {
   audio ??= new AudioContext();
   audio.resume();
 });
-// Each stream uses one of the few connections that a browser opens to a server.
-document.addEventListener("visibilitychange", () => (document.hidden ? showStreams(false) : refresh()));
+// A hidden page needs no video, and each stream of JPEGs uses one of the few connections that a browser opens.
+document.addEventListener("visibilitychange", () => (document.hidden ? showVideos(false) : refresh()));
 setInterval(refresh, 1000);
+if (!document.hidden) showVideos(true);
 refresh();
