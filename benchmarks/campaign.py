@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,18 +26,19 @@ from typing import IO, Any
 
 import av
 import psutil
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.conftest import make_red_model  # noqa: E402
+from tests.conftest import make_red_model
 
 POLYPSTREAM = str(Path(sys.executable).with_name("polypstream"))
 # A small model on the plain CPU provider, and a fast encoder: the program around them is tested.
 FAST = ("--set", "inference.provider=cpu", "--set", "inference.threads=1", "--set", "output.video.preset=ultrafast")
 # A process whose parent was killed must end by itself in this time.
 ORPHAN_S = 20.0
+MINUTE_S = 61.0
 
 
 class Cases:
@@ -154,7 +157,9 @@ class Running:
     def look(self) -> list[psutil.Process]:
         """Note the processes that it has started, and return those that were not known."""
         with suppress(psutil.NoSuchProcess):
-            new = [each for each in psutil.Process(self.process.pid).children(recursive=True) if each not in self.family]
+            new = [
+                each for each in psutil.Process(self.process.pid).children(recursive=True) if each not in self.family
+            ]
             self.family += new
             return new
         return []
@@ -266,6 +271,31 @@ def times_of(path: Path) -> list[float]:
         return [float(frame.pts * stream.time_base) for frame in file.decode(stream)]
 
 
+def unfinished_times_of(path: Path) -> list[float]:
+    """Seconds of every frame of a video that was not closed. Its last picture may be cut off.
+
+    Raises:
+        FFmpegError: an earlier one cannot be decoded.
+    """
+    times: list[float] = []
+    problem: InvalidDataError | None = None
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        packets = file.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return times
+                frames = packet.decode()
+            except InvalidDataError as error:
+                problem = problem or error
+                continue
+            if frames and packet.dts is not None and problem:
+                raise problem
+            times += [float(frame.pts * stream.time_base) for frame in frames]
+
+
 def faults_of_unfinished(video: Path, table: Path, lost_s: float) -> list[str]:
     """What is wrong with a video that was not closed: it must play to its end, which must not be too early.
 
@@ -275,9 +305,9 @@ def faults_of_unfinished(video: Path, table: Path, lost_s: float) -> list[str]:
         lost_s: seconds that may be missing.
     """
     rows = rows_of(table)
-    reached = float(rows[-1]["time_s"]) if rows else 0.0
+    reached = float(rows[-1]["pts_s"]) if rows else 0.0
     try:
-        played = times_of(video)[-1] if video.exists() and video.stat().st_size else 0.0
+        played = unfinished_times_of(video)[-1] if video.exists() and video.stat().st_size else 0.0
     except (FFmpegError, IndexError) as error:
         if reached <= lost_s:
             return []  # no fragment had to be there
@@ -285,3 +315,57 @@ def faults_of_unfinished(video: Path, table: Path, lost_s: float) -> list[str]:
     if played < reached - lost_s:
         return [f"{video.name} plays to {played:.1f} s; {reached:.1f} s had been processed"]
     return []
+
+
+def until(true: Callable[[], object], seconds: float) -> bool:
+    """Wait until something is true; whether it became so in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def address_of(running: Running, seconds: float = 60) -> str:
+    """The address that a server prints when it has started.
+
+    Raises:
+        RuntimeError: it has printed none in time.
+    """
+    until(lambda: "http://" in running.said or running.process.poll() is not None, seconds)
+    found = re.search(r"http://\S+", running.said)
+    if found is None:
+        raise RuntimeError(f"the server did not start: {running.said}")
+    return found.group().partition("?")[0].rstrip("/")
+
+
+def served_results(folder: Path, id_: str) -> Path:
+    """Results of the last attempt at a recording that a server was sent.
+
+    Args:
+        folder: of the server.
+        id_: of the recording.
+    """
+    attempts = (folder / "recordings" / id_).glob("*/upload")
+    return max(attempts, key=lambda path: int(path.parent.name))
+
+
+def make_older(table: Path) -> None:
+    """Make frames.csv of a killed run older than the minute in which a run that goes on would have written to it."""
+    if table.exists():
+        os.utime(table, (time.time() - MINUTE_S,) * 2)
+
+
+def faults_of_repeated(folder: Path, command: Sequence[object], seconds: float) -> list[str]:
+    """What is wrong with a command that is given again: it must succeed.
+
+    Args:
+        folder: its current folder.
+        command: its arguments.
+        seconds: in which it must end.
+    """
+    with started(folder, *command) as running:
+        code = running.wait(seconds)
+        faults = faults_of_messages(running.said)
+        return faults if code == 0 else [*faults, f"repeated: exit code {code}: {running.said[-600:]}"]

@@ -27,6 +27,7 @@ from random import Random
 
 import numpy as np
 from campaign import FAST, Cases, faults_of_messages, faults_of_results, started, working_folder
+
 from tests.conftest import Clip, make_clip, picture
 
 
@@ -212,7 +213,9 @@ def exchange(chance: Random, data: bytes) -> bytes:
     first = chance.randrange(len(data) - 2 * length + 1)
     second = chance.randrange(first + length, len(data) - length + 1)
     middle = data[first + length : second]
-    return data[:first] + data[second : second + length] + middle + data[first : first + length] + data[second + length :]
+    return (
+        data[:first] + data[second : second + length] + middle + data[first : first + length] + data[second + length :]
+    )
 
 
 def header(chance: Random, data: bytes) -> bytes:
