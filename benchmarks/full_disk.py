@@ -8,8 +8,8 @@ the right to mount. Without it the size of files is limited instead, by RLIMIT_F
 A case is faulty if the command does not say that the disk is full, if it ends with a traceback or not at all, or if a
 result that it said to be done is not complete and readable. Afterwards there is room again. The same command must
 finish, and keep what was done. A server must answer 503 at /healthz, and finish the recordings that it had accepted or
-say that the disk was full. A live recording must play up to where the disk was full. FOLDER gets results.jsonl, with one
-line for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of archive about 60.
+say that the disk was full. A live recording must play up to where the disk was full. FOLDER gets results.jsonl, with
+one line for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of archive about 60.
 """
 
 from __future__ import annotations

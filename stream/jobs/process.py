@@ -289,7 +289,8 @@ class RecordingPipeline:
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
-        sinks: list[tuple[str, Sink[Frame]]] = []
+        # The first file: `_check_unfinished` knows by it, and by the lack of a summary, that a run did not end.
+        sinks: list[tuple[str, Sink[Frame]]] = [("table", FramesTable(folder / "frames.csv"))]
         try:
             if self.settings.output.video.codec != "none":
                 self.video = AnnotatedVideo(
@@ -302,7 +303,6 @@ class RecordingPipeline:
                     self.copying,
                 )
                 sinks.append(("encode", self.video))
-            sinks.append(("table", FramesTable(folder / "frames.csv")))
             self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))
             if masks:
