@@ -235,16 +235,15 @@ def faults_of_results(folder: Path, complete: bool = False) -> list[str]:
         faults = []
         if complete and not summary["complete"]:
             faults.append(f"{folder.name} is not complete: {summary['problem'] or summary['damage']}")
-        json.loads((folder / "findings.json").read_text())
+        tracks = json.loads((folder / "findings.json").read_text())["tracks"]
         counts = {"frames.csv": len(rows_of(folder / "frames.csv"))}
         for name in ("annotated.mp4", "masks.mkv"):
             if name != "masks.mkv" or (folder / name).exists():
                 counts[name] = len(times_of(folder / name))
         faults += [f"{name} has {found} frames and not {frames}" for name, found in counts.items() if found != frames]
-        with (folder / "polyps.csv").open(newline="") as file:
-            polyps = len(list(csv.DictReader(file)))
-        if polyps != summary["polyps"]:
-            faults.append(f"polyps.csv has {polyps} lines and not {summary['polyps']}")
+        listed = {"polyps.csv": len(rows_of(folder / "polyps.csv")), "findings.json": len(tracks)}
+        polyps = summary["polyps"]
+        faults += [f"{name} has {found} polyps and not {polyps}" for name, found in listed.items() if found != polyps]
         for picture in (folder / "snapshots").glob("*.jpg"):
             Image.open(picture).load()
         if "</html>" not in (folder / "report.html").read_text():
@@ -255,7 +254,7 @@ def faults_of_results(folder: Path, complete: bool = False) -> list[str]:
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
-    """Whole lines of frames.csv, by the names of the columns."""
+    """Whole lines of frames.csv or polyps.csv, by the names of the columns."""
     text = table.read_text() if table.exists() else ""
     return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 

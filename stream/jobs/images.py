@@ -207,11 +207,11 @@ class ImageRun:
             content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
             path.write_text(json.dumps(content, indent=1) + "\n")
         summary = self._summary(about, problem)
-        write_summary(self.folder, summary)
         pictures = inlined(self.folder, [sheet.annotated for sheet in self._sheets])
         write_page(
             self.folder, "images_report.html", summary=summary, sheets=list(zip(self._sheets, pictures, strict=True))
         )
+        write_summary(self.folder, summary)  # last: results with a summary are finished
 
     def _polyps(self) -> Iterator[dict[str, object]]:
         """Rows of polyps.csv, one for each finding."""

@@ -55,6 +55,18 @@ def test_the_area_of_a_finding_has_the_name_that_recordings_have(tmp_path: Path)
     assert "polyp_area_fraction" in POLYP_COLUMNS
 
 
+def test_the_summary_is_the_last_file(
+    images: tuple[Path, ...], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed before must not count as finished."""
+    there: list[bool] = []
+    monkeypatch.setattr(
+        "polypstream.jobs.images.write_summary", lambda folder, _: there.append((folder / "report.html").exists())
+    )
+    process_images(job(images), segmenter, Settings())
+    assert there == [True]
+
+
 def test_results_are_those_of_the_python_api(images: tuple[Path, ...], segmenter: Segmenter, red_model: Path) -> None:
     told: list[tuple[int, int | None]] = []
     result = process_images(job(images), segmenter, Settings(), lambda *progress: told.append(progress))
