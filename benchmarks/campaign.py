@@ -350,10 +350,10 @@ def served_results(folder: Path, id_: str) -> Path:
     return max(attempts, key=lambda path: int(path.parent.name))
 
 
-def make_older(table: Path) -> None:
-    """Make frames.csv of a killed run older than the minute in which a run that goes on would have written to it."""
-    if table.exists():
-        os.utime(table, (time.time() - MINUTE_S,) * 2)
+def make_older(results: Path) -> None:
+    """Make the results of a killed run older than the minute in which a run that goes on would have written to them."""
+    for path in results.glob("**/*"):
+        os.utime(path, (time.time() - MINUTE_S,) * 2)
 
 
 def faults_of_repeated(folder: Path, command: Sequence[object], seconds: float) -> list[str]:

@@ -212,7 +212,7 @@ def run_batch(
     for path in results:
         if path not in done:
             faults += faults_of_unfinished(path / "annotated.mp4", path / "frames.csv", LOST_S)
-            make_older(path / "frames.csv")
+            make_older(path)
     faults += faults_of_repeated(folder, command, ENDS_S)
     faults += [fault for path in results for fault in faults_of_results(path, complete=True)]
     if again := [path.name for path in done if (path / "findings.json").stat().st_mtime_ns != before[path]]:

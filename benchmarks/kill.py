@@ -48,11 +48,11 @@ from tests.web.serving import Served
 
 GROUP_S = 1.0
 LOST_S = 2.0 + GROUP_S
-FRAMES = 500
+FRAMES = 800
 # A command that is repeated must end in this time.
 REPEATED_S = 240.0
-# A command is killed in this time, which is about the time that it takes. Ray alone takes ten seconds to start.
-LATEST_S = {"process": 6.0, "serve": 12.0, "live": 10.0, "archive": 30.0}
+# A command is killed in this time, which is about the time that it takes. Ray alone takes five seconds to start.
+LATEST_S = {"process": 4.0, "serve": 12.0, "live": 10.0, "archive": 14.0}
 
 
 @dataclass
@@ -127,7 +127,7 @@ def kill_process(campaign: Campaign, chance: Random, folder: Path) -> dict[str, 
     rows, finished = len(rows_of(results / "frames.csv")), (results / "summary.json").exists()
     if not finished:
         faults += faults_of_unfinished(results / "annotated.mp4", results / "frames.csv", LOST_S)
-        make_older(results / "frames.csv")
+        make_older(results)
         faults += faults_of_repeated(folder, process_command(campaign), REPEATED_S)
     faults += faults_of_results(results, complete=True)
     ending = f"{whom} killed{', results finished' if finished else ''}" if killed else "finished before"

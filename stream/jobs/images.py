@@ -138,6 +138,8 @@ class ImageRun:
         self._names = result_names(self.job.images)
         self._draw, card = Drawing(make_overlay(self.settings)), self.segmenter.card
         self._rules = choose_rules(self.settings.findings, card.threshold, card.peak)
+        # The first file: with it and without a summary, results are those of a run that did not end.
+        write_csv(self.folder / "frames.csv", IMAGE_COLUMNS, [])
         with writing(self.folder):
             for name in ("masks", "annotated"):
                 (self.folder / name).mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -216,7 +216,7 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
         if recording and any(path.samefile(recording) for path in existing):
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
-            _check_unfinished(folder)
+            _check_unfinished(folder, existing)
         if existing and (folder / REVIEWS).is_file():
             raise OutputError(
                 f"{folder / REVIEWS}: has what readers decided about the earlier results; choose another --output, or "
@@ -445,8 +445,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) else None
 
 
-def _check_unfinished(folder: Path) -> None:
+def _check_unfinished(folder: Path, existing: Sequence[Path]) -> None:
     """Check that the results in a folder are those of a run that was interrupted or failed. They may be replaced.
+
+    Args:
+        folder: folder of the results.
+        existing: the results.
 
     Raises:
         OutputError: they are finished, or another run may be writing them.
@@ -454,11 +458,10 @@ def _check_unfinished(folder: Path) -> None:
     summary = read_summary(folder)
     if summary is not None and summary.get("problem"):
         return
-    table = folder / "frames.csv"
-    if summary is not None or not table.is_file():
+    if summary is not None or not (folder / "frames.csv").is_file():
         raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
-    # A killed run leaves no summary. A running one writes a row at least once in this time, or its watchdog ends it.
-    if time.time() - table.stat().st_mtime < STALL_TIMEOUT_S:
+    # A killed run leaves no summary. A running one writes at least once in this time, or its watchdog ends it.
+    if time.time() - max(path.stat().st_mtime for path in existing) < STALL_TIMEOUT_S:
         raise OutputError(
             f"{folder}: was written less than a minute ago, perhaps by a run that goes on; wait, or give --overwrite"
         )
