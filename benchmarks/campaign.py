@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.conftest import make_red_model
+from tests.conftest import Clip, make_clip, make_red_model
 
 POLYPSTREAM = str(Path(sys.executable).with_name("polypstream"))
 # A small model on the plain CPU provider, and a fast encoder: the program around them is tested.
@@ -47,20 +48,31 @@ class Cases:
     Args:
         description: docstring of the script, with its command.
         cases: how many cases are run by default.
+        kinds: names of the kinds of cases, which take turns; empty: the script has its own.
+        options: further options of the script, as for argparse.
 
     Attributes:
         folder: folder of the campaign.
         wanted: the arguments of the script.
+        kinds: the kinds that are run.
     """
 
-    def __init__(self, description: str, cases: int, **options: dict[str, Any]) -> None:
+    def __init__(self, description: str, cases: int, kinds: Collection[str] = (), **options: dict[str, Any]) -> None:
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("folder", type=Path, help="for the results; a later run with the same folder goes on")
         parser.add_argument("--cases", type=int, default=cases)
         parser.add_argument("--seed", type=int, default=1)
+        if kinds:
+            parser.add_argument("--kinds", default=",".join(kinds), help=f"some of {', '.join(kinds)}")
         for name, about in options.items():
             parser.add_argument(f"--{name}", **about)
         self.wanted = parser.parse_args()
+        self.kinds = self.wanted.kinds.split(",") if kinds else []
+        if unknown := set(self.kinds) - set(kinds):
+            parser.error(f"--kinds: {', '.join(unknown)}: there are {', '.join(kinds)}")
+        if "archive" in self.kinds and importlib.util.find_spec("ray") is None:
+            print("archive is left out: Ray is not installed (pip install -e '.[cluster]')")
+            self.kinds.remove("archive")
         self.folder: Path = self.wanted.folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results = Results(self.folder / "results.jsonl")
@@ -69,8 +81,19 @@ class Cases:
 
     def model(self) -> Path:
         """The model that finds the red disc of the media of the tests."""
-        path = self.folder / "red.onnx"
-        return path if path.exists() else make_red_model(path)
+        return self._made("red.onnx", lambda folder: make_red_model(folder / "red.onnx"))
+
+    def recording(self, clip: Clip) -> Path:
+        """A recording of the tests."""
+        return self._made(clip.name, lambda folder: make_clip(folder, clip))
+
+    def _made(self, name: str, make: Callable[[Path], Path]) -> Path:
+        """A file of the campaign, which is made once and completely."""
+        path = self.folder / name
+        if not path.exists():
+            with working_folder(self.folder) as folder:
+                make(folder).rename(path)
+        return path
 
     def left(self) -> list[int]:
         """Numbers of the cases that have no result yet, from 0."""
@@ -87,16 +110,17 @@ class Cases:
         if values["faults"]:
             print(f"case {number}: {json.dumps(values)}", flush=True)
 
-    def run_each(self, one: Callable[[int, Random, Path], dict[str, object]]) -> None:
+    def run_each(self, one: Callable[[str, Random, Path], dict[str, object]]) -> None:
         """Run the cases that are left, one after another, and print the counts.
 
         Args:
-            one: runs a case; called with its number, its random numbers and an empty folder. It returns what is
-                stored, with the key `faults`: a list of texts.
+            one: runs a case; called with its kind, its random numbers and an empty folder. It returns what is stored,
+                with the key `faults`: a list of texts.
         """
         for number in self.left():
+            kind = self.kinds[number % len(self.kinds)]
             with working_folder(self.folder) as folder:
-                self.add(number, **one(number, self.chance(number), folder))
+                self.add(number, kind=kind, **one(kind, self.chance(number), folder))
         self.summarize("kind", "ending")
 
     def summarize(self, *keys: str) -> None:

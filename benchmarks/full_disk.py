@@ -14,7 +14,6 @@ one line for each case; a run that was interrupted goes on. A case takes about 1
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import resource
 import shutil
@@ -43,7 +42,7 @@ from campaign import (
     until,
 )
 
-from tests.conftest import Clip, make_clip
+from tests.conftest import Clip
 from tests.web.serving import Served
 
 LARGE, PAGE = 8 << 30, 4096
@@ -142,29 +141,18 @@ class Campaign:
 
 def main() -> None:
     """Run the cases that are left."""
-    kinds = {"default": ",".join(KINDS), "metavar": "KIND,…", "help": f"some of {', '.join(KINDS)}"}
     latest = {"type": float, "default": 8.0, "help": "the disk becomes full in this time"}
-    cases = Cases(__doc__, 100, kinds=kinds, seconds=latest)
-    wanted = cases.wanted.kinds.split(",")
-    if "archive" in wanted and importlib.util.find_spec("ray") is None:
-        print("archive is left out: Ray is not installed (pip install -e '.[cluster]')")
-        wanted.remove("archive")
+    cases = Cases(__doc__, 100, KINDS, seconds=latest)
     clip = Clip(name="long.mp4", frames=300, audio=("aac",), options={"g": "25"})
-    recording = cases.folder / clip.name
-    campaign = Campaign(
-        recording if recording.exists() else make_clip(cases.folder, clip),
-        ("--model", cases.model(), *FAST),
-        cases.wanted.seconds,
-    )
+    campaign = Campaign(cases.recording(clip), ("--model", cases.model(), *FAST), cases.wanted.seconds)
 
-    def one(number: int, chance: Random, folder: Path) -> dict[str, object]:
-        kind = wanted[number % len(wanted)]
+    def one(kind: str, chance: Random, folder: Path) -> dict[str, object]:
         recordings = folder / "recordings"
         recordings.mkdir()
         for name in "abc":
             (recordings / f"{name}.mp4").symlink_to(campaign.recording)
         with small_disk(folder / "disk") as disk:
-            return {"kind": kind, "disk": type(disk).__name__, **KINDS[kind](campaign, chance, folder, disk)}
+            return {"disk": type(disk).__name__, **KINDS[kind](campaign, chance, folder, disk)}
 
     cases.run_each(one)
 

@@ -9,8 +9,8 @@ The cases take turns. Each starts a command, kills it at a random moment of abou
 - serve: the server is killed while recordings are uploaded and processed. Every recording that it had accepted is there
   after a new start and is finished; an upload in pieces goes on where it was.
 - live: a recording of a session plays to its end, as for process. A new session records.
-- archive: results that have appeared are complete, and the same command finishes. It is left out if Ray
-  is not installed.
+- archive: results that have appeared are complete, and the same command finishes. It needs Ray, and is left
+  out without.
 
 In all cases the other processes of a killed command must end by themselves. FOLDER gets results.jsonl, with one line
 for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of archive about 60.
@@ -18,7 +18,6 @@ for each case; a run that was interrupted goes on. A case takes about 15 seconds
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import threading
 import time
@@ -43,7 +42,7 @@ from campaign import (
     until,
 )
 
-from tests.conftest import Clip, make_clip
+from tests.conftest import Clip
 from tests.web.serving import Served
 
 GROUP_S = 1.0
@@ -70,23 +69,10 @@ class Campaign:
 
 def main() -> None:
     """Run the cases that are left."""
-    kinds = {"default": ",".join(KINDS), "metavar": "KIND,…", "help": f"some of {', '.join(KINDS)}"}
-    cases = Cases(__doc__, 100, kinds=kinds)
-    wanted = cases.wanted.kinds.split(",")
-    if "archive" in wanted and importlib.util.find_spec("ray") is None:
-        print("archive is left out: Ray is not installed (pip install -e '.[cluster]')")
-        wanted.remove("archive")
+    cases = Cases(__doc__, 100, KINDS)
     clip = Clip(name="long.mp4", frames=FRAMES, audio=("aac",), options={"g": "25"})
-    recording = cases.folder / clip.name
-    campaign = Campaign(
-        recording if recording.exists() else make_clip(cases.folder, clip), ("--model", cases.model(), *FAST)
-    )
-
-    def one(number: int, chance: Random, folder: Path) -> dict[str, object]:
-        kind = wanted[number % len(wanted)]
-        return {"kind": kind, **KINDS[kind](campaign, chance, folder)}
-
-    cases.run_each(one)
+    campaign = Campaign(cases.recording(clip), ("--model", cases.model(), *FAST))
+    cases.run_each(lambda kind, chance, folder: KINDS[kind](campaign, chance, folder))
 
 
 def kill_after(running: Running, seconds: float, whom: str) -> bool:

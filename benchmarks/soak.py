@@ -175,7 +175,7 @@ def soak(cases: Cases, run: int, minutes: float, folder: Path) -> None:
     """One run of `live`."""
     ports = [free_port() for _ in range(5)]
     rooms = [
-        Room(f"room{number}", *(link.format(ports[number]) for link in LINKS[kind]), Random(f"{run} {number}"))
+        Room(f"room{number}", *(link.format(ports[number]) for link in LINKS[kind]), cases.chance(10 * run + number))
         for number, kind in enumerate(("udp", "tcp", "udp", "tcp"))
     ]
     outputs = ("--serve", f"127.0.0.1:{ports[4]}", "--record", "soak.mp4", "--model", cases.model(), *FAST)
