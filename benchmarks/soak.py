@@ -187,7 +187,8 @@ def soak(cases: Cases, run: int, minutes: float, folder: Path) -> None:
             for room in rooms:
                 room.end()
         faults += [fault for room in rooms for fault in room.faults]
-        faults += faults_of_account(running)
+        final = final_status(running)
+        faults += faults_of_account(final)
         running.process.send_signal(signal.SIGINT)
         code = running.wait(60)
         if code != 130:
@@ -195,6 +196,9 @@ def soak(cases: Cases, run: int, minutes: float, folder: Path) -> None:
         faults += [*faults_of_messages(running.said), *running.orphans()]
         account = [line for line in running.said.splitlines() if "frames shown" in line][-len(rooms) :]
     recorded.check()
+    wanted = sum(each["shown"] - each["unrecorded"] for each in final.values())
+    if recorded.frames < wanted:  # placeholders of a lost signal are recorded, too
+        faults.append(f"{recorded.frames} frames were recorded, and at least {wanted} should be")
     waits = [wait for room in rooms for wait in room.waits]
     cases.add(
         0,
@@ -216,7 +220,10 @@ def play(cases: Cases, run: int, minutes: float, rooms: list[Room], running: Run
     while (now := time.monotonic()) < begun + 60 * minutes:
         if running.process.poll() is not None:
             return [f"live ended with {running.process.returncode}: {running.said[-600:]}"]
-        status = status_of(address)
+        try:
+            status = status_of(address)
+        except requests.RequestException as error:
+            return [f"live does not answer: {error}; {running.said[-600:]}"]
         for room in rooms:
             room.step(now, status[room.name]["signal"])
         if now >= next_sample:
@@ -241,15 +248,20 @@ def status_of(address: str) -> dict[str, dict[str, Any]]:
     return {each["source"]: each for each in requests.get(f"{address}/status.json", timeout=30).json()}
 
 
-def faults_of_account(running: Running) -> list[str]:
-    """Whether all frames are accounted for. No program sends any more."""
+def final_status(running: Running) -> dict[str, dict[str, Any]]:
+    """Status of each source once no frame is on its way, since no program sends any more; empty: `live` has ended."""
     if running.process.poll() is not None:
-        return []
+        return {}
     address = address_of(running)
     until(lambda: not any(each["signal"] for each in status_of(address).values()), 30)
+    return status_of(address)
+
+
+def faults_of_account(status: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether all frames of each source are accounted for."""
     return [
         f"{name}: {each['frames_in']} frames came, {each['shown']} were shown, dropped: {each['dropped']}"
-        for name, each in status_of(address).items()
+        for name, each in status.items()
         if each["frames_in"] != each["shown"] + sum(each["dropped"].values())
     ]
 

@@ -35,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LONGEST = (
     *("archive/test_cluster.py", "jobs/test_live.py", "web/test_serve.py", "web/test_serve_browser.py"),
     *("media/test_sound.py", "jobs/test_range.py", "export/test_export.py", "web/test_live.py"),
-    *("jobs/test_bad_input.py", "export/test_wrap.py"),
+    *("jobs/test_bad_input.py", "export/test_wrap.py", "benchmarks/test_reliability.py"),
 )
 RED = (200, 30, 30)
 GREY = (90, 90, 90)
