@@ -37,6 +37,7 @@ LONGEST = (
     *("media/test_sound.py", "jobs/test_range.py", "export/test_export.py", "web/test_live.py"),
     *("jobs/test_bad_input.py", "export/test_wrap.py", "web/test_openapi.py", "web/test_review_browser.py"),
     *("web/test_review.py", "jobs/test_live_sources.py", "study/test_report.py", "models/test_training.py"),
+    "benchmarks/test_reliability.py",
 )
 RED = (200, 30, 30)
 GREY = (90, 90, 90)

@@ -141,6 +141,8 @@ class ImageRun:
         self._names = result_names(self.job.images)
         self._draw, card = Drawing(make_overlay(self.settings)), self.segmenter.card
         self._rules = choose_rules(self.settings.findings, card.threshold, card.peak)
+        # The first file: with it and without a summary, results are those of a run that did not end.
+        write_csv(self.folder / "frames.csv", IMAGE_COLUMNS, [])
         with writing(self.folder):
             for name in ("masks", "annotated"):
                 (self.folder / name).mkdir(exist_ok=True)
@@ -210,8 +212,8 @@ class ImageRun:
             content = {"schema": IMAGES_SCHEMA, "notice": NOTICE, **about, "images": self._found}
             path.write_text(json.dumps(content, indent=1) + "\n")
         summary = self._summary(about, problem)
-        write_summary(self.folder, summary)
         _write_report(self.folder, summary, self._sheets)
+        write_summary(self.folder, summary)  # last: results with a summary are finished
 
     def _polyps(self) -> Iterator[dict[str, object]]:
         """Rows of polyps.csv, one for each finding."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import OnProgress, Source
 from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import STALL_TIMEOUT_S
-from polypstream.errors import DataError, OutputError, PolypstreamError, SourceError
+from polypstream.errors import OutputError, PolypstreamError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
 from polypstream.jobs.reviews import REVIEWS
@@ -179,25 +178,18 @@ def _process(
         gpu = decode_on_gpu(source, segmenter, settings)
         source = restricted(source, view, settings, job.name, job.times, on_activity)
         folder = prepare_folder(job.output / source.stem, recording, job.overwrite, settings.deidentify.enabled)
-        try:
-            pipeline = RecordingPipeline(
-                source,
-                view,
-                folder,
-                segmenter,
-                settings,
-                job.masks,
-                make_stages(view, segmenter, settings, gpu),
-                times=job.times,
-                packets_from=source.path,
-            )
-            run = pipeline.run(on_progress, on_activity)
-        except KeyboardInterrupt:
-            with suppress(DataError):  # without a single frame there is nothing to report
-                write_report(folder)
-            raise
-        write_report(run.folder)
-        return run
+        pipeline = RecordingPipeline(
+            source,
+            view,
+            folder,
+            segmenter,
+            settings,
+            job.masks,
+            make_stages(view, segmenter, settings, gpu),
+            times=job.times,
+            packets_from=source.path,
+        )
+        return pipeline.run(on_progress, on_activity, report=True)
     finally:
         source.close()
 
@@ -224,7 +216,7 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
         if recording and any(path.samefile(recording) for path in existing):
             raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
         if existing and not overwrite:
-            _check_unfinished(folder)
+            _check_unfinished(folder, existing)
         if existing and (folder / REVIEWS).is_file():
             raise OutputError(
                 f"{folder / REVIEWS}: has what readers decided about the earlier results; choose another --output, or "
@@ -289,7 +281,8 @@ class RecordingPipeline:
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
-        sinks: list[tuple[str, Sink[Frame]]] = []
+        # The first file: `_check_unfinished` knows by it, and by the lack of a summary, that a run did not end.
+        sinks: list[tuple[str, Sink[Frame]]] = [("table", FramesTable(folder / "frames.csv"))]
         try:
             if self.settings.output.video.codec != "none":
                 self.video = AnnotatedVideo(
@@ -302,7 +295,6 @@ class RecordingPipeline:
                     self.copying,
                 )
                 sinks.append(("encode", self.video))
-            sinks.append(("table", FramesTable(folder / "frames.csv")))
             self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))
             if masks:
@@ -313,11 +305,17 @@ class RecordingPipeline:
             raise
         return sinks
 
-    def run(self, on_progress: OnProgress, on_activity: OnActivity = lambda _: None) -> ProcessResult:
+    def run(
+        self, on_progress: OnProgress, on_activity: OnActivity = lambda _: None, report: bool = False
+    ) -> ProcessResult:
         """Process all frames, check the files, and write the summary. The summary is also written after an error.
+
+        The summary is the last file: results with a summary without a problem are finished, also if the process is
+        killed, or the disk is full.
 
         Args:
             on_progress, on_activity: as for `process`.
+            report: write report.html, also if the user interrupts.
 
         Raises:
             PolypstreamError: the results are not complete, for another reason than damage of the recording.
@@ -348,7 +346,18 @@ class RecordingPipeline:
             **self.findings.found,
         )
         log.debug("%s: %d frames in %.1f s, encoded by %s", run.name, run.frames, run.seconds, self._encoder)
-        self._write_summary(run, problem)
+        summary = self._summary(run, problem)
+        if report and (problem is None or isinstance(problem, KeyboardInterrupt)):
+            try:
+                write_report(self.folder, summary=summary)
+            except PolypstreamError as error:  # an interrupted run may have no frame to report
+                problem = problem or error
+                summary = self._summary(run, problem)
+        try:
+            write_summary(self.folder, summary)
+        except OutputError:
+            if problem is None:
+                raise
         if problem is not None:
             raise problem
         return run
@@ -391,13 +400,14 @@ class RecordingPipeline:
             "why_none": self._why_none or counts.why_none,
         }
 
-    def _write_summary(self, run: ProcessResult, problem: BaseException | None) -> None:
+    def _summary(self, run: ProcessResult, problem: BaseException | None) -> dict[str, Any]:
+        """Content of summary.json."""
         reason = (str(problem) or type(problem).__name__) if problem else None
         if isinstance(problem, KeyboardInterrupt):
             reason = "interrupted"
         if reason and self.settings.deidentify.enabled:
             reason = reason.replace(str(self.folder), self.folder.name)
-        summary: dict[str, Any] = {
+        return {
             **self._about,
             "complete": problem is None and not run.damage,
             "problem": reason,
@@ -417,11 +427,6 @@ class RecordingPipeline:
             "seconds_per_stage": {name: round(work.seconds, 3) for name, work in self.pipeline.work.items()},
             "notice": NOTICE,
         }
-        try:
-            write_summary(self.folder, summary)
-        except OutputError:
-            if problem is None:
-                raise
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -440,8 +445,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) else None
 
 
-def _check_unfinished(folder: Path) -> None:
+def _check_unfinished(folder: Path, existing: Sequence[Path]) -> None:
     """Check that the results in a folder are those of a run that was interrupted or failed. They may be replaced.
+
+    Args:
+        folder: folder of the results.
+        existing: the results.
 
     Raises:
         OutputError: they are finished, or another run may be writing them.
@@ -449,11 +458,10 @@ def _check_unfinished(folder: Path) -> None:
     summary = read_summary(folder)
     if summary is not None and summary.get("problem"):
         return
-    table = folder / "frames.csv"
-    if summary is not None or not table.is_file():
+    if summary is not None or not (folder / "frames.csv").is_file():
         raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
-    # A killed run leaves no summary. A running one writes a row at least once in this time, or its watchdog ends it.
-    if time.time() - table.stat().st_mtime < STALL_TIMEOUT_S:
+    # A killed run leaves no summary. A running one writes at least once in this time, or its watchdog ends it.
+    if time.time() - max(path.stat().st_mtime for path in existing) < STALL_TIMEOUT_S:
         raise OutputError(
             f"{folder}: was written less than a minute ago, perhaps by a run that goes on; wait, or give --overwrite"
         )

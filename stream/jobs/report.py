@@ -137,12 +137,13 @@ def _tick_distance(length: float, most: int, multiple_of: int) -> int:
     return next((step for step in possible if length / step <= most), possible[-1])
 
 
-def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
+def write_report(run: Path, figures: dict[str, Any] | None = None, summary: dict[str, Any] | None = None) -> Path:
     """Write report.html from a run's frames.csv, findings.json and summary.json.
 
     Args:
         run: folder of results of `process`.
         figures: result of `score`, if the ground truth is known.
+        summary: what summary.json will contain; None: it is there already.
 
     Returns:
         Path of the report.
@@ -152,7 +153,8 @@ def write_report(run: Path, figures: dict[str, Any] | None = None) -> Path:
         OutputError: the report cannot be written.
     """
     try:
-        summary = json.loads((run / "summary.json").read_text())
+        if summary is None:
+            summary = dict(json.loads((run / "summary.json").read_text()))
         found = read_findings(run)
         tracks, marks = found["tracks"], marks_in(found)
         review = ReviewStore(run).read()

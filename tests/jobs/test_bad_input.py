@@ -501,6 +501,24 @@ def test_a_full_disk_is_one_line_and_the_video_plays_up_to_there(
         assert not json.loads(summary.read_text())["complete"]
 
 
+def test_a_run_that_found_the_disk_full_can_be_repeated_once_there_is_room(
+    tmp_path: Path, make, tiny_disk: Path, red_model: Path
+) -> None:
+    """No page is left: files are created, and nothing can be written to them."""
+    clip, results = make(frames=5, **SMALL), tiny_disk / "results" / "clip"
+    results.mkdir(parents=True)
+    (tiny_disk / "ballast").write_bytes(bytes(shutil.disk_usage(tiny_disk).free))
+    assert "the disk is full" in complaint(process([clip], tiny_disk / "results", red_model))
+    assert not (results / "summary.json").exists()
+    (tiny_disk / "ballast").unlink()
+    long_ago = time.time() - 61
+    for left in results.iterdir():
+        os.utime(left, (long_ago, long_ago))
+    done = process([clip], tiny_disk / "results", red_model)
+    assert done.returncode == 0, done.stderr
+    assert summary_of(results)["complete"]
+
+
 # Settings
 
 BAD_SETTINGS = [

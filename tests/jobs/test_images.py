@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import time
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,7 @@ from polypstream.core.config import Settings
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image_results import result_names
-from polypstream.jobs.images import POLYP_COLUMNS, Drawing, process_images
+from polypstream.jobs.images import POLYP_COLUMNS, Drawing, ImageRun, process_images
 from polypstream.jobs.process import Job
 from polypstream.jobs.setup import make_overlay
 from polypstream.sinks.findings import read_polyps
@@ -54,6 +56,40 @@ def test_the_area_of_a_finding_has_the_name_that_recordings_have(tmp_path: Path)
     (row,) = read_polyps(tmp_path)
     assert row["polyp_area_fraction"] == "0.25"
     assert "polyp_area_fraction" in POLYP_COLUMNS
+
+
+def test_results_of_a_killed_run_are_replaced_after_a_minute(
+    images: tuple[Path, ...], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(done: int, _: int | None) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ImageRun, "finish", lambda *_: None)
+        process_images(job(images), segmenter, Settings(), killed)
+    with pytest.raises(OutputError, match="written less than a minute ago, perhaps by a run that goes on"):
+        process_images(job(images), segmenter, Settings())
+    long_ago = time.time() - 61
+    results = [path for path in (images[0].parents[1] / "out").glob("**/*") if path.is_file()]
+    for path in results[1:]:
+        os.utime(path, (long_ago, long_ago))
+    with pytest.raises(OutputError, match="written less than a minute ago"):
+        process_images(job(images), segmenter, Settings())
+    os.utime(results[0], (long_ago, long_ago))
+    assert process_images(job(images), segmenter, Settings()).frames == 4
+
+
+def test_the_summary_is_the_last_file(
+    images: tuple[Path, ...], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed before must not count as finished."""
+    there: list[bool] = []
+    monkeypatch.setattr(
+        "polypstream.jobs.images.write_summary", lambda folder, _: there.append((folder / "report.html").exists())
+    )
+    process_images(job(images), segmenter, Settings())
+    assert there == [True]
 
 
 def test_results_are_those_of_the_python_api(images: tuple[Path, ...], segmenter: Segmenter, red_model: Path) -> None:

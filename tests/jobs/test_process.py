@@ -20,9 +20,10 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.core.frame import Frame, Quality
+from polypstream.errors import OutputError
 from polypstream.inference import segmenter
 from polypstream.inference.providers import open_session
-from polypstream.jobs.process import Job, process
+from polypstream.jobs.process import Job, process, read_result
 from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sinks.tables import FramesTable
 from tests.conftest import (
@@ -308,6 +309,32 @@ def test_several_recordings_share_one_call_and_results_are_not_overwritten(make:
     assert again.returncode == 1
     assert "--overwrite" in again.stderr
     call("process", first, "--output", output, "--model", red_model, "--overwrite")
+
+
+def test_a_run_without_its_report_is_not_finished(make: Make, red_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_full_disk(*_: object, **__: object) -> None:
+        raise OutputError("report.html: the disk is full")
+
+    recording = make(frames=5)
+    folder = recording.parent / "out" / recording.stem
+    monkeypatch.setattr("polypstream.jobs.process.write_report", on_a_full_disk)
+    with pytest.raises(OutputError, match="the disk is full"):
+        run(recording, red_model)
+    assert summary_of(folder)["complete"] is False
+    assert read_result(folder) is None
+    monkeypatch.undo()
+    run(recording, red_model)
+    assert read_result(folder) is not None
+
+
+def test_the_summary_is_the_last_file(make: Make, red_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed before must not count as finished."""
+    there: list[bool] = []
+    monkeypatch.setattr(
+        "polypstream.jobs.process.write_summary", lambda folder, _: there.append((folder / "report.html").exists())
+    )
+    run(make(frames=5), red_model)
+    assert there == [True]
 
 
 @pytest.mark.slow
