@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from polypstream.errors import DataError
@@ -81,7 +80,7 @@ def _merge_track(run: Run, track: TrackSummary, corrections: Sequence[Outline], 
 def _summary_of(run: Run, number: int, outlines: Sequence[Outline]) -> TrackSummary:
     """Summarise the outlines of a track. Those without polygons are left out."""
     shown = sorted((outline for outline in outlines if outline.polygons), key=lambda outline: outline.frame)
-    areas = [sum(cv2.contourArea(polygon) for polygon in outline.polygons) for outline in shown]
+    areas = [outline.area for outline in shown]
     best = shown[int(np.argmax(areas))].seconds if shown else 0.0
     width, height = run.picture_size
     return TrackSummary(
@@ -92,7 +91,7 @@ def _summary_of(run: Run, number: int, outlines: Sequence[Outline]) -> TrackSumm
         frames=len(shown),
         peak_probability=1.0,
         mean_probability=1.0,
-        largest_area_fraction=max(areas, default=0.0) / (width * height),
+        largest_area_fraction=max(areas, default=0) / (width * height),
         snapshot=run.folder / SNAPSHOTS / f"track-{number}.jpg",
         snapshot_s=best,
         outlines=shown,
