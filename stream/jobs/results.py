@@ -63,8 +63,8 @@ class Outline(NamedTuple):
         if not self.polygons:
             return 0
         x, y, width, height = cv2.boundingRect(np.concatenate(self.polygons))
-        moved = [polygon - np.int32((x, y)) for polygon in self.polygons]
-        return cv2.countNonZero(self._replace(polygons=moved).mask(width, height))
+        inside = cv2.fillPoly(np.zeros((height, width), np.uint8), self.polygons, 255, offset=(-x, -y))
+        return cv2.countNonZero(inside)
 
     def mask(self, width: int, height: int) -> np.ndarray:
         """Mask of the outline.

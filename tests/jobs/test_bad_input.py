@@ -439,7 +439,7 @@ def test_a_recording_is_never_overwritten_by_its_own_results(tmp_path: Path, mak
     inside = clip.rename(tmp_path / "annotated" / "annotated.mp4")
     before = inside.read_bytes()
     line = complaint(process([inside], tmp_path, red_model, "--overwrite"))
-    assert "choose another --output" in line
+    assert "choose another output folder" in line
     assert inside.read_bytes() == before
 
 
