@@ -359,15 +359,17 @@ def describe(result: ProcessResult) -> str:
     Args:
         result: of a recording or of a set of images.
     """
-    from polypstream.core.formatting import clock
+    from polypstream.core.formatting import clock, time_span
 
     number = counted(result.polyps, "polyp") if result.polyps else "no polyps"
     rate = f"{result.frames / max(result.seconds, 1e-9):.1f} per second"
     if result.images_with_polyps is not None:
         where = f" in {counted(result.images_with_polyps, 'image')}" if result.frames != 1 and result.polyps else ""
         return f"{number}{where}, {counted(result.frames, 'image')} in {result.seconds:.1f} s ({rate})"
-    if result.first_s is not None and result.last_s is not None:
-        number += f" ({clock(result.first_s)} to {clock(result.last_s)})"
+    if result.first_s is not None and result.first_s == result.last_s:
+        number += f" (1 frame at {clock(result.first_s)})"
+    elif result.first_s is not None and result.last_s is not None:
+        number += f" ({time_span(result.first_s, result.last_s)})"
     return f"{number}, {counted(result.frames, 'frame')} in {result.seconds:.1f} s ({rate})"
 
 

@@ -53,7 +53,7 @@ def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Pat
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0] == "1 of 3: ward/a.mp4: already done; --overwrite does it again"
-    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (0:00:00.0 to 0:00:00.0), 1 frame in ")
+    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (1 frame at 0:00:00.0), 1 frame in ")
     assert lines[-1] == "3 inputs: 1 already done, 1 done, 1 failed; polyps in 2"
     assert max(map(len, lines[2:])) <= 80
     assert Path("results/a/findings.json").stat().st_mtime_ns == before
