@@ -4,7 +4,8 @@
     ├── SettingsError    a key of config.yaml or of --set is unknown, of the wrong type or out of range
     ├── SourceError      a recording or stream cannot be opened, or no frame of it can be decoded
     │   └── TooLarge     a source is larger than the limit
-    ├── OutputError      a result cannot be written: it exists already, no permission, disk full
+    ├── OutputError      a result cannot be written: no permission, disk full
+    │   └── ResultsExist a result exists already and may not be replaced
     ├── ModelError       a model file is missing, corrupt, or not a polypstream model
     ├── ProviderError    the requested execution provider is not available on this machine
     ├── DataError        a folder of images and masks does not have the layout that training and evaluation need
@@ -37,6 +38,10 @@ class TooLarge(SourceError):
 
 class OutputError(PolypstreamError):
     """A result cannot be written."""
+
+
+class ResultsExist(OutputError):
+    """Results exist already and may not be replaced. The caller adds how to allow it: an option, or an argument."""
 
 
 class ModelError(PolypstreamError):

@@ -14,6 +14,7 @@ from typing import IO
 from polypstream.archive.storage import file_system, is_address
 from polypstream.core.time_range import TimeRange, range_of
 from polypstream.errors import DataError, PolypstreamError, SettingsError, SourceError
+from polypstream.jobs.inputs import is_result
 from polypstream.sources.deidentified import hashed_name
 from polypstream.sources.open import RECORDING_ENDINGS
 from polypstream.sources.recording import results_stem
@@ -64,7 +65,7 @@ class Item:
         return self.name if self.is_hashed else self.address
 
 
-def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int]:
+def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int, int]:
     """Find the recordings that some inputs name, each once.
 
     Args:
@@ -74,23 +75,26 @@ def find_recordings(inputs: Sequence[str], output: str) -> tuple[list[Item], int
         output: folder of the results. Files in it are not inputs unless they are named directly.
 
     Returns:
-        The recordings, and the number of other files in the folders.
+        The recordings, the number of other files in the folders, and the number of results of polypstream in folders
+        beside `output`, which are no inputs either.
 
     Raises:
         SourceError: an input names no recording.
         DataError: a manifest cannot be read.
     """
     found: dict[str, Item] = {}
-    others = 0
+    others = results = 0
     for text in inputs:
         named = text.lower().endswith(".csv") or Path(text).is_file()
-        items = [item for item in _items_of(text) if named or not _is_within(item.address, output)]
+        there = [item for item in _items_of(text) if named or not _is_within(item.address, output)]
+        items = [item for item in there if named or is_address(item.address) or not is_result(Path(item.address))]
+        results += len(there) - len(items)
         recordings = [item for item in items if item.name]
         if not recordings:
-            raise SourceError(f"{text}: holds no recording" if items else _not_found(text))
+            raise SourceError(f"{text}: holds no recording" if there else _not_found(text))
         others += len(items) - len(recordings)
         found |= {item.address: item for item in recordings if item.address not in found}
-    return list(found.values()), others
+    return list(found.values()), others, results
 
 
 def _not_found(text: str) -> str:

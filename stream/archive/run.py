@@ -18,6 +18,7 @@ from polypstream.archive.storage import HIDDEN, LAST_FILE, PARTS, Store, open_st
 from polypstream.archive.worker import ArchiveJob, Engine
 from polypstream.core.formatting import counted
 from polypstream.errors import OutputError
+from polypstream.jobs.inputs import left_out_results
 from polypstream.sources.deidentified import hashed_name
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,11 @@ def archive(
     Raises:
         PolypstreamError: the run cannot start, or there are no workers.
     """
-    items, others = find_recordings(inputs, job.output)
+    items, others, results = find_recordings(inputs, job.output)
     if others:
         log.info(f"left out: {counted(others, 'file')} with endings that recordings do not have")
+    if results:
+        log.info(left_out_results(results))
     if salt:
         items = hash_names(items, salt)
     store = open_store(job.output)

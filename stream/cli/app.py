@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -62,6 +64,12 @@ class _Group(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = _Commands()  # type: ignore[assignment]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names. A recording is no command, but most likely meant for one."""
+        if args[0] not in self.commands and os.path.exists(args[0]):  # noqa: PTH110 -- Path.exists raises for long names
+            ctx.fail(f"{args[0]} is no command; did you mean `polypstream process {shlex.join(args)}`?")
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(

@@ -37,6 +37,8 @@ Overrides = Annotated[
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this JSON file")
 ]
+# What stands before a setting on the command line.
+SET = "--set "
 # The folder of results where none is given.
 RESULTS = Path("results")
 LIVE_HELP = (
@@ -111,10 +113,10 @@ def read_settings(config: Path | None, overrides: list[str] | None, model: Path 
     Raises:
         SettingsError: a setting is unknown, of the wrong type or out of range.
     """
-    from polypstream.core.config import load_settings
+    from polypstream.core.config import settings_of
     from polypstream.jobs.setup import with_model
 
-    return with_model(load_settings(config, overrides or []), model)
+    return with_model(settings_of(config, overrides or [], SET), model)
 
 
 def open_segmenter(settings: Settings) -> Segmenter:

@@ -25,9 +25,11 @@ from polypstream.cli.options import (
     read_settings,
 )
 from polypstream.core.formatting import counted, quoted
-from polypstream.errors import OutputError, PolypstreamError, SettingsError, SourceError
+from polypstream.errors import OutputError, PolypstreamError, ResultsExist, SettingsError, SourceError
 
 if TYPE_CHECKING:
+    from polypstream.core.config import Settings
+    from polypstream.jobs.inputs import Inputs
     from polypstream.jobs.isolated import IsolatedProcessor
     from polypstream.jobs.process import Job, ProcessResult
 
@@ -36,6 +38,10 @@ INPUTS = (
     "Recordings, images, folders of them (without subfolders), patterns such as 'frames/%04d.png' or '*.avi', "
     "demo:?seed=1, or - for standard input"
 )
+# File of what was read from standard input; its results have this name.
+STDIN = "stdin"
+# Number of left-out files that are named.
+LEFT_OUT_SHOWN = 3
 # Endings of files, which no folder of results should have.
 FILE_ENDINGS = {".avi", ".csv", ".json", ".jpg", ".mkv", ".mov", ".mp4", ".png"}
 
@@ -127,10 +133,10 @@ def process(
         settings = with_deidentification(settings)
     _check_output(output)
     named = find_inputs(inputs)
-    for problem in named.problems:
+    _check_forgotten_output(inputs, named.problems)
+    for problem in named.problems.values():
         log.error(problem)
-    if named.others:
-        log.info(f"left out: {counted(named.others, 'file')} of the folders, neither recordings nor images")
+    _say_left_out(named)
     jobs = [
         Job(
             each.uri,
@@ -147,12 +153,14 @@ def process(
     images = next((job.uri for job in jobs if job.images), None)
     if times is not None and images is not None:
         raise SettingsError(f"{images}: --from and --to are for recordings, and not for images")
-    skip = (skip_existing or len(jobs) > 1) and not overwrite
-    with closing(IsolatedProcessor(settings, fork=True)) as processor:
-        processor.start()
-        for note in processor.notes:
-            log.warning(note)
-        rows = list(_process_all(processor, jobs, skip))
+    skip = (skip_existing or len(jobs) + len(named.problems) > 1) and not overwrite
+    rows = [Row(argument, "failed", problem=problem) for argument, problem in named.problems.items()]
+    if jobs:
+        with closing(IsolatedProcessor(settings, fork=True)) as processor:
+            processor.start()
+            for note in processor.notes:
+                log.warning(note)
+            rows += _process_all(processor, jobs, skip)
     if len(rows) > 1:
         for line in table_of(rows):
             typer.echo(line)
@@ -160,8 +168,34 @@ def process(
         write_summary_table(summary, rows)
     if polyps is not None:
         write_polyp_table(polyps, rows)
-    if named.problems or any(row.problem for row in rows):
+    if any(row.problem for row in rows):
         raise typer.Exit(1)
+
+
+def _check_forgotten_output(arguments: list[str], problems: dict[str, str]) -> None:
+    """Refuse a name that seems to be the folder of results: it has no ending, and there is no such file.
+
+    Raises:
+        SourceError: there is such a name beside others.
+    """
+    from polypstream.jobs.inputs import NO_SUCH_FILE
+
+    for argument, problem in problems.items():
+        if problem == f"{argument}: {NO_SUCH_FILE}" and len(arguments) > 1 and not Path(argument).suffix:
+            raise SourceError(f"{problem}; did you mean --output {quoted(Path(argument))}?")
+
+
+def _say_left_out(named: Inputs) -> None:
+    """Say which files of the folders are not processed."""
+    from polypstream.jobs.inputs import left_out_results
+
+    if named.others:
+        shown = ", ".join(str(file) for file in named.others[:LEFT_OUT_SHOWN])
+        more = ", …" if len(named.others) > LEFT_OUT_SHOWN else ""
+        number = counted(len(named.others), "file")
+        log.info(f"left out: {number} of the folders, neither recordings nor images: {shown}{more}")
+    if named.results:
+        log.info(left_out_results(named.results))
 
 
 def _check_output(output: Path) -> None:
@@ -189,22 +223,23 @@ def _check_folders(jobs: list[Job]) -> None:
     taken: dict[str, str] = {}
     for job in jobs:
         with suppress(SourceError):  # an address of a demo is wrong; this is said when its turn comes
-            claim_folder(job.uri, job.name, taken)
+            claim_folder(job.uri, _folder_of(job).name, taken)
 
 
 def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> Iterator[Row]:
     """Process the jobs one after another. Results and errors are printed as they come."""
-    from polypstream.jobs.process import differences, read_result
-    from polypstream.sources.open import stem_of
+    from polypstream.jobs.process import read_result
 
     for number, job in enumerate(jobs, 1):
         place = f"{number} of {len(jobs)}: " if len(jobs) > 1 else ""
         try:
-            folder = job.output / (job.name or stem_of(job.uri))
-            done = read_result(folder) if skip else None
+            folder = _folder_of(job)
+            done = None if job.overwrite else read_result(folder)
             if done is not None:
-                but = "".join(f", but {each}" for each in differences(folder, job, processor.settings))
-                typer.echo(f"{place}{job.uri}: already done{but}; --overwrite does it again")
+                if not skip:
+                    raise ResultsExist(f"{folder}: holds results already")
+                again = f"{'another --output keeps both, ' * _is_of_other_range(job, folder)}--overwrite does it again"
+                typer.echo(f"{place}{job.uri}: already done{_but(job, folder, processor.settings)}; {again}")
                 if done.problem:
                     log.error(done.problem)
                 yield Row(job.uri, "damaged" if done.problem else "already done", done, done.problem)
@@ -216,15 +251,59 @@ def _process_all(processor: IsolatedProcessor, jobs: list[Job], skip: bool) -> I
             if result.problem:
                 log.error(result.problem)
             yield Row(job.uri, "damaged" if result.problem else "done", result, result.problem)
+        except ResultsExist as error:
+            other = "another --output to keep both, or " * _is_of_other_range(job, folder)
+            problem = f"{error}{_but(job, folder, processor.settings)}; give {other}--overwrite to replace them"
+            log.error(problem)
+            yield Row(job.uri, "failed", problem=problem)
         except PolypstreamError as error:
             log.error(error)
             yield Row(job.uri, "failed", problem=str(error))
         except KeyboardInterrupt:
             log.error(
-                f"{job.uri}: interrupted; the results so far are in {folder}. The same command processes it again from "
-                "its start" + (", and skips what is done" if skip else "")
+                f"{job.uri}: interrupted; {_kept(folder)}. The same command processes it again from its start"
+                + (", and skips what is done" if skip else "")
             )
             raise
+
+
+def _folder_of(job: Job) -> Path:
+    """Folder of the results of a job.
+
+    Raises:
+        SourceError: a demo's address is wrong.
+    """
+    from polypstream.jobs.inputs import STANDARD_INPUT
+    from polypstream.sources.open import stem_of
+
+    return job.output / (job.name or stem_of(STDIN if job.uri == STANDARD_INPUT else job.uri))
+
+
+def _but(job: Job, folder: Path, settings: Settings) -> str:
+    """Say in what finished results differ from those that a job would write; empty: in nothing."""
+    from polypstream.jobs.process import differences, read_result
+
+    return (
+        "" if read_result(folder) is None else "".join(f", but {each}" for each in differences(folder, job, settings))
+    )
+
+
+def _is_of_other_range(job: Job, folder: Path) -> bool:
+    """Whether finished results are of another range of the recording, so that they are worth keeping."""
+    from polypstream.jobs.process import is_of_range, read_result
+
+    return read_result(folder) is not None and not is_of_range(folder, job.times)
+
+
+def _kept(folder: Path) -> str:
+    """Say what an interrupted run leaves in the folder of its results."""
+    from polypstream.jobs.process import has_frames, read_result
+
+    if not has_frames(folder):
+        return "nothing was finished yet, so there are no results"
+    if read_result(folder) is not None:
+        return f"the results of an earlier run stay in {folder}"
+    return f"the results so far are in {folder}"
 
 
 def _process_one(processor: IsolatedProcessor, job: Job, place: str) -> ProcessResult:
@@ -265,7 +344,7 @@ def _standard_input(output: Path) -> Iterator[str]:
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".standard-input-") as folder:
-        path = Path(folder, "stdin")
+        path = Path(folder, STDIN)
         log.info("standard input: is read to its end first, since a recording is read more than once")
         with writing(path), path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
@@ -280,15 +359,17 @@ def describe(result: ProcessResult) -> str:
     Args:
         result: of a recording or of a set of images.
     """
-    from polypstream.core.formatting import clock
+    from polypstream.core.formatting import clock, time_span
 
     number = counted(result.polyps, "polyp") if result.polyps else "no polyps"
     rate = f"{result.frames / max(result.seconds, 1e-9):.1f} per second"
     if result.images_with_polyps is not None:
         where = f" in {counted(result.images_with_polyps, 'image')}" if result.frames != 1 and result.polyps else ""
         return f"{number}{where}, {counted(result.frames, 'image')} in {result.seconds:.1f} s ({rate})"
-    if result.first_s is not None and result.last_s is not None:
-        number += f" ({clock(result.first_s)} to {clock(result.last_s)})"
+    if result.first_s is not None and result.first_s == result.last_s:
+        number += f" (1 frame at {clock(result.first_s)})"
+    elif result.first_s is not None and result.last_s is not None:
+        number += f" ({time_span(result.first_s, result.last_s)})"
     return f"{number}, {counted(result.frames, 'frame')} in {result.seconds:.1f} s ({rate})"
 
 

@@ -207,17 +207,30 @@ def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ())
         >>> pp.load_settings(overrides=["overlay.opacity=0.5"]).overlay.opacity
         0.5
     """
-    file = Path(file) if file is not None else None
+    return settings_of(Path(file) if file is not None else None, overrides)
+
+
+def settings_of(file: Path | None, overrides: Sequence[str], option: str = "") -> Settings:
+    """Load settings as `load_settings` does.
+
+    Args:
+        file, overrides: as there.
+        option: what the user wrote before each override, for messages: `--set ` on the command line.
+
+    Raises:
+        SettingsError: as there.
+    """
     values: dict[str, Any] = _read(file) if file else {}
     origins: dict[str, str] = {}
     for override in overrides:
-        key, equals, text = override.partition("=")
+        origin = f"{option}{override}"
+        key, equals, text = (part.strip() for part in override.partition("="))
         if not equals or not key:
-            raise SettingsError(f"--set {override}: write it as key=value, for instance overlay.opacity=0.5")
-        origins[key] = f"--set {override}"
+            raise SettingsError(f"{origin}: write it as key=value, for instance overlay.opacity=0.5")
+        origins[key] = origin
         # YAML reads `#ffcc00` as a comment.
-        value = text if text.startswith("#") else _parse(text, f"--set {override}")
-        _put(values, key.split("."), value, override)
+        value = text if text.startswith("#") else _parse(text, origin)
+        _put(values, key.split("."), value, origin)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -260,11 +273,11 @@ def _parse(text: str, origin: str) -> Any:
         raise SettingsError(f"{origin}: is not valid YAML ({reason[:MAX_QUOTED]})") from error
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+def _put(values: dict[str, Any], path: list[str], value: Any, origin: str) -> None:
     for name in path[:-1]:
         below = values.setdefault(name, {})
         if not isinstance(below, dict):
-            raise SettingsError(f"--set {override}: {name} is a value, not a section")
+            raise SettingsError(f"{origin}: {name} is a value, not a section")
         values = below
     values[path[-1]] = value
 
@@ -297,8 +310,9 @@ def _as_written(value: Any, key: str, origin: str | None, file: Path | None) -> 
     if isinstance(value, str | list | dict):
         return repr(value)
     if origin is not None:
-        name, _, text = origin.removeprefix("--set ").partition("=")
-        path = key.removeprefix(name).removeprefix(".")
+        before, _, text = origin.partition("=")
+        # An option of the command line may stand before the name.
+        path = key.removeprefix(before.split()[-1]).removeprefix(".")
     else:
         assert file is not None
         text, path = file.read_text(encoding="utf-8"), key

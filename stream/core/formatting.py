@@ -21,6 +21,36 @@ def clock(seconds: float, decimals: int = 1) -> str:
     return f"{int(whole // 3600)}:{int(whole % 3600 // 60):02}:{whole % 60:0{width}.{decimals}f}"
 
 
+def time_span(first: float, last: float) -> str:
+    """Format the times of the first and the last frame of something, so that they look different if they are.
+
+    Args:
+        first, last: the times in seconds.
+
+    Returns:
+        Text such as `0:00:01.3 to 0:00:05.0`, `0:00:01.32 to 0:00:01.36` or, of one frame, `0:00:01.3`.
+    """
+    for decimals in (1, 2):
+        begins, ends = clock(first, decimals), clock(last, decimals)
+        if begins != ends:
+            return f"{begins} to {ends}"
+    return clock(first)
+
+
+def time_in_view(seconds: float, frames: int) -> str:
+    """Format how long something is in view.
+
+    Args:
+        seconds: total time in seconds; 0 if it is not known.
+        frames: number of frames.
+
+    Returns:
+        Text such as `2.1 s, 53 frames`, `0.04 s, 1 frame` or `1 frame`.
+    """
+    text = f"{seconds:.{2 if seconds < 1 else 1}f} s, "
+    return ("" if text == "0.00 s, " else text) + counted(frames, "frame")
+
+
 def counted(count: int, noun: str) -> str:
     """Format a number of things.
 

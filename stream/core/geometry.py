@@ -73,6 +73,20 @@ class Region:
         height, width = self.mask.shape
         return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
+    def area_of(self, outline: np.ndarray) -> int:
+        """Count the pixels of the mask that belong to the finding of an outline. Holes in it do not count.
+
+        Args:
+            outline: outline of a blob of the mask, int32 [n, 2], x and y in pixels of the frame.
+        """
+        points = outline - (self.x, self.y)
+        left, top, width, height = cv2.boundingRect(points)
+        # Another finding may lie inside the outline: in a hole of this one, or in its bounding box.
+        box = self.mask[top : top + height, left : left + width]
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(box)
+        x, y = points[0]
+        return int(stats[labels[y - top, x - left], cv2.CC_STAT_AREA])
+
 
 def thumbnail_size(width: int, height: int) -> tuple[int, int]:
     """Compute the size of the thumbnail in which the field of view is searched.

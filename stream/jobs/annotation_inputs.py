@@ -63,7 +63,7 @@ def find_finished(
     if STANDARD_INPUT in others:
         raise SourceError("-: standard input cannot be read again; save the recording to a file, and name the file")
     inputs = find_inputs(others)
-    for problem in inputs.problems:
+    for problem in inputs.problems.values():
         on_problem(SourceError(problem))
     if inputs.found and len(results) not in (1, len(inputs.found)):
         raise SettingsError(

@@ -181,7 +181,7 @@ class ImageRun:
                     {
                         "number": number,
                         "probability": round(finding.confidence, 4),
-                        "polyp_area_fraction": round(cv2.contourArea(finding.polygon) / (width * height), 6),
+                        "polyp_area_fraction": round(image.area_fraction(finding), 6),
                         "box": list(finding.box),
                         "polygon": finding.polygon.ravel().tolist(),
                     }

@@ -6,16 +6,19 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from polypstream.core.formatting import counted
 from polypstream.errors import SourceError
+from polypstream.jobs.process import RESULTS, holds_results
 from polypstream.sources.demo import SCHEME
 from polypstream.sources.open import RECORDING_ENDINGS, address_problem
 from polypstream.sources.recording import results_stem
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 STANDARD_INPUT = "-"
+NO_SUCH_FILE = "no such file"
 # A number in the file names of a sequence, as FFmpeg writes it: %d or %04d.
 NUMBER = re.compile(r"%(0\d+)?d")
 
@@ -35,60 +38,129 @@ class Input:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inputs:
     """What some arguments name.
 
     Attributes:
         found: recordings and sets of images, in the order of the arguments.
-        others: number of files in the folders that are neither.
-        problems: arguments that name nothing, as text for the user.
+        others: files in the folders that are neither.
+        results: number of files in the folders, or of a pattern, that are results of polypstream. They are left out.
+        problems: what is wrong with arguments that name nothing, as text for the user, by argument.
     """
 
-    found: list[Input]
-    others: int
-    problems: list[str]
+    found: list[Input] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    results: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def find_inputs(arguments: Sequence[str]) -> Inputs:
     """Find the recordings and images that some arguments name.
 
-    Images of one folder are one set. A single image is a set of its own name.
+    Images of one folder are one set, which has the name of the folder. A single image that is named itself is a set of
+    its own name.
 
     Args:
         arguments: recordings, images, folders (without their subfolders), glob patterns, numbered sequences of images
             such as `frames/%04d.png`, demo addresses, or `-` for standard input.
     """
-    found: dict[str | Path, list[Path]] = {}  # the key of a set of images is their folder
-    others, problems = 0, []
+    inputs = Inputs()
+    # The key of a set of images is their folder.
+    uris: dict[str | Path, list[Path]] = {}
+    folders: set[Path] = set()
     for argument in arguments:
-        in_folder = os.path.isdir(argument)  # noqa: PTH112 -- Path.is_dir raises for long names
         try:
-            for file in _files_of(argument):
-                ending = file.suffix.lower() if isinstance(file, Path) else ""
-                if isinstance(file, Path) and ending in IMAGE_ENDINGS:
-                    images = found.setdefault(file.parent, [])
+            for file in _usable(argument, inputs):
+                if isinstance(file, Path) and file.suffix.lower() in IMAGE_ENDINGS:
+                    images = uris.setdefault(file.parent, [])
                     images += [file] if file not in images else []
-                elif in_folder and ending not in RECORDING_ENDINGS:
-                    others += 1
+                    if len(images) > 1 or file != Path(argument):
+                        folders.add(file.parent)
                 else:
-                    found[str(file)] = []
+                    uris[str(file)] = []
         except SourceError as error:
-            problems.append(str(error))
-    inputs = [_set_of(uri, images) if isinstance(uri, Path) else Input(uri) for uri, images in found.items()]
-    return Inputs(inputs, others, problems)
+            inputs.problems[argument] = str(error)
+    inputs.found = [
+        _set_of(uri, images, uri in folders) if isinstance(uri, Path) else Input(uri) for uri, images in uris.items()
+    ]
+    return inputs
 
 
-def _set_of(folder: Path, images: list[Path]) -> Input:
-    name = results_stem(images[0]) if len(images) == 1 else folder.resolve().name or "images"
-    return Input(str(images[0] if len(images) == 1 else folder), tuple(images), name)
+def _set_of(folder: Path, images: list[Path], is_folder: bool) -> Input:
+    if is_folder:
+        return Input(str(folder), tuple(images), folder.resolve().name or "images")
+    return Input(str(images[0]), tuple(images), results_stem(images[0]))
 
 
-def _files_of(argument: str) -> Iterator[Path | str]:
-    """Paths and addresses that one argument names.
+def _usable(argument: str, inputs: Inputs) -> Iterator[Path | str]:
+    """Paths and addresses that one argument names, without those that are left out, which are noted.
 
     Raises:
         SourceError: it names nothing that `process` reads.
+    """
+    in_folder = os.path.isdir(argument)  # noqa: PTH112 -- Path.is_dir raises for long names
+    if in_folder or not os.path.lexists(argument):
+        usable, others, results = 0, list[Path](), 0
+        for file in _files_of(argument):
+            if isinstance(file, Path) and is_result(file):
+                results += 1
+            elif in_folder and Path(file).suffix.lower() not in RECORDING_ENDINGS | IMAGE_ENDINGS:
+                others.append(Path(file))
+            else:
+                usable += 1
+                yield file
+        if not usable:
+            raise SourceError(_why_nothing(Path(argument)))
+        inputs.others += others
+        inputs.results += results
+    else:
+        yield Path(argument)
+
+
+def is_result(file: Path) -> bool:
+    """Whether a file is a result of polypstream, such as annotated.mp4, so that nobody wants it processed again.
+
+    Args:
+        file: path of the file.
+    """
+    return any(file.match(pattern) and holds_results(file.parents[pattern.count("/")]) for pattern in RESULTS)
+
+
+def left_out_results(count: int) -> str:
+    """Say for the user that results of polypstream were left out.
+
+    Args:
+        count: their number.
+    """
+    return f"left out: {counted(count, 'file')} in folders of results of polypstream"
+
+
+def _why_nothing(place: Path) -> str:
+    """Say why there is nothing to process in a folder, or in the files of a pattern.
+
+    Args:
+        place: the folder, or the pattern.
+    """
+    instead = "give the recordings or images themselves"
+    if not place.is_dir():
+        return f"{place}: names only results of polypstream; {instead}"
+    if holds_results(place):
+        return f"{place}: is a folder of results of polypstream, see {place / 'report.html'}; {instead}"
+    entries = list(place.iterdir())
+    if any(map(holds_results, entries)):
+        return f"{place}: holds folders of results of polypstream, and no recordings or images; {instead}"
+    if any(map(is_result, entries)):
+        return f"{place}: holds only results of polypstream; {instead}"
+    hint = "; `polypstream archive` also takes its subfolders" if any(map(Path.is_dir, entries)) else ""
+    return f"{place}: holds no recordings and no images{hint}"
+
+
+def _files_of(argument: str) -> Iterator[Path | str]:
+    """Paths and addresses that one argument names which is not a file.
+
+    Raises:
+        SourceError: it names nothing.
     """
     path = Path(argument)
     if argument == STANDARD_INPUT or argument.startswith(SCHEME):
@@ -97,8 +169,6 @@ def _files_of(argument: str) -> Iterator[Path | str]:
         raise SourceError(problem)
     elif os.path.isdir(argument):  # noqa: PTH112 -- Path.is_dir raises for long names
         yield from _in_folder(path)
-    elif os.path.lexists(argument):
-        yield path
     elif NUMBER.search(path.name):
         yield from _in_sequence(path)
     elif glob.has_magic(argument):
@@ -107,19 +177,15 @@ def _files_of(argument: str) -> Iterator[Path | str]:
             raise SourceError(f"{argument}: no file has such a name")
         yield from (file for file in files if file.is_file())
     else:
-        yield path  # opening it says what is wrong
+        raise SourceError(f"{argument}: {NO_SUCH_FILE}")
 
 
-def _in_folder(folder: Path) -> Iterator[Path]:
+def _in_folder(folder: Path) -> list[Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise SourceError(f"{folder}: cannot be listed ({error.strerror})") from error
-    files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    if not any(file.suffix.lower() in RECORDING_ENDINGS | IMAGE_ENDINGS for file in files):
-        hint = "; `polypstream archive` also takes its subfolders" if any(map(Path.is_dir, entries)) else ""
-        raise SourceError(f"{folder}: holds no recordings and no images{hint}")
-    yield from files
+    return [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
 
 
 def _in_sequence(pattern: Path) -> Iterator[Path]:

@@ -100,6 +100,19 @@ class Prediction(ABC):
             levels[region.slices] = region.probability
         return levels
 
+    def area_fraction(self, finding: Finding) -> float:
+        """Share of the image that a finding covers: pixels of the mask, as in polyps.csv.
+
+        Args:
+            finding: one of `findings`.
+
+        Returns:
+            0..1.
+        """
+        assert self.region is not None  # there is a finding
+        height, width = self._shape
+        return self.region.area_of(finding.polygon) / (height * width)
+
     def plot(self) -> np.ndarray:
         """Draw the findings on a copy of the image.
 

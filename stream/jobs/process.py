@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from polypstream.core.pipeline import Pipeline, Sink
 from polypstream.core.protocols import OnProgress, Source
 from polypstream.core.time_range import TimeRange
 from polypstream.core.watchdog import STALL_TIMEOUT_S
-from polypstream.errors import OutputError, PolypstreamError, SourceError
+from polypstream.errors import OutputError, PolypstreamError, ResultsExist, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.report import write_report
 from polypstream.jobs.reviews import REVIEWS
@@ -125,7 +126,7 @@ def claim_folder(uri: str, name: str | None, taken: dict[str, str]) -> None:
     if folder in taken:
         raise OutputError(
             f"{taken[folder]} and {uri}: the results of both would be in the same folder, {name or stem_of(uri)}. "
-            "Process one of them with another --output, or rename its file"
+            "Process one of them into another output folder, or rename its file"
         )
     taken[folder] = uri
 
@@ -207,20 +208,20 @@ def prepare_folder(folder: Path, recording: Path | None, overwrite: bool, deiden
         The folder.
 
     Raises:
-        OutputError: finished results exist and may not be replaced, another run may be writing to the folder, or it
-            cannot be written. Also if the new results are de-identified and the folder holds annotations of an earlier
-            run, whose images are not; and if readers have reviewed the earlier results.
+        ResultsExist: finished results exist and may not be replaced, or another run may be writing to the folder.
+        OutputError: it cannot be written. Also if the new results are de-identified and the folder holds annotations of
+            an earlier run, whose images are not; and if readers have reviewed the earlier results.
     """
     try:
         existing = [each for pattern in RESULTS for each in folder.glob(pattern)]
         if recording and any(path.samefile(recording) for path in existing):
-            raise OutputError(f"{recording}: is itself in the folder of its results; choose another --output")
+            raise OutputError(f"{recording}: is itself in the folder of its results; choose another output folder")
         if existing and not overwrite:
             _check_unfinished(folder, existing)
         if existing and (folder / REVIEWS).is_file():
             raise OutputError(
-                f"{folder / REVIEWS}: has what readers decided about the earlier results; choose another --output, or "
-                "move it away"
+                f"{folder / REVIEWS}: has what readers decided about the earlier results; choose another output "
+                "folder, or move it away"
             )
         annotations = next(folder.glob(f"{ANNOTATIONS}*"), None)
         if annotations and deidentified:
@@ -445,6 +446,15 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) else None
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether a folder has results of polypstream: those of a recording, or of a set of images.
+
+    Args:
+        folder: the folder.
+    """
+    return "polypstream" in (read_summary(folder) or {})
+
+
 def _check_unfinished(folder: Path, existing: Sequence[Path]) -> None:
     """Check that the results in a folder are those of a run that was interrupted or failed. They may be replaced.
 
@@ -453,17 +463,17 @@ def _check_unfinished(folder: Path, existing: Sequence[Path]) -> None:
         existing: the results.
 
     Raises:
-        OutputError: they are finished, or another run may be writing them.
+        ResultsExist: they are finished, or another run may be writing them.
     """
     summary = read_summary(folder)
     if summary is not None and summary.get("problem"):
         return
     if summary is not None or not (folder / "frames.csv").is_file():
-        raise OutputError(f"{folder}: holds results already; give --overwrite to replace them")
+        raise ResultsExist(f"{folder}: holds results already")
     # A killed run leaves no summary. A running one writes at least once in this time, or its watchdog ends it.
     if time.time() - max(path.stat().st_mtime for path in existing) < STALL_TIMEOUT_S:
-        raise OutputError(
-            f"{folder}: was written less than a minute ago, perhaps by a run that goes on; wait, or give --overwrite"
+        raise ResultsExist(
+            f"{folder}: was written less than a minute ago, perhaps by a run that goes on, so wait a minute"
         )
 
 
@@ -492,6 +502,29 @@ def read_result(folder: Path) -> ProcessResult | None:
     )
 
 
+def has_frames(folder: Path) -> bool:
+    """Whether a run has finished at least one frame or image, also if it was interrupted.
+
+    Args:
+        folder: folder of its results.
+    """
+    try:
+        with (folder / "frames.csv").open() as table:
+            return len(list(islice(table, 2))) > 1
+    except (OSError, ValueError):
+        return False
+
+
+def is_of_range(folder: Path, times: TimeRange | None) -> bool:
+    """Whether the results of an earlier run are of a range of the recording.
+
+    Args:
+        folder: folder of the results.
+        times: the range; None: all of it.
+    """
+    return bool((read_summary(folder) or {}).get("range") == (times.as_json() if times else None))
+
+
 def differences(folder: Path, job: Job, settings: Settings) -> list[str]:
     """Say in what the results of an earlier run differ from those that a job would write.
 
@@ -508,7 +541,9 @@ def differences(folder: Path, job: Job, settings: Settings) -> list[str]:
     found = []
     if job.masks and not job.images and not (folder / "masks.mkv").is_file():
         found.append("without masks.mkv")
-    if summary.get("range") != (job.times.as_json() if job.times else None):
+    if job.images and summary.get("frames_in") != len(job.images):
+        found.append(f"of {counted(summary.get('frames_in', 0), 'image')} instead of {len(job.images)}")
+    if not is_of_range(folder, job.times):
         found.append("of another range of the recording" if "range" in summary else "of the whole recording")
     now = dict(_values(settings.model_dump(mode="json")))
     before = now | dict(_values(summary.get("settings", {})))

@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from polypstream.core.files import write_atomically
-from polypstream.core.formatting import clock, counted
+from polypstream.core.formatting import clock, counted, time_in_view, time_span
 from polypstream.core.geometry import grey_level
 from polypstream.core.marks import marks_in
 from polypstream.errors import DataError
@@ -368,5 +368,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters["clock"] = clock
+    templates.filters["time_span"] = time_span
+    templates.filters["time_in_view"] = time_in_view
     templates.filters["counted"] = counted
     return templates

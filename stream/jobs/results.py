@@ -57,6 +57,15 @@ class Outline(NamedTuple):
         moved = [orientation.points(polygon + 0.5, width, height) - 0.5 for polygon in self.polygons]
         return self._replace(polygons=[np.rint(polygon).astype(np.int32) for polygon in moved])
 
+    @property
+    def area(self) -> int:
+        """Number of pixels inside, its edge included, as `mask` has them."""
+        if not self.polygons:
+            return 0
+        x, y, width, height = cv2.boundingRect(np.concatenate(self.polygons))
+        inside = cv2.fillPoly(np.zeros((height, width), np.uint8), self.polygons, 255, offset=(-x, -y))
+        return cv2.countNonZero(inside)
+
     def mask(self, width: int, height: int) -> np.ndarray:
         """Mask of the outline.
 
@@ -294,13 +303,9 @@ def best_outlines(run: Run) -> dict[int, list[Outline]]:
     """
     frames: dict[int, list[Outline]] = {}
     for track in run.tracks:
-        best = max(track.outlines, key=lambda outline: (_area(outline), outline.probability, -outline.frame))
+        best = max(track.outlines, key=lambda outline: (outline.area, outline.probability, -outline.frame))
         frames.setdefault(best.frame, []).append(best)
     return frames
-
-
-def _area(outline: Outline) -> float:
-    return sum(cv2.contourArea(polygon) for polygon in outline.polygons)
 
 
 def frames_again(

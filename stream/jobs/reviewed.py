@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
 from polypstream.errors import DataError
@@ -84,7 +83,7 @@ def _merge_track(run: Run, track: TrackSummary, corrections: Sequence[Outline], 
 def _summary_of(run: Run, number: int, outlines: Sequence[Outline]) -> TrackSummary:
     """Summarise the outlines of a track. Those without polygons are left out."""
     shown = sorted((outline for outline in outlines if outline.polygons), key=lambda outline: outline.frame)
-    areas = [sum(cv2.contourArea(polygon) for polygon in outline.polygons) for outline in shown]
+    areas = [outline.area for outline in shown]
     best = shown[int(np.argmax(areas))].seconds if shown else 0.0
     pixels = [math.prod(run.size_of(outline.frame)) for outline in shown]
     return TrackSummary(

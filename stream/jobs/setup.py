@@ -210,7 +210,7 @@ def decode_on_gpu(source: Source, segmenter: Segmenter, settings: Settings) -> G
     if not segmenter.on_cuda:
         why = f"nvdec needs the provider cuda or tensorrt, and the provider is {segmenter.provider}"
     elif settings.deidentify.enabled:
-        why = "--deidentify changes pictures in the memory of the CPU"
+        why = "de-identification changes pictures in the memory of the CPU"
     elif not isinstance(source, Recording):
         why = "nvdec decodes recordings"
     else:

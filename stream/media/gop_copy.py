@@ -546,7 +546,7 @@ def open_copying(
         return None, "output.video.unmarked is encode"
     try:
         if path is None:
-            raise CannotCopy("its packets may not be copied, or there are none (--deidentify, demo)")
+            raise CannotCopy("its packets may not be copied, or there are none (de-identification, demo)")
         return GopCopy(path, pictures, settings, round(shifts.origin / pictures.time_base), since), None
     except CannotCopy as error:
         if settings.unmarked == "copy":

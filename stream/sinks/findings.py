@@ -135,7 +135,8 @@ class FindingsFile:
             "polygons": [polygon.ravel().tolist() for polygon in simplified],
         }
         self._spool_outline(record, outline)
-        area = sum(cv2.contourArea(polygon) for polygon in polygons) / (self._picture[0] * self._picture[1])
+        assert frame.region is not None  # the outlines are those of its blobs
+        area = sum(map(frame.region.area_of, polygons)) / (self._picture[0] * self._picture[1])
         if area > SNAPSHOT_GROWTH * record.largest:
             self._save_snapshot(track, frame)
             record.snapshot_area, record.snapshot_s = area, frame.seconds

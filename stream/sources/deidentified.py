@@ -86,7 +86,7 @@ class Deidentified:
         if settings.view.field_of_view == "auto":
             raise SourceError(
                 f"{self.name}: its field of view was not found, so nothing could be blacked out around it; "
-                "give the box by --set 'view.field_of_view=[left, top, width, height]'"
+                "give the box with the setting 'view.field_of_view=[left, top, width, height]'"
             )
         return box
 

@@ -540,7 +540,7 @@ def test_a_name_once_given_stays() -> None:
 
 def addresses(folder: Path, *inputs: str) -> dict[str, str]:
     """By the inputs' recordings, relative to the folder, the names of their results."""
-    found, _ = find_recordings([str(folder / text) for text in inputs], str(folder / "in" / "out"))
+    found, *_ = find_recordings([str(folder / text) for text in inputs], str(folder / "in" / "out"))
     return {str(Path(each.address).relative_to(folder)): each.name for each in found}
 
 
@@ -572,6 +572,18 @@ def test_a_folder_means_all_recordings_in_it_but_its_own_results(tree: Path) -> 
     assert addresses(tree, "in") == everything
     assert find_recordings([str(tree / "in")], str(tree / "in" / "out"))[1] == 1
     assert addresses(tree, "in", "in/a.mp4") == everything
+
+
+def test_results_of_process_are_left_out_and_counted(tree: Path) -> None:
+    earlier = tree / "in" / "earlier" / "a"
+    earlier.mkdir(parents=True)
+    (earlier / "summary.json").write_text('{"polypstream": "0.1"}')
+    (earlier / "annotated.mp4").write_text("x")
+    assert "in/earlier/a/annotated.mp4" not in addresses(tree, "in")
+    assert find_recordings([str(tree / "in")], str(tree / "in" / "out"))[1:] == (1, 2)
+    assert addresses(tree, "in/earlier/a/annotated.mp4") == {"in/earlier/a/annotated.mp4": "annotated"}
+    with pytest.raises(SourceError, match="holds no recording"):
+        find_recordings([str(earlier.parent)], "out")
 
 
 def test_patterns_and_files_are_taken_as_they_are(tree: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_manifest_in_a_bucket(make: Make, bucket: str, tmp_path: Path) -> None
     assert find_recordings([f"{bucket}/in/case[1].mp4"], "out")[0][0].name == "case[1]"
     (tmp_path / "list.csv").write_text(f"recording,name\nin/clip.mp4,one\n{bucket}/gone.mp4,two\n")
     put(tmp_path / "list.csv", f"{bucket}/list.csv")
-    found, _ = find_recordings([f"{bucket}/list.csv"], "out")
+    found, *_ = find_recordings([f"{bucket}/list.csv"], "out")
     assert [(item.address, item.name, item.size > 0) for item in found] == [
         (f"{bucket}/in/clip.mp4", "one", True),
         (f"{bucket}/gone.mp4", "two", False),

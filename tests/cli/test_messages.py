@@ -40,7 +40,7 @@ def test_errors_are_json_if_asked_for(make: Callable[..., Path], red_model: Path
     message = json.loads(line)
     assert datetime.fromisoformat(message.pop("time")).utcoffset() is not None
     assert message == {"level": "error", "logger": "polypstream.cli.process", "message": f"{missing}: no such file"}
-    assert done.stdout.startswith(f"2 of 2: {clip}: 1 polyp ")
+    assert done.stdout.startswith(f"{clip}: 1 polyp ")
 
 
 def test_verbose_also_tells_what_the_child_does(make: Callable[..., Path], red_model: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Pat
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0] == "1 of 3: ward/a.mp4: already done; --overwrite does it again"
-    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (0:00:00.0 to 0:00:00.0), 1 frame in ")
+    assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (1 frame at 0:00:00.0), 1 frame in ")
     assert lines[-1] == "3 inputs: 1 already done, 1 done, 1 failed; polyps in 2"
     assert max(map(len, lines[2:])) <= 80
     assert Path("results/a/findings.json").stat().st_mtime_ns == before
@@ -146,10 +146,14 @@ def test_an_output_that_looks_like_a_file_is_asked_about(recordings: Path) -> No
 
 
 def test_quiet_says_errors_only(recordings: Path, red_model: Path) -> None:
-    (recordings / "notes.txt").touch()
+    for name in ("1.txt", "2.txt", "3.txt", "4.txt"):
+        (recordings / name).touch()
     usual = call("process", "ward", *model(red_model), check=False)
     quiet = call("-q", "process", "ward", *model(red_model), check=False)
-    assert "left out: 1 file of the folders, neither recordings nor images" in usual.stderr
+    assert (
+        "left out: 4 files of the folders, neither recordings nor images: ward/1.txt, ward/2.txt, ward/3.txt, …\n"
+        in usual.stderr
+    )
     assert "neither" not in quiet.stderr
     assert "ward/c.mp4: " in quiet.stderr
 
@@ -161,10 +165,68 @@ def test_finished_results_of_other_wishes_are_said(recordings: Path, red_model: 
     assert "already done; --overwrite" in call(*first, "--set", "inference.threads=1").stdout
     style = call(*first, "--set", "overlay.style=box", "--from", "0.2").stdout
     assert (
-        "already done, but of the whole recording, but with another overlay.style; --overwrite does it again" in style
+        "already done, but of the whole recording, but with another overlay.style; another --output keeps both, "
+        "--overwrite does it again" in style
     )
     both = call(*first, "--set", "overlay.style=box", "--set", "findings.steady=false").stdout
     assert "already done, but with other values of findings.steady, overlay.style; --overwrite" in both
+
+
+def test_finished_results_of_other_wishes_are_said_of_one_recording_too(recordings: Path, red_model: Path) -> None:
+    first = ("process", "ward/a.mp4", *model(red_model))
+    call(*first)
+    said = call(*first, "--masks", "--set", "overlay.style=box", check=False).stderr
+    assert (
+        "results/a: holds results already, but without masks.mkv, but with another overlay.style; give --overwrite "
+        "to replace them" in said
+    )
+    said = call(*first, "--from", "0.2", check=False).stderr
+    assert (
+        "results/a: holds results already, but of the whole recording; give another --output to keep both, or "
+        "--overwrite to replace them" in said
+    )
+
+
+def test_a_forgotten_output_is_asked_about_before_the_start(recordings: Path, red_model: Path) -> None:
+    done = call("process", "ward/a.mp4", "results", *model(red_model), check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "polypstream: results: no such file; did you mean --output results?\n"
+    assert not Path("results").exists()
+
+
+def test_what_names_nothing_is_said_first_and_is_in_the_table(recordings: Path, red_model: Path) -> None:
+    arguments = ("process", "ward/a.mp4", "gone.mp4", "--summary", "runs.csv", *model(red_model))
+    together = subprocess.run(
+        [*command(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert together.returncode == 1
+    assert together.stdout.startswith("polypstream: gone.mp4: no such file\n")
+    assert together.stdout.splitlines()[-1] == "2 inputs: 1 failed, 1 done; polyps in 1"
+    rows = list(csv.DictReader(Path("runs.csv").read_text().splitlines()))
+    assert [(row["input"], row["state"]) for row in rows] == [("gone.mp4", "failed"), ("ward/a.mp4", "done")]
+
+
+def test_results_are_not_processed(recordings: Path, red_model: Path) -> None:
+    call("process", "ward/a.mp4", *model(red_model))
+    done = call("process", "results/a", *model(red_model), check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "results/a: is a folder of results of polypstream, see results/a/report.html; give the" in done.stderr
+    done = call("process", "**/a*.mp4", "--overwrite", *model(red_model))
+    assert "left out: 1 file in folders of results of polypstream" in done.stderr
+    assert done.stdout.startswith("ward/a.mp4: 1 polyp ")
+
+
+def test_one_image_of_a_folder_has_its_results_in_that_of_the_folder(recordings: Path, red_model: Path) -> None:
+    """So they stay in the same place when another image comes, and a thumbnail may have the name of its recording."""
+    (recordings / "c.mp4").unlink()
+    image = ["ffmpeg", "-loglevel", "error", "-i", "ward/a.mp4", "-frames:v", "1"]
+    subprocess.run([*image, "ward/a.png"], check=True)
+    call("process", "ward", *model(red_model))
+    assert sorted(path.name for path in Path("results").iterdir()) == ["a", "b", "ward"]
+    subprocess.run([*image, "ward/c.png"], check=True)
+    done = call("process", "ward", *model(red_model))
+    assert "2 of 3: ward: already done, but of 1 image instead of 2; --overwrite does it again" in done.stdout
+    assert sorted(path.name for path in Path("results").iterdir()) == ["a", "b", "ward"]
 
 
 def test_a_damaged_recording_stays_damaged_and_has_its_results(recordings: Path, red_model: Path) -> None:
@@ -192,6 +254,26 @@ def test_the_report_and_masks_of_an_interrupted_run_say_so(recordings: Path, red
     assert "<dt>incomplete</dt><dd>interrupted; " in Path("results/e/report.html").read_text()
     done = call("masks", long, "--results", "results", "--format", "coco")
     assert "results/e: the run is not complete (interrupted)" in done.stderr
+
+
+def test_interrupted_before_the_first_frame_there_are_no_results(recordings: Path, red_model: Path) -> None:
+    words = [*command(), "process", "-", *model(red_model)]
+    running = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: any(Path().glob("results/.standard-input-*/stdin")))
+    running.send_signal(signal.SIGINT)
+    said = running.communicate()[1]
+    assert running.returncode == 130
+    assert "-: interrupted; nothing was finished yet, so there are no results. The same command" in said
+
+
+def test_interrupted_before_it_replaces_results_they_stay(recordings: Path, red_model: Path) -> None:
+    with Path("ward/a.mp4").open("rb") as file:
+        subprocess.run([*command(), "process", "-", *model(red_model)], stdin=file, check=True)
+    words = [*command(), "process", "-", "--overwrite", *model(red_model)]
+    running = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: any(Path().glob("results/.standard-input-*/stdin")))
+    running.send_signal(signal.SIGINT)
+    assert "-: interrupted; the results of an earlier run stay in results/stdin." in running.communicate()[1]
 
 
 def test_masks_of_a_folder_of_results_from_another_folder(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polypstream.core.config import Settings, known_keys, load_settings
+from polypstream.core.config import Settings, known_keys, load_settings, settings_of
 from polypstream.errors import SettingsError
 
 SHIPPED = Path(__file__).parents[2] / "config.yaml"
@@ -42,7 +42,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("opacity=1", "did you mean overlay.opacity"),
         ("overlay.opacity=7", "write a number from 0 to 1 (got 7)"),
         ("overlay.labels=yes", "write `auto`, `none`, `number` or `all` (got yes)"),
-        ("overlay={labels: off}", "--set overlay={labels: off}: write `auto`, `none`, `number` or `all` (got off)"),
+        ("overlay={labels: off}", "overlay={labels: off}: write `auto`, `none`, `number` or `all` (got off)"),
         ("overlay.opacity=", "write a number from 0 to 1 (got nothing)"),
         ("overlay.opacity=much", "write a number from 0 to 1 (got 'much')"),
         ("overlay.style=stripes", "write `tint`, `outline`, `box`, `heatmap` or `none`"),
@@ -51,7 +51,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("inference.batch_size=0", "a whole number from 1 to 64"),
         ("inference.provider=npu", "`openvino`"),
         ("findings.threshold=2", "write a number above 0, below 1, or `model` (got 2)"),
-        ("view.field_of_view=[1, 2, 3]", "--set view.field_of_view=[1, 2, 3]: "),
+        ("view.field_of_view=[1, 2, 3]", "view.field_of_view=[1, 2, 3]: "),
         ("view.field_of_view=wide", "four whole numbers such as [0, 0, 640, 480], or `auto` or `full` (got 'wide')"),
         ("findings.steady=maybe", "write true or false"),
         (
@@ -70,8 +70,18 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
         load_settings(None, [override])
     text = str(caught.value)
     assert message in text
-    assert f"--set {override}" in text
+    assert text.startswith(f"{override}: ")
     assert "\n" not in text
+    with pytest.raises(SettingsError) as caught:
+        settings_of(None, [override], "--set ")
+    assert str(caught.value) == f"--set {text}"
+
+
+def test_spaces_around_the_equals_sign_do_not_count() -> None:
+    settings = load_settings(None, ["overlay.style = box", " overlay.colour= #ffcc00", "overlay.opacity =0.2 "])
+    assert (settings.overlay.style, settings.overlay.colour, settings.overlay.opacity) == ("box", "#ffcc00", 0.2)
+    with pytest.raises(SettingsError, match=r"^--set overlay\.labels = yes: write .* \(got yes\)$"):
+        settings_of(None, ["overlay.labels = yes"], "--set ")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polypstream.core.formatting import counted, quoted
+from polypstream.core.formatting import counted, quoted, time_in_view, time_span
 
 
 def test_one_is_no_plural() -> None:
     assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+
+
+def test_the_times_of_something_short_differ() -> None:
+    assert time_span(1.3, 5) == "0:00:01.3 to 0:00:05.0"
+    assert time_span(1.32, 1.34) == "0:00:01.32 to 0:00:01.34"
+    assert time_span(0.64, 0.64) == "0:00:00.6"
+    assert time_in_view(2.12, 53) == "2.1 s, 53 frames"
+    assert time_in_view(0.04, 1) == "0.04 s, 1 frame"
+    assert time_in_view(0, 1) == "1 frame"
 
 
 def test_a_path_can_be_copied_into_a_shell() -> None:

@@ -131,6 +131,9 @@ def test_results_are_those_of_the_python_api(images: tuple[Path, ...], segmenter
         for entry in found["images"]
         for each in entry["findings"]
     ]
+    for row in rows:
+        shares = [each["polyp_area_fraction"] for each in read_polyps(result.folder) if each["image"] == row["image"]]
+        assert sum(map(float, shares)) == pytest.approx(float(row["polyp_area_fraction"]), abs=2e-6)
     summary = json.loads((result.folder / "summary.json").read_text())
     assert (summary["complete"], summary["problem"]) == (False, None)
     assert (summary["frames_in"], summary["frames_out"], summary["polyps"]) == (5, 4, 3)

@@ -25,6 +25,7 @@ from polypstream.inference import segmenter
 from polypstream.inference.providers import open_session
 from polypstream.jobs.process import Job, process, read_result
 from polypstream.jobs.setup import make_segmenter, with_model
+from polypstream.sinks.findings import read_polyps
 from polypstream.sinks.tables import FramesTable
 from tests.conftest import (
     RED,
@@ -111,6 +112,9 @@ def test_the_disc_is_found_where_it_is(make: Make, red_model: Path) -> None:
         assert (float(rows[index]["max_probability"]) >= 0.5) == expected.any()
         if expected.any():
             assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.95
+
+    (polyp,) = read_polyps(folder)
+    assert polyp["largest_area_fraction"] == str(max(float(row["polyp_area_fraction"]) for row in rows))
 
 
 @pytest.mark.parametrize("style", ["tint", "heatmap"])

@@ -188,6 +188,16 @@ def test_the_words_of_the_report(run: Path) -> None:
     assert "<dt>first and last seen</dt><dd>0:00:00.0 to 0:00:02.0</dd>" in page
 
 
+def test_a_polyp_of_one_frame_is_not_in_view_for_no_time(run: Path) -> None:
+    found = json.loads((run / "findings.json").read_text())
+    found["tracks"][0] |= {"first_s": 0.6, "last_s": 0.6, "seconds_in_view": 0.04, "frames": 1}
+    (run / "findings.json").write_text(json.dumps(found))
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "<dt>first and last seen</dt><dd>0:00:00.6</dd>" in page
+    assert "<dt>in view</dt><dd>0.04 s, 1 frame</dd>" in page
+
+
 def test_with_the_truth_it_says_how_right_the_run_was(run: Path) -> None:
     write_report(run, {"mean_dice": 0.75, "polyps": 3, "seconds_to_first_detection": None})
     page = (run / "report.html").read_text()

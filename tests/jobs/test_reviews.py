@@ -180,7 +180,7 @@ def test_the_merged_findings(reviewed: Path) -> None:
     corrected = next(outline for outline in kept.outlines if outline.frame == 3)
     assert np.array_equal(corrected.polygons[0], SQUARE)
     assert (first.track_id, first.first_s, first.last_s) == (3, 1.0, 1.0)
-    assert first.largest_area_fraction == pytest.approx(1600 / (320 * 240))
+    assert first.largest_area_fraction == pytest.approx(41 * 41 / (320 * 240))
     assert second.outlines[0].seconds == pytest.approx(26 / 25)
 
 

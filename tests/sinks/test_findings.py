@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from polypstream.core.frame import Frame
-from polypstream.core.geometry import FieldOfView
+from polypstream.core.geometry import FieldOfView, Region
 from polypstream.sinks.findings import TRACK_COLUMNS, FindingsFile, read_polyps
 
 WIDTH, HEIGHT = 320, 240
@@ -26,12 +26,14 @@ def frame_of(index: int, *findings: tuple[int, Box, int]) -> Frame:
     picture.duration = 2
     frame = Frame(index, picture, 2 * index, Fraction(1, 50))
     frame.view, frame.probability = FieldOfView(0, 0, WIDTH, HEIGHT), np.zeros((HEIGHT, WIDTH), np.uint8)
+    frame.region = Region(0, 0, frame.probability, np.zeros((HEIGHT, WIDTH), np.uint8))
     for track, (x, y, width, height), level in findings:
         right, bottom = x + width - 1, y + height - 1
         frame.outlines.append(np.array([(x, y), (right, y), (right, bottom), (x, bottom)], np.int32))
         frame.tracks.append(track)
         frame.peaks.append(level)
         frame.probability[y : y + height, x : x + width] = level
+        frame.region.mask[y : y + height, x : x + width] = 255
     return frame
 
 
@@ -75,7 +77,7 @@ def test_a_track_sums_up_its_frames(tmp_path: Path) -> None:
     assert track["seconds_in_view"] == 0.16
     assert track["peak_probability"] == 1.0
     assert track["mean_probability"] == 0.8
-    assert track["largest_area_fraction"] == round(32 * 32 / (WIDTH * HEIGHT), 6)
+    assert track["largest_area_fraction"] == round(33 * 33 / (WIDTH * HEIGHT), 6)
     assert [outline["frame"] for outline in track["outlines"]] == [5, 6, 7, 8]
     assert [outline["probability"] for outline in track["outlines"]] == [0.6, 1.0, 0.8, 0.8]
     assert [outline["box"] for outline in track["outlines"]] == [[100, 80, side, side] for side in sides]
@@ -99,7 +101,20 @@ def test_a_polyp_in_two_pieces_is_one(tmp_path: Path) -> None:
     assert outline["probability"] == 0.8
     assert outline["polygons"] == [[10, 20, 20, 20, 20, 30, 10, 30], [50, 60, 70, 60, 70, 80, 50, 80]]
     assert track["frames"] == 1
-    assert track["largest_area_fraction"] == round((100 + 400) / (WIDTH * HEIGHT), 6)
+    assert track["largest_area_fraction"] == round((121 + 441) / (WIDTH * HEIGHT), 6)
+
+
+def test_the_area_is_the_number_of_pixels_of_the_mask() -> None:
+    """A ring, in its hole another finding, and in a corner of its bounding box a third one."""
+    mask = np.zeros((40, 40), np.uint8)
+    cv2.circle(mask, (20, 20), 18, 255, cv2.FILLED)
+    cv2.circle(mask, (20, 20), 10, 0, cv2.FILLED)
+    ring = cv2.countNonZero(mask)
+    mask[18:23, 18:23] = mask[2:4, 2:4] = 255
+    region = Region(100, 60, mask, mask)
+    found, levels = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(100, 60))
+    outlines = [outline[:, 0] for outline, (*_, parent) in zip(found, levels[0], strict=True) if parent < 0]
+    assert sorted(map(region.area_of, outlines)) == [4, 25, ring]
 
 
 def test_tracks_come_in_the_order_of_their_numbers_and_what_has_none_is_none(tmp_path: Path) -> None:
@@ -113,6 +128,8 @@ def test_tracks_come_in_the_order_of_their_numbers_and_what_has_none_is_none(tmp
 def test_corners_may_move_by_a_pixel_and_no_more(tmp_path: Path) -> None:
     frame = frame_of(0, (1, square(60), 255))
     frame.outlines = [cv2.ellipse2Poly((160, 120), (60, 40), 0, 0, 360, 1)]
+    assert frame.region is not None
+    cv2.fillPoly(frame.region.mask, frame.outlines, 255)
     (track,) = written(tmp_path, frame).values()
     (polygon,) = track["outlines"][0]["polygons"]
     assert len(polygon) // 2 < len(frame.outlines[0]) / 4
