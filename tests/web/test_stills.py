@@ -172,3 +172,11 @@ def test_names_of_images_are_safe_and_differ() -> None:
     names = ["../../etc/a.png", "C:\\views\\b?.JPG", ".hidden.png", "a.jpg", "A.png", "ä" * 200 + ".tif"]
     assert file_names(names)[:5] == ["a.png", "b_.JPG", "hidden.png", "a-4.jpg", "A-5.png"]
     assert len(file_names(names)[5].encode()) <= 204
+
+
+def test_a_server_that_de_identifies_refuses_sets(tmp_path: Path, red_model: Path) -> None:
+    with served(tmp_path / "served", settings_for(red_model, deidentify={"enabled": True})) as app:
+        id_ = app.send_images(save_set(tmp_path / "views"))
+        info = app.wait_for(id_, "failed", "finished")
+    assert info["state"] == "failed"
+    assert info["message"] == "views: --deidentify is for recordings; images are not de-identified"
