@@ -1,8 +1,8 @@
 """What a viewer of the live page costs, and how late it sees each frame.
 
-    python benchmarks/live_page.py VIDEO [--seconds 20] [--rate 30]
+    python benchmarks/live_page.py VIDEO [--seconds 20] [--rate 30] [--display pass-through]
 
-VIDEO is played through `live`, in-step, again and again. Each of its frames carries its number as bits in the left top
+VIDEO is played through `live` again and again. Each of its frames carries its number as bits in the left top
 corner. First both encoders of the page encode its frames in turn: bits per second, and likeness to the scaled frame
 (PSNR and SSIM of the luma). Then it is played without a viewer, with two viewers of the video, and with two of JPEGs:
 bits per second for each viewer, CPU time of the server, frames shown. The viewers are processes of their own that
@@ -187,10 +187,10 @@ def watch_jpegs(address: str, seconds: float, results: multiprocessing.Queue[tup
     results.put((size, pictures))
 
 
-def measure(path: Path, segmenter: Segmenter, rate: int, seconds: float, read: Any) -> None:
+def measure(path: Path, segmenter: Segmenter, settings: Settings, rate: int, seconds: float, read: Any) -> None:
     """Print a line about two viewers of a kind, or about none."""
     source, browser = LoopedVideo("room", partial(open_source, str(path)), rate, seconds + 2 * START_S), Browser()
-    live = Live([source], segmenter, Settings(), [("web", browser)])
+    live = Live([source], segmenter, settings, [("web", browser)])
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     with (
@@ -218,11 +218,13 @@ def measure(path: Path, segmenter: Segmenter, rate: int, seconds: float, read: A
     )
 
 
-def measure_latency(path: Path, frames: int, segmenter: Segmenter, rate: int, seconds: float, browsers: int) -> None:
+def measure_latency(
+    path: Path, frames: int, segmenter: Segmenter, settings: Settings, rate: int, seconds: float, browsers: int
+) -> None:
     """Print the time to the canvas."""
     source, browser = LoopedVideo("room", partial(open_source, str(path)), rate, seconds + 4 * START_S), Browser()
     stopwatch = Stopwatch(frames)
-    live = Live([source], segmenter, Settings(), [("stopwatch", stopwatch), ("web", browser)])
+    live = Live([source], segmenter, settings, [("stopwatch", stopwatch), ("web", browser)])
     with ExitStack() as stack:
         address = stack.enter_context(web([LivePage(live, browser)], "127.0.0.1", 0, None))
         drivers = [start_chromium(stack) for _ in range(browsers)]
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=int, default=30)
     parser.add_argument("--browsers", type=int, default=1)
+    parser.add_argument("--display", choices=("in-step", "pass-through"), default="in-step")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pattern.mp4"
@@ -272,10 +275,11 @@ def main() -> None:
         with av.open(str(path)) as file:
             frames = file.streams.video[0].frames
         compare_encoders(path, most=100)
-        segmenter = make_segmenter(Settings())
+        settings = Settings.model_validate({"live": {"display": wanted.display}})
+        segmenter = make_segmenter(settings)
         for read in (None, watch, watch_jpegs):
-            measure(path, segmenter, wanted.rate, wanted.seconds, read)
-        measure_latency(path, frames, segmenter, wanted.rate, wanted.seconds, wanted.browsers)
+            measure(path, segmenter, settings, wanted.rate, wanted.seconds, read)
+        measure_latency(path, frames, segmenter, settings, wanted.rate, wanted.seconds, wanted.browsers)
 
 
 if __name__ == "__main__":
