@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from polypstream.core.config import Settings
+from polypstream.core.formatting import quoted
 from polypstream.core.protocols import OnProgress
 from polypstream.core.time_range import range_of
-from polypstream.errors import SourceError
+from polypstream.errors import ResultsExist, SourceError
 from polypstream.inference.model_card import ModelCard
 from polypstream.jobs import process as command
 from polypstream.jobs.image import load_image, to_rgb
+from polypstream.jobs.inputs import IMAGE_ENDINGS
 from polypstream.jobs.predictions import ImageResult, predict
 from polypstream.jobs.results import Run, load_run
 from polypstream.jobs.setup import make_segmenter, with_inference
@@ -115,6 +118,7 @@ class Detector:
             >>> first.index, first.seconds
             (0, 0.0)
         """
+        _check_recording(recording)
         return FrameResults(str(recording), self._segmenter, self.settings, range_of(start, end))
 
     def __repr__(self) -> str:
@@ -154,7 +158,8 @@ def process(
     Raises:
         SourceError: the recording cannot be opened or read, or has no frame in the range.
         SettingsError: `end` is not after `start`.
-        OutputError: results exist already, or cannot be written.
+        ResultsExist: results exist already, and `overwrite` is False.
+        OutputError: results cannot be written.
 
     Example:
         >>> import polypstream as pp
@@ -162,14 +167,34 @@ def process(
         >>> run.folder.name, len(run.tracks)
         ('colon', 1)
     """
+    _check_recording(recording)
     detector = detector or Detector()
     job = command.Job(str(recording), Path(output), masks, overwrite, times=range_of(start, end))
-    done = command.process(job, detector._segmenter, detector.settings, on_progress)
+    try:
+        done = command.process(job, detector._segmenter, detector.settings, on_progress)
+    except ResultsExist as error:
+        raise ResultsExist(f"{error}; pass overwrite=True to replace them") from error
     if done.problem:
         log.warning(done.problem)
     for note in done.notes:
         log.info("%s: %s", done.name, note)
     return load_run(done.folder)
+
+
+def _check_recording(recording: str | Path) -> None:
+    """Refuse what the functions for one recording are not for, and say what is.
+
+    Raises:
+        SourceError: it is a folder or an image.
+    """
+    path = str(recording)
+    if os.path.isdir(path):  # noqa: PTH112 -- Path.is_dir raises for long names
+        raise SourceError(
+            f"{path}: is a folder; pass one recording. Pass an image to a Detector: detector(image). The command "
+            f"`polypstream process {quoted(Path(path))}` takes folders, and writes polyps.csv for their images"
+        )
+    if Path(path).suffix.lower() in IMAGE_ENDINGS and os.path.isfile(path):  # noqa: PTH113
+        raise SourceError(f"{path}: is an image; pass it to a Detector: detector({path!r})")
 
 
 def _conversion_of(array: np.ndarray) -> str:

@@ -23,7 +23,15 @@ from PIL import Image
 import polypstream as pp
 from polypstream.api import Detector
 from polypstream.core.frame import Frame
-from polypstream.errors import MissingExtra, OutputError, ProviderError, SettingsError, SourceError
+from polypstream.errors import (
+    DataError,
+    MissingExtra,
+    OutputError,
+    ProviderError,
+    ResultsExist,
+    SettingsError,
+    SourceError,
+)
 from polypstream.sources.recording import Recording
 from tests.conftest import Clip, call, frames_of, picture
 
@@ -79,8 +87,9 @@ def test_process_writes_what_the_command_writes(colon: Path, tmp_path: Path) -> 
     findings = [json.loads((folder / "findings.json").read_text()) for folder in (run.folder, theirs)]
     assert findings[0] == findings[1]
     assert told[-1] == (75, 75)
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(ResultsExist) as refused:
         pp.process(colon / "colon.mp4", tmp_path)
+    assert str(refused.value) == f"{run.folder}: holds results already; pass overwrite=True to replace them"
 
 
 def test_a_run_is_read_back(colon: Path) -> None:
@@ -324,3 +333,28 @@ def test_an_address_and_a_folder_are_no_files(tmp_path: Path) -> None:
         detector.track("rtsp://host/room")
     with pytest.raises(SourceError, match="is a folder, not an image"):
         detector(tmp_path)
+
+
+def test_what_a_function_is_not_for_says_which_is(colon: Path) -> None:
+    image = colon / "image.jpg"
+    for function in (Detector().track, lambda recording: pp.process(recording, colon / "unused")):
+        with pytest.raises(SourceError, match=r"is a folder; pass one recording\. .*detector\(image\).*polyps\.csv"):
+            function(colon)
+        with pytest.raises(SourceError, match=r"image\.jpg: is an image; pass it to a Detector: detector\('.*\.jpg'\)"):
+            function(image)
+    assert not (colon / "unused").exists()
+    with pytest.raises(DataError, match=r"colon\.mp4: is a recording; give the folder of its .*results/colon$"):
+        pp.load_run(colon / "colon.mp4")
+    found = colon / "results" / "colon" / "findings.json"
+    with pytest.raises(DataError, match=f"is a file; give the folder of its results, for instance {found.parent}$"):
+        pp.load_run(found)
+
+
+def test_messages_in_python_name_no_option_of_the_command_line(colon: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(colon / "results" / "colon", tmp_path / "colon"))
+    (copy / "reviews.sqlite").touch()
+    with pytest.raises(OutputError, match="choose another output folder") as reviewed:
+        pp.process(colon / "colon.mp4", tmp_path, overwrite=True)
+    with pytest.raises(SettingsError, match=r"^overlay\.opacity=2: ") as setting:
+        pp.load_settings(overrides=["overlay.opacity=2"])
+    assert not any("--" in str(error.value) for error in (reviewed, setting))

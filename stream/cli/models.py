@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polypstream.cli.figures import as_lines, side_by_side
-from polypstream.cli.options import Commands, JsonFile, importing, write_json
+from polypstream.cli.options import SET, Commands, JsonFile, importing, write_json
 from polypstream.core.extras import extra
 from polypstream.core.formatting import quoted
 from polypstream.errors import SettingsError
@@ -288,7 +288,7 @@ def evaluate(
 
 def _load(model: Path, provider: str, settings: list[str]) -> tuple[Model, Rules]:
     """Load a model and choose its rules for findings."""
-    from polypstream.core.config import load_settings
+    from polypstream.core.config import settings_of
     from polypstream.inference.model_card import model_file
     from polypstream.models.evaluation import load_model
     from polypstream.stages.findings import choose_rules
@@ -298,7 +298,7 @@ def _load(model: Path, provider: str, settings: list[str]) -> tuple[Model, Rules
             raise SettingsError(f"--set {setting}: only the settings of `findings` can be set here")
     with extra("train"):  # a checkpoint needs torch, an ONNX model does not
         loaded = load_model(model_file(str(model)), provider)
-    return loaded, choose_rules(load_settings(None, settings).findings, loaded.threshold, loaded.peak)
+    return loaded, choose_rules(settings_of(None, settings, SET).findings, loaded.threshold, loaded.peak)
 
 
 def _measure(

@@ -177,6 +177,7 @@ class Frame:
         tracks: track number of each outline; set by stage `findings`.
         peaks: highest probability of each outline's track, 0..255: of the model or smoothed. A track that is kept
             although this frame does not show it has that of the last frame that did. Set by stage `findings`.
+        areas: number of pixels of each outline's finding, where `region` is not kept; None: `region` has them.
     """
 
     index: int
@@ -203,6 +204,18 @@ class Frame:
     outlines: list[np.ndarray] = field(default_factory=list)
     tracks: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    areas: list[int] | None = None
+
+    def area_of(self, place: int) -> int:
+        """Number of pixels of the mask that belong to a finding.
+
+        Args:
+            place: its place in `outlines`.
+        """
+        if self.areas is not None:
+            return self.areas[place]
+        assert self.region is not None  # or there would be no outline
+        return self.region.area_of(self.outlines[place])
 
     def in_memory(self) -> VideoFrame:
         """Return the decoded frame. A RemotePicture is downloaded, once."""

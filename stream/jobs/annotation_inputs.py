@@ -41,7 +41,7 @@ def find_finished(
         results: where the runs of the former are: the folder that was given to `process --output`, or the folder of the
             run. One for all of them, or one for each.
         on_problem: called with a SourceError for each argument that names nothing, and with a DataError for each run
-            whose recording is not there.
+            whose recording is not there, and for each recording without a run.
 
     Returns:
         The runs: first those whose folders are named, then the others in the order of the arguments.
@@ -71,7 +71,12 @@ def find_finished(
             "recordings, or one for each recording in the same order"
         )
     places = results if len(results) > 1 else [results[0]] * len(inputs.found)
-    return found + [_find(each, place) for each, place in zip(inputs.found, places, strict=True)]
+    for each, place in zip(inputs.found, places, strict=True):
+        try:
+            found.append(_find(each, place))
+        except DataError as error:
+            on_problem(error)
+    return found
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:

@@ -22,7 +22,7 @@ from polypstream.errors import DataError, SettingsError
 from polypstream.jobs.setup import choose_field_of_view, restricted
 from polypstream.sinks.findings import read_findings
 from polypstream.sinks.tables import read_frames
-from polypstream.sources.open import open_source, stem_of
+from polypstream.sources.open import RECORDING_ENDINGS, open_source, stem_of
 
 # findings.json stores times in microseconds.
 SAME_TIME_S = 1e-5
@@ -197,6 +197,11 @@ def load_run(folder: str | Path) -> Run:
         (320, 180)
     """
     folder = Path(folder)
+    if folder.is_file():
+        is_recording = folder.suffix.lower() in RECORDING_ENDINGS
+        what = "a recording" if is_recording else "a file"
+        example = f", for instance results/{folder.stem}" if is_recording else f", for instance {folder.parent}"
+        raise DataError(f"{folder}: is {what}; give the folder of its results{example}")
     return run_of(folder, read_findings(folder))
 
 
@@ -270,8 +275,17 @@ def run_folder(name: str, results: Path) -> Path:
     Args:
         name: name of the folder in that of all results.
         results: folder that was given to `process --output`, or the folder of this run.
+
+    Raises:
+        DataError: there is none.
     """
-    return results if (results / "findings.json").is_file() else results / name
+    for folder in (results, results / name):
+        if (folder / "findings.json").is_file():
+            return folder
+    raise DataError(
+        f"{results / name}: holds no finished run of `polypstream process`. If the results are elsewhere, give "
+        "--results FOLDER"
+    )
 
 
 def shown_until(run: Run) -> dict[tuple[int, int], int]:

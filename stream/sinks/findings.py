@@ -135,8 +135,7 @@ class FindingsFile:
             "polygons": [polygon.ravel().tolist() for polygon in simplified],
         }
         self._spool_outline(record, outline)
-        assert frame.region is not None  # the outlines are those of its blobs
-        area = sum(map(frame.region.area_of, polygons)) / (self._picture[0] * self._picture[1])
+        area = sum(map(frame.area_of, shown)) / (self._picture[0] * self._picture[1])
         if area > SNAPSHOT_GROWTH * record.largest:
             self._save_snapshot(track, frame)
             record.snapshot_area, record.snapshot_s = area, frame.seconds
@@ -255,7 +254,8 @@ def read_findings(folder: Path, schemas: Sequence[str] = (SCHEMA,)) -> dict[str,
         return content
     if schema == IMAGES_SCHEMA:
         raise DataError(
-            f"{folder}: holds results of images, which have no tracks; their masks are in {folder / 'masks'}"
+            f"{folder}: holds results of images, which have no tracks. Their masks are in {folder / 'masks'}, their "
+            f"findings in {folder / POLYPS}; in Python, Detector()(image) finds polyps in an image"
         )
     if schema == SCHEMA:
         raise DataError(f"{folder}: holds results of a recording, not of images")

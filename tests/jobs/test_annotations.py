@@ -336,7 +336,8 @@ def test_what_can_go_wrong_is_said(processed: tuple[Path, Path], tmp_path: Path,
         assert done.returncode == 1
         return done.stderr
 
-    assert "holds no finished run" in refused(recording, "--results", tmp_path)
+    said = refused(recording, "--results", tmp_path)
+    assert "clip: holds no finished run of `polypstream process`. If the results are elsewhere, give --results" in said
     other = make_clip(tmp_path, Clip(name="clip.mp4", width=160, height=120))
     assert "160x120" in refused(other, "--results", results)
     shorter = make_clip(tmp_path, Clip(name="clip.mp4", frames=10))

@@ -163,6 +163,7 @@ def test_what_has_passed_is_saved_as_a_clip_with_its_findings(
     assert len(run.frames["frame"]) == len(shown)
     assert run.frames["pts_s"] == pytest.approx([float(each) for each in pts_of(path)], abs=1e-5)
     (track,) = run.tracks
+    assert track.largest_area_fraction == max(run.frames["polyp_area_fraction"])
     red = [index for index, picture in enumerate(shown) if (picture[..., 0].astype(int) - picture[..., 1] > 100).any()]
     assert abs(track.outlines[-1].frame - red[-1]) <= 15  # a finding is shown a little longer than it is there
     snapshot = cv2.imread(str(track.snapshot), cv2.IMREAD_COLOR_RGB).astype(int)

@@ -33,5 +33,7 @@ def test_a_folder_and_results_of_images_are_said_to_be_what_they_are(tmp_path: P
     with pytest.raises(DataError, match="is a folder; name its recordings"):
         find_run(str(tmp_path), tmp_path / "results")
     (tmp_path / "findings.json").write_text('{"schema": "polypstream-images-1"}')
-    with pytest.raises(DataError, match="holds results of images, which have no tracks; their masks are in"):
+    with pytest.raises(
+        DataError, match=r"results of images, which have no tracks\. Their masks are in .*polyps\.csv; in Python, "
+    ):
         load_run(tmp_path)
