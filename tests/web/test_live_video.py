@@ -63,11 +63,11 @@ def decoded(data: list[bytes]) -> list[np.ndarray]:
 
 
 def test_a_viewer_gets_a_key_frame_at_once_and_then_each_picture(page: Served) -> None:
-    until(lambda: page.status()["shown_per_second"] > 20)
+    until(lambda: page.status()["shown"] > 5)
     started = time.monotonic()
     with watching(page.port) as viewer:
         pictures = received(viewer, 1)
-        assert time.monotonic() - started < 1  # a regular key frame comes every two seconds
+        assert time.monotonic() - started < 1.5  # a regular key frame comes every two seconds
         pictures += received(viewer, 30)
         assert page.status()["viewers"] == 1
     assert {name: pictures[0][0][name] for name in ("codedWidth", "codedHeight")} == {
