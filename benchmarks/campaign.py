@@ -208,7 +208,15 @@ class Running:
     def orphans(self, seconds: float = ORPHAN_S) -> list[str]:
         """Processes of a command that has ended which do not end in time, as text."""
         _, alive = psutil.wait_procs(self.family, seconds)
-        return [f"the process {each.pid} goes on after its parent has ended" for each in alive]
+        return [f"goes on after the command has ended: {_name_of(each)}" for each in alive]
+
+
+def _name_of(process: psutil.Process) -> str:
+    """The begin of the command line of a process."""
+    try:
+        return " ".join(process.cmdline())[:200]
+    except psutil.NoSuchProcess:
+        return f"process {process.pid}, which ends now"
 
 
 @contextmanager
