@@ -81,8 +81,12 @@ class Region:
         """
         points = outline - (self.x, self.y)
         left, top, width, height = cv2.boundingRect(points)
-        # Another finding may lie inside the outline: in a hole of this one, or in its bounding box.
-        box = self.mask[top : top + height, left : left + width]
+        inside = cv2.fillPoly(np.zeros((height, width), np.uint8), [points], 255, offset=(-left, -top))
+        box = cv2.bitwise_and(self.mask[top : top + height, left : left + width], inside)
+        area = cv2.countNonZero(box)
+        if area == cv2.countNonZero(inside):
+            return area
+        # In a hole of the finding another one may lie. To label the pixels takes ten times as long as to count them.
         _, labels, stats, _ = cv2.connectedComponentsWithStats(box)
         x, y = points[0]
         return int(stats[labels[y - top, x - left], cv2.CC_STAT_AREA])

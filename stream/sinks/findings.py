@@ -22,6 +22,7 @@ from polypstream.core.marks import Mark
 from polypstream.core.notice import NOTICE
 from polypstream.errors import DataError
 from polypstream.media.jpeg import SNAPSHOT_QUANTISER, WHOLE, Jpeg
+from polypstream.sources.open import RECORDING_ENDINGS
 
 SCHEMA = "polypstream-findings-1"
 # Of a set of images, written by `polypstream process` as well.
@@ -248,6 +249,12 @@ def read_findings(folder: Path, schemas: Sequence[str] = (SCHEMA,)) -> dict[str,
         schema = content["schema"]
     except FileNotFoundError as error:
         raise DataError(f"{folder}: holds no finished run of `polypstream process` (no findings.json)") from error
+    except NotADirectoryError as error:
+        if folder.suffix.lower() in RECORDING_ENDINGS:
+            what, example = "a recording", Path("results", folder.stem)
+        else:
+            what, example = "a file", folder.parent
+        raise DataError(f"{folder}: is {what}; give the folder of its results, for instance {example}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as findings ({error})") from error
     if schema in schemas:

@@ -347,6 +347,8 @@ def test_results_stay_inside_the_output_folder(tmp_path: Path, make, red_model: 
 
 def test_two_recordings_with_one_stem_are_refused_before_the_start(tmp_path: Path, make, red_model: Path) -> None:
     clip, other = make(frames=5, **SMALL), tmp_path / "sub" / "CLIP.mkv"
+    other.parent.mkdir()
+    other.touch()
     line = complaint(process([clip, other], tmp_path / "results", red_model))
     assert f"{clip} and {other}: the results of both would be in the same folder, CLIP. Process one of them" in line
     assert not (tmp_path / "results").exists()
