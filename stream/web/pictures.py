@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
-import cv2
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, File, HTTPException, Query, Request, Response, UploadFile
@@ -190,7 +189,7 @@ def _as_findings(result: ImageResult, card: ModelCard) -> PictureFindings:
             box=finding.box,
             polygon=finding.polygon.ravel().tolist(),
             probability=round(finding.confidence, 4),
-            polyp_area_fraction=round(cv2.contourArea(finding.polygon) / (width * height), 6),
+            polyp_area_fraction=round(result.area_fraction(finding), 6),
         )
         for finding in result.findings
     ]
