@@ -310,6 +310,11 @@ def _run_job(
             problem = error
         except KeyboardInterrupt:
             return _Interrupted()
+        except Exception as error:  # the next recordings can go on
+            name = job.title or job.uri
+            problem = PolypstreamError(
+                f"{name}: a fault of polypstream, please report it ({type(error).__name__}: {error})"
+            )
     return Outcome(run, problem, then(segmenter, settings) if then else None)
 
 

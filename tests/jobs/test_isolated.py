@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from polypstream.core.config import Settings, load_settings
 from polypstream.core.watchdog import Watchdog
 from polypstream.errors import ModelError, OutputError, SourceError
+from polypstream.jobs import isolated
 from polypstream.jobs.isolated import IsolatedProcessor
 from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter, with_model
@@ -188,6 +190,25 @@ def test_what_goes_wrong_with_a_recording_is_told_in_its_own_kind(
     twice = Job(str(make(frames=5)), tmp_path / "out")
     assert processor.process(twice).run is not None
     assert isinstance(processor.process(twice).problem, OutputError)
+
+
+def test_an_error_that_nobody_thought_of_is_told_and_the_next_recording_goes_on(
+    settings: Settings, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code of such an error would be that of the watchdog."""
+    recording, real = make(frames=5), isolated.process
+
+    def fail(job: Job, *others: Any) -> Any:
+        if job.title == "broken":
+            raise ZeroDivisionError("by nought")
+        return real(job, *others)
+
+    monkeypatch.setattr(isolated, "process", fail)
+    with closing(IsolatedProcessor(settings)) as processor:
+        processor.start()
+        outcome = processor.process(Job(str(recording), tmp_path / "a", title="broken"))
+        assert str(outcome.problem) == "broken: a fault of polypstream, please report it (ZeroDivisionError: by nought)"
+        assert processor.process(Job(str(recording), tmp_path / "b")).problem is None
 
 
 def test_progress_comes_from_the_other_process(processor: IsolatedProcessor, make: Make, tmp_path: Path) -> None:
