@@ -311,10 +311,8 @@ def _run_job(
         except KeyboardInterrupt:
             return _Interrupted()
         except Exception as error:  # the next recordings can go on
-            name = job.title or job.uri
-            problem = PolypstreamError(
-                f"{name}: a fault of polypstream, please report it ({type(error).__name__}: {error})"
-            )
+            what = f"{type(error).__name__}: {error}"
+            problem = PolypstreamError(f"{job.title or job.uri}: a fault of polypstream, please report it ({what})")
     return Outcome(run, problem, then(segmenter, settings) if then else None)
 
 
