@@ -12,15 +12,15 @@ demo: $(VENV)/.base
 		echo "The demo recording is rendered once, which takes about half a minute; then it is processed.";; esac
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
-# Two test processes for each core: tests wait a part of the time, for processes and clocks. Those that measure delays use
-# a quarter of a core each, and run three for two cores.
-CORES := $(shell getconf _NPROCESSORS_ONLN)
-SPREAD := -n $(shell expr 2 \* $(CORES)) --dist loadfile --no-loadscope-reorder
+# Three test processes for two cores: tests wait a part of the time, for processes and clocks. Those that measure delays
+# use a quarter of a core each.
+PROCESSES := $(shell expr \( 3 \* $$(getconf _NPROCESSORS_ONLN) + 1 \) / 2)
+SPREAD := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Hundreds of processes are started. Each would compile our modules again if Python did not keep them compiled.
 test quick: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SPREAD) -m "not realtime"
-	$(BIN)/python -m pytest -n $(shell expr \( 3 \* $(CORES) + 1 \) / 2) --dist worksteal -m realtime
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m realtime
 
 # Something of every folder, without what is slow; pyproject.toml has what each marker means.
 quick: $(VENV)/.dev

@@ -144,10 +144,10 @@ def live_sources(
     ]
     if clips is not None and windows is None and browser is None:
         raise SettingsError("--clips: nothing can ask for a clip; add --window or --serve")
-    log.info("loading the model")
-    segmenter = open_segmenter(settings)
     pushes = [*pushes_of(push or [], opened, settings), *room_pushes(rooms, opened, settings)]
     kept = clips_of(clips, opened, settings) if clips is not None else []
+    log.info("loading the model")
+    segmenter = open_segmenter(settings)
     live = Live(opened, segmenter, settings, [*recordings, *pushes, *kept, *shown], displays_of(rooms))
     if windows is not None:
         windows.keys = keys_of(live, [recording for _, recording in recordings], windows)

@@ -397,7 +397,7 @@ def test_the_live_page_beside_the_others(
         driver.find_element("link text", "Live").click()
         until(lambda: element(driver, "[data-value=state]").text == "looking for polyps")
         assert element(driver, "nav [aria-current]").text == "Live"
-        until(lambda: driver.execute_script("return document.querySelector('.picture').naturalWidth") == 320)
+        until(lambda: driver.execute_script("return document.querySelector('canvas.picture').width") == 320)
         assert complaints(driver) == []
 
 
