@@ -695,6 +695,7 @@ def test_frames_from_before_a_change_of_size_share_a_file(tmp_path: Path) -> Non
     assert [len(pts_of(path)) for path in recording.files] == [10, 10]
 
 
+@pytest.mark.realtime
 def test_the_command_ends_with_the_account_of_every_source(
     tmp_path: Path, make: Callable[..., Path], red_model: Path
 ) -> None:
