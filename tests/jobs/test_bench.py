@@ -58,7 +58,7 @@ def test_the_command_prints_and_writes_every_figure(tmp_path: Path, make: Callab
         "recorded: 40 frames of 320x240",
         "bottleneck",
         "Live",
-        "keep up",
+        "at once",
         "The session alone",
         "latency of the video",
         "real time",
