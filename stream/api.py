@@ -17,7 +17,7 @@ from polypstream.errors import ResultsExist, SourceError
 from polypstream.inference.model_card import ModelCard
 from polypstream.jobs import process as command
 from polypstream.jobs.image import load_image, to_rgb
-from polypstream.jobs.inputs import IMAGE_ENDINGS
+from polypstream.jobs.inputs import is_image
 from polypstream.jobs.predictions import ImageResult, predict
 from polypstream.jobs.results import Run, load_run
 from polypstream.jobs.setup import make_segmenter, with_inference
@@ -193,7 +193,7 @@ def _check_recording(recording: str | Path) -> None:
             f"{path}: is a folder; pass one recording. Pass an image to a Detector: detector(image). The command "
             f"`polypstream process {quoted(Path(path))}` takes folders, and writes polyps.csv for their images"
         )
-    if Path(path).suffix.lower() in IMAGE_ENDINGS and os.path.isfile(path):  # noqa: PTH113
+    if is_image(path) and os.path.isfile(path):  # noqa: PTH113
         raise SourceError(f"{path}: is an image; pass it to a Detector: detector({path!r})")
 
 

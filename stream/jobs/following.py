@@ -12,10 +12,15 @@ from polypstream.core.frame import Frame
 from polypstream.jobs.frame_reader import FrameReader
 from polypstream.jobs.results import SAME_TIME_S
 from polypstream.sinks.findings import OUTLINE_TOLERANCE_PX
-from polypstream.stages.motion import LONGEST_GAP_S, MIN_SIMILARITY, MotionEstimator, grid, similarity_along
+from polypstream.stages.motion import (
+    LONGEST_GAP_S,
+    MIN_SIMILARITY,
+    MotionEstimator,
+    SmallGrey,
+    grid,
+    similarity_along,
+)
 
-# Width of the grey images in which motion is estimated, in pixels.
-WIDTH = 320
 # An outline is carried over at most this many seconds in each direction, if nobody asks for less.
 LONGEST_S = 2.0
 # It is not carried on if the mean similarity inside it falls below the first number, or if its area becomes this many
@@ -47,7 +52,8 @@ def follow(
     times = run.frames["pts_s"]
     near = np.flatnonzero(np.abs(times - times[frame]) <= seconds + SAME_TIME_S)
     first, last = int(near[0]), int(near[-1])
-    greys = [_grey_of(each) for each in _until(reader.frames_from(first), last)]
+    grey_of = SmallGrey()
+    greys = [grey_of(each.in_memory()) for each in _until(reader.frames_from(first), last)]
     width, height = run.picture_size
     mask = cv2.fillPoly(np.zeros((height, width), np.uint8), list(polygons), 255)
     here, found = frame - first, dict[int, list[np.ndarray]]()
@@ -64,13 +70,6 @@ def _until(frames: Iterator[Frame], last: int) -> Iterator[Frame]:
         yield frame
         if frame.index >= last:
             return
-
-
-def _grey_of(frame: Frame) -> np.ndarray:
-    """A frame in grey, uint8 [h, WIDTH]."""
-    picture = frame.in_memory()
-    height = max(16, round(picture.height * WIDTH / picture.width))
-    return picture.reformat(WIDTH, height, "gray", interpolation="AREA").to_ndarray()
 
 
 def _unbroken(times: np.ndarray) -> int:

@@ -263,7 +263,8 @@ def update_images_report(folder: Path) -> None:
     """
     if not reviewed_since_report(folder):
         return
-    run, reviews = load_stills(folder), reviews_of_images(load_stills(folder), ReviewStore(folder).read())
+    run = load_stills(folder)
+    reviews = reviews_of_images(run, ReviewStore(folder).read())
     columns = (run.frames[name].tolist() for name in ("polyp_count", "max_probability"))
     paths = [f"annotated/{run.annotated(number)}" for number in range(len(run.names))]
     _write_report(folder, run.summary, list(map(Sheet, run.names, *columns, paths, reviews)))

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from polypstream.core.formatting import counted
 from polypstream.errors import SourceError
@@ -72,7 +72,7 @@ def find_inputs(arguments: Sequence[str]) -> Inputs:
     for argument in arguments:
         try:
             for file in _usable(argument, inputs):
-                if isinstance(file, Path) and file.suffix.lower() in IMAGE_ENDINGS:
+                if isinstance(file, Path) and is_image(file):
                     images = uris.setdefault(file.parent, [])
                     images += [file] if file not in images else []
                     if len(images) > 1 or file != Path(argument):
@@ -116,6 +116,15 @@ def _usable(argument: str, inputs: Inputs) -> Iterator[Path | str]:
         inputs.results += results
     else:
         yield Path(argument)
+
+
+def is_image(file: str | Path) -> bool:
+    """Whether the name of a file is that of an image.
+
+    Args:
+        file: name or path of the file.
+    """
+    return PurePath(file).suffix.lower() in IMAGE_ENDINGS
 
 
 def is_result(file: Path) -> bool:

@@ -19,7 +19,8 @@ from polypstream.core.geometry import THUMBNAIL, FieldOfView
 from polypstream.core.pipeline import BufferedSink, Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
-from polypstream.stages.marker_motion import grey_of, move_markers
+from polypstream.stages.marker_motion import move_markers
+from polypstream.stages.motion import SmallGrey
 
 # Seconds between two searches for the field of view, and the number of thumbnails that each search uses.
 SEARCH_INTERVAL_S, SEARCH_THUMBNAILS = 1.0, 10
@@ -228,6 +229,7 @@ class LatestMarkers:
     def __init__(self, most: float) -> None:
         self._most = most
         self._newest: dict[str, Frame] = {}
+        self._grey_of = SmallGrey()
         self._greys: dict[str, dict[int, np.ndarray]] = {}
         self.unmarked: dict[str, Frame] = {}
 
@@ -245,7 +247,7 @@ class LatestMarkers:
             frame.picture = copy_of(
                 frame.in_memory()
             )  # the overlay draws on the copy, and inference reads the original
-            marked, grey = self._newest.get(frame.source), grey_of(frame.in_memory())
+            marked, grey = self._newest.get(frame.source), self._grey_of(frame.in_memory())
             greys = self._greys.setdefault(frame.source, {})
             greys[frame.index] = grey
             if len(greys) > REMEMBERED_GREYS:

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import av
 import cv2
 import numpy as np
 
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import Region
-from polypstream.media.pictures import planes_of
-from polypstream.stages.motion import MotionEstimator
+from polypstream.stages.motion import SMALL_WIDTH, MotionEstimator
 
-# Width of the grey images in which the motion is looked for, in pixels. In these pixels: how far a polyp may have
-# moved, and the margin of wall around it that must look alike.
-WIDTH, FARTHEST, MARGIN = 320, 32, 6
+# In pixels of the small grey images: how far a polyp may have moved, and the margin of wall around it that must look
+# alike.
+FARTHEST, MARGIN = 32, 6
 # Normalised correlation from which the place counts as found.
 FOUND = 0.6
 # Side of the square in which the rest of the motion is estimated, after the shift.
 SIDE = 64
-
-
-def grey_of(picture: av.VideoFrame) -> np.ndarray:
-    """A frame in grey, uint8 [h, WIDTH].
-
-    Args:
-        picture: planar YUV.
-    """
-    luma = planes_of(picture)[0]
-    if luma.dtype != np.uint8:
-        luma = cv2.convertScaleAbs(luma, alpha=1 / 4)
-    height = max(16, round(luma.shape[0] * WIDTH / luma.shape[1]))
-    return cv2.resize(luma, (WIDTH, height), interpolation=cv2.INTER_AREA)
 
 
 def move_markers(frame: Frame, before: np.ndarray, now: np.ndarray) -> bool:
@@ -43,7 +28,7 @@ def move_markers(frame: Frame, before: np.ndarray, now: np.ndarray) -> bool:
 
     Args:
         frame: the frame, with region and outlines of the earlier one; changed in place.
-        before: the earlier frame, from `grey_of`.
+        before: the earlier frame, from SmallGrey.
         now: the frame itself.
 
     Returns:
@@ -71,17 +56,17 @@ def affine_motion(region: Region, before: np.ndarray, now: np.ndarray, width: in
 
     Args:
         region: the region in the earlier frame.
-        before, now: the frames, from `grey_of`.
+        before, now: the frames, from SmallGrey.
         width: width of the frames in pixels.
 
     Returns:
         float64 [2, 3]: where a pixel (x, y) of the earlier frame is now, in pixels of the frame; None if unknown.
     """
-    scale = width / WIDTH
+    scale = width / SMALL_WIDTH
     height, across = region.mask.shape
     left, top = int(region.x / scale) - MARGIN, int(region.y / scale) - MARGIN
     right, bottom = int((region.x + across) / scale) + MARGIN + 1, int((region.y + height) / scale) + MARGIN + 1
-    shift = _shift(before, now, (max(0, left), max(0, top), min(WIDTH, right), min(before.shape[0], bottom)))
+    shift = _shift(before, now, (max(0, left), max(0, top), min(SMALL_WIDTH, right), min(before.shape[0], bottom)))
     if shift is None:
         return None
     box = np.array([left, top], float), np.array([SIDE / (right - left), SIDE / (bottom - top)])

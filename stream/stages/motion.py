@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from av import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from polypstream.core.frame import Frame, Motion
 from polypstream.core.geometry import FieldOfView
@@ -18,6 +20,8 @@ LONGEST_GAP_S = 0.5
 # new scene starts.
 SIDE, SIMILARITY_SCALE = 64, 12.0
 MIN_SIMILARITY = 0.5
+# Width in pixels of the grey images of SmallGrey.
+SMALL_WIDTH = 320
 
 
 @dataclass(slots=True)
@@ -102,6 +106,25 @@ def grey_of(frame: Frame) -> np.ndarray:
         frame: the frame, with `model_input`.
     """
     return cv2.cvtColor(cv2.resize(frame.model_input, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+
+
+class SmallGrey:
+    """Makes small grey images of frames, in which markers are followed in pixels of the frame.
+
+    FFmpeg's scaler is kept: to make one for each frame takes longer than to scale.
+    """
+
+    def __init__(self) -> None:
+        self._scale = VideoReformatter()
+
+    def __call__(self, picture: VideoFrame) -> np.ndarray:
+        """Return a frame in grey, uint8 [h, SMALL_WIDTH].
+
+        Args:
+            picture: the frame.
+        """
+        height = max(16, round(picture.height * SMALL_WIDTH / picture.width))
+        return self._scale.reformat(picture, SMALL_WIDTH, height, "gray", interpolation="AREA").to_ndarray()
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from polypstream.core.config import Settings
 from polypstream.core.marks import LONGEST_TEXT, TITLES, Mark, MarkKind, marks_in
 from polypstream.jobs.image_results import load_stills, reviews_of_images
 from polypstream.jobs.images import update_images_report
+from polypstream.jobs.inputs import is_image
 from polypstream.jobs.report import review_of, update_report, write_report
 from polypstream.jobs.reviews import REVIEWS, ReviewStore
 from polypstream.sinks.findings import SNAPSHOTS, read_findings, write_marks
@@ -29,7 +30,7 @@ from polypstream.web.library import ID_PATTERN, LONGEST_NAME, Entry, Library, St
 from polypstream.web.page import BINARY, BODY, INVALID, JSON_TYPE, MULTIPART_EXTRA, Described, Render, refusal
 from polypstream.web.queue import RecordingQueue
 from polypstream.web.review import RecordingFiles, matrix_of, review_router
-from polypstream.web.stills import UploadedImage, file_names, is_image
+from polypstream.web.stills import UploadedImage, file_names
 from polypstream.web.upload import append_body, save_file_field
 from polypstream.web.zipped import ZIP_TYPE, as_download, folder_name, zip_chunks
 

@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from polypstream.core.files import write_atomically, writing
-from polypstream.jobs.inputs import IMAGE_ENDINGS
 from polypstream.web.zipped import folder_name
 
 # Longest name of a file without its ending, in bytes. File systems allow 255, and results have longer endings.
@@ -29,15 +28,6 @@ class UploadedImage(NamedTuple):
 
     name: str
     size: int
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image.
-
-    Args:
-        name: of the file.
-    """
-    return PurePath(name).suffix.lower() in IMAGE_ENDINGS
 
 
 def file_names(names: Sequence[str]) -> list[str]:

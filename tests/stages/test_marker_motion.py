@@ -12,9 +12,11 @@ import pytest
 from polypstream.core.frame import Frame
 from polypstream.core.geometry import Region
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
-from polypstream.stages.marker_motion import grey_of, move_markers
+from polypstream.stages.marker_motion import move_markers
+from polypstream.stages.motion import SmallGrey
 
 WIDTH, HEIGHT = 640, 360
+grey_of = SmallGrey()
 
 
 def frame_of(image: np.ndarray, truth: np.ndarray) -> Frame:

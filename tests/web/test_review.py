@@ -6,7 +6,6 @@ import io
 import json
 import signal
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,13 @@ import pytest
 import requests
 
 from tests.conftest import RED, Clip, disc, make_clip
-from tests.web.serving import Served, served, settings_for, until
+from tests.web.serving import Served, until
 from tests.web.test_serve import children_of, start
 
 # Each test has a server of its own.
 pytestmark = pytest.mark.slow
 
 SQUARE = [20, 20, 60, 20, 60, 60, 20, 60]
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory, red_model: Path) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("served"), settings_for(red_model)) as found:
-        yield found
 
 
 @pytest.fixture

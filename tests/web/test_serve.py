@@ -49,13 +49,6 @@ pytestmark = pytest.mark.slow
 SLOW = {"output": {"video": {"preset": "placebo"}}}
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory, red_model: Path) -> Iterator[Served]:
-    """One application for the tests that leave nothing behind."""
-    with served(tmp_path_factory.mktemp("served"), settings_for(red_model)) as found:
-        yield found
-
-
 def png(rgb: np.ndarray) -> bytes:
     return cv2.imencode(".png", rgb[..., ::-1])[1].tobytes()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,6 @@ def save_set(folder: Path) -> list[Path]:
     Image.fromarray(picture(Clip(), 0)).save(folder / "turned.jpg", exif=exif)
     (folder / "z.png").write_bytes(b"no image")
     return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory, red_model: Path) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("served"), settings_for(red_model)) as found:
-        yield found
 
 
 @pytest.fixture
