@@ -18,6 +18,8 @@ from onnx import helper
 
 from polypstream.core.files import writing
 from polypstream.core.notice import NOTICE
+from polypstream.errors import SettingsError
+from polypstream.export.early_exit import add_early_exit
 from polypstream.export.graph import compute_in_half, halve_weights, remove_source_locations
 from polypstream.export.int8 import Precision, calibration_images, quantise
 from polypstream.export.proof import MAX_DIFFERENCE, MAX_HALF_DIFFERENCE, Reference, write_proven
@@ -43,11 +45,14 @@ class ExportSettings:
             in half floats, for GPUs; or "int8", which computes in 8-bit integers, for the plain CPU provider.
         calibration: for int8 the data set on which the ranges of feature maps are measured, with images/ and masks/.
             Images in its train.txt are used, or all images.
+        early_exit: compute the second view of an image only if the first one shows something
+            (`polypstream.export.early_exit`). For CPUs.
     """
 
     size: int | None = None
     precision: Precision = "fp32"
     calibration: Path | None = None
+    early_exit: bool = False
 
 
 def export(checkpoint: Path, output: Path, settings: ExportSettings, scores: dict[str, Any] | None = None) -> str:
@@ -64,25 +69,30 @@ def export(checkpoint: Path, output: Path, settings: ExportSettings, scores: dic
 
     Raises:
         ModelError: the checkpoint cannot be loaded, or the output of the ONNX file differs from that of torch.
-        SettingsError: the model cannot take images of this size, or `calibration` is missing or not needed.
+        SettingsError: the model cannot take images of this size, it has one view and so no early exit, or `calibration`
+            is missing or not needed.
         DataError: the calibration images cannot be read.
         OutputError: the file cannot be written.
     """
     network, card = load_checkpoint(checkpoint)
     size = int(card["size"]) if settings.size is None else settings.size
     check_size(network.architecture, size)
+    net = PictureNet(network, int(card["views"])).eval()
+    if settings.early_exit and net.views == 1:
+        raise SettingsError(f"--early-exit: {checkpoint} has one view only; `polypstream tune --views 2` gives it two")
     images = calibration_images(settings.precision, settings.calibration, size)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    net = PictureNet(network, int(card["views"])).eval()
-    model = to_onnx(net, size)
+    model = to_onnx(PictureNet(network, 1).eval() if settings.early_exit else net, size)
     if settings.precision == "fp16-weights":
         halve_weights(model)
     if settings.precision == "fp16":
         compute_in_half(model)
     if settings.precision == "int8":
         model = quantise(model, images)
-    helper.set_model_props(model, describe(net, card, checkpoint, size, settings.precision, scores or {}))
+    if settings.early_exit:
+        add_early_exit(model)
+    helper.set_model_props(model, describe(net, card, checkpoint, size, settings, scores or {}))
     onnx.checker.check_model(model, full_check=True)
     most = MAX_HALF_DIFFERENCE if settings.precision == "fp16" else MAX_DIFFERENCE
     return write_proven(model, output, computed_by(net), "torch", size, card["threshold"], images, most)
@@ -125,7 +135,7 @@ def to_onnx(net: PictureNet, size: int) -> onnx.ModelProto:
 
 
 def describe(
-    net: PictureNet, card: dict[str, Any], checkpoint: Path, size: int, precision: Precision, scores: dict[str, Any]
+    net: PictureNet, card: dict[str, Any], checkpoint: Path, size: int, settings: ExportSettings, scores: dict[str, Any]
 ) -> dict[str, str]:
     """Return the metadata of an ONNX file; see polypstream.inference.model_card.ModelCard.
 
@@ -134,7 +144,7 @@ def describe(
         card: content of its checkpoint.
         checkpoint: path of the checkpoint.
         size: side in pixels of its input.
-        precision: of the file.
+        settings: how it is exported.
         scores: figures of `polypstream evaluate`.
     """
     training = card["training"]
@@ -147,7 +157,8 @@ def describe(
         "threshold": str(card["threshold"]),
         "peak": str(card["peak"]),
         "gmac": str(round(gmac_of(net.network, size, net.views), 3)),
-        "precision": precision,
+        "precision": settings.precision,
+        "early_exit": str(settings.early_exit),
         "trained_on": str(training["data"]),
         "terms": str(training["terms"]),
         "scores": json.dumps(scores),

@@ -14,6 +14,7 @@ import numpy as np
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.statistics import SIZES, calibration_error, interval_of_mean, reliability
 from polypstream.errors import OutputError
+from polypstream.inference.model_card import FLOAT, SHIPPED, model_file, shipped_for_cpus
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import findings_mask, prepare_image, resize_for_model
 from polypstream.models.data import Pair, healthy_crops, read_pair
@@ -97,19 +98,22 @@ class Result:
     seconds: float
 
 
-def load_model(path: Path, provider: str = "auto") -> Model:
+def load_model(name: str, provider: str = "auto") -> Model:
     """Load a model from a checkpoint or an ONNX file.
 
     Args:
-        path: a checkpoint if the file name ends in .pt or .pth, otherwise an ONNX file.
+        name: a checkpoint if the file name ends in .pt or .pth, otherwise an ONNX file or a name of shipped weights.
+            "shipped" are the floating-point weights with each provider.
         provider: execution provider of an ONNX file, as for Segmenter.
 
     Raises:
         ModelError: the file is neither.
         ProviderError: the provider cannot be used on this machine.
     """
+    path = model_file(name)
     if not is_checkpoint(path):
-        segmenter = Segmenter(path, provider)
+        on_cpu = shipped_for_cpus(FLOAT if name == SHIPPED else name)
+        segmenter = Segmenter(path, provider, on_cpu=on_cpu)
         card = segmenter.card
         return Model(segmenter.size, card.threshold, card.peak, card.gmac, segmenter.provider, segmenter.segment)
     from polypstream.models.checkpoint import load_checkpoint

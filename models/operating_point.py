@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
 
 from polypstream.core.files import write_atomically
 from polypstream.core.geometry import FieldOfView
@@ -17,7 +18,7 @@ from polypstream.jobs.image import findings_mask, prepare_image, resize_for_mode
 from polypstream.models.checkpoint import VALIDATION_NAMES, load_checkpoint, pack, save_atomically
 from polypstream.models.data import Pair, healthy_crops, named_pairs, read_pair
 from polypstream.models.evaluation import Model, OnProgress, compare, load_model
-from polypstream.models.picture_net import PictureNet
+from polypstream.models.picture_net import PictureNet, mean_of_views
 from polypstream.models.sa_unet import check_size
 from polypstream.stages.findings import Rules, find_region
 
@@ -64,20 +65,21 @@ class ScoredImage:
     """The model's output for one image, and the true mask.
 
     Attributes:
-        logits: float32 [size, size] of the field of view.
+        logits: float32 [views, size, size] of the field of view.
         small_truth: bool [size, size], the polyps in the field of view.
         view: the field of view.
         truth: uint8 [H, W] of 0 and 255, the polyps of the whole image.
     """
 
-    logits: np.ndarray
+    logits: Tensor
     small_truth: np.ndarray
     view: FieldOfView
     truth: np.ndarray
 
     def map(self, temperature: float) -> np.ndarray:
         """Compute the probability map at a temperature: uint8 [size, size], 255 meaning 1."""
-        return np.rint(255 / (1 + np.exp(-self.logits / temperature))).astype(np.uint8)
+        logits = mean_of_views(self.logits[:, None] / temperature)[0].numpy()
+        return np.rint(255 / (1 + np.exp(-logits))).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def choose_operating_point(
         for _, crop in healthy_crops(image, truth):
             crops.append(_score(net, size, crop, np.zeros(crop.shape[:2], np.uint8)))
         on_progress(done, len(pairs))
-    temperature = find_temperature([(scored.logits, scored.small_truth) for scored in images + crops])
+    temperature = find_temperature([(scored.logits.mean(0).numpy(), scored.small_truth) for scored in images + crops])
     report(f"temperature {temperature:.2f}")
     network.divide_logits(temperature)
     maps, healthy = (
@@ -167,7 +169,7 @@ def choose_peak_of_file(
     """
     if settings.size or settings.views:
         raise SettingsError(f"--size and --views: those of {file} cannot be changed; they can for a checkpoint")
-    model = load_model(file)
+    model = load_model(str(file))
     pairs = [pair for _, pair in named_pairs(data, every=True)]
     maps, healthy = [], []
     for done, pair in enumerate(pairs, 1):
@@ -239,7 +241,7 @@ def choose(points: Sequence[Point]) -> Point:
 def _score(net: PictureNet, size: int, image: np.ndarray, truth: np.ndarray) -> ScoredImage:
     view, shown = prepare_image(image, size)
     with torch.inference_mode():
-        logits = net.logits(torch.from_numpy(shown)[None])[0].numpy()
+        logits = net.logits(torch.from_numpy(shown)[None])[:, 0]
     return ScoredImage(logits, resize_for_model(view.crop(truth), size) > 127, view, truth)
 
 

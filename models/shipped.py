@@ -57,7 +57,10 @@ def _initialisers(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{path}: no such model")
     try:
-        tensors = onnx.load(path).graph.initializer
+        graph = onnx.load(path).graph
+        bodies = [attribute.g for node in graph.node if node.op_type == "Loop" for attribute in node.attribute]
+        # With an early exit the weights are in the body of a loop.
+        tensors = [tensor for each in (graph, *bodies) for tensor in each.initializer]
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
     except Exception as error:  # for a damaged file protobuf and numpy may raise any exception
         raise ModelError(f"{path}: cannot be read as an ONNX file") from error

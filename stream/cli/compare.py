@@ -46,7 +46,6 @@ def compare_models(
     with importing():
         from polypstream.cli.progress import ProgressBar
         from polypstream.core.config import load_settings
-        from polypstream.inference.model_card import model_file
         from polypstream.models.comparison import (
             Comparison,
             pictures_of,
@@ -58,7 +57,7 @@ def compare_models(
         from polypstream.models.evaluation import load_model
         from polypstream.stages.findings import choose_rules
     with extra("train"):  # a checkpoint needs torch, an ONNX model does not
-        models = [load_model(model_file(name), provider) for name in (first, second)]
+        models = [load_model(name, provider) for name in (first, second)]
     findings = load_settings(None, []).findings
     a, b = ((model, choose_rules(findings, model.threshold, model.peak)) for model in models)
     with_truth = Path(data).is_dir()

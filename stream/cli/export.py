@@ -41,6 +41,14 @@ def export_model(
             metavar="FOLDER", help="For int8: folder with images/ and masks/, on which value ranges are measured"
         ),
     ] = None,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            help="For CPUs: compute the second view of an image only if the first one shows something. The result is "
+            "the same",
+        ),
+    ] = False,
     scores: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="JSON of `polypstream evaluate`, for the metadata")
     ] = None,
@@ -51,7 +59,7 @@ def export_model(
     """
     with importing(), extra("train"):
         from polypstream.export.onnx_file import ExportSettings, export
-    result = export(checkpoint, output, ExportSettings(size, precision, calibration), _read_scores(scores))
+    result = export(checkpoint, output, ExportSettings(size, precision, calibration, early_exit), _read_scores(scores))
     typer.echo(f"{output}: written; {result}")
 
 

@@ -289,7 +289,6 @@ def evaluate(
 def _load(model: Path, provider: str, settings: list[str]) -> tuple[Model, Rules]:
     """Load a model and choose its rules for findings."""
     from polypstream.core.config import settings_of
-    from polypstream.inference.model_card import model_file
     from polypstream.models.evaluation import load_model
     from polypstream.stages.findings import choose_rules
 
@@ -297,7 +296,7 @@ def _load(model: Path, provider: str, settings: list[str]) -> tuple[Model, Rules
         if not setting.startswith("findings."):
             raise SettingsError(f"--set {setting}: only the settings of `findings` can be set here")
     with extra("train"):  # a checkpoint needs torch, an ONNX model does not
-        loaded = load_model(model_file(str(model)), provider)
+        loaded = load_model(str(model), provider)
     return loaded, choose_rules(settings_of(None, settings, SET).findings, loaded.threshold, loaded.peak)
 
 

@@ -49,7 +49,7 @@ class Segmenter:
             faster is measured at the first use of a model and remembered (`polypstream.inference.cpu`).
         batch_size: the largest batch on a GPU.
         threads: CPU threads of the session; 0 leaves the number to the provider.
-        cpu_model: model file that is used instead of `model` on the provider "cpu".
+        on_cpu: model files that take the place of `model` with the providers of CPUs.
         device: number of the GPU, from 0.
         cuda_graph: replay recorded work on the provider cuda.
 
@@ -73,7 +73,7 @@ class Segmenter:
         provider: str = "auto",
         batch_size: int = 8,
         threads: int = 0,
-        cpu_model: Path | None = None,
+        on_cpu: Mapping[Provider, Path] | None = None,
         device: int = 0,
         cuda_graph: bool = False,
     ) -> None:
@@ -82,7 +82,7 @@ class Segmenter:
         if provider == "auto" and "tensorrt" in present and not has_tensorrt_engine(model, batch_size):
             present.remove("tensorrt")
             self.notes.append(NO_ENGINE)
-        models = {each: cpu_model or model if each == "cpu" else model for each in present}
+        models = {each: (on_cpu or {}).get(each, model) for each in present}
         present = _fastest_first(models, threads)
         self.device = device
         for number, self.provider in enumerate(present, 1):

@@ -13,7 +13,7 @@ from polypstream.core.pipeline import QUEUE, Stage
 from polypstream.core.protocols import Source
 from polypstream.core.time_range import TimeRange
 from polypstream.errors import SettingsError
-from polypstream.inference.model_card import SHIPPED, model_file, shipped_weights
+from polypstream.inference.model_card import model_file, shipped_for_cpus
 from polypstream.inference.nv12 import Nv12Graph
 from polypstream.inference.segmenter import Segmenter
 from polypstream.media.nvdec import GpuDecoder, Nvdec
@@ -70,15 +70,12 @@ def make_segmenter(settings: Settings) -> Segmenter:
         ProviderError: the provider does not work on this machine.
     """
     inference = settings.inference
-    # The int8 model halves the time of the plain CPU provider. It was not measured with other providers.
-    cpu_model = shipped_weights("shipped-int8") if inference.model == SHIPPED else None
-    model = model_file(inference.model)
     return Segmenter(
-        model,
+        model_file(inference.model),
         inference.provider,
         inference.batch_size,
         inference.threads,
-        cpu_model,
+        shipped_for_cpus(inference.model),
         inference.device,
         inference.cuda_graph,
     )

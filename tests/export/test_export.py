@@ -22,7 +22,7 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.data import find_pairs, read_pair
-from polypstream.models.picture_net import PictureNet
+from polypstream.models.picture_net import SECOND_VIEW_FROM_LOGIT, PictureNet
 from polypstream.models.sa_unet import SEED, Architecture, SAUNet
 from polypstream.sources.demo_colon import DemoColon, DemoSettings
 from tests.conftest import call
@@ -61,10 +61,24 @@ def converted(exported: Path) -> onnx.ModelProto:
     return onnx.load(str(exported))
 
 
+@pytest.fixture(scope="module")
+def one_view(checkpoint: Path) -> onnx.ModelProto:
+    """The same network with one view."""
+    return onnx_file.to_onnx(PictureNet(load_checkpoint(checkpoint)[0], 1).eval(), SIZE)
+
+
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def with_shifted_bias(model: onnx.ModelProto, shift: float) -> onnx.ModelProto:
+    """A model with another last bias."""
+    shifted = copy_of(model)
+    bias = next(tensor for tensor in shifted.graph.initializer if tensor.name.endswith("last_blocks.1.bias"))
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(shift), bias.name))
+    return shifted
 
 
 def assert_says_what_torch_says(model: Path, checkpoint: Path) -> Segmenter:
@@ -105,6 +119,48 @@ def test_fp16_stores_every_large_tensor_in_half_and_says_the_same(
     assert len(large) >= 4
     assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in large)
     assert assert_says_what_torch_says(tmp_path / "m.onnx", checkpoint).card.precision == "fp16-weights"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16-weights"])
+def test_an_early_exit_leaves_out_the_second_view_of_images_that_show_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_view: onnx.ModelProto, precision: Precision
+) -> None:
+    """Which images of noise show something is chosen by the last bias: two of six here."""
+    monkeypatch.setattr(graph, "MIN_HALF_ELEMENTS", 1024)
+    monkeypatch.setattr(proof, "DEMO_STEP", 125)
+    images = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), dtype=np.uint8)
+    network, card = load_checkpoint(checkpoint)
+    with torch.inference_mode():
+        highest = PictureNet(network, 1).logits(torch.from_numpy(images))[0].amax((1, 2))
+        shift = SECOND_VIEW_FROM_LOGIT - float(highest.sort().values[3:5].mean())
+        network.last_blocks[-1].bias += shift
+    shows = [bool(each) for each in highest + shift >= SECOND_VIEW_FROM_LOGIT]
+    assert sum(shows) == 2
+    torch.save(pack(network, SIZE, 2, 0.4, 0.8, card["training"]), tmp_path / "c.pt")
+    shifted = with_shifted_bias(one_view, shift)
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: shifted)
+    file = tmp_path / "m.onnx"
+    onnx_file.export(tmp_path / "c.pt", file, ExportSettings(SIZE, precision, early_exit=True))
+
+    with torch.inference_mode():
+        expected = PictureNet(network, 2).eval()(torch.from_numpy(images)).numpy()
+    segmenter = Segmenter(file, "cpu")
+    assert (segmenter.card.early_exit, segmenter.card.views) == (True, 2)
+    most = 2 if precision == "fp16" else 1
+    assert np.abs(segmenter.run(images).astype(int) - expected).max() <= most
+    model = onnx.load(str(file))
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info("views.all"))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    views = [len(session.run(["views.all"], {"frames": image[None]})[0]) for image in images]
+    assert views == [2 if each else 1 for each in shows]
+
+
+def test_an_early_exit_needs_two_views(tmp_path: Path) -> None:
+    torch.save(pack(SAUNet(**SMALL), SIZE, 1, 0.4, 0.8, {"data": "d", "terms": "t"}), tmp_path / "c.pt")
+    with pytest.raises(SettingsError, match=r"--early-exit: .* has one view only"):
+        onnx_file.export(tmp_path / "c.pt", tmp_path / "m.onnx", ExportSettings(early_exit=True))
+    assert not (tmp_path / "m.onnx").exists()
 
 
 @pytest.mark.slow
@@ -201,14 +257,8 @@ def test_a_model_that_disagrees_is_not_written(
 ) -> None:
     """With another bias in the file than in torch, as a broken exporter would write it."""
 
-    def spoilt(*_: object) -> onnx.ModelProto:
-        model = copy_of(converted)
-        bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("last_blocks.1.bias"))
-        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + shift, bias.name))
-        return model
-
     monkeypatch.setattr(proof, "DEMO_STEP", 125)
-    monkeypatch.setattr(onnx_file, "to_onnx", spoilt)
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: with_shifted_bias(converted, shift))
     pictures = make_data(tmp_path / "d", count=4) if precision == "int8" else None
     with pytest.raises(ModelError, match="too much"):
         onnx_file.export(checkpoint, tmp_path / "m.onnx", ExportSettings(SIZE, precision, pictures))

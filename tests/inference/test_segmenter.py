@@ -18,7 +18,7 @@ from polypstream.errors import ModelError, ProviderError
 from polypstream.inference import providers
 from polypstream.inference import segmenter as segmenter_module
 from polypstream.inference.bound import BoundModel
-from polypstream.inference.model_card import WEIGHTS, shipped_weights
+from polypstream.inference.model_card import WEIGHTS, shipped_for_cpus, shipped_weights
 from polypstream.inference.providers import Absent, SessionSettings, choose, probe
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.setup import make_segmenter
@@ -74,6 +74,16 @@ def test_a_shipped_model_says_what_it_is(name: str) -> None:
 def test_the_shipped_integers_find_what_the_shipped_floats_find(pictures: list[np.ndarray]) -> None:
     floats, integers = (np.stack(Segmenter(shipped_weights(name), "cpu").segment(pictures)) >= 128 for name in WEIGHTS)
     assert 2 * (floats & integers).sum() / (floats.sum() + integers.sum()) > 0.95
+
+
+def test_the_shipped_floats_for_cpus_say_the_same(pictures: list[np.ndarray]) -> None:
+    batch = np.stack([*pictures, np.zeros_like(pictures[0])])  # nothing is in the last one, so it has one view
+    expected = Segmenter(shipped_weights(), "cpu").run(batch)
+    assert expected.max() > 230
+    segmenter = Segmenter(shipped_for_cpus("shipped-float")["cpu"], "cpu")
+    assert np.abs(segmenter.run(batch).astype(int) - expected).max() <= 1
+    one_by_one = np.stack(segmenter.segment([*batch]))
+    assert np.abs(one_by_one.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("provider", [name for name in providers.FASTEST_FIRST if name not in HERE] + ["tensorrt-rtx"])
@@ -283,11 +293,13 @@ def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*")) <= {tmp_path / "polypstream", *ours}
 
 
-@pytest.mark.parametrize(("provider", "file"), [("cpu", "sa_unet_int8.onnx"), ("openvino", "sa_unet.onnx")])
-def test_the_plain_cpu_provider_runs_the_integers(provider: str, file: str) -> None:
+@pytest.mark.parametrize(("provider", "file"), [("cpu", "sa_unet_int8.onnx"), ("openvino", "sa_unet_cpu.onnx")])
+def test_cpus_run_the_shipped_weights_with_an_early_exit(provider: str, file: str) -> None:
     if provider not in HERE:
         pytest.skip(f"needs a CPU that {provider} supports")
     settings = Settings.model_validate({"inference": {"provider": provider}})
     assert make_segmenter(settings).model.name == file
     settings = Settings.model_validate({"inference": {"provider": provider, "model": "shipped-float"}})
-    assert make_segmenter(settings).model.name == "sa_unet.onnx"
+    segmenter = make_segmenter(settings)
+    assert segmenter.model.name == "sa_unet_cpu.onnx"
+    assert segmenter.card.early_exit

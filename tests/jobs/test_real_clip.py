@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Settings
-from polypstream.inference.model_card import shipped_weights
 from polypstream.jobs.process import Job, process
 from polypstream.jobs.setup import make_segmenter
 from polypstream.models.data import find_pairs, read_pair
@@ -28,7 +27,7 @@ def test_frames_of_a_recording_score_as_the_same_pictures_do_as_files(real_data:
     pairs = find_pairs(real_data / "cvc-clinicdb")
     masks = frames_of(folder / "masks.mkv", "gray")
     frames = [compare(mask, read_pair(pair)[1]).dice for mask, pair in zip(masks, pairs, strict=True)]
-    model = load_model(shipped_weights())
+    model = load_model("shipped")
     rules = choose_rules(Settings().findings, model.threshold, model.peak)
     pictures = [result.counts.dice for result in evaluate(model, rules, pairs[::STEP])]
     assert np.mean(frames) > 0.7

@@ -76,7 +76,7 @@ def test_the_most_different_pictures_come_first(tmp_path: Path, red_model: Path)
         cv2.circle(image, (64, 64), 30, (red, 30, 30), -1)
         return Picture(name, image, None)
 
-    model = load_model(red_model, "cpu")
+    model = load_model(str(red_model), "cpu")
     comparison = Comparison((model, Rules(0.3)), (model, Rules(0.9)))
     comparison.run([picture("clear", 250), picture("pale", 120), picture("none", 30)])
     assert [each.agreement for each in comparison.compared] == pytest.approx([1, 0, 1], abs=0.1)

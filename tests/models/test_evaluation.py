@@ -188,10 +188,9 @@ def test_healthy_pictures_crops_and_calibration_are_reported(tmp_path: Path, red
 
 def test_the_shipped_weights_do_what_they_say(real_data: Path) -> None:
     """On a dozen of the 120 test pictures; the full figure stands in the model's metadata."""
-    from polypstream.inference.model_card import shipped_weights
 
     kvasir = real_data / "kvasir-seg"
     pairs = find_pairs(kvasir, kvasir / "test.txt")[::10]
-    model = load_model(shipped_weights())
+    model = load_model("shipped")
     rules = choose_rules(Settings().findings, model.threshold, model.peak)
     assert summarise(evaluate(model, rules, pairs))["mean_dice"] > 0.75

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polypstream.errors import ModelError
 from polypstream.models.checkpoint import load_checkpoint, pack
-from polypstream.models.picture_net import PictureNet, gmac_of
+from polypstream.models.picture_net import PictureNet, gmac_of, mean_of_views
 from polypstream.models.sa_unet import (
     OURS,
     SEED,
@@ -104,7 +104,7 @@ def test_pictures_in_pictures_out() -> None:
     torch.manual_seed(0)
     network, pictures = SAUNet(**SMALL).eval(), torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
     with torch.no_grad():  # around 0 and 2 wide, so that every level occurs
-        logits = PictureNet(network, views=1).logits(pictures)
+        [logits] = PictureNet(network, views=1).logits(pictures)
         network.last_blocks[-1].bias -= logits.mean()
         network.divide_logits(float(logits.std()) / 2)
     maps = PictureNet(network, views=1)(pictures)
@@ -120,13 +120,23 @@ def test_pictures_in_pictures_out() -> None:
 def test_two_views_do_not_care_which_way_up_a_picture_is() -> None:
     network = SAUNet(**SMALL).eval()
     pictures = torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
-    upright = PictureNet(network, views=2).logits(pictures)
+    both = PictureNet(network, views=2).logits(pictures)
     turned = PictureNet(network, views=2).logits(pictures.flip(1, 2))
-    assert torch.allclose(upright, turned.flip(1, 2), atol=1e-4)
+    assert torch.allclose(both, turned.flip(0, 2, 3), atol=1e-4)
     once = PictureNet(network, views=1)
-    mean = (once.logits(pictures) + once.logits(pictures.flip(1, 2)).flip(1, 2)) / 2
-    assert torch.allclose(upright, mean, atol=1e-4)
+    assert torch.allclose(both[:1], once.logits(pictures), atol=1e-4)
+    assert torch.allclose(both[1:], once.logits(pictures.flip(1, 2)).flip(2, 3), atol=1e-4)
     assert gmac_of(network, 32, views=2) == pytest.approx(2 * gmac_of(network, 32, views=1))
+
+
+def test_the_second_view_counts_only_where_the_first_one_shows_something() -> None:
+    first = torch.full((3, 4, 5), -9.0)
+    first[0, 1, 2], first[1, 3, 4] = -2.1, -2.3  # probabilities of 0.11 and 0.09
+    logits = torch.stack([first, torch.full_like(first, 6.0)])
+    combined = mean_of_views(logits)
+    assert torch.equal(combined[0], (first[0] + 6) / 2)
+    assert torch.equal(combined[1:], first[1:])
+    assert torch.equal(mean_of_views(first[None]), first)
 
 
 def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
