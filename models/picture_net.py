@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polypstream.models.sa_unet import SAUNet
 
-# The second view of an image counts only if the first one has this probability somewhere. In 1,566 images and crops
+# The second view of an image counts only if the first one has this probability somewhere. In 1,522 images and crops
 # (docs/performance.md) no finding changed with any value up to 0.5.
 SECOND_VIEW_FROM = 0.1
 SECOND_VIEW_FROM_LOGIT = math.log(SECOND_VIEW_FROM / (1 - SECOND_VIEW_FROM))
