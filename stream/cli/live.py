@@ -129,6 +129,7 @@ def live_sources(
     if masks and not any(files):
         raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
     listen = None if serve is None else parse_listen(serve)
+    _check_devices(sources or [])
     opened = open_sources(sources or [f"{room.name}={room.source}" for room in rooms], settings)
     if record and record_clean and record.resolve() == record_clean.resolve():
         raise SettingsError(f"--record-clean {record_clean}: is the file of --record, too; give it another name")
@@ -178,6 +179,19 @@ def live_sources(
         raise typer.Exit(1)
 
 
+def _check_devices(sources: list[str]) -> None:
+    """Refuse devices that do not exist. Those of --rooms are waited for: that command runs unattended.
+
+    Raises:
+        SourceError: there is no such device.
+    """
+    from polypstream.core.addresses import split_name
+    from polypstream.sources.devices import check_device
+
+    for source in sources:
+        check_device(split_name(source)[1])
+
+
 def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
     """Update windows and status lines. The main thread calls this while other threads process the video."""
     from polypstream.jobs.live import describe
@@ -224,6 +238,8 @@ def serve_pages(
     with importing():
         from polypstream.web.serve import serve as serve_application
     settings = read_settings(config, set_, model)
+    _check_devices(live or [])
+    log.info("loading the model")
     segmenter = open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)

@@ -151,7 +151,7 @@ def test_quiet_says_errors_only(recordings: Path, red_model: Path) -> None:
     usual = call("process", "ward", *model(red_model), check=False)
     quiet = call("-q", "process", "ward", *model(red_model), check=False)
     assert (
-        "left out: 4 files of the folders, neither recordings nor images: ward/1.txt, ward/2.txt, ward/3.txt, …\n"
+        "left out: 4 files of the folders, neither recordings nor images: ward/1.txt, ward/2.txt, ward/3.txt, ...\n"
         in usual.stderr
     )
     assert "neither" not in quiet.stderr

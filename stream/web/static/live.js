@@ -67,7 +67,10 @@ function show(section, status) {
   const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
   put(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
   const { own, earlier, none } = status.findings_of;
-  put(section, "origins", `${own} own frame, ${earlier} earlier frame, ${none} none`);
+  const origins = section.querySelector("[data-value=origins]");
+  // In-step, each frame has its own findings, which need not be said.
+  origins.hidden = origins.previousElementSibling.hidden = !(earlier || none);
+  origins.textContent = `of the frame itself in ${own}, of an earlier frame in ${earlier}, none in ${none}`;
   put(section, "losses", ["never", "once"][status.losses] ?? `${status.losses} times`);
   put(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);
