@@ -231,7 +231,7 @@ def paint(plane: np.ndarray, mask: np.ndarray, x: int, y: int, value: int | tupl
 
 
 def _label_place(label: tuple[int, ...], outline: np.ndarray, frame: Frame) -> tuple[int, int]:
-    """Choose where a label stands: above the outline as displayed, inside the frame, at even coordinates.
+    """Choose where a label stands: above the middle of the outline as displayed, inside the frame, at even coordinates.
 
     Args:
         label: height and width of the label as stored.
@@ -243,12 +243,12 @@ def _label_place(label: tuple[int, ...], outline: np.ndarray, frame: Frame) -> t
     """
     x, y, width, height = cv2.boundingRect(outline)
     turn, gap = frame.orientation, max(2, round(GAP * frame.picture.height / REFERENCE_LINES))
-    # The side that is the upper one when displayed, and the corner at the left of it.
+    # Beside the side that is the upper one when displayed.
     if turn.swapped:
         x = x + width + gap if turn.upside_down else x - label[1] - gap
-        y = y + height - label[0] if turn.mirrored else y
+        y += (height - label[0]) // 2
     else:
-        x = x + width - label[1] if turn.mirrored else x
+        x += (width - label[1]) // 2
         y = y + height + gap if turn.upside_down else y - label[0] - gap
     x = min(max(x, 0), max(0, frame.picture.width - label[1]))
     y = min(max(y, 0), max(0, frame.picture.height - label[0]))
