@@ -22,6 +22,7 @@ from polypstream.cli.options import (
     open_segmenter,
     read_settings,
 )
+from polypstream.core.formatting import quoted
 from polypstream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from polypstream.core.frame import Frame
     from polypstream.core.pipeline import Sink
     from polypstream.jobs.live import Live
+    from polypstream.sinks.rolling import RollingRecording
     from polypstream.sinks.window import Windows
 
 log = logging.getLogger(__name__)
@@ -170,7 +172,7 @@ def live_sources(
             for status in live.status():
                 typer.echo(describe(status))
             for _, recording in recordings:
-                typer.echo(f"{recording.source}: {recording.written}")
+                typer.echo(f"{recording.source}: {recording.written}{_reports_of(recording)}")
             for _, sender in pushes:
                 typer.echo(f"{sender.source}: {sender.doing}")
             for problem in (*live.failed_sources(), *live.failed_sinks()):
@@ -190,6 +192,15 @@ def _check_devices(sources: list[str]) -> None:
 
     for source in sources:
         check_device(split_name(source)[1])
+
+
+def _reports_of(recording: RollingRecording) -> str:
+    """Say which reports of a recording can be opened."""
+    from polypstream.sinks.rolling import results_folder
+
+    reports = (results_folder(file) / "report.html" for file in recording.files)
+    there = [quoted(report) for report in reports if report.is_file()]
+    return f"; open {', '.join(there)}" if there else ""
 
 
 def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:

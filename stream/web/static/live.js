@@ -20,7 +20,7 @@ function findingItem(number, finding) {
   picture.alt = `Polyp ${finding.number}`;
   const when = new Date(finding.when * 1000).toLocaleTimeString();
   const text = document.createElement("span");
-  text.textContent = `${when}, ${Math.round(finding.probability * 100)} %`;
+  text.textContent = `${when}, probability ${finding.probability.toFixed(2)}`;
   link.append(picture, text);
   item.append(link);
   return item;
