@@ -117,9 +117,10 @@ def process(
     masks.mkv. Images get masks, annotated copies, frames.csv, polyps.csv,
     findings.json and report.html.
 
-    Settings that are often changed with --set: findings.peak, findings.steady,
-    overlay.style, overlay.colour, overlay.labels, inference.provider,
-    inference.device, output.video.crf. `polypstream settings` explains them all.
+    Settings that are often changed with --set: findings.peak, findings.smallest,
+    findings.shortest, findings.steady, overlay.style, overlay.colour,
+    overlay.labels, inference.provider, inference.device, output.video.crf.
+    `polypstream settings` explains them all.
     """
     with importing():
         from polypstream.cli.progress import passing_line
