@@ -20,8 +20,8 @@ READERS = {
     "win32": ("dshow", "dshow:{}", {"list_options": "true"}),
     "darwin": ("avfoundation", "avfoundation:{}", {}),
 }
-# What the names of V4L2's devices start with.
-V4L2_PATH = "/dev/video"
+# What the names of V4L2's devices start with. Those in /dev/v4l/by-id stay the same when a card is plugged in again.
+V4L2_PATHS = ("/dev/video", "/dev/v4l/")
 # v4l2 logs `Raw : yuyv422 : YUYV 4:2:2 : 640x480 1280x720`;
 # dshow logs `vcodec=mjpeg min s=… fps=… max s=1920x1080 fps=60`.
 V4L2_FORMAT = re.compile(r"(?:Raw|Compressed)\s*:\s*(\S+)\s*:\s*(.*\S)\s*:\s*([^:\n]*)$", re.MULTILINE)
@@ -90,7 +90,7 @@ def check_device(uri: str) -> None:
         SourceError: there is no such device.
     """
     path = uri.partition("?")[0]
-    if not path.startswith(V4L2_PATH) or Path(path).exists():
+    if not path.startswith(V4L2_PATHS) or Path(path).exists():
         return
     present = ", ".join(device.address for device in list_devices())
     raise SourceError(f"{path}: there is no such device. " + (f"This machine has {present}" if present else NO_DEVICE))

@@ -635,6 +635,8 @@ def test_addresses_that_are_none_are_refused_without_credentials() -> None:
     assert (device.url, device.reader) == ("/dev/video0", "v4l2")
     assert device.options == {"video_size": "640x480", "framerate": "30"}
     assert parse_address("/dev/video0?format=nv12").options == {"input_format": "nv12"}
+    steady_name = "/dev/v4l/by-id/usb-Magewell_USB_Capture-video-index0"
+    assert (parse_address(f"{steady_name}?rate=60").url, parse_address(steady_name).reader) == (steady_name, "v4l2")
     assert parse_address("dshow:Card?format=nv12").options == {"pixel_format": "nv12"}
     assert parse_address("dshow:My Card").url == "video=My Card"
 
