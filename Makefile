@@ -43,16 +43,20 @@ lint: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# OpenCV with windows needs libraries of a desktop. Where they are missing, OpenCV without windows takes its place.
+# OpenCV with windows needs libraries of a desktop. Where they are missing, OpenCV without windows takes its place. An
+# earlier one is removed first: both packages own the same files.
 define WITH_OPENCV
-	$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 		echo "OpenCV cannot be loaded here: it needs libGL and libxcb. opencv-python-headless takes its place, in $(VENV)."; \
 		echo "Everything but \`polypstream live --window\` works with it."; \
-		$(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
+		$(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless && \
 		$(BIN)/python -m pip install --quiet opencv-python-headless -c constraints.txt && $(BIN)/python -c 'import cv2'; }
 endef
 
+SAY_INSTALL := echo "Everything that is needed is installed into $(VENV). This takes some minutes, once."
+
 $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	@$(SAY_INSTALL)
 	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
 	$(WITH_OPENCV)
 	touch $@
@@ -71,6 +75,7 @@ $(VENV)/.networks: tests/networks.txt tests/export/networks.py | $(VENV)/.dev
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@$(SAY_INSTALL)
 	$(BIN)/python -m pip install --quiet -e '.[train,dev,dicom,cluster,s3]' -c constraints.txt
 	$(WITH_OPENCV)
 	touch $@

@@ -97,7 +97,7 @@ def why_not_in_batches(model: onnx.ModelProto, reference: Reference) -> str | No
     try:
         found = run(model, [OUTPUT], pictures)[OUTPUT]
     except Exception as error:  # ONNX Runtime raises its own class for each status code
-        return textwrap.shorten(str(error), MAX_REASON, placeholder=" …")
+        return textwrap.shorten(str(error), MAX_REASON, placeholder=" ...")
     expected = reference(pictures).astype(int)
     if found.shape != expected.shape or np.abs(found - expected).max() > MAX_DIFFERENCE:
         return "the result of one picture depends on the other one"

@@ -30,7 +30,7 @@ def side_by_side(columns: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]
         list(_rows({key: value for key, value in figures.items() if key != "reliability"}, ""))
         for _, figures in columns
     ]
-    titles = [("", title if len(title) < COLUMN else f"…{title[2 - COLUMN :]}") for title, _ in columns]
+    titles = [("", title if len(title) < COLUMN else f"...{title[4 - COLUMN :]}") for title, _ in columns]
     for cells in (titles, *zip(*parts, strict=True)):
         yield (cells[0][0].ljust(LABEL) + "".join(text.ljust(COLUMN) for _, text in cells)).rstrip()
 

@@ -22,6 +22,7 @@ from polypstream.cli.options import (
     open_segmenter,
     read_settings,
 )
+from polypstream.core.formatting import quoted
 from polypstream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from polypstream.core.frame import Frame
     from polypstream.core.pipeline import Sink
     from polypstream.jobs.live import Live
+    from polypstream.sinks.rolling import RollingRecording
     from polypstream.sinks.window import Windows
 
 log = logging.getLogger(__name__)
@@ -129,6 +131,7 @@ def live_sources(
     if masks and not any(files):
         raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
     listen = None if serve is None else parse_listen(serve)
+    _check_devices(sources or [])
     opened = open_sources(sources or [f"{room.name}={room.source}" for room in rooms], settings)
     if record and record_clean and record.resolve() == record_clean.resolve():
         raise SettingsError(f"--record-clean {record_clean}: is the file of --record, too; give it another name")
@@ -169,13 +172,35 @@ def live_sources(
             for status in live.status():
                 typer.echo(describe(status))
             for _, recording in recordings:
-                typer.echo(f"{recording.source}: {recording.written}")
+                typer.echo(f"{recording.source}: {recording.written}{_reports_of(recording)}")
             for _, sender in pushes:
                 typer.echo(f"{sender.source}: {sender.doing}")
             for problem in (*live.failed_sources(), *live.failed_sinks()):
                 log.error(problem)
     if live.failed_sources() or live.failed_sinks():
         raise typer.Exit(1)
+
+
+def _check_devices(sources: list[str]) -> None:
+    """Refuse devices that do not exist. Those of --rooms are waited for: that command runs unattended.
+
+    Raises:
+        SourceError: there is no such device.
+    """
+    from polypstream.core.addresses import split_name
+    from polypstream.sources.devices import check_device
+
+    for source in sources:
+        check_device(split_name(source)[1])
+
+
+def _reports_of(recording: RollingRecording) -> str:
+    """Say which reports of a recording can be opened."""
+    from polypstream.sinks.rolling import results_folder
+
+    reports = (results_folder(file) / "report.html" for file in recording.files)
+    there = [quoted(report) for report in reports if report.is_file()]
+    return f"; open {', '.join(there)}" if there else ""
 
 
 def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
@@ -224,6 +249,8 @@ def serve_pages(
     with importing():
         from polypstream.web.serve import serve as serve_application
     settings = read_settings(config, set_, model)
+    _check_devices(live or [])
+    log.info("loading the model")
     segmenter = open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)

@@ -42,6 +42,8 @@ INPUTS = (
 STDIN = "stdin"
 # Number of left-out files that are named.
 LEFT_OUT_SHOWN = 3
+# Width of the figures in the table of several recordings, and the fewest characters of a name before them.
+TABLE_FIGURES, SHORTEST_NAME = 50, 10
 # Endings of files, which no folder of results should have.
 FILE_ENDINGS = {".avi", ".csv", ".json", ".jpg", ".mkv", ".mov", ".mp4", ".png"}
 
@@ -115,11 +117,13 @@ def process(
     masks.mkv. Images get masks, annotated copies, frames.csv, polyps.csv,
     findings.json and report.html.
 
-    Settings that are often changed with --set: findings.peak, findings.steady,
-    overlay.style, overlay.colour, overlay.labels, inference.provider,
-    inference.device, output.video.crf. `polypstream settings` explains them all.
+    Settings that are often changed with --set: findings.peak, findings.smallest,
+    findings.shortest, findings.steady, overlay.style, overlay.colour,
+    overlay.labels, inference.provider, inference.device, output.video.crf.
+    `polypstream settings` explains them all.
     """
     with importing():
+        from polypstream.cli.progress import passing_line
         from polypstream.core.time_range import range_of
         from polypstream.jobs.inputs import find_inputs
         from polypstream.jobs.isolated import IsolatedProcessor
@@ -157,12 +161,13 @@ def process(
     rows = [Row(argument, "failed", problem=problem) for argument, problem in named.problems.items()]
     if jobs:
         with closing(IsolatedProcessor(settings, fork=True)) as processor:
-            processor.start()
+            with passing_line("loading the model"):
+                processor.start()
             for note in processor.notes:
                 log.warning(note)
             rows += _process_all(processor, jobs, skip)
     if len(rows) > 1:
-        for line in table_of(rows):
+        for line in table_of(rows, shutil.get_terminal_size().columns):
             typer.echo(line)
     if summary is not None:
         write_summary_table(summary, rows)
@@ -191,7 +196,7 @@ def _say_left_out(named: Inputs) -> None:
 
     if named.others:
         shown = ", ".join(str(file) for file in named.others[:LEFT_OUT_SHOWN])
-        more = ", …" if len(named.others) > LEFT_OUT_SHOWN else ""
+        more = ", ..." if len(named.others) > LEFT_OUT_SHOWN else ""
         number = counted(len(named.others), "file")
         log.info(f"left out: {number} of the folders, neither recordings nor images: {shown}{more}")
     if named.results:
@@ -319,7 +324,8 @@ def _process_one(processor: IsolatedProcessor, job: Job, place: str) -> ProcessR
     with ExitStack() as stack:
         if job.uri == STANDARD_INPUT:
             job = replace(job, uri=stack.enter_context(_standard_input(job.output)), title="standard input")
-        progress = stack.enter_context(ProgressBar(place + Path(job.uri).name, "images" if job.images else "frames"))
+        unit = "images" if job.images else "frames"
+        progress = stack.enter_context(ProgressBar(Path(job.uri).name, unit, place))
         outcome = processor.process(job, progress.show)
     if outcome.run is None:
         raise outcome.problem or SourceError(f"{job.uri}: cannot be processed")
@@ -340,7 +346,9 @@ def _standard_input(output: Path) -> Iterator[str]:
     from polypstream.core.files import writing
 
     if sys.stdin.isatty():
-        raise SourceError("-: standard input is a terminal; for instance: ffmpeg … -f mpegts - | polypstream process -")
+        raise SourceError(
+            "-: standard input is a terminal; write for instance: ffmpeg -i FILE -f mpegts - | polypstream process -"
+        )
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".standard-input-") as folder:
@@ -373,25 +381,26 @@ def describe(result: ProcessResult) -> str:
     return f"{number}, {counted(result.frames, 'frame')} in {result.seconds:.1f} s ({rate})"
 
 
-def table_of(rows: list[Row]) -> Iterator[str]:
-    """Lines of a table of several recordings, at most 80 characters long.
+def table_of(rows: list[Row], width: int) -> Iterator[str]:
+    """Lines of a table of several recordings.
 
     Args:
         rows: the recordings.
+        width: of the terminal in characters. Long names are shortened so that the lines fit into it.
     """
-    from polypstream.core.formatting import clock
+    from polypstream.core.formatting import clock, shortened
 
-    yield f"{'input':28}{'state':>12}{'polyps':>8}{'first seen':>12}{'last seen':>12}{'frames':>8}"
-    for row in rows:
-        name = row.uri.rsplit("/", 1)[-1] or row.uri
-        name = name if len(name) <= 27 else f"{name[:12]}…{name[-14:]}"
+    names = [row.uri.rsplit("/", 1)[-1] or row.uri for row in rows]
+    longest = min(max(map(len, [*names, "input"])), max(width - TABLE_FIGURES, SHORTEST_NAME))
+    yield f"{'input':{longest}}{'state':>13}{'polyps':>7}{'first seen':>11}{'last seen':>11}{'frames':>8}"
+    for row, name in zip(rows, names, strict=True):
         result = row.result
         times = [
             "-" if result is None or when is None else clock(when)
             for when in (() if result is None else (result.first_s, result.last_s)) or (None, None)
         ]
         polyps, frames = ("-", "-") if result is None else (str(result.polyps), str(result.frames))
-        yield f"{name:28}{row.state:>12}{polyps:>8}{times[0]:>12}{times[1]:>12}{frames:>8}"
+        yield f"{shortened(name, longest):{longest}}{row.state:>13}{polyps:>7}{times[0]:>11}{times[1]:>11}{frames:>8}"
     states = [row.state for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     found = sum(1 for row in rows if row.result is not None and row.result.polyps)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
+from rich.control import Control
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.segment import ControlType
 from rich.text import Text
 
+from polypstream.core.formatting import shortened
+
 REFRESH_S = 0.25
-# Longest name beside a bar; with it the bar fits into 80 columns.
-MAX_NAME = 14
+# Columns that the numbers beside a name need, those of the bar, and the fewest of a name. Where they do not fit, there
+# is no bar.
+NUMBERS, BAR, SHORTEST_NAME = 55, 6, 10
 
 
 class _Words(ProgressColumn):
@@ -31,11 +37,6 @@ class _Words(ProgressColumn):
         return Text(self._words_of(task), no_wrap=True)
 
 
-def _name(task: Task) -> str:
-    name = task.description
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2 - 1]}…{name[-MAX_NAME // 2 :]}"
-
-
 def _count(task: Task) -> str:
     total = "" if task.total is None else f" of {task.total:.0f}"
     return f"{task.completed:.0f}{total} {task.fields['unit']}"
@@ -43,7 +44,7 @@ def _count(task: Task) -> str:
 
 def _rate(task: Task) -> str:
     rate = task.finished_speed or task.speed
-    return f"{rate:.{0 if rate >= 10 else 1}f} per second" if rate else ""
+    return f"{rate:.{0 if rate >= 9.95 else 1}f} per second" if rate else ""
 
 
 def _time_left(task: Task) -> str:
@@ -62,13 +63,17 @@ class ProgressBar:
     Args:
         name: label, for instance a path, of which the last part is shown.
         unit: unit of the numbers, in the plural.
+        place: text before the name, such as `2 of 5: `.
     """
 
-    def __init__(self, name: str, unit: str) -> None:
+    def __init__(self, name: str, unit: str, place: str = "") -> None:
         console = Console(stderr=True)
+        room = console.width - NUMBERS - len(place)
+        bar = [BarColumn(bar_width=BAR)] if room >= SHORTEST_NAME + BAR + 1 else []
+        longest = max(room - (BAR + 1 if bar else 0), SHORTEST_NAME)
         self._bar = Progress(
-            _Words(_name),
-            BarColumn(bar_width=8),
+            _Words(lambda task: task.description),
+            *bar,
             _Words(_count),
             _Words(_rate),
             _Words(_time_left),
@@ -76,7 +81,7 @@ class ProgressBar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(name.rsplit("/", 1)[-1], total=None, unit=unit)
+        self._task = self._bar.add_task(place + shortened(name.rsplit("/", 1)[-1], longest), total=None, unit=unit)
 
     def show(self, done: int, expected: int | None) -> None:
         """Set the position of the bar.
@@ -93,6 +98,23 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+@contextmanager
+def passing_line(text: str) -> Iterator[None]:
+    """Show a line for the duration of a with block. No thread updates it, so the process may fork meanwhile.
+
+    Args:
+        text: what the program does.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.print(text, end="\r", highlight=False)
+    try:
+        yield
+    finally:
+        if console.is_terminal:
+            console.control(Control((ControlType.ERASE_IN_LINE, 2)))
 
 
 class StatusLines:

@@ -85,6 +85,7 @@ class Findings(Section):
     threshold: Literal["model"] | Probability = "model"
     peak: Literal["model"] | Probability = "model"
     smallest: float = Field(default=0.001, ge=0, lt=1, strict=True)
+    shortest: float = Field(default=0.0, ge=0, le=10, strict=True)
     steady: bool = True
 
 
@@ -176,6 +177,12 @@ class Settings(Section):
                 TOGETHER,
                 f"inference.every={self.inference.every}: needs findings.steady=true, since findings are moved to the "
                 f"frames that the model does not see",
+            )
+        if self.findings.shortest and not self.findings.steady:
+            raise PydanticCustomError(
+                TOGETHER,
+                f"findings.shortest={self.findings.shortest:g}: needs findings.steady=true; without it each frame is "
+                f"treated separately",
             )
         return self
 

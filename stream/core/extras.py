@@ -9,8 +9,8 @@ from polypstream.errors import MissingExtra
 
 NO_OPENCV = (
     "OpenCV cannot be loaded ({}). On Debian or Ubuntu run: apt-get install libgl1 libglib2.0-0 libxcb1. "
-    "Or take the OpenCV without windows: pip uninstall opencv-python; pip install opencv-python-headless. "
-    "Everything but --window works with it"
+    "Or take the OpenCV without windows: pip uninstall opencv-python opencv-python-headless; "
+    "pip install opencv-python-headless. Everything but --window works with it"
 )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+ELLIPSIS = "..."
+
 
 def clock(seconds: float, decimals: int = 1) -> str:
     """Format a time as h:mm:ss.s.
@@ -62,6 +64,22 @@ def counted(count: int, noun: str) -> str:
         Text such as `1 frame` or `2 frames`.
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def shortened(name: str, longest: int) -> str:
+    """Leave out the middle of a name that is too long.
+
+    Args:
+        name: the name.
+        longest: number of characters that there is room for.
+
+    Returns:
+        Text such as `colono...0117.mp4`: terminals without UTF-8 show it, too.
+    """
+    if len(name) <= longest:
+        return name
+    begin = max(longest - len(ELLIPSIS), 2) // 2
+    return f"{name[:begin]}{ELLIPSIS}{name[-max(longest - len(ELLIPSIS) - begin, 1) :]}"
 
 
 def quoted(path: Path) -> str:

@@ -14,9 +14,11 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnxruntime as ort
@@ -29,8 +31,25 @@ log = logging.getLogger(__name__)
 
 # Instruction sets that accelerate inference on x86-64, the oldest first; names as in Linux.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-# The fastest of several runs is taken: other programs can only make a run slower.
-ROUNDS = 8
+# The fastest of several runs is taken: other programs can only make a run slower. There are as many rounds as fit into
+# SECONDS, and at least ROUNDS.
+ROUNDS, SECONDS = 3, 0.8
+# If the usual run takes so much longer than the fastest one, other programs were busy. Then it is measured again at the
+# next start, until there are ATTEMPTS measurements.
+STEADY, ATTEMPTS = 1.3, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """How fast each provider is.
+
+    Attributes:
+        milliseconds: per image, of the fastest run.
+        steady: the runs took nearly the same time, so other programs did not disturb them.
+    """
+
+    milliseconds: dict[Provider, float]
+    steady: bool
 
 
 def describe_cpu() -> str:
@@ -57,7 +76,8 @@ def _name_and_flags() -> tuple[str, list[str]]:
 def fastest_first(models: Mapping[Provider, Path], threads: int) -> list[Provider]:
     """Sort providers of the CPU by their speed on this CPU, measured once for each model and remembered.
 
-    All processes of a user on a machine get the same answer, also if they measure at the same time.
+    If other programs disturbed the measurement, the next calls repeat it, at most until there are ATTEMPTS, and the
+    fastest run of all counts. Processes that measure at the same time get the same answer.
 
     Args:
         models: the model file of each provider.
@@ -76,25 +96,29 @@ def fastest_first(models: Mapping[Provider, Path], threads: int) -> list[Provide
     """
     conditions = _conditions(models, threads)
     name = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:20]
-    path = cache_folder() / f"speed-{name}.json"
-    measured = _remembered(path, models)
-    if measured is None:
-        measured = measure(models, threads)
-        log.debug("%s: milliseconds per image of each provider: %s", next(iter(models.values())), measured)
-        _remember(path, {"conditions": conditions, "milliseconds": measured})
-        measured = _remembered(path, models) or measured  # another process may have been first
-    return sorted(models, key=measured.__getitem__)
+    measurements: list[Measurement] = []
+    for attempt in range(1, ATTEMPTS + 1):
+        path = cache_folder() / f"speed-{name}-{attempt}.json"
+        remembered = _remembered(path, models)
+        if remembered is None:
+            log.info(f"measuring which is faster on this CPU: {' or '.join(models)}")
+            new = measure(models, threads)
+            log.debug("%s: milliseconds per image of each provider: %s", next(iter(models.values())), new)
+            _remember(path, {"conditions": conditions, **asdict(new)})
+            measurements.append(_remembered(path, models) or new)  # another process may have been first
+            break
+        measurements.append(remembered)
+        if remembered.steady:
+            break
+    return sorted(models, key=lambda provider: min(each.milliseconds[provider] for each in measurements))
 
 
-def measure(models: Mapping[Provider, Path], threads: int) -> dict[Provider, float]:
+def measure(models: Mapping[Provider, Path], threads: int) -> Measurement:
     """Measure the time per image of each provider, in turns.
 
     Args:
         models: the model file of each provider.
         threads: CPU threads of a session; 0 leaves the number to the provider.
-
-    Returns:
-        Milliseconds per image.
 
     Raises:
         ModelError: a file cannot be loaded.
@@ -106,11 +130,13 @@ def measure(models: Mapping[Provider, Path], threads: int) -> dict[Provider, flo
         _, height, width, _ = session.get_inputs()[0].shape
         pictures[provider] = np.zeros((1, height, width, 3), np.uint8)
         warm_up(partial(_run, session), provider, [pictures[provider].shape])
-    best = dict.fromkeys(models, float("inf"))
-    for _ in range(ROUNDS):
+    runs: dict[Provider, list[float]] = {provider: [] for provider in models}
+    end = time.monotonic() + SECONDS
+    while any(len(each) < ROUNDS for each in runs.values()) or time.monotonic() < end:
         for provider, session in sessions.items():
-            best[provider] = min(best[provider], _milliseconds(session, pictures[provider]))
-    return best
+            runs[provider].append(_milliseconds(session, pictures[provider]))
+    best = {provider: min(each) for provider, each in runs.items()}
+    return Measurement(best, all(median(each) <= STEADY * min(each) for each in runs.values()))
 
 
 def _milliseconds(session: ort.InferenceSession, picture: np.ndarray) -> float:
@@ -134,10 +160,11 @@ def _conditions(models: Mapping[Provider, Path], threads: int) -> dict[str, obje
     }
 
 
-def _remembered(path: Path, models: Mapping[Provider, Path]) -> dict[Provider, float] | None:
+def _remembered(path: Path, models: Mapping[Provider, Path]) -> Measurement | None:
     try:
-        milliseconds = json.loads(path.read_text())["milliseconds"]
-        return {provider: float(milliseconds[provider]) for provider in models}
+        stored = json.loads(path.read_text())
+        milliseconds = {provider: float(stored["milliseconds"][provider]) for provider in models}
+        return Measurement(milliseconds, bool(stored["steady"]))
     except OSError:
         return None
     except (ValueError, LookupError, TypeError):

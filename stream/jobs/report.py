@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,30 @@ TICKS_S, MAX_TICKS, MAX_TICKS_PHONE = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800,
 
 # Two frames have a gap between them if they are further apart than this, in seconds and in usual distances.
 GAP_S, GAP_STEPS = 1.0, 3
-# Rows of bars below the timeline, and the distance between two numbers in a row in per cent. Nearer ones are left out.
-ROWS, NUMBER_WIDTH = 3, 2.5
+# Most rows of bars below the timeline, and the width of a polyp's number in per cent, on a wide page and on a phone.
+ROWS, NUMBER_WIDTH, NUMBER_WIDTH_PHONE = 6, 2.5, 6.0
+# Distance between the bars of two polyps in a row, in per cent.
+ROW_GAP = 0.3
 # First and last time in seconds.
 Span = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bars of a polyp are, below the timeline.
+
+    Attributes:
+        row: from 0.
+        left, right: its first and last edge in per cent.
+        number: there is room for its number.
+        on_phone: also on a phone.
+    """
+
+    row: int
+    left: float
+    right: float
+    number: bool
+    on_phone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +122,29 @@ class Timeline:
         """Position of a time on the timeline, 0..1."""
         return (seconds - self.start) / max(self.end - self.start, 1e-9)
 
-    def numbers(self, tracks: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-        """Return the position in per cent of each track's number on its bar, where there is room for it.
+    def places(self, tracks: Sequence[Mapping[str, Any]]) -> list[Place]:
+        """Arrange the bars of the polyps in rows, so that bars and numbers do not overlap while there are enough rows.
 
         Args:
-            tracks: with `track` and `spans`, in the order of their bars, whose rows take turns.
+            tracks: with `spans`, in the order in which they are first shown.
         """
-        places: dict[int, float] = {}
-        ends = [-math.inf] * ROWS
-        for index, track in enumerate(tracks):
-            left, row = self.box(track["spans"][0])[0], index % ROWS
-            if left - ends[row] >= NUMBER_WIDTH:
-                places[track["track"]] = ends[row] = left
+        places: list[Place] = []
+        # Of each row: where its bars end, and where its last number begins.
+        ends, numbers = list[float](), list[float]()
+        for track in tracks:
+            left, (last_left, last_width) = self.box(track["spans"][0])[0], self.box(track["spans"][-1])
+            right = last_left + last_width
+            row = next((each for each, end in enumerate(ends) if end <= left), len(ends))
+            if row == ROWS:
+                row = ends.index(min(ends))
+            elif row == len(ends):
+                ends.append(-math.inf)
+                numbers.append(-math.inf)
+            room = left - numbers[row]
+            number, on_phone = room >= NUMBER_WIDTH, room >= NUMBER_WIDTH_PHONE
+            places.append(Place(row, left, right, number, on_phone))
+            ends[row] = max(ends[row], right + ROW_GAP, left + NUMBER_WIDTH_PHONE)
+            numbers[row] = left if number else numbers[row]
         return places
 
     def ticks(self) -> Iterator[tuple[float, str, bool]]:
@@ -367,6 +398,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.globals["zip"] = partial(zip, strict=True)
     templates.filters["clock"] = clock
     templates.filters["time_span"] = time_span
     templates.filters["time_in_view"] = time_in_view

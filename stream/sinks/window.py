@@ -48,7 +48,7 @@ class Windows:
         if not cv2.currentUIFramework():
             raise OutputError(
                 "--window: this OpenCV has no windows (opencv-python-headless). Use --serve, or run: pip uninstall "
-                "opencv-python-headless; pip install opencv-python"
+                "opencv-python opencv-python-headless; pip install opencv-python"
             )
         # Qt ends the program if it finds no screen.
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 from av.error import FFmpegError
@@ -19,6 +20,8 @@ READERS = {
     "win32": ("dshow", "dshow:{}", {"list_options": "true"}),
     "darwin": ("avfoundation", "avfoundation:{}", {}),
 }
+# What the names of V4L2's devices start with. Those in /dev/v4l/by-id stay the same when a card is plugged in again.
+V4L2_PATHS = ("/dev/video", "/dev/v4l/")
 # v4l2 logs `Raw : yuyv422 : YUYV 4:2:2 : 640x480 1280x720`;
 # dshow logs `vcodec=mjpeg min s=… fps=… max s=1920x1080 fps=60`.
 V4L2_FORMAT = re.compile(r"(?:Raw|Compressed)\s*:\s*(\S+)\s*:\s*(.*\S)\s*:\s*([^:\n]*)$", re.MULTILINE)
@@ -75,6 +78,22 @@ def list_devices() -> list[Device]:
     ]
     # V4L2 does not say which of its devices capture video, but only those offer formats.
     return [device for device in devices if device.formats or reader != "v4l2"]
+
+
+def check_device(uri: str) -> None:
+    """Check that a capture device of Linux exists, before it is waited for. Other sources are not checked.
+
+    Args:
+        uri: address of a live source.
+
+    Raises:
+        SourceError: there is no such device.
+    """
+    path = uri.partition("?")[0]
+    if not path.startswith(V4L2_PATHS) or Path(path).exists():
+        return
+    present = ", ".join(device.address for device in list_devices())
+    raise SourceError(f"{path}: there is no such device. " + (f"This machine has {present}" if present else NO_DEVICE))
 
 
 def _formats_of(reader: str, name: str, listing: dict[str, str]) -> list[str]:

@@ -29,6 +29,7 @@ from polypstream.media.container import demuxed
 from polypstream.media.pictures import Conformer, black_picture, copy_of, picture_format
 from polypstream.media.srt import srt_received
 from polypstream.sources.demo import SCHEME
+from polypstream.sources.devices import V4L2_PATHS
 from polypstream.sources.open import open_source
 
 # Prefix of a recording that is played as a live source.
@@ -48,7 +49,7 @@ IN_CODING_ORDER = frozenset(
 # Size of the placeholder shown before the first frame.
 NO_SIGNAL_SIZE = 1280, 720
 # FFmpeg's device readers, by the prefix of a device's address.
-DEVICES = {"/dev/video": "v4l2", "dshow:": "dshow", "avfoundation:": "avfoundation"}
+DEVICES = {**dict.fromkeys(V4L2_PATHS, "v4l2"), "dshow:": "dshow", "avfoundation:": "avfoundation"}
 DEVICE_OPTIONS = {"size": "video_size", "rate": "framerate", "format": "pixel_format"}
 # How the values look: a pattern, and its words.
 DEVICE_VALUES = {

@@ -15,7 +15,7 @@ from polypstream.stages.tracking import MAX_TRACKS, Blob, Tracker, VisibleTracks
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What counts as a finding in one frame.
+    """What counts as a finding.
 
     This is hysteresis thresholding with two thresholds, as in Canny's edge detector (1986). The low threshold defines
     the extent of a finding. The high threshold decides whether it is one. Therefore faint blobs on healthy mucosa are
@@ -25,11 +25,13 @@ class Rules:
         threshold: low threshold, the probability from which a pixel counts as polyp, 0..1.
         peak: high threshold, the probability that a blob must reach somewhere, 0..1.
         smallest: share of the field of view that a blob must cover, 0..1.
+        shortest: seconds for which a finding must reach `peak` before it is shown. It does not apply to images.
     """
 
     threshold: float
     peak: float = 0.0
     smallest: float = 0.0
+    shortest: float = 0.0
 
 
 def choose_rules(wanted: Findings, threshold: float, peak: float) -> Rules:
@@ -47,6 +49,7 @@ def choose_rules(wanted: Findings, threshold: float, peak: float) -> Rules:
         threshold if wanted.threshold == "model" else wanted.threshold,
         peak if wanted.peak == "model" else wanted.peak,
         wanted.smallest,
+        wanted.shortest,
     )
 
 
@@ -136,7 +139,7 @@ class FindingsTracker:
     """Sets the region, the outlines and the track numbers of each frame of one source.
 
     Args:
-        rules: what counts as a finding in one frame.
+        rules: what counts as a finding.
         steady: use the smoothed probability, and confirm and hold tracks over time. Frames must come from a
             TemporalSmoother.
 
@@ -147,7 +150,7 @@ class FindingsTracker:
 
     def __init__(self, rules: Rules, steady: bool) -> None:
         self.rules, self._steady = rules, steady
-        self.tracker = Tracker(steady)
+        self.tracker = Tracker(steady, rules.shortest)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
         """Set `region`, `outlines`, `tracks` and `peaks` of each frame. Each 8-connected blob has one outline.

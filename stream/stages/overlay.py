@@ -31,6 +31,8 @@ HEAT_OPACITY = 2
 REFERENCE_LINES = 1080
 # Size, line width and border of labels, for such a frame, and the gap between a label and its outline in pixels.
 FONT, TEXT_SCALE, TEXT_LINE, BORDER, GAP = cv2.FONT_HERSHEY_SIMPLEX, 1.4, 2, 3, 6
+# A label stands above the middle of the upper part of its outline, of this share of its height.
+UPPER_PART = 0.2
 # The smallest size at which digits can be read, in any frame; 12 pixels high. And the share of a pixel that a letter
 # must cover: at this size its lines are thinner than a pixel.
 SMALLEST_TEXT, COVERED = 0.55, 0.35
@@ -231,7 +233,7 @@ def paint(plane: np.ndarray, mask: np.ndarray, x: int, y: int, value: int | tupl
 
 
 def _label_place(label: tuple[int, ...], outline: np.ndarray, frame: Frame) -> tuple[int, int]:
-    """Choose where a label stands: above the outline as displayed, inside the frame, at even coordinates.
+    """Choose where a label stands: above the top of the outline as displayed, inside the frame, at even coordinates.
 
     Args:
         label: height and width of the label as stored.
@@ -241,15 +243,17 @@ def _label_place(label: tuple[int, ...], outline: np.ndarray, frame: Frame) -> t
     Returns:
         x and y of the label's left top corner in the stored frame.
     """
-    x, y, width, height = cv2.boundingRect(outline)
     turn, gap = frame.orientation, max(2, round(GAP * frame.picture.height / REFERENCE_LINES))
-    # The side that is the upper one when displayed, and the corner at the left of it.
-    if turn.swapped:
-        x = x + width + gap if turn.upside_down else x - label[1] - gap
-        y = y + height - label[0] if turn.mirrored else y
-    else:
-        x = x + width - label[1] if turn.mirrored else x
-        y = y + height + gap if turn.upside_down else y - label[0] - gap
-    x = min(max(x, 0), max(0, frame.picture.width - label[1]))
-    y = min(max(y, 0), max(0, frame.picture.height - label[0]))
+    # The coordinate that runs down, or up, when displayed, and the other one.
+    down, across = (0, 1) if turn.swapped else (1, 0)
+    size = label[::-1]
+    low, high = int(outline[:, down].min()), int(outline[:, down].max())
+    # Above the middle of the upper part: its highest point alone would move from frame to frame.
+    part = round(UPPER_PART * (high - low))
+    upper = outline[:, down] >= high - part if turn.upside_down else outline[:, down] <= low + part
+    place = [0, 0]
+    place[down] = high + gap if turn.upside_down else low - size[down] - gap
+    place[across] = int(outline[upper, across].min() + outline[upper, across].max() - size[across]) // 2
+    x = min(max(place[0], 0), max(0, frame.picture.width - size[0]))
+    y = min(max(place[1], 0), max(0, frame.picture.height - size[1]))
     return x & ~1, y & ~1

@@ -40,7 +40,7 @@ class Track:
         last: timestamp of the last frame in which it was detected, in seconds.
         number: number from 1, in the order of confirmation; 0 if it was never confirmed.
         last_confident: timestamp of the last frame in which the model was confident, in seconds.
-        evidence: seconds with a confident model, minus the seconds without; 0 to MAX_EVIDENCE_S.
+        evidence: seconds with a confident model, minus the seconds without; limited to what confirms any track.
         confirmed: the track may be shown.
         position_unknown: a new scene has started since the last detection.
         level: highest probability in the last frame in which it was detected, 0..255 meaning 0..1.
@@ -111,13 +111,14 @@ class Tracker:
     Args:
         steady: confirm a track before it is shown, and hold it for a moment when it is not detected. Otherwise every
             confident blob is shown, and tracks only supply the numbers.
+        shortest: seconds for which the model must be confident before a new track is confirmed.
 
     Attributes:
         state: the state after the latest frame. Another tracker that is given this state continues in the same way.
     """
 
-    def __init__(self, steady: bool) -> None:
-        self._steady = steady
+    def __init__(self, steady: bool, shortest: float = 0.0) -> None:
+        self._steady, self._shortest = steady, shortest
         self._visible: VisibleTracks | None = None
         self.state = TrackerState()
 
@@ -251,11 +252,12 @@ class Tracker:
         elif not confident:
             track.evidence = max(0.0, track.evidence - elapsed)
         elif track.last_confident == track.last == before:
-            track.evidence = min(track.evidence + elapsed, MAX_EVIDENCE_S)
+            track.evidence = min(track.evidence + elapsed, max(MAX_EVIDENCE_S, self._shortest))
         if confident:
             track.last_confident = seconds
-            needed = CONFIRM_S + SMALL_EXTRA_S * max(0.0, 1 - share / SMALL_SHARE)
-            track.confirmed |= new_scene or not self._steady or track.evidence >= needed
+            shortest = 0.0 if track.number else self._shortest
+            needed = max(shortest, CONFIRM_S + SMALL_EXTRA_S * max(0.0, 1 - share / SMALL_SHARE))
+            track.confirmed |= (new_scene and not shortest) or not self._steady or track.evidence >= needed
         elif seconds - track.last_confident > CONFIDENCE_TIMEOUT_S:
             track.confirmed = False
         track.last, track.position_unknown = seconds, False

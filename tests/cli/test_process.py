@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from polypstream.cli.process import Row, table_of
+from polypstream.jobs.process import ProcessResult
 from tests.conftest import Clip, call, command, make_clip, summary_of
 from tests.web.serving import until
 
@@ -56,6 +58,9 @@ def test_of_several_finished_ones_are_skipped_and_all_are_listed(recordings: Pat
     assert lines[1].startswith("2 of 3: ward/b.avi: 1 polyp (1 frame at 0:00:00.0), 1 frame in ")
     assert lines[-1] == "3 inputs: 1 already done, 1 done, 1 failed; polyps in 2"
     assert max(map(len, lines[2:])) <= 80
+    result = Row("ward/a-very-long-name.mp4", "already done", ProcessResult("", Path(), frames=1_000_000))
+    for width in (60, 80):
+        assert max(map(len, table_of([result] * 2, width))) <= width
     assert Path("results/a/findings.json").stat().st_mtime_ns == before
     assert done.stderr.count("ward/c.mp4: ") == 1
     rows = list(csv.DictReader(Path("runs.csv").read_text().splitlines()))
@@ -151,7 +156,7 @@ def test_quiet_says_errors_only(recordings: Path, red_model: Path) -> None:
     usual = call("process", "ward", *model(red_model), check=False)
     quiet = call("-q", "process", "ward", *model(red_model), check=False)
     assert (
-        "left out: 4 files of the folders, neither recordings nor images: ward/1.txt, ward/2.txt, ward/3.txt, …\n"
+        "left out: 4 files of the folders, neither recordings nor images: ward/1.txt, ward/2.txt, ward/3.txt, ...\n"
         in usual.stderr
     )
     assert "neither" not in quiet.stderr

@@ -133,3 +133,10 @@ def test_a_colour_may_be_a_name(name: str, rgb: tuple[int, int, int]) -> None:
 def test_a_colour_may_be_written_as_people_write_it(written: str) -> None:
     assert load_settings(None, [f"overlay.colour={written}"]).overlay.rgb == (255, 204, 0)
     assert load_settings(None, ["overlay.colour=001122"]).overlay.colour in ("#001122", "#000594")  # YAML 1.1: octal
+
+
+def test_a_shortest_time_needs_findings_over_time() -> None:
+    with pytest.raises(
+        SettingsError, match=r"findings\.shortest=1: needs findings\.steady=true; without it each frame"
+    ):
+        load_settings(None, ["findings.shortest=1", "findings.steady=false"])

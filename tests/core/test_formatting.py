@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polypstream.core.formatting import counted, quoted, time_in_view, time_span
+from polypstream.core.formatting import counted, quoted, shortened, time_in_view, time_span
 
 
 def test_one_is_no_plural() -> None:
@@ -23,3 +23,10 @@ def test_the_times_of_something_short_differ() -> None:
 def test_a_path_can_be_copied_into_a_shell() -> None:
     assert quoted(Path("results/a/report.html")) == "results/a/report.html"
     assert quoted(Path("my results/it's.html")) == """'my results/it'"'"'s.html'"""
+
+
+def test_a_long_name_keeps_its_begin_and_its_end() -> None:
+    assert shortened("a.mp4", 5) == "a.mp4"
+    assert shortened("colonoscopy-2024-01-17.mp4", 15) == "colono...17.mp4"
+    for longest in range(6, 27):
+        assert len(shortened("colonoscopy-2024-01-17.mp4", longest)) == longest

@@ -11,7 +11,7 @@ import pytest
 
 from polypstream.errors import ProviderError
 from polypstream.inference import cpu, segmenter
-from polypstream.inference.cpu import describe_cpu, fastest_first, measure
+from polypstream.inference.cpu import Measurement, describe_cpu, fastest_first, measure
 from polypstream.inference.providers import Provider, SessionSettings, probe
 from polypstream.inference.segmenter import Segmenter
 from tests.conftest import make_red_model
@@ -26,11 +26,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[Provider, float]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
     """What the next measurements give; each is used once."""
-    answers: list[dict[Provider, float]] = []
+    answers: list[Measurement] = []
     monkeypatch.setattr(cpu, "measure", lambda models, threads: answers.pop(0))
     return answers
+
+
+def steady(openvino: float, cpu: float) -> Measurement:
+    return Measurement({"openvino": openvino, "cpu": cpu}, steady=True)
+
+
+def disturbed(openvino: float, cpu: float) -> Measurement:
+    return Measurement({"openvino": openvino, "cpu": cpu}, steady=False)
 
 
 @needs_openvino
@@ -58,10 +66,10 @@ def test_auto_takes_what_was_faster(red_model: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_it_is_measured_once_for_each_model_and_number_of_threads(
-    red_model: Path, tmp_path: Path, cache: Path, measured: list[dict[Provider, float]]
+    red_model: Path, tmp_path: Path, cache: Path, measured: list[Measurement]
 ) -> None:
     models: dict[Provider, Path] = {"openvino": red_model, "cpu": red_model}
-    measured += [{"openvino": 9, "cpu": 3}, {"openvino": 2, "cpu": 3}, {"openvino": 1, "cpu": 3}]
+    measured += [steady(9, 3), steady(2, 3), steady(1, 3)]
     for _ in range(2):
         assert fastest_first(models, 0) == ["cpu", "openvino"]
     assert fastest_first(models, 1) == ["openvino", "cpu"]
@@ -79,34 +87,55 @@ def test_of_two_that_measure_at_once_the_first_one_decides(
     """Otherwise two processes that work on one recording could give different results."""
     models: dict[Provider, Path] = {"openvino": red_model, "cpu": red_model}
 
-    def measure_while_another_one_does(*_: object) -> dict[Provider, float]:
-        monkeypatch.setattr(cpu, "measure", lambda *_: {"openvino": 5.0, "cpu": 4.0})
+    def measure_while_another_one_does(*_: object) -> Measurement:
+        monkeypatch.setattr(cpu, "measure", lambda *_: steady(5, 4))
         assert fastest_first(models, 0) == ["cpu", "openvino"]
-        return {"openvino": 4.0, "cpu": 5.0}
+        return steady(4, 5)
 
     monkeypatch.setattr(cpu, "measure", measure_while_another_one_does)
     assert fastest_first(models, 0) == ["cpu", "openvino"]
     assert len(list(cache.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"milliseconds": {"cpu": 3}}', '{"milliseconds": 3}'])
+def test_a_disturbed_measurement_is_repeated_at_the_next_starts(
+    red_model: Path, cache: Path, measured: list[Measurement]
+) -> None:
+    """The fastest run of all counts; a third disturbed measurement is the last one."""
+    models: dict[Provider, Path] = {"openvino": red_model, "cpu": red_model}
+    measured += [disturbed(9, 6), disturbed(5, 8), disturbed(7, 4)]
+    assert [fastest_first(models, 0)[0] for _ in range(4)] == ["cpu", "openvino", "cpu", "cpu"]
+    measured += [disturbed(9, 6), steady(5, 8)]
+    assert [fastest_first(models, 1)[0] for _ in range(3)] == ["cpu", "openvino", "openvino"]
+    assert measured == []
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        '{"milliseconds": {"cpu": 3}}',
+        '{"milliseconds": 3}',
+        '{"milliseconds": {"openvino": 9, "cpu": 3}}',
+    ],
+)
 def test_a_damaged_file_is_measured_again(
-    red_model: Path, cache: Path, measured: list[dict[Provider, float]], damage: str
+    red_model: Path, cache: Path, measured: list[Measurement], damage: str
 ) -> None:
     models: dict[Provider, Path] = {"openvino": red_model, "cpu": red_model}
-    measured += [{"openvino": 9, "cpu": 3}, {"openvino": 2, "cpu": 3}]
+    measured += [steady(9, 3), steady(2, 3)]
     fastest_first(models, 0)
     next(cache.iterdir()).write_text(damage)
     for _ in range(2):
         assert fastest_first(models, 0) == ["openvino", "cpu"]
 
 
-def test_without_a_cache_it_is_measured_each_time(
-    red_model: Path, cache: Path, measured: list[dict[Provider, float]]
-) -> None:
+def test_without_a_cache_it_is_measured_each_time(red_model: Path, cache: Path, measured: list[Measurement]) -> None:
     cache.parent.write_text("no folder")
     models: dict[Provider, Path] = {"openvino": red_model, "cpu": red_model}
-    measured += [{"openvino": 9, "cpu": 3}] * 2
+    measured += [steady(9, 3)] * 2
     for _ in range(2):
         assert fastest_first(models, 0) == ["cpu", "openvino"]
 
@@ -132,5 +161,15 @@ def test_a_provider_that_cannot_run_the_model_is_said_and_left(
 
 def test_milliseconds_are_those_of_one_image(red_model: Path) -> None:
     begin = time.perf_counter()
-    found = measure({"cpu": red_model}, 1)["cpu"]
+    found = measure({"cpu": red_model}, 1).milliseconds["cpu"]
     assert 0 < found * cpu.ROUNDS / 1000 <= time.perf_counter() - begin
+
+
+def test_runs_of_very_different_length_are_a_disturbed_measurement(
+    red_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "SECONDS", 0)
+    for lengths, calm in (([20.0, 21.0, 90.0], True), ([20.0, 60.0, 40.0], False)):
+        times = iter(lengths)
+        monkeypatch.setattr(cpu, "_milliseconds", lambda *_, times=times: next(times))
+        assert measure({"cpu": red_model}, 1) == Measurement({"cpu": 20.0}, calm)

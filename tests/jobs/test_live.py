@@ -635,6 +635,8 @@ def test_addresses_that_are_none_are_refused_without_credentials() -> None:
     assert (device.url, device.reader) == ("/dev/video0", "v4l2")
     assert device.options == {"video_size": "640x480", "framerate": "30"}
     assert parse_address("/dev/video0?format=nv12").options == {"input_format": "nv12"}
+    steady_name = "/dev/v4l/by-id/usb-Magewell_USB_Capture-video-index0"
+    assert (parse_address(f"{steady_name}?rate=60").url, parse_address(steady_name).reader) == (steady_name, "v4l2")
     assert parse_address("dshow:Card?format=nv12").options == {"pixel_format": "nv12"}
     assert parse_address("dshow:My Card").url == "video=My Card"
 
@@ -702,7 +704,8 @@ def test_the_command_ends_with_the_account_of_every_source(
     wanted = ("--model", red_model, "--record", tmp_path / "r.mp4", "--set", "live.max_staleness=60.0")
     done = call("live", f"room=replay:{make(frames=30)}", *wanted)
     assert " of 30 frames shown" in done.stdout
-    assert re.search(rf"room: recorded 0:00:01\.\d in {re.escape(str(tmp_path / 'r.mp4'))}\n", done.stdout)
+    video, report = (re.escape(str(tmp_path / name)) for name in ("r.mp4", "r/report.html"))
+    assert re.search(rf"room: recorded 0:00:01\.\d in {video}; open {report}\n", done.stdout)
     assert f"room: is recorded in {tmp_path / 'r.mp4'}; Ctrl-C ends it" in done.stderr
     with av.open(str(tmp_path / "r.mp4")) as file:
         assert len(list(file.decode(video=0))) >= 25

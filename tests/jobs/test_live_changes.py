@@ -16,6 +16,7 @@ from polypstream.errors import SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, describe, open_sources, pushes_of
 from polypstream.jobs.live_changes import LiveChanges
+from polypstream.sources.devices import Device, check_device
 from polypstream.sources.live import parse_address
 from tests.conftest import Kept, call, free_port
 
@@ -122,6 +123,28 @@ def test_values_of_a_device_that_are_none(query: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
         parse_address(f"/dev/video0?{query}")
     assert parse_address("/dev/video0?size=1280x720&rate=30000/1001").options["framerate"] == "30000/1001"
+
+
+def test_a_device_that_never_was_there_is_refused_at_once() -> None:
+    """From the command line. A file of rooms waits for it: the other rooms go on."""
+    for command in (
+        ("live", "room=/dev/video99?rate=30", "--serve", "127.0.0.1:0"),
+        ("serve", "--live", "/dev/video99"),
+    ):
+        refused = call(*command, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("polypstream: /dev/video99: there is no such device. ")
+    check_device("/dev/null")
+    check_device("replay:/dev/video99")
+
+
+def test_the_devices_that_are_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Device(f"/dev/video{number}", "a card", ["yuyv422: 640x480"]) for number in (0, 2)]
+    monkeypatch.setattr("polypstream.sources.devices.list_devices", lambda: found)
+    with pytest.raises(
+        SourceError, match=r"/dev/video99: there is no such device. This machine has /dev/video0, /dev/video2$"
+    ):
+        check_device("/dev/video99")
 
 
 @pytest.mark.slow

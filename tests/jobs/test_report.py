@@ -16,7 +16,7 @@ import pytest
 
 from polypstream.core.formatting import clock
 from polypstream.errors import DataError
-from polypstream.jobs.report import Timeline, read_table, shown_spans, write_report
+from polypstream.jobs.report import Place, Timeline, read_table, shown_spans, write_report
 from polypstream.sinks.tables import HEADER
 from tests.conftest import Clip, call, make_clip
 from tests.web.serving import click_at, until
@@ -153,14 +153,29 @@ def test_the_report_says_the_number_of_polyps_first_and_numbers_the_bars(run: Pa
     page = (run / "report.html").read_text()
     assert page.partition("<dl>")[0].rstrip().endswith('<p class="found">1 polyp</p>')
     assert re.findall(r'class="number".*?>(\d+)</text>', page) == ["1"]
-    tracks = [
-        {"track": number, "spans": [(second, second + 1.0)]} for number, second in enumerate((0, 1, 2, 2.5, 90), 1)
-    ]
-    # Tracks 1 and 4 are in the same row of bars, and too near to each other for two numbers.
-    assert list(Timeline(0.0, 120, np.zeros(1200), []).numbers(tracks)) == [1, 2, 3, 5]
     found = json.loads((run / "findings.json").read_text())
     (run / "findings.json").write_text(json.dumps(found | {"tracks": []}))
     assert '<p class="found">No polyp was found.</p>' in write_report(run).read_text()
+
+
+def test_bars_of_different_polyps_and_their_numbers_do_not_overlap() -> None:
+    """There are as many rows as are needed, up to six. Then bars share a row, and numbers are left out."""
+    timeline = Timeline(0.0, 100, np.zeros(1200), [])
+
+    def places(*spans: tuple[float, float]) -> list[Place]:
+        return timeline.places([{"spans": [span]} for span in spans])
+
+    apart = places((0, 10), (1, 2), (5, 20), (12, 13), (30, 31))
+    assert [each.row for each in apart] == [0, 1, 2, 0, 0]
+    assert all(each.number and each.on_phone for each in apart)
+    crowded = places(*((10 + number / 2, 11 + number / 2) for number in range(12)))
+    assert [each.row for each in crowded] == [0, 1, 2, 3, 4, 5] * 2
+    assert [each.number for each in crowded] == [True] * 12
+    assert [each.on_phone for each in crowded] == [True] * 6 + [False] * 6
+    assert not any(each.number for each in places(*((10 + number / 100, 11) for number in range(12)))[6:])
+    again = timeline.places([{"spans": [(0, 1), (50, 51)]}, {"spans": [(20, 21)]}])
+    assert [each.row for each in again] == [0, 1]  # it is joined to its later bar
+    assert again[0].right == pytest.approx(51, abs=0.1)
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:

@@ -145,12 +145,27 @@ def test_a_label_stands_upright_above_its_finding_as_displayed(
     text = frame.orientation.plane((changed.max(axis=2) > 60).astype(np.uint8))
     found = frame.orientation.plane(cv2.fillPoly(np.zeros((960, 1280), np.uint8), frame.outlines, 1))
     x, y, width, height = cv2.boundingRect(text)
-    left, top, *_ = cv2.boundingRect(found)
+    left, top, wide, _ = cv2.boundingRect(found)
     assert height > width  # a digit is
     assert y + height <= top
-    assert abs(x - left) < 12
+    assert abs(x + width / 2 - (left + wide / 2)) < 12
     seven = text[y : y + height, x : x + width]
     assert seven[: height // 4].mean() > 1.5 * seven[-height // 4 :].mean()  # its bar is at its top
+
+
+@pytest.mark.parametrize("turn", [(False, False, False), (False, True, True), (True, True, False), (True, False, True)])
+def test_the_label_of_a_slanting_finding_stands_above_its_upper_end(turn: tuple[bool, bool, bool]) -> None:
+    frame = with_square(grey_frame("yuv444p", 1280, 960), FieldOfView(0, 0, 1280, 960))
+    frame.orientation, frame.tracks = Orientation(*turn), [7]
+    displayed = np.zeros_like(frame.orientation.plane(np.zeros((960, 1280), np.uint8)))
+    cv2.fillPoly(displayed, [np.array([(300, 200), (360, 200), (900, 800), (840, 800)])], 1)
+    contours, _ = cv2.findContours(frame.orientation.stored(displayed), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    frame.outlines = [contours[0][:, 0]]
+    drawn_by("number", contour=0, opacity=0)([frame])
+    changed = np.abs(planes_of(frame.picture)[0].astype(int) - 90) > 60
+    x, y, width, height = cv2.boundingRect(frame.orientation.plane(changed.astype(np.uint8)))
+    assert 190 - height < y < 200 - height
+    assert 320 < x + width / 2 < 420
 
 
 def test_a_label_with_everything_says_number_and_probability() -> None:

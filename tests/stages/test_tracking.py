@@ -77,6 +77,22 @@ def test_what_is_small_must_last_longer(rate: int) -> None:
     assert 0.44 <= tiny < 0.44 + 1 / rate + 1e-6
 
 
+@pytest.mark.parametrize("rate", [5, 25, 60])
+@pytest.mark.parametrize("motion", [None, STILL])
+def test_what_is_shorter_than_the_shortest_is_not_shown(rate: int, motion: Motion | None) -> None:
+    """Not in the first frame of a scene, either. What was shown once is shown again without that wait."""
+    tracker = Tracker(True, shortest=1.0)
+    shown = [see(tracker, 0.0, [(50, 50)], motion)]
+    shown += [see(tracker, index / rate, [(50, 50)]) for index in range(1, 2 * rate)]
+    assert 1.0 <= shown.index([1]) / rate <= 1.0 + 1 / rate + 1e-6
+    for index in range(2 * rate, 3 * rate):
+        see(tracker, index / rate, [])
+    again = [see(tracker, 3 + index / rate, [(50, 50)], share=0.01) for index in range(2 * rate)]
+    assert again.index([1]) / rate <= 0.36 + 1 / rate + 1e-6
+    short = Tracker(True, shortest=1.0)
+    assert not any(see(short, index / rate, [(50, 50)]) for index in range(rate))
+
+
 def test_what_the_network_is_sure_of_now_and_then_is_not_shown() -> None:
     assert first_shown(25, 0.05, [True, False] * 50) is None
     assert first_shown(25, 0.05, [True, True, False] * 50) is None

@@ -20,7 +20,7 @@ function findingItem(number, finding) {
   picture.alt = `Polyp ${finding.number}`;
   const when = new Date(finding.when * 1000).toLocaleTimeString();
   const text = document.createElement("span");
-  text.textContent = `${when}, ${Math.round(finding.probability * 100)} %`;
+  text.textContent = `${when}, probability ${finding.probability.toFixed(2)}`;
   link.append(picture, text);
   item.append(link);
   return item;
@@ -67,7 +67,10 @@ function show(section, status) {
   const unrecorded = status.unrecorded ? `; ${status.unrecorded} not recorded` : "";
   put(section, "skipped", `${skipped} of ${status.frames_in}` + (reasons && ` (${reasons})`) + unrecorded);
   const { own, earlier, none } = status.findings_of;
-  put(section, "origins", `${own} own frame, ${earlier} earlier frame, ${none} none`);
+  const origins = section.querySelector("[data-value=origins]");
+  // In-step, each frame has its own findings, which need not be said.
+  origins.hidden = origins.previousElementSibling.hidden = !(earlier || none);
+  origins.textContent = `of the frame itself in ${own}, of an earlier frame in ${earlier}, none in ${none}`;
   put(section, "losses", ["never", "once"][status.losses] ?? `${status.losses} times`);
   put(section, "viewers", String(status.viewers));
   showFindings(section, status.findings);
