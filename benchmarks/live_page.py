@@ -56,8 +56,8 @@ START_S = 3.0
 HOOK = f"""
 window.seen = [];
 const draw = LiveVideo.prototype.draw;
-LiveVideo.prototype.draw = function (frame) {{
-  draw.call(this, frame);
+LiveVideo.prototype.draw = function (...drawn) {{
+  draw.call(this, ...drawn);
   const side = {BLOCK} * this.picture.width / 1920;
   const row = this.picture.getContext("2d").getImageData(0, side / 2, {BITS} * side, 1).data;
   let number = 0;

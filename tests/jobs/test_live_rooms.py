@@ -12,7 +12,8 @@ from polypstream.core.config import Settings
 from polypstream.errors import SettingsError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, open_sources
-from polypstream.jobs.live_rooms import displays_of, read_rooms
+from polypstream.jobs.live_rooms import Rooms, read_rooms
+from polypstream.sinks.rolling import RollingRecording
 from tests.conftest import Kept, call, pts_of
 
 
@@ -59,9 +60,11 @@ def test_the_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
     example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert example is not None
     (tmp_path / "rooms.yaml").write_text(example[1])
-    rooms = read_rooms(tmp_path / "rooms.yaml")
-    assert {"in-step", "pass-through"} >= set(displays_of(rooms).values())
-    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/room1-\d{{8}}-\d{{6}}\.mp4", rooms[0].record or "")
+    rooms = Rooms(tmp_path / "rooms.yaml", Settings(), masks=False, clips=None)
+    assert [room.display for room in rooms.open()] == [None, "pass-through", None]
+    ((_, recording),) = rooms.open()[0].sinks
+    assert isinstance(recording, RollingRecording)
+    assert re.search(rf" {re.escape(str(tmp_path))}/room1-\d{{8}}-\d{{6}}\.mp4$", recording.aim)
 
 
 @pytest.mark.slow

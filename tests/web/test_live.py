@@ -331,14 +331,12 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
         until(lambda: re.fullmatch(r"\d+ of [1-9]\d* in the last \d+ s", value(driver, "recent")))
         assert re.fullmatch(r"[1-9]\d* own frame, 0 earlier frame, 0 none", value(driver, "origins"))
         driver.find_element("name", "sound").click()
-        markers = driver.find_element("name", "overlay")
-        markers.click()
-        until(lambda: not page.live.overlay.shown)
+        requests.put(f"http://127.0.0.1:{page.port}/overlay/off", timeout=10)
+        until(lambda: value(driver, "fixed") == "(off for all viewers)")
         before = page.live.status()[0].shown
         until(lambda: page.live.status()[0].shown > before + 5)  # and the picture flows on
-        until(lambda: not markers.is_selected())
-        markers.click()
-        until(lambda: page.live.overlay.shown)
+        requests.put(f"http://127.0.0.1:{page.port}/overlay/on", timeout=10)
+        until(lambda: value(driver, "fixed") == "")
         assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
     until(lambda: value(driver, "state") == "polypstream does not answer")
 
