@@ -168,7 +168,7 @@ def live_sources(
     ]
     log.info("loading the model")
     segmenter = open_segmenter(settings)
-    displays = {room.name: room.display for room in listed if room.display is not None}
+    displays = rooms.displays if rooms else {}
     live = Live(opened, segmenter, settings, [*outputs, *shown], displays, changes=rooms is not None)
     if windows is not None:
         windows.keys = keys_of(live, windows)

@@ -171,6 +171,11 @@ class Rooms:
         self.rooms = read_rooms(file)
         self._reloading = threading.Lock()
 
+    @property
+    def displays(self) -> dict[str, Display]:
+        """How rooms are shown, by their names, for those that say so."""
+        return {room.name: room.display for room in self.rooms if room.display is not None}
+
     def open(self) -> list[OpenRoom]:
         """Open all rooms.
 
