@@ -341,10 +341,9 @@ class Pipeline(Generic[T]):
         thread = self._make_thread(name, partial(self._run_sink, name, sink, channel), channel, [])
         with self._delivering:
             self._before_sinks[name] = channel
+            self._last.append(channel)
             if self._delivered:
                 channel.end()
-            else:
-                self._last.append(channel)
         thread.start()
 
     def end_sink(self, name: str) -> None:
@@ -355,8 +354,8 @@ class Pipeline(Generic[T]):
         """
         with self._delivering:
             channel = self._before_sinks.pop(name)
-            if channel in self._last:
-                self._last.remove(channel)
+            self._last.remove(channel)
+            if not self._delivered:
                 channel.end()
         self.join(name)
 
@@ -454,6 +453,9 @@ class Pipeline(Generic[T]):
         self, name: str, job: Callable[[], None], input_: Channel[T] | None, outputs: list[Channel[T]]
     ) -> threading.Thread:
         """Create a thread that abandons its input and ends its outputs, whether its job succeeds or fails."""
+        before = self._threads.get(name)
+        if before is not None and (before.ident is None or before.is_alive()):
+            raise ValueError(f"{name}: two sources, stages or sinks have this name")
         self.work[name] = Work()
 
         def guarded() -> None:

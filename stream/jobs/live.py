@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -413,7 +415,8 @@ class Live:
         self.clips: dict[str, ClipSaver] = {}
         for source in sources:
             self._admit(source, (displays or {}).get(source.name))
-        self._sinks = self._isolated(sinks)
+        self._sinks: list[tuple[str, IsolatedSink]] = []
+        self._sinks += self._isolated(sinks)
 
         # Frames of different sources pass a stage at the same time, but only so many that other stages also have cores.
         # More would only wait, and be late.
@@ -464,8 +467,8 @@ class Live:
     def _admit(self, source: LiveSource, display: Display | None) -> None:
         """Note a source, before its first frame."""
         name = source.name
-        self.sources.append(source)
         self.numbers.setdefault(name, len(self.numbers))
+        insort(self.sources, source, key=lambda each: self.numbers[each.name])
         in_step = (display or self._settings.live.display) == "in-step"
         (self._in_step if in_step else self._pass_through).add(name)
         self._recent[name] = RecentFrames(name)
@@ -473,14 +476,19 @@ class Live:
 
     def _isolated(self, sinks: Sequence[tuple[str, Sink[Frame]]]) -> list[tuple[str, IsolatedSink]]:
         """Prepare sinks, before their first frame."""
-        for _, sink in sinks:
+        prepared: list[tuple[str, IsolatedSink]] = []
+        for name, sink in sinks:
             if isinstance(sink, SessionSink):
                 sink.session = SourceSession(sink.source, self._segmenter, self._settings, self.marks)
                 if sink.clean:
                     self._clean.add(sink.source)
             if isinstance(sink, ClipSaver):
                 self.clips[sink.source] = sink
-        return [(name, IsolatedSink(sink)) for name, sink in sinks]
+            # Streams to one server may differ only in what is not shown of their addresses.
+            taken = {taken for taken, _ in (*self._sinks, *prepared)}
+            names = (name if number == 1 else f"{name} ({number})" for number in count(1))
+            prepared.append((next(each for each in names if each not in taken), IsolatedSink(sink)))
+        return prepared
 
     def add(self, source: LiveSource, sinks: Sequence[tuple[str, Sink[Frame]]], display: Display | None) -> None:
         """Add a source to the running pipeline, which is `held`.

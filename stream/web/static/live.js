@@ -167,8 +167,8 @@ async function refresh() {
   try {
     const answer = await fetch("/status.json", { signal: AbortSignal.timeout(3000) });
     const statuses = await answer.json();
-    const numbers = [...videos.keys()].map((section) => Number(section.dataset.number));
-    if (statuses.map((status) => status.number).join() !== numbers.join()) await renew(statuses);
+    const numbers = [...videos.keys()].map((section) => section.dataset.number).sort();
+    if (String(statuses.map((status) => String(status.number)).sort()) !== String(numbers)) await renew(statuses);
     showVideos(true);
     for (const section of videos.keys()) {
       show(section, statuses.find((status) => String(status.number) === section.dataset.number));

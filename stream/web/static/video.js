@@ -84,7 +84,7 @@ class LiveVideo {
         shown = true;
         this.draw(frame, markers.get(frame.timestamp));
         markers.delete(frame.timestamp);
-        socket.send("shown");
+        if (socket.readyState === WebSocket.OPEN) socket.send("shown");
       },
       error: () => this.fail(),
     });
