@@ -510,7 +510,7 @@ class Live:
         self.pipeline.add_source(_reader_name(source), self._frames_of(source))
 
     def remove(self, names: Collection[str]) -> list[Sink[Frame]]:
-        """End sources of the running pipeline, and their outputs after their last frames.
+        """End sources of the running pipeline, and their outputs after their last frames. It logs what they have shown.
 
         Args:
             names: their names.
@@ -530,6 +530,7 @@ class Live:
             self.pipeline.end_sink(name)
             self._sinks.remove((name, sink))
         for source in sources:
+            log.info(describe(self._status_of(source)))
             self.sources.remove(source)
             self.clips.pop(source.name, None)
             for group in (self._in_step, self._pass_through, self._clean):
