@@ -1,13 +1,16 @@
 """What a viewer of the live page costs, and how late it sees each frame.
 
-    python benchmarks/live_page.py VIDEO [--seconds 20] [--rate 30] [--display pass-through]
+    python benchmarks/live_page.py VIDEO [--seconds 12] [--rate 30] [--rooms 1] [--display pass-through]
 
-VIDEO is played through `live` again and again. Each of its frames carries its number as bits in the left top
-corner. First both encoders of the page encode its frames in turn: bits per second, and likeness to the scaled frame
+VIDEO is played through `live` again and again, in each room. Each of its frames carries its number as bits in the left
+top corner. First both encoders of the page encode its frames in turn: bits per second, and likeness to the scaled frame
 (PSNR and SSIM of the luma). Then it is played without a viewer, with two viewers of the video, and with two of JPEGs:
-bits per second for each viewer, CPU time of the server, frames shown. The viewers are processes of their own that
-decode nothing. Then a real Chromium reads the number of each picture from its canvas: the time from the arrival of the
-frame (before it is decoded) to the canvas, and from the end of the pipeline to the canvas.
+for each room the frames shown and the latency to the sinks; bits per second for each viewer, CPU time of the server.
+Each viewer watches all rooms. The viewers are processes of their own that decode nothing. Then a real Chromium reads
+the number of each picture from its canvas: the time from the arrival of the frame (before it is decoded) to the canvas,
+and from the end of the pipeline to the canvas.
+
+With the default values it takes one to two minutes on two cores that are free. A demo is rendered before that, once.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ import shutil
 import tempfile
 import time
 import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +44,7 @@ from polypstream.core.orientation import AS_STORED
 from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.bench import LoopedVideo
-from polypstream.jobs.live import Live
+from polypstream.jobs.live import Live, Status
 from polypstream.jobs.setup import make_segmenter
 from polypstream.media.color import rgb_matrix
 from polypstream.media.jpeg import Jpeg
@@ -53,16 +59,18 @@ from polypstream.web.server import web
 BITS, BLOCK = 8, 48  # a block of the pattern is BLOCK pixels wide and high, in a video that is 1920 wide
 # Frames of the start, in which threads start and the encoders open, are not counted.
 START_S = 3.0
+# Sources play for this long if they are not closed before.
+LONGEST_S = 600.0
 HOOK = f"""
 window.seen = [];
 const draw = LiveVideo.prototype.draw;
-LiveVideo.prototype.draw = function (frame) {{
-  draw.call(this, frame);
+LiveVideo.prototype.draw = function (...drawn) {{
+  draw.call(this, ...drawn);
   const side = {BLOCK} * this.picture.width / 1920;
   const row = this.picture.getContext("2d").getImageData(0, side / 2, {BITS} * side, 1).data;
   let number = 0;
   for (let bit = 0; bit < {BITS}; bit++) number |= (row[4 * Math.round((bit + 0.5) * side)] > 127) << bit;
-  window.seen.push([number, (performance.timeOrigin + performance.now()) / 1000]);
+  window.seen.push([Number(this.path.split("/").at(-1)), number, (performance.timeOrigin + performance.now()) / 1000]);
 }};
 """
 
@@ -139,95 +147,129 @@ def likeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 class Stopwatch:
     """A sink that keeps for each number when the newest frame with it arrived, and when it came from the pipeline.
 
-    Attributes:
-        times: both, in seconds since 1970, of all frames with a number.
+    Args:
+        rooms: names of the sources.
+        frames: number of frames with different numbers.
     """
 
     queue_size = 60
 
-    def __init__(self, frames: int) -> None:
-        self._frames = frames
-        self.times: list[list[tuple[float, float]]] = [[] for _ in range(frames)]
+    def __init__(self, rooms: list[str], frames: int) -> None:
+        # Both times, in seconds since 1970, of all frames with a number.
+        self._times: dict[str, list[list[tuple[float, float]]]] = {room: [[] for _ in range(frames)] for room in rooms}
 
     def write(self, frame: Frame) -> None:
-        now = time.time()
-        self.times[frame.index % self._frames].append((now - (time.monotonic() - frame.arrived), now))
+        now, times = time.time(), self._times[frame.source]
+        times[frame.index % len(times)].append((now - (time.monotonic() - frame.arrived), now))
 
     def close(self) -> None:
         pass
 
-    def passed(self, number: int, when: float) -> tuple[float, float]:
+    def passed(self, room: str, number: int, when: float) -> tuple[float, float]:
         """Seconds from both times of a frame until it was seen on a canvas."""
-        return min((when - arrived, when - shown) for arrived, shown in self.times[number] if arrived <= when)
+        times = self._times[room][number]
+        return min((when - arrived, when - shown) for arrived, shown in times if arrived <= when)
 
 
-def watch(address: str, seconds: float, results: multiprocessing.Queue[tuple[int, int]]) -> None:
-    """Read the video for a time; bytes and pictures into a queue."""
-    viewer = websocket.create_connection(address.replace("http", "ws") + "live/0/video")
-    size = pictures = 0
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        message = viewer.recv()
-        size += len(message)
-        if isinstance(message, bytes):
-            pictures += 1
-            viewer.send("shown")
-    results.put((size, pictures))
+def watch(address: str, rooms: int, ended: Event, results: multiprocessing.Queue[tuple[float, float]]) -> None:
+    """Read the videos of all rooms until the end."""
+
+    def read(room: int, counts: Counter[str]) -> None:
+        viewer = websocket.create_connection(address.replace("http", "ws") + f"live/{room}/video")
+        while not ended.is_set():
+            message = viewer.recv()
+            counts["bytes"] += len(message)
+            if isinstance(message, bytes):
+                counts["pictures"] += 1
+                viewer.send("shown")
+
+    read_all(read, rooms, results)
 
 
-def watch_jpegs(address: str, seconds: float, results: multiprocessing.Queue[tuple[int, int]]) -> None:
-    """Read the JPEGs for a time; bytes and pictures into a queue."""
-    size = pictures = 0
-    end = time.monotonic() + seconds
-    with urllib.request.urlopen(f"{address}live/0/stream") as stream:
-        while time.monotonic() < end:
-            data = stream.read1(1 << 20)
-            size += len(data)
-            pictures += data.count(b"--frame\r\n")
-    results.put((size, pictures))
+def watch_jpegs(address: str, rooms: int, ended: Event, results: multiprocessing.Queue[tuple[float, float]]) -> None:
+    """Read the JPEGs of all rooms until the end."""
+
+    def read(room: int, counts: Counter[str]) -> None:
+        with urllib.request.urlopen(f"{address}live/{room}/stream") as stream:
+            while not ended.is_set():
+                data = stream.read1(1 << 20)
+                counts["bytes"] += len(data)
+                counts["pictures"] += data.count(b"--frame\r\n")
+
+    read_all(read, rooms, results)
 
 
-def measure(path: Path, segmenter: Segmenter, settings: Settings, rate: int, seconds: float, read: Any) -> None:
-    """Print a line about two viewers of a kind, or about none."""
-    source, browser = LoopedVideo("room", partial(open_source, str(path)), rate, seconds + 2 * START_S), Browser()
-    live = Live([source], segmenter, settings, [("web", browser)])
+def read_all(read: Any, rooms: int, results: multiprocessing.Queue[tuple[float, float]]) -> None:
+    """Read all rooms at the same time; Mbit and pictures per second into a queue."""
+    counts, started = Counter[str](), time.monotonic()
+    with ThreadPoolExecutor(rooms) as readers:
+        list(readers.map(lambda room: read(room, counts), range(rooms)))
+    passed = time.monotonic() - started
+    results.put((counts["bytes"] * 8 / 1e6 / passed, counts["pictures"] / passed))
+
+
+def played(path: Path, wanted: argparse.Namespace) -> list[LoopedVideo]:
+    """A source for each room, which plays until it is closed."""
+    open_video = partial(open_source, str(path))
+    return [LoopedVideo(f"room{number}", open_video, wanted.rate, LONGEST_S) for number in range(1, wanted.rooms + 1)]
+
+
+def measure(path: Path, segmenter: Segmenter, settings: Settings, wanted: argparse.Namespace, read: Any) -> None:
+    """Print a line about two viewers of a kind, or about none, and one about each room."""
+    browser, count = Browser(), 2 if read else 0
+    live = Live(played(path, wanted), segmenter, settings, [("web", browser)])
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
+    ended = context.Event()
     with (
         web([LivePage(live, browser)], "127.0.0.1", 0, None) as address,
         in_background("live", lambda: live.run(lambda: None), live.close),
     ):
-        viewers = [context.Process(target=read, args=(address, seconds, results)) for _ in range(2 if read else 0)]
+        viewers = [context.Process(target=read, args=(address, wanted.rooms, ended, results)) for _ in range(count)]
         for viewer in viewers:
             viewer.start()
+        while any(browser.viewers(source.name) < count for source in live.sources):
+            time.sleep(0.1)
         time.sleep(START_S)
         process = psutil.Process()
-        busy, (before,), others = process.cpu_times(), live.status(), psutil.cpu_percent()
-        time.sleep(seconds - START_S)
-        now, (after,), others = process.cpu_times(), live.status(), psutil.cpu_percent()
-        cpu = (now.user + now.system - busy.user - busy.system) / (seconds - START_S)
+        used, before, others = process.cpu_times(), live.status(), psutil.cpu_percent()
+        time.sleep(wanted.seconds)
+        now, after, others = process.cpu_times(), live.status(), psutil.cpu_percent()
+        ended.set()
         found = [results.get() for _ in viewers]
         for viewer in viewers:
             viewer.join()
-    megabits = [f"{size * 8 / seconds / 1e6:.2f} Mbit/s ({pictures} pictures)" for size, pictures in found]
+    cpu = now.user + now.system - used.user - used.system
+    shown = sum(status.shown for status in after) - sum(status.shown for status in before)
     print(
-        f"{read.__name__ if read else 'no viewer'}: shown {after.shown - before.shown} of "
-        f"{after.frames_in - before.frames_in}, CPU of the server {100 * cpu:.0f} % of a core, machine {others:.0f} %, "
-        f"latency to the sinks {after.latency_ms}, {'; '.join(megabits)}, load {os.getloadavg()[0]:.1f}",
-        flush=True,
+        f"{read.__name__ if read else 'no viewer'}: CPU of the server {100 * cpu / wanted.seconds:.0f} % of a core, "
+        f"{1000 * cpu / max(1, shown):.1f} ms per shown frame, machine {others:.0f} %, load {os.getloadavg()[0]:.1f}",
+        *(f"{megabits:.2f} Mbit/s ({pictures:.1f} pictures per second)" for megabits, pictures in found),
+        sep=", ",
     )
+    print_rooms(before, after)
 
 
-def measure_latency(
-    path: Path, frames: int, segmenter: Segmenter, settings: Settings, rate: int, seconds: float, browsers: int
+def print_rooms(before: list[Status], after: list[Status]) -> None:
+    """Print what each room got between two moments."""
+    for earlier, later in zip(before, after, strict=True):
+        print(f"  {later.source}: shown {later.shown - earlier.shown} of {later.frames_in - earlier.frames_in}", end="")
+        if later.latency_ms:
+            print(f", latency to the sinks p50 {later.latency_ms.median:.0f} ms", end="")
+            print(f", p95 {later.latency_ms.p95:.0f} ms, p99 {later.latency_ms.p99:.0f} ms", end="")
+        print(flush=True)
+
+
+def measure_canvas(
+    path: Path, frames: int, segmenter: Segmenter, settings: Settings, wanted: argparse.Namespace
 ) -> None:
     """Print the time to the canvas."""
-    source, browser = LoopedVideo("room", partial(open_source, str(path)), rate, seconds + 4 * START_S), Browser()
-    stopwatch = Stopwatch(frames)
-    live = Live([source], segmenter, settings, [("stopwatch", stopwatch), ("web", browser)])
+    sources, browser = played(path, wanted), Browser()
+    stopwatch = Stopwatch([source.name for source in sources], frames)
+    live = Live(sources, segmenter, settings, [("stopwatch", stopwatch), ("web", browser)])
     with ExitStack() as stack:
         address = stack.enter_context(web([LivePage(live, browser)], "127.0.0.1", 0, None))
-        drivers = [start_chromium(stack) for _ in range(browsers)]
+        drivers = [start_chromium(stack) for _ in range(wanted.browsers)]
         stack.enter_context(in_background("live", lambda: live.run(lambda: None), live.close))
         for driver in drivers:
             driver.get(address)
@@ -235,14 +277,14 @@ def measure_latency(
         time.sleep(START_S)
         for driver in drivers:
             driver.execute_script("window.seen = []")
-        (before,) = live.status()
-        time.sleep(seconds)
-        (after,) = live.status()
+        before = live.status()
+        time.sleep(wanted.seconds)
+        after = live.status()
         seen = [each for driver in drivers for each in driver.execute_script("return window.seen")]
-    print(f"{browsers} browser(s): {len(seen)} pictures on the canvas; shown {after.shown - before.shown} of ", end="")
-    print(f"{after.frames_in - before.frames_in}; load {os.getloadavg()[0]:.1f}")
-    passed = np.array([stopwatch.passed(number, when) for number, when in seen]) * 1000
-    for name, each in zip(("arrival", "the pipeline"), passed.T, strict=True):
+    print(f"{wanted.browsers} browser(s): {len(seen)} pictures on the canvas; load {os.getloadavg()[0]:.1f}")
+    print_rooms(before, after)
+    passed = [stopwatch.passed(sources[room].name, number, when) for room, number, when in seen]
+    for name, each in zip(("arrival", "the pipeline"), np.array(passed).T * 1000, strict=True):
         p50, p95, p99, longest = np.percentile(each, [50, 95, 99, 100])
         print(
             f"from {name} to the canvas: p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms, longest {longest:.0f} ms"
@@ -264,8 +306,9 @@ def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video")
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--rate", type=int, default=30)
+    parser.add_argument("--rooms", type=int, default=1)
     parser.add_argument("--browsers", type=int, default=1)
     parser.add_argument("--display", choices=("in-step", "pass-through"), default="in-step")
     wanted = parser.parse_args()
@@ -278,8 +321,8 @@ def main() -> None:
         settings = Settings.model_validate({"live": {"display": wanted.display}})
         segmenter = make_segmenter(settings)
         for read in (None, watch, watch_jpegs):
-            measure(path, segmenter, settings, wanted.rate, wanted.seconds, read)
-        measure_latency(path, frames, segmenter, settings, wanted.rate, wanted.seconds, wanted.browsers)
+            measure(path, segmenter, settings, wanted, read)
+        measure_canvas(path, frames, segmenter, settings, wanted)
 
 
 if __name__ == "__main__":

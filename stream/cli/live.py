@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import threading
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,15 +24,14 @@ from polypstream.cli.options import (
     open_segmenter,
     read_settings,
 )
-from polypstream.core.formatting import quoted
-from polypstream.errors import SettingsError
+from polypstream.errors import PolypstreamError, SettingsError
 
 if TYPE_CHECKING:
     from polypstream.cli.progress import StatusLines
     from polypstream.core.frame import Frame
     from polypstream.core.pipeline import Sink
     from polypstream.jobs.live import Live
-    from polypstream.sinks.rolling import RollingRecording
+    from polypstream.jobs.live_rooms import Rooms
     from polypstream.sinks.window import Windows
 
 log = logging.getLogger(__name__)
@@ -110,34 +111,55 @@ def live_sources(
     """
     with importing():
         from polypstream.cli.progress import StatusLines
-        from polypstream.core.pipeline import POLL_S
-        from polypstream.jobs.live import Live, clips_of, describe, keys_of, open_sources, pushes_of, recordings_of
-        from polypstream.jobs.live_rooms import displays_of, read_rooms, room_pushes, room_recordings
+        from polypstream.core.pipeline import POLL_S, in_background
+        from polypstream.jobs.live import (
+            Live,
+            aims_of,
+            clips_of,
+            describe,
+            keys_of,
+            open_sources,
+            pushes_of,
+            recordings_of,
+            written_by,
+        )
+        from polypstream.jobs.live_rooms import Rooms
         from polypstream.sinks.bell import Bell
         from polypstream.sinks.browser import Browser
         from polypstream.sinks.window import REFRESH_RATE, Windows
         from polypstream.web.live import LivePage
         from polypstream.web.server import parse_listen, web
     settings = read_settings(config, set_, model)
-    rooms = read_rooms(rooms_file) if rooms_file else []
-    if rooms and (sources or record or record_clean or push):
+    if rooms_file and (sources or record or record_clean or push):
         raise SettingsError("--rooms: leave out SOURCE, --record, --record-clean and --push; the file has them")
-    if not (rooms or sources):
+    if not (rooms_file or sources):
         raise SettingsError("live: name a SOURCE, such as /dev/video0, or give --rooms FILE.yaml")
-    files = [record, record_clean, *(file for room in rooms for file in (room.record, room.record_clean))]
-    sent = [push, *(room.push for room in rooms)]
+    hangups = _hangups() if rooms_file else SimpleQueue[bool]()
+    rooms = Rooms(rooms_file, settings, masks, clips) if rooms_file else None
+    listed = rooms.rooms if rooms else []
+    files = [record, record_clean, *(file for room in listed for file in (room.record, room.record_clean))]
+    sent = [push, *(room.push for room in listed)]
     if not any((window, *files, *sent, serve is not None, settings.live.sound)):
         raise SettingsError(NO_OUTPUT)
     if masks and not any(files):
         raise SettingsError("--masks: goes with --record or --record-clean; give one of them, too")
-    listen = None if serve is None else parse_listen(serve)
-    _check_devices(sources or [])
-    opened = open_sources(sources or [f"{room.name}={room.source}" for room in rooms], settings)
     if record and record_clean and record.resolve() == record_clean.resolve():
         raise SettingsError(f"--record-clean {record_clean}: is the file of --record, too; give it another name")
-    recordings = recordings_of(record, opened, settings, masks=masks) if record else []
-    recordings += recordings_of(record_clean, opened, settings, clean=True, masks=masks) if record_clean else []
-    recordings += room_recordings(rooms, opened, settings, masks)
+    if clips is not None and not window and serve is None:
+        raise SettingsError("--clips: nothing can ask for a clip; add --window or --serve")
+    listen = None if serve is None else parse_listen(serve)
+    outputs: list[tuple[str, Sink[Frame]]] = []
+    if rooms:
+        started = rooms.open()
+        opened = [room.source for room in started]
+        outputs += [sink for room in started for sink in room.sinks]
+    else:
+        _check_devices(sources or [])
+        opened = open_sources(sources or [], settings)
+        outputs += recordings_of(record, opened, settings, masks=masks) if record else []
+        outputs += recordings_of(record_clean, opened, settings, clean=True, masks=masks) if record_clean else []
+        outputs += pushes_of(push or [], opened, settings)
+        outputs += clips_of(clips, opened, settings) if clips is not None else []
     windows = Windows(settings.live.window) if window else None
     browser = Browser() if serve is not None else None
     shown: list[tuple[str, Sink[Frame]]] = [
@@ -145,36 +167,31 @@ def live_sources(
         for name, sink in (("web", browser), ("window", windows), ("bell", Bell() if settings.live.sound else None))
         if sink
     ]
-    if clips is not None and windows is None and browser is None:
-        raise SettingsError("--clips: nothing can ask for a clip; add --window or --serve")
-    pushes = [*pushes_of(push or [], opened, settings), *room_pushes(rooms, opened, settings)]
-    kept = clips_of(clips, opened, settings) if clips is not None else []
     log.info("loading the model")
     segmenter = open_segmenter(settings)
-    live = Live(opened, segmenter, settings, [*recordings, *pushes, *kept, *shown], displays_of(rooms))
+    displays = rooms.displays if rooms else {}
+    live = Live(opened, segmenter, settings, [*outputs, *shown], displays, changes=rooms is not None)
     if windows is not None:
-        windows.keys = keys_of(live, [recording for _, recording in recordings], windows)
-        windows.recordings = {recording.source: recording for _, recording in recordings}
+        windows.keys = keys_of(live, windows)
+        windows.recordings = live.recording_of
     with ExitStack() as stack:
         if listen is not None and browser is not None:
-            typer.echo(stack.enter_context(web([LivePage(live, browser)], *listen, token)))
+            typer.echo(stack.enter_context(web([LivePage(live, browser, rooms)], *listen, token)))
             log.info(f"{_how_to_open(listen[0])}; Ctrl-C stops the video")
-        aims = [(each.source, each.aim) for _, each in recordings] + [(each.source, each.aim) for _, each in pushes]
-        for source, aim in aims:
-            log.info(f"{source}: {aim}; Ctrl-C ends it")
-        if kept:
+        for line in aims_of(live.outputs()):
+            log.info(f"{line}; Ctrl-C ends it")
+        if live.clips:
             seconds = f"the last {settings.live.keep_seconds:g} seconds of each source are kept in memory"
             log.info(f"{seconds}; a clip of them is saved in {clips} when you ask for it")
+        if rooms:
+            reload = partial(_reload_on, hangups, rooms, live)
+            stack.enter_context(in_background("reload", reload, lambda: hangups.put(False)))
         try:
             with StatusLines() as lines:
                 live.run(partial(_update, live, windows, lines), POLL_S if windows is None else 1 / REFRESH_RATE)
         finally:
-            for status in live.status():
-                typer.echo(describe(status))
-            for _, recording in recordings:
-                typer.echo(f"{recording.source}: {recording.written}{_reports_of(recording)}")
-            for _, sender in pushes:
-                typer.echo(f"{sender.source}: {sender.doing}")
+            for line in (*map(describe, live.status()), *written_by(live.outputs())):
+                typer.echo(line)
             for problem in (*live.failed_sources(), *live.failed_sinks()):
                 log.error(problem)
     if live.failed_sources() or live.failed_sinks():
@@ -194,13 +211,21 @@ def _check_devices(sources: list[str]) -> None:
         check_device(split_name(source)[1])
 
 
-def _reports_of(recording: RollingRecording) -> str:
-    """Say which reports of a recording can be opened."""
-    from polypstream.sinks.rolling import results_folder
+def _hangups() -> SimpleQueue[bool]:
+    """Return a queue that gets True at each SIGHUP, which Windows does not have. Without this, it ends the program."""
+    received: SimpleQueue[bool] = SimpleQueue()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: received.put(True))
+    return received
 
-    reports = (results_folder(file) / "report.html" for file in recording.files)
-    there = [quoted(report) for report in reports if report.is_file()]
-    return f"; open {', '.join(there)}" if there else ""
+
+def _reload_on(hangups: SimpleQueue[bool], rooms: Rooms, live: Live) -> None:
+    """Read the file of the rooms again for each True, until there is a False."""
+    while hangups.get():
+        try:
+            rooms.reload(live)
+        except PolypstreamError as error:
+            log.error(f"{error}; nothing was changed")
 
 
 def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:

@@ -144,6 +144,27 @@ class FetchedPicture:
         return self.fetch()
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnMarkers:
+    """What the overlay has drawn on a picture, for those that draw it themselves.
+
+    Attributes:
+        unmarked: the picture before the markers were drawn, with everything else that is drawn on it.
+        colour: of the markers, #rrggbb.
+        opacity: of the fill of each polygon, 0..1; 0 if only lines are drawn.
+        width: of the lines in pixels of the frame; 0 if there are none.
+        polygons: int32 [n, 2] each, x and y in pixels of the frame.
+        labels: text beside each polygon; may be empty.
+    """
+
+    unmarked: VideoFrame
+    colour: str
+    opacity: float
+    width: int
+    polygons: list[np.ndarray]
+    labels: list[str]
+
+
 @dataclass(slots=True)
 class Frame:
     """One frame, and what the stages attach to it.
@@ -160,6 +181,8 @@ class Frame:
         as_recorded: picture and pts are exactly those of the recording. Who changes the picture clears it.
         clean: the picture before anything is drawn on it, for recordings without markers; set by stage `clean`, in live
             video only.
+        drawn: the markers that are drawn on the picture, and the picture without them; set by stage `overlay`, in live
+            video for the page only. None: no markers are drawn, or those of a heat map.
         has_signal: False for a placeholder, which is shown while the source sends nothing. Inference skips it.
         problem: why the frame has no markers, as text for the user; set by FailSafe and LatestMarkers.
         markers_age: seconds since the arrival of the frame whose markers are drawn; 0 if they belong to this frame.
@@ -190,6 +213,7 @@ class Frame:
     orientation: Orientation = AS_STORED
     as_recorded: bool = False
     clean: VideoFrame | None = None
+    drawn: DrawnMarkers | None = None
     has_signal: bool = True
     problem: str = ""
     markers_age: float = 0.0

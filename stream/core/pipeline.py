@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -23,6 +23,8 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 QUEUE = 4
 POLL_S = 0.1
+# Longest time for which changes wait for the start of a pipeline.
+START_S = 10.0
 
 
 class Stage(Protocol[T]):
@@ -186,6 +188,17 @@ class Channel(Generic[T]):
         while items := self.take(1):
             yield items[0]
 
+    def begin(self) -> None:
+        """Declare that there is one more producer.
+
+        Raises:
+            Closed: the channel has ended, or the consumer has called `abandon`.
+        """
+        with self._changed:
+            if self._abandoned or not self._producers:
+                raise Closed
+            self._producers += 1
+
     def end(self) -> None:
         """Declare, as one of the producers, that no more items will be put."""
         with self._changed:
@@ -226,6 +239,8 @@ class Work:
 class Pipeline(Generic[T]):
     """One or more sources, then stages in sequence, then all sinks in parallel.
 
+    While it runs, sources can be added to it, and sinks can be added and ended.
+
     After an error in one thread the sources stop. Items that have already passed that point still reach every sink.
     Then every sink is closed, and the first error is raised.
 
@@ -256,33 +271,106 @@ class Pipeline(Generic[T]):
         close: Callable[[], None] = lambda: None,
         counts: Callable[[T], bool] = lambda _: True,
     ) -> None:
-        self._close = close
-        self._stopping = threading.Event()
+        self._close, self._queue, self._drop_oldest_by, self._counts = close, queue, drop_oldest_by, counts
+        self._started, self._stopping = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
         sizes = [max(queue, stage[2]) if drop_oldest_by is None else queue for stage in stages]
-        sizes += [sink.queue_size if isinstance(sink, BufferedSink) else queue for _, sink in sinks]
+        sizes += [self._size_before(sink) for _, sink in sinks]
         producers = [len(sources) if index == 0 else 1 for index in range(len(sizes))]
         self.channels = [
             Channel[T](size, drop_oldest_by, count, counts) for size, count in zip(sizes, producers, strict=True)
         ]
-        self._between, before_sinks = self.channels[: len(stages)], self.channels[len(stages) :]
-        self._before_sinks = dict(zip((name for name, _ in sinks), before_sinks, strict=True))
-        outputs = [*([channel] for channel in self._between), before_sinks]
+        self._between, self._last = self.channels[: len(stages)], self.channels[len(stages) :]
+        self._before_sinks = dict(zip((name for name, _ in sinks), self._last, strict=True))
+        # Held while the last stage processes items and delivers them, and while the channels before the sinks change.
+        self._delivering, self._delivered = threading.Lock(), False
+        outputs = [*([channel] for channel in self._between), self._last]
+        self._first = outputs[0]
         self.work: dict[str, Work] = {}
-        self._threads = []
+        self._threads: dict[str, threading.Thread] = {}
         for name, source in sources:
-            self.work[name] = Work()
-            self._threads.append(
-                self._thread(name, partial(self._run_source, name, source, outputs[0]), None, outputs[0])
-            )
+            self._make_source(name, source)
         for (name, stage, most), input_, output in zip(stages, self._between, outputs[1:], strict=True):
-            self.work[name] = Work()
-            job = partial(self._run_stage, name, stage, most, input_, output)
-            self._threads.append(self._thread(name, job, input_, output))
-        for (name, sink), input_ in zip(sinks, before_sinks, strict=True):
-            self.work[name] = Work()
-            self._threads.append(self._thread(name, partial(self._run_sink, name, sink, input_), input_, []))
+            self._make_thread(name, partial(self._run_stage, name, stage, most, input_, output), input_, output)
+        for (name, sink), input_ in zip(sinks, self._last, strict=True):
+            self._make_thread(name, partial(self._run_sink, name, sink, input_), input_, [])
+
+    def _size_before(self, sink: Sink[T]) -> int:
+        return sink.queue_size if isinstance(sink, BufferedSink) else self._queue
+
+    def _make_source(self, name: str, source: Iterator[T]) -> threading.Thread:
+        return self._make_thread(name, partial(self._run_source, name, source, self._first), None, self._first)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the pipeline running while the block runs, even if all sources end. It must have stages.
+
+        Raises:
+            Closed: it has ended, is about to, or does not start.
+        """
+        if not self._started.wait(START_S):
+            raise Closed
+        self._between[0].begin()
+        try:
+            yield
+        finally:
+            self._between[0].end()
+
+    def add_source(self, name: str, source: Iterator[T]) -> None:
+        """Add a source to the running pipeline, which is `held`.
+
+        Args:
+            name: name of its thread; no other one has it.
+            source: the source.
+
+        Raises:
+            Closed: the pipeline has failed.
+        """
+        self._between[0].begin()
+        self._make_source(name, source).start()
+
+    def add_sink(self, name: str, sink: Sink[T]) -> None:
+        """Add a sink to the running pipeline, which is `held`. It gets the items that are delivered from now on.
+
+        Args:
+            name: name of its thread; no other one has it.
+            sink: the sink.
+        """
+        channel = Channel[T](self._size_before(sink), self._drop_oldest_by, 1, self._counts)
+        thread = self._make_thread(name, partial(self._run_sink, name, sink, channel), channel, [])
+        with self._delivering:
+            self._before_sinks[name] = channel
+            self._last.append(channel)
+            if self._delivered:
+                channel.end()
+        thread.start()
+
+    def end_sink(self, name: str) -> None:
+        """End a sink after the items that the last stage has processed so far, and wait until it is closed.
+
+        Args:
+            name: its name.
+        """
+        with self._delivering:
+            channel = self._before_sinks.pop(name)
+            self._last.remove(channel)
+            if not self._delivered:
+                channel.end()
+        self.join(name)
+
+    def join(self, name: str) -> None:
+        """Wait until a source or a sink has ended.
+
+        Args:
+            name: its name.
+        """
+        self._threads[name].join()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is stopping after an error or an interruption."""
+        return self._stopping.is_set()
 
     def run(self, poll: Callable[[], None] = lambda: None, every: float = POLL_S) -> None:
         """Start all threads and wait until they have ended.
@@ -295,18 +383,22 @@ class Pipeline(Generic[T]):
             BaseException: the first error of any thread or of `poll`. KeyboardInterrupt also stops the sources; it is
                 raised after the items in the queues have reached the sinks.
         """
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.start()
+        self._started.set()
         try:
-            while alive := [thread for thread in self._threads if thread.is_alive()]:
+            while alive := self._alive():
                 alive[0].join(every)
                 poll()
         except BaseException as error:
             self._fail(error)
-            for thread in self._threads:
-                thread.join()
+            while alive := self._alive():
+                alive[0].join()
         if self._error is not None:
             raise self._error
+
+    def _alive(self) -> list[threading.Thread]:
+        return [thread for thread in list(self._threads.values()) if thread.is_alive()]
 
     def _run_source(self, name: str, source: Iterator[T], outputs: list[Channel[T]]) -> None:
         work = self.work[name]
@@ -322,11 +414,16 @@ class Pipeline(Generic[T]):
     def _run_stage(self, name: str, stage: Stage[T], most: int, input_: Channel[T], outputs: list[Channel[T]]) -> None:
         work = self.work[name]
         while items := input_.take(most):
-            with work:
-                items = stage(items)
-            work.items += len(items)
-            for output in outputs:
-                output.put(*items)
+            with self._delivery(outputs):
+                with work:
+                    items = stage(items)
+                work.items += len(items)
+                for output in outputs:
+                    output.put(*items)
+
+    def _delivery(self, outputs: list[Channel[T]]) -> AbstractContextManager[object]:
+        """Hold the channels before the sinks as they are, if these are the outputs."""
+        return self._delivering if outputs is self._last else nullcontext()
 
     def _run_sink(self, name: str, sink: Sink[T], input_: Channel[T]) -> None:
         work = self.work[name]
@@ -350,12 +447,16 @@ class Pipeline(Generic[T]):
     @property
     def dropped_by_sinks(self) -> dict[str, Counter[Hashable]]:
         """Number of items that each sink was too slow for, by sink and key. The other sinks received them."""
-        return {name: channel.dropped for name, channel in self._before_sinks.items()}
+        return {name: channel.dropped for name, channel in list(self._before_sinks.items())}
 
-    def _thread(
+    def _make_thread(
         self, name: str, job: Callable[[], None], input_: Channel[T] | None, outputs: list[Channel[T]]
     ) -> threading.Thread:
         """Create a thread that abandons its input and ends its outputs, whether its job succeeds or fails."""
+        before = self._threads.get(name)
+        if before is not None and (before.ident is None or before.is_alive()):
+            raise ValueError(f"{name}: two sources, stages or sinks have this name")
+        self.work[name] = Work()
 
         def guarded() -> None:
             try:
@@ -367,10 +468,14 @@ class Pipeline(Generic[T]):
             finally:
                 if input_ is not None:
                     input_.abandon()
-                for output in outputs:
-                    output.end()
+                with self._delivery(outputs):
+                    self._delivered = self._delivered or outputs is self._last
+                    for output in outputs:
+                        output.end()
 
-        return threading.Thread(target=guarded, name=f"polypstream-{name}", daemon=True)
+        thread = threading.Thread(target=guarded, name=f"polypstream-{name}", daemon=True)
+        self._threads[name] = thread
+        return thread
 
     def _fail(self, error: BaseException) -> None:
         """Store the first error and stop the sources."""

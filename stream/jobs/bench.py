@@ -348,6 +348,7 @@ class LoopedVideo:
         self.name, self.signal = name, Signal(there=True, problem="")
         self.format: PictureFormat | None = None
         self._open_video, self._rate, self._count = open_video, rate, round(rate * seconds)
+        self._closed = False
 
     def frames(self) -> Iterator[Frame]:
         """Each frame arrives when it is due and is decoded then: decoding counts as latency, opening does not."""
@@ -359,12 +360,13 @@ class LoopedVideo:
                     time.sleep(max(0.0, due - time.monotonic()))
                     yield replace(frame, index=index, arrived=due, source=self.name)
                     index, due = index + 1, due + 1 / self._rate
-                    if index == self._count:
+                    if index == self._count or self._closed:
                         return
             due = 0.0
 
     def close(self) -> None:
-        """Do nothing: the source ends by itself."""
+        """End `frames` after the next frame."""
+        self._closed = True
 
 
 class _DelayRecorder:

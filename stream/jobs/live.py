@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from polypstream.core.addresses import NAME, redacted, split_name
 from polypstream.core.config import Display, Settings
-from polypstream.core.formatting import clock, words_of
+from polypstream.core.formatting import clock, quoted, words_of
 from polypstream.core.frame import Frame
 from polypstream.core.marks import TITLES, Mark, MarkKind, Marks
 from polypstream.core.pipeline import POLL_S, ByKey, Channel, Pipeline, Sink, Stage, in_background
@@ -28,9 +30,10 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live_changes import LiveChanges
 from polypstream.jobs.live_recent import Recent, RecentFrames
 from polypstream.jobs.live_session import SourceSession
+from polypstream.sinks.browser import Browser
 from polypstream.sinks.clips import ClipSaver
 from polypstream.sinks.push import Push
-from polypstream.sinks.rolling import RollingRecording, Session
+from polypstream.sinks.rolling import RollingRecording, Session, results_folder
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
 from polypstream.stages.findings import FindingsTracker, choose_rules
@@ -56,6 +59,8 @@ QUEUE = 1
 PERCENTILES = (50, 95, 99, 100)
 # Seconds after which a source that has sent nothing is reported.
 SILENCE_S = 3.0
+# Seconds between two looks at whether the last frames of a source that is removed are delivered.
+DRAIN_POLL_S = 0.01
 log = logging.getLogger(__name__)
 
 
@@ -337,6 +342,27 @@ def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Set
     return sinks
 
 
+def aims_of(sinks: Sequence[Sink[Frame]]) -> list[str]:
+    """Say where recordings and streams among some sinks go, one line each."""
+    return [f"{sink.source}: {sink.aim}" for sink in sinks if isinstance(sink, RollingRecording | Push)]
+
+
+def written_by(sinks: Sequence[Sink[Frame]]) -> list[str]:
+    """Say what recordings and streams among some sinks have written and sent, one line each."""
+    return [
+        f"{sink.source}: {f'{sink.written}{_reports_of(sink)}' if isinstance(sink, RollingRecording) else sink.doing}"
+        for sink in sinks
+        if isinstance(sink, RollingRecording | Push)
+    ]
+
+
+def _reports_of(recording: RollingRecording) -> str:
+    """Say which reports of a recording can be opened."""
+    reports = (results_folder(file) / "report.html" for file in recording.files)
+    there = [quoted(report) for report in reports if report.is_file()]
+    return f"; open {', '.join(there)}" if there else ""
+
+
 class Live:
     """The pipeline of live sources.
 
@@ -346,12 +372,14 @@ class Live:
         settings: settings of the run.
         sinks: name and sink of each.
         displays: how sources are shown, by their names; the others are shown as `live.display` says.
+        changes: sources may be added and removed while it runs.
 
     Raises:
         SettingsError: the settings ask for what only recordings support.
 
     Attributes:
         overlay: the stage that draws the markers; it can be switched off and on.
+        numbers: number of each source by its name, for addresses.
         marks: marks of the sources.
         clips: what keeps the last seconds of a source, by its name.
     """
@@ -363,6 +391,7 @@ class Live:
         settings: Settings,
         sinks: Sequence[tuple[str, Sink[Frame]]],
         displays: Mapping[str, Display] | None = None,
+        changes: bool = False,
     ) -> None:
         if settings.deidentify.enabled:
             raise SettingsError("deidentify.enabled: is for recordings; live pictures are not de-identified")
@@ -371,24 +400,34 @@ class Live:
                 f"inference.every={settings.inference.every}: is for recordings; in live video every frame that is not "
                 f"dropped is segmented; write inference.every=1"
             )
-        self.sources, self.marks = sources, Marks()
+        self.sources: list[LiveSource] = []
+        self.numbers: dict[str, int] = {}
+        self.marks = Marks()
         self._fail_safe, self._staleness, self._meter = (
             FailSafe(segmenter),
             StalenessFilter(settings.live.max_staleness),
             LatencyMeter(),
         )
+        self._segmenter, self._settings = segmenter, settings
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings
         rules = choose_rules(findings, card.threshold, card.peak)
-        self.overlay = Overlay(overlay, "none" if overlay.labels == "auto" else overlay.labels)
-        pass_through = {
-            source.name
-            for source in sources
-            if (displays or {}).get(source.name, settings.live.display) == "pass-through"
-        }
+        labels = "none" if overlay.labels == "auto" else overlay.labels
+        self.overlay = Overlay(overlay, labels, any(isinstance(sink, Browser) for _, sink in sinks))
+        # Names of the sources that are shown in either way, and of those whose pictures without markers are needed.
+        self._in_step, self._pass_through, self._clean = set[str](), set[str](), set[str]()
+        self._received: Counter[str] = Counter()
+        self._recent: dict[str, RecentFrames] = {}
+        self._ends: dict[str, _End] = {}
+        self._silent_from: dict[str, float] = {}
+        self.clips: dict[str, ClipSaver] = {}
+        for source in sources:
+            self._admit(source, (displays or {}).get(source.name))
+        self._sinks: list[tuple[str, IsolatedSink]] = []
+        self._sinks += self._isolated(sinks)
 
         # Frames of different sources pass a stage at the same time, but only so many that other stages also have cores.
         # More would only wait, and be late.
-        most = min(len(sources), max(2, (os.cpu_count() or 1) // 2))
+        most = max(2, (os.cpu_count() or 1) // 2)
         self._workers = ThreadPoolExecutor(most)
 
         def by_source(name: str, stage: Stage[Frame]) -> tuple[str, Stage[Frame], int]:
@@ -404,35 +443,137 @@ class Live:
                 by_source("findings", SkipInvalid(PerSource(lambda: FindingsTracker(rules, findings.steady)), only)),
             ]
 
-        in_step = {source.name for source in sources} - pass_through
-        stages: NamedStages = analysis(in_step) if in_step else []
-        session_sinks = [sink for _, sink in sinks if isinstance(sink, SessionSink)]
-        for sink in session_sinks:
-            sink.session = SourceSession(sink.source, segmenter, settings, self.marks)
+        stages = analysis(self._in_step) if self._in_step or changes else []
         drawing: NamedStages = [
-            *([("clean", CleanKeeper(), 1)] if any(sink.clean for sink in session_sinks) else []),
-            by_source("overlay", SkipInvalid(self.overlay)),
+            *([("clean", CleanKeeper(self._clean), 1)] if self._clean or changes else []),
             by_source("status", StatusOverlay()),
+            by_source("overlay", SkipInvalid(self.overlay)),
             ("staleness", self._staleness, 1),
             ("latency", self._meter, 1),
         ]
         self._background: Pipeline[Frame] | None = None
         self._background_problem = ""
-        if pass_through:
+        if self._pass_through or changes:
             self._pictures = Channel[Frame](QUEUE, _source_of)
             markers = LatestMarkers(settings.live.max_staleness)
             pictures = [("pictures", iter(self._pictures))]
-            self._background = Pipeline(pictures, analysis(pass_through), [("markers", markers)], QUEUE, _source_of)
-            stages = [*stages, ("markers", SkipInvalid(markers, pass_through), 1)]
-            sinks = [*sinks, ("aside", BackgroundInferenceFeed(self._pictures, markers))]
-        self._received: Counter[str] = Counter()
-        self._recent = {source.name: RecentFrames(source.name) for source in sources}
-        incoming = [(f"read {source.name}", self._frames_of(source)) for source in sources]
-        self.clips = {sink.source: sink for _, sink in sinks if isinstance(sink, ClipSaver)}
-        self._sinks = [(name, IsolatedSink(sink)) for name, sink in sinks]
+            found = [("markers", markers)]
+            self._background = Pipeline(pictures, analysis(self._pass_through), found, QUEUE, _source_of)
+            stages = [*stages, ("markers", SkipInvalid(markers, self._pass_through), 1)]
+            self._sinks.append(("aside", IsolatedSink(BackgroundInferenceFeed(self._pictures, markers))))
         self.pipeline = Pipeline(
-            incoming, [*stages, *drawing], self._sinks, QUEUE, _source_of, self.close, lambda frame: frame.has_signal
+            [(_reader_name(source), self._frames_of(source)) for source in sources],
+            [*stages, *drawing],
+            self._sinks,
+            QUEUE,
+            _source_of,
+            self.close,
+            lambda frame: frame.has_signal,
         )
+
+    def _admit(self, source: LiveSource, display: Display | None) -> None:
+        """Note a source, before its first frame."""
+        name = source.name
+        self.numbers.setdefault(name, len(self.numbers))
+        insort(self.sources, source, key=lambda each: self.numbers[each.name])
+        in_step = (display or self._settings.live.display) == "in-step"
+        (self._in_step if in_step else self._pass_through).add(name)
+        self._recent[name] = RecentFrames(name)
+        self._silent_from[name] = time.monotonic() + SILENCE_S
+
+    def _isolated(self, sinks: Sequence[tuple[str, Sink[Frame]]]) -> list[tuple[str, IsolatedSink]]:
+        """Prepare sinks, before their first frame."""
+        prepared: list[tuple[str, IsolatedSink]] = []
+        for name, sink in sinks:
+            if isinstance(sink, SessionSink):
+                sink.session = SourceSession(sink.source, self._segmenter, self._settings, self.marks)
+                if sink.clean:
+                    self._clean.add(sink.source)
+            if isinstance(sink, ClipSaver):
+                self.clips[sink.source] = sink
+            # Streams to one server may differ only in what is not shown of their addresses.
+            taken = {taken for taken, _ in (*self._sinks, *prepared)}
+            names = (name if number == 1 else f"{name} ({number})" for number in count(1))
+            prepared.append((next(each for each in names if each not in taken), IsolatedSink(sink)))
+        return prepared
+
+    def add(self, source: LiveSource, sinks: Sequence[tuple[str, Sink[Frame]]], display: Display | None) -> None:
+        """Add a source to the running pipeline, which is `held`.
+
+        If a source of this name was removed, numbers and times of its frames go on.
+
+        Args:
+            source: the source. No present one has its name.
+            sinks: name and sink of each output of this source.
+            display: how it is shown; None: as `live.display` says.
+
+        Raises:
+            Closed: the pipeline has failed.
+        """
+        self._admit(source, display)
+        for name, sink in self._isolated(sinks):
+            self.pipeline.add_sink(name, sink)
+            self._sinks.append((name, sink))
+        self.pipeline.add_source(_reader_name(source), self._frames_of(source))
+
+    def remove(self, names: Collection[str]) -> list[Sink[Frame]]:
+        """End sources of the running pipeline, and their outputs after their last frames. It logs what they have shown.
+
+        Args:
+            names: their names.
+
+        Returns:
+            The outputs, which are closed.
+        """
+        sources = [source for source in self.sources if source.name in names]
+        for source in sources:
+            source.close()
+        for source in sources:
+            self.pipeline.join(_reader_name(source))
+            while not self._is_delivered(source.name) and not self.pipeline.failed:
+                time.sleep(DRAIN_POLL_S)
+        ended = [(name, sink) for name, sink in self._sinks if _source_of_sink(sink) in names]
+        for name, sink in ended:
+            self.pipeline.end_sink(name)
+            self._sinks.remove((name, sink))
+        for source in sources:
+            log.info(describe(self._status_of(source)))
+            self.sources.remove(source)
+            self.clips.pop(source.name, None)
+            for group in (self._in_step, self._pass_through, self._clean):
+                group.discard(source.name)
+        return [sink.sink for _, sink in ended]
+
+    def forget(self, name: str) -> None:
+        """Release what sinks keep of a source that was removed.
+
+        Args:
+            name: its name.
+        """
+        for sink in self.outputs():
+            if isinstance(sink, Browser | Windows):
+                sink.forget(name)
+
+    def _is_delivered(self, name: str) -> bool:
+        """Whether all frames of a source that has ended were shown or dropped."""
+        passed = sum(self._meter.shown_by_origin(name).values()) + sum(self._dropped(name).values())
+        return passed == self._received[name]
+
+    def outputs(self) -> list[Sink[Frame]]:
+        """The present sinks."""
+        return [each.sink for _, each in list(self._sinks)]
+
+    def recordings(self) -> list[RollingRecording]:
+        """The present recordings."""
+        return [sink for sink in self.outputs() if isinstance(sink, RollingRecording)]
+
+    def recording_of(self, source: str) -> RollingRecording | None:
+        """The present recording of a source.
+
+        Args:
+            source: its name.
+        """
+        return next((recording for recording in self.recordings() if recording.source == source), None)
 
     def run(self, poll: Callable[[], None], every: float = POLL_S) -> None:
         """Run until every source has ended, or `poll` raises. KeyboardInterrupt means that the user ended the run.
@@ -445,14 +586,10 @@ class Live:
             every: approximate time between two calls in seconds.
         """
         cv2.setNumThreads(1)  # stages and sources have threads already
-        report_at: float | None = time.monotonic() + SILENCE_S
         changes = LiveChanges(self.sources)
 
         def poll_all() -> None:
-            nonlocal report_at
-            if report_at is not None and time.monotonic() > report_at:
-                report_at = None
-                self._report_silence()
+            self._report_silence()
             self._count_recent()
             changes.look({each.name: each.problem for each in self.sinks() if each.problem != CONNECTING})
             poll()
@@ -465,19 +602,27 @@ class Live:
                     self.pipeline.run(poll_all, every)
 
     def _report_silence(self) -> None:
-        """Log one line for each source that has sent nothing."""
-        for source in self.sources:
-            if not self._received[source.name] and not source.signal.ended:
+        """Log one line for each source that has sent nothing for a while, once."""
+        for source in list(self.sources):
+            if time.monotonic() < self._silent_from.get(source.name, float("inf")):
+                continue
+            del self._silent_from[source.name]
+            if not source.signal.there and not source.format and not source.signal.ended:
                 reason = source.signal.problem
                 log.warning(
                     f"{source.name}: nothing has arrived yet ({reason}). polypstream keeps trying. Ctrl-C stops it."
                 )
 
     def _frames_of(self, source: LiveSource) -> Iterator[Frame]:
-        """Frames of a source. An error ends this source only, and is reported in its signal."""
+        """Frames of a source. An error ends this source only, and is reported in its signal.
+
+        If another source had its name before, their numbers and times go on, as after a signal that was lost.
+        """
+        before = self._ends.get(source.name)
         try:
-            for frame in source.frames():
+            for frame in source.frames() if before is None else before.continued(source.frames()):
                 self._received[source.name] += frame.has_signal
+                self._ends[source.name] = _End(frame.index, frame.seconds, frame.arrived)
                 yield frame
         except Exception as error:  # whatever a library raises
             source.signal.there, source.signal.problem = False, words_of(error)
@@ -491,7 +636,7 @@ class Live:
 
     def close(self) -> None:
         """End the sources."""
-        for source in self.sources:
+        for source in list(self.sources):
             source.close()
 
     def mark(self, source: str, kind: MarkKind, text: str = "") -> Mark | None:
@@ -514,15 +659,15 @@ class Live:
 
     def failed_sources(self) -> list[str]:
         """Sources that were given up, one line each."""
-        return [f"{each.name}: {each.signal.problem}" for each in self.sources if each.signal.given_up]
+        return [f"{each.name}: {each.signal.problem}" for each in list(self.sources) if each.signal.given_up]
 
     def failed_sinks(self) -> list[str]:
         """Problems of sinks that have failed for good, one line each."""
-        return [sink.problem for _, sink in self._sinks if sink.problem]
+        return [sink.problem for _, sink in list(self._sinks) if sink.problem]
 
     def sinks(self) -> list[SinkStatus]:
         """State of each sink."""
-        return [_status_of_sink(name, sink) for name, sink in self._sinks]
+        return [_status_of_sink(name, sink) for name, sink in list(self._sinks)]
 
     def sink_problems(self) -> list[str]:
         """Current problems of sinks, such as a push without a receiver, one line each."""
@@ -530,7 +675,7 @@ class Live:
 
     def status(self) -> list[Status]:
         """State of each source."""
-        return [self._status_of(source) for source in self.sources]
+        return [self._status_of(source) for source in list(self.sources)]
 
     def _dropped(self, source: str) -> dict[str, int]:
         """Numbers of frames of a source that were not shown, by reason."""
@@ -539,7 +684,7 @@ class Live:
     def _count_recent(self) -> None:
         """Note the numbers of frames of each source, and log if the model is too slow for them."""
         unseen = self._background.dropped + self._pictures.dropped if self._background else Counter[Hashable]()
-        for name, recent in self._recent.items():
+        for name, recent in list(self._recent.items()):
             skipped = sum(self._dropped(name).values()) + unseen[name]
             recent.add(time.monotonic(), self._received[name], skipped)
 
@@ -573,12 +718,45 @@ class Live:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last frame of a source.
+
+    Attributes:
+        index: its number.
+        seconds: its time.
+        arrived: when it arrived, of time.monotonic.
+    """
+
+    index: int
+    seconds: float
+    arrived: float
+
+    def continued(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Move the numbers and times of the frames of another source behind this frame."""
+        number = pts = None
+        for frame in frames:
+            if number is None or pts is None:
+                number = self.index + 1 - frame.index
+                pts = round((self.seconds + frame.arrived - self.arrived - frame.seconds) / frame.time_base)
+            frame.index, frame.pts = frame.index + number, frame.pts + pts
+            frame.in_memory().pts = frame.pts
+            yield frame
+
+
+def _reader_name(source: LiveSource) -> str:
+    return f"read {source.name}"
+
+
+def _source_of_sink(isolated: IsolatedSink) -> str:
+    """Return the name of the source of a sink; empty if it takes all of them."""
+    return isolated.sink.source if isinstance(isolated.sink, ReportingSink) else ""
+
+
 def _status_of_sink(name: str, isolated: IsolatedSink) -> SinkStatus:
     sink = isolated.sink
-    source, doing, problem = (
-        (sink.source, sink.doing, sink.problem) if isinstance(sink, ReportingSink) else ("", "", "")
-    )
-    return SinkStatus(name, source, doing, isolated.problem or problem)
+    doing, problem = (sink.doing, sink.problem) if isinstance(sink, ReportingSink) else ("", "")
+    return SinkStatus(name, _source_of_sink(isolated), doing, isolated.problem or problem)
 
 
 def percentiles_of(seconds: Sequence[float]) -> Percentiles:
@@ -602,12 +780,12 @@ def _recording_name(source: LiveSource, clean: bool) -> str:
     return f"record{'-clean' if clean else ''} {source.name}"
 
 
-def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows) -> dict[str, Callable[[], None]]:
+def keys_of(live: Live, windows: Windows) -> dict[str, Callable[[], None]]:
     """Functions for the keys of a window: o overlay, h tint or heat map, r recording, s snapshot, c clip, 1 to 5 marks.
 
     Args:
-        live: the pipeline. c saves a clip of each of its sources that is kept. 1 to 5 set a mark for each source.
-        recordings: recordings that r pauses and resumes.
+        live: the pipeline. r pauses and resumes all of its recordings. c saves a clip of each of its sources that is
+            kept. 1 to 5 set a mark for each source.
         windows: windows that s saves.
     """
 
@@ -618,7 +796,7 @@ def keys_of(live: Live, recordings: Sequence[RollingRecording], windows: Windows
         live.overlay.style = "tint" if live.overlay.style == "heatmap" else "heatmap"
 
     def switch_recording() -> None:
-        for recording in recordings:
+        for recording in live.recordings():
             recording.on = not recording.on
 
     def save_clips() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +15,14 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from polypstream.core.addresses import NAME
 from polypstream.core.config import Display, Section, Settings
+from polypstream.core.formatting import counted
+from polypstream.core.frame import Frame
+from polypstream.core.pipeline import Closed, Sink
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError
-from polypstream.jobs.live import pushes_of, recordings_of
-from polypstream.sinks.push import Push
-from polypstream.sinks.rolling import RollingRecording
+from polypstream.jobs.live import Live, aims_of, clips_of, open_sources, pushes_of, recordings_of, written_by
+
+log = logging.getLogger(__name__)
 
 
 def _as_list(value: Any) -> Any:
@@ -52,8 +58,7 @@ def read_rooms(file: Path) -> list[Room]:
         file: YAML file with a list of rooms; docs/live.md has an example.
 
     Returns:
-        The rooms. Codes of the date and time in file names, such as %Y, are replaced, and relative names begin at the
-        folder of the file.
+        The rooms, as the file has them.
 
     Raises:
         SettingsError: the file cannot be read, or an entry is wrong. The message names both.
@@ -76,7 +81,7 @@ def read_rooms(file: Path) -> list[Room]:
     except ValidationError as error:
         raise SettingsError(f"{file}: {_explain(error, content)}") from error
     _check_unique(file, rooms)
-    return [_with_paths(room, file.parent) for room in rooms]
+    return rooms
 
 
 def _explain(error: ValidationError, content: list[Any]) -> str:
@@ -114,56 +119,126 @@ def _check_unique(file: Path, rooms: Sequence[Room]) -> None:
             taken[kind, value] = f"entry {number}"
 
 
-def _with_paths(room: Room, folder: Path) -> Room:
-    now = datetime.now().astimezone()
-    names = {key: getattr(room, key) for key in ("record", "record_clean")}
-    return room.model_copy(
-        update={key: None if name is None else str(folder / now.strftime(name)) for key, name in names.items()}
-    )
+@dataclass(frozen=True, slots=True)
+class OpenRoom:
+    """A room that can start.
+
+    Attributes:
+        source: its source.
+        sinks: name and sink of each of its outputs.
+        display: how it is shown; None: as `live.display` says.
+    """
+
+    source: LiveSource
+    sinks: list[tuple[str, Sink[Frame]]]
+    display: Display | None
 
 
-def room_recordings(
-    rooms: Sequence[Room], sources: Sequence[LiveSource], settings: Settings, masks: bool
-) -> list[tuple[str, RollingRecording]]:
-    """Make the recording sinks of rooms.
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Names of rooms, by what a reload has done with them."""
+
+    added: list[str]
+    removed: list[str]
+    restarted: list[str]
+    unchanged: list[str]
+
+    def __str__(self) -> str:
+        """The changes, for the user."""
+        named = {"added": self.added, "removed": self.removed, "restarted": self.restarted}
+        parts = [f"{', '.join(names)} {what}" for what, names in named.items() if names]
+        return ", ".join([*parts, f"{counted(len(self.unchanged), 'room')} unchanged"])
+
+
+class Rooms:
+    """The rooms of a file, which may be read again while they are shown.
 
     Args:
-        rooms: the rooms.
-        sources: the sources, with those of the rooms.
+        file: YAML file with a list of rooms; see `read_rooms`.
         settings: settings of the run.
         masks: write masks.mkv beside each recording, too.
+        clips: folder for clips; None: the last seconds are not kept.
+
+    Attributes:
+        rooms: the rooms, as the file had them when it was read.
 
     Raises:
-        OutputError: a file exists already, or its folder does not.
-        SettingsError: the settings ask for no video.
+        SettingsError: the file cannot be read, or an entry is wrong.
     """
-    sinks: list[tuple[str, RollingRecording]] = []
-    named = {source.name: source for source in sources}
-    for room in rooms:
+
+    def __init__(self, file: Path, settings: Settings, masks: bool, clips: Path | None) -> None:
+        self._file, self._settings, self._masks, self._clips = file, settings, masks, clips
+        self.rooms = read_rooms(file)
+        self._reloading = threading.Lock()
+
+    @property
+    def displays(self) -> dict[str, Display]:
+        """How rooms are shown, by their names, for those that say so."""
+        return {room.name: room.display for room in self.rooms if room.display is not None}
+
+    def open(self) -> list[OpenRoom]:
+        """Open all rooms.
+
+        Raises:
+            OutputError: a file exists already, or its folder does not.
+            SettingsError: an address is not supported, or the settings ask for no video.
+            SourceError: a source cannot be opened.
+        """
+        return [self._open(room) for room in self.rooms]
+
+    def _open(self, room: Room) -> OpenRoom:
+        """Open a room. Codes in its file names are replaced, and relative names begin at the folder of the file."""
+        settings, now = self._settings, datetime.now().astimezone()
+        sources = open_sources([f"{room.name}={room.source}"], settings)
+        sinks: list[tuple[str, Sink[Frame]]] = []
         for name, clean in ((room.record, False), (room.record_clean, True)):
             if name is not None:
-                sinks += recordings_of(Path(name), [named[room.name]], settings, clean, masks)
-    return sinks
+                path = self._file.parent / now.strftime(name)
+                sinks += recordings_of(path, sources, settings, clean, self._masks)
+        sinks += pushes_of([f"{room.name}={url}" for url in room.push], sources, settings)
+        if self._clips is not None:
+            sinks += clips_of(self._clips, sources, settings)
+        return OpenRoom(sources[0], sinks, room.display)
+
+    def reload(self, live: Live) -> Changes:
+        """Read the file again, and change the running rooms accordingly. Rooms that did not change go on.
+
+        An invalid file changes nothing. It takes as long as the sources that are removed need to end.
+
+        Args:
+            live: the running pipeline with the rooms.
+
+        Raises:
+            OutputError, SettingsError, SourceError: as `read_rooms` and `open`. Nothing has changed.
+        """
+        with self._reloading:
+            rooms = read_rooms(self._file)
+            before, after = ({room.name: room for room in each} for each in (self.rooms, rooms))
+            changes = Changes(
+                added=[name for name in after if name not in before],
+                removed=[name for name in before if name not in after],
+                restarted=[name for name in after if name in before and after[name] != before[name]],
+                unchanged=[name for name in after if after[name] == before.get(name)],
+            )
+            opened = [self._open(after[name]) for name in (*changes.restarted, *changes.added)]
+            try:
+                _change(live, changes, opened)
+            except Closed as error:
+                raise SettingsError(f"{self._file}: the rooms are ending; start polypstream again") from error
+            self.rooms = rooms
+        log.info(f"{self._file}: read again: {changes}")
+        return changes
 
 
-def room_pushes(rooms: Sequence[Room], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Push]]:
-    """Make the sinks that send the video of rooms.
-
-    Args:
-        rooms: the rooms.
-        sources: their sources.
-        settings: settings of the run.
-
-    Raises:
-        SettingsError: an address is not supported, or the settings ask for no video.
-    """
-    return pushes_of([f"{room.name}={url}" for room in rooms for url in room.push], sources, settings)
-
-
-def displays_of(rooms: Sequence[Room]) -> dict[str, Display]:
-    """Return how rooms are shown, by their names, for those that say so.
-
-    Args:
-        rooms: the rooms.
-    """
-    return {room.name: room.display for room in rooms if room.display is not None}
+def _change(live: Live, changes: Changes, opened: Sequence[OpenRoom]) -> None:
+    """End and start rooms."""
+    with live.pipeline.held():
+        ended = live.remove([*changes.removed, *changes.restarted])
+        for line in written_by(ended):
+            log.info(line)
+        for name in changes.removed:
+            live.forget(name)
+        for room in opened:
+            live.add(room.source, room.sinks, room.display)
+            for line in aims_of([sink for _, sink in room.sinks]):
+                log.info(line)

@@ -90,14 +90,21 @@ class Browser:
 
     def close(self) -> None:
         """End the streams of all viewers."""
+        for source in list(self._sources):
+            self.forget(source)
+
+    def forget(self, source: str) -> None:
+        """End the streams of a source that was removed.
+
+        Args:
+            source: its name. No frame of it comes any more.
+        """
         with self._lock:
-            states = list(self._sources.values())
-            viewers = [viewer for state in states for viewer in state.viewers]
-            self._sources.clear()
-        for state in states:
+            state = self._sources.pop(source, None)
+        if state is not None:
             state.video.end()
-        for loop, event in viewers:
-            loop.call_soon_threadsafe(event.set)
+            for loop, event in list(state.viewers):
+                loop.call_soon_threadsafe(event.set)
 
     @asynccontextmanager
     async def video(self, source: str) -> AsyncIterator[Viewer]:

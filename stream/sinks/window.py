@@ -36,7 +36,7 @@ class Windows:
 
     Attributes:
         keys: function to call for each key.
-        recordings: the recording of each recorded source, by source name.
+        recordings: returns the recording of a source; None if it is not recorded.
 
     Raises:
         OutputError: there is no screen, or this OpenCV has no windows.
@@ -58,13 +58,24 @@ class Windows:
         self._lock = threading.Lock()
         self._newest: dict[str, Frame] = {}
         self._shown: dict[str, Frame] = {}
-        self.recordings: dict[str, RollingRecording] = {}
+        self._forgotten: set[str] = set()
+        self.recordings: Callable[[str], RollingRecording | None] = lambda _: None
         self._to_bgr: dict[str, tuple[Orientation, Scaler]] = {}
 
     def write(self, frame: Frame) -> None:
         """Keep the newest frame of each source."""
         with self._lock:
             self._newest[frame.source] = frame
+
+    def forget(self, source: str) -> None:
+        """Close the window of a source that was removed.
+
+        Args:
+            source: its name. No frame of it comes any more.
+        """
+        with self._lock:
+            self._newest.pop(source, None)
+            self._forgotten.add(source)
 
     def close(self) -> None:
         """Do nothing: the windows belong to the main thread and close with the program."""
@@ -77,7 +88,10 @@ class Windows:
             OutputError: a snapshot cannot be written.
         """
         with self._lock:
-            newest = dict(self._newest)
+            newest, forgotten, self._forgotten = dict(self._newest), self._forgotten, set()
+        for source in forgotten & self._shown.keys():
+            del self._shown[source]
+            cv2.destroyWindow(source)
         for source, frame in newest.items():
             if self._shown.get(source) is not frame:
                 self._show(source, frame)
@@ -90,7 +104,7 @@ class Windows:
         elif cv2.getWindowProperty(source, cv2.WND_PROP_VISIBLE) < 1:
             raise KeyboardInterrupt
         picture = self._displayed(source, frame)
-        recording = self.recordings.get(source)
+        recording = self.recordings(source)
         if recording is not None:
             draw_recording(picture, recording.caption, recording.on)
         cv2.imshow(source, picture)

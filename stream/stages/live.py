@@ -309,10 +309,17 @@ class BackgroundInferenceFeed:
 
 
 class CleanKeeper:
-    """Keeps the picture of each frame without markers: what follows draws on a copy."""
+    """Keeps the pictures of some sources without markers and texts: what follows draws on a copy.
+
+    Args:
+        only: names of the sources.
+    """
+
+    def __init__(self, only: Collection[str]) -> None:
+        self._only = only
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Set `clean` of each frame.
+        """Set `clean` of the frames of these sources.
 
         Args:
             frames: frames on which nothing is drawn yet.
@@ -321,8 +328,9 @@ class CleanKeeper:
             The same frames.
         """
         for frame in frames:
-            frame.clean = frame.in_memory()
-            frame.picture = copy_of(frame.clean)
+            if frame.source in self._only:
+                frame.clean = frame.in_memory()
+                frame.picture = copy_of(frame.clean)
         return frames
 
 

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from polypstream.core.config import OverlaySettings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import DrawnMarkers, Frame
 from polypstream.core.geometry import Region, region_above
 from polypstream.media.color import to_yuv
-from polypstream.media.pictures import planes_of
+from polypstream.media.pictures import copy_of, planes_of
 
 Style = Literal["tint", "outline", "box", "heatmap", "none"]
 Labels = Literal["none", "number", "all"]
@@ -45,15 +45,17 @@ class Overlay:
         settings: style, colour, opacity and width of the outline.
         labels: text beside each finding: "none", "number" (of its track), or "all" (number and highest probability, as
             in findings.json).
+        keeps_unmarked: set `drawn` of each frame with markers, except with the style "heatmap".
 
     Attributes:
         shown: whether anything is drawn. `shown` and `style` may be set at any time, from any thread.
         style: as in the settings.
     """
 
-    def __init__(self, settings: OverlaySettings, labels: Labels) -> None:
+    def __init__(self, settings: OverlaySettings, labels: Labels, keeps_unmarked: bool = False) -> None:
         self.style, self.opacity, self.contour = settings.style, settings.opacity, settings.contour
         self.colour, self.labels, self.shown = settings.rgb, labels, True
+        self._web_colour, self._keeps_unmarked = settings.colour, keeps_unmarked
         self._heat_tables: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -73,7 +75,13 @@ class Overlay:
         region = region_above(frame.probability, frame.view, HEAT_FROM) if style == "heatmap" else frame.region
         if region is None or style == "none":
             return
+        polygons = [_box(outline) for outline in frame.outlines] if style == "box" else frame.outlines
+        labels = self._labels_of(frame)
         picture = frame.in_memory()
+        if self._keeps_unmarked and style != "heatmap":
+            opacity, width = (self.opacity if style == "tint" else 0.0), self._line_width(picture)
+            frame.drawn = DrawnMarkers(picture, self._web_colour, opacity, width, polygons, labels)
+            frame.picture = picture = copy_of(picture)
         picture.make_writable()
         frame.as_recorded = False
         planes = planes_of(picture)
@@ -81,15 +89,22 @@ class Overlay:
             self._draw_heat(picture, planes, region)
         elif style == "tint":
             self._draw_tint(picture, planes, region)
-        if style == "box":
-            self._draw_lines(picture, planes, [_box(outline) for outline in frame.outlines])
-        else:
-            self._draw_lines(picture, planes, frame.outlines)
-        if self.labels != "none":
-            for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True):
-                self._draw_label(
-                    frame, planes, outline, f"{track} {peak / 255:.2f}" if self.labels == "all" else f"{track}"
-                )
+        self._draw_lines(picture, planes, polygons)
+        for outline, label in zip(frame.outlines, labels, strict=True):
+            if label:
+                self._draw_label(frame, planes, outline, label)
+
+    def _labels_of(self, frame: Frame) -> list[str]:
+        """Text beside each finding."""
+        if self.labels == "none":
+            return [""] * len(frame.outlines)
+        if self.labels == "number":
+            return [f"{track}" for track in frame.tracks]
+        return [f"{track} {peak / 255:.2f}" for track, peak in zip(frame.tracks, frame.peaks, strict=True)]
+
+    def _line_width(self, picture: av.VideoFrame) -> int:
+        """Width of outlines in pixels of a picture; 0: there are none."""
+        return line_width(self.contour, picture.height) if self.contour else 0
 
     def _draw_tint(self, picture: av.VideoFrame, planes: list[np.ndarray], region: Region) -> None:
         for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
@@ -117,9 +132,9 @@ class Overlay:
         return self._heat_tables[key]
 
     def _draw_lines(self, picture: av.VideoFrame, planes: list[np.ndarray], polygons: list[np.ndarray]) -> None:
-        if not self.contour:
+        thickness = self._line_width(picture)
+        if not thickness:
             return
-        thickness = line_width(self.contour, picture.height)
         for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
             across, down = _subsampling(plane, picture)
             scaled = polygons if (across, down) == (1, 1) else [polygon // (across, down) for polygon in polygons]

@@ -17,8 +17,9 @@ from pydantic import BaseModel, Field
 from polypstream.core.formatting import words_of
 from polypstream.core.marks import LONGEST_TEXT, TITLES, MarkKind
 from polypstream.core.protocols import STOPPED
-from polypstream.errors import OutputError
+from polypstream.errors import OutputError, PolypstreamError
 from polypstream.jobs.live import Live, Percentiles, Status
+from polypstream.jobs.live_rooms import Rooms
 from polypstream.sinks.browser import Browser
 from polypstream.web.live_video import send_video
 from polypstream.web.page import BINARY, BODY, INVALID, Described, Render, refusal
@@ -53,18 +54,28 @@ class SavedClip(BaseModel):
     """Name of the file in the folder of the clips. Its findings are in the folder of the same name."""
 
 
+class ReloadedRooms(BaseModel):
+    """Names of rooms, by what the reload has done with them."""
+
+    added: list[str]
+    removed: list[str]
+    restarted: list[str]
+    unchanged: list[str]
+
+
 class LivePage:
     """The page that shows live sources.
 
     Args:
         live: the sources. None: there is none, and the page explains how to configure one.
         browser: the sink that has their encoded frames.
+        rooms: the file of the sources; None: they come from the command line.
     """
 
     title, path = "Live", "/live"
 
-    def __init__(self, live: Live | None, browser: Browser) -> None:
-        self._live, self._browser, self._problem = live, browser, ""
+    def __init__(self, live: Live | None, browser: Browser, rooms: Rooms | None = None) -> None:
+        self._live, self._browser, self._rooms, self._problem = live, browser, rooms, ""
 
     def run(self) -> None:
         """Run the sources, if the caller does not run them. An error is reported as a problem of this page."""
@@ -101,20 +112,21 @@ class LivePage:
         kept = self._live.clips.keys() if self._live else ()
         return render(request, "live.html", sources=self._names(), kept=kept, titles=TITLES)
 
-    def _names(self) -> list[str]:
-        return [source.name for source in self._live.sources] if self._live else []
+    def _names(self) -> dict[int, str]:
+        """Names of the sources by their numbers. A number in an address always means the same source."""
+        return {self._live.numbers[each.name]: each.name for each in self._live.sources} if self._live else {}
 
     def _statuses(self) -> list[Status]:
         return self._live.status() if self._live else []
 
     def _known(self, number: int) -> str:
         names = self._names()
-        if not 0 <= number < len(names):
+        if number not in names:
             raise HTTPException(404, "there is no such source")
         return names[number]
 
     def _source(self, name: str) -> str:
-        if name not in self._names():
+        if name not in self._names().values():
             raise HTTPException(404, "there is no such source")
         return name
 
@@ -129,7 +141,9 @@ class LivePage:
             return [
                 asdict(each)
                 | {
+                    "number": self._live.numbers[each.source],
                     "overlay": self._live.overlay.shown,
+                    "overlay_style": self._live.overlay.style,
                     "latency_ms": _named(each.latency_ms),
                     "markers_age_ms": _named(each.markers_age_ms),
                     "sinks": [asdict(sink) for sink in self._live.sinks() if sink.source in ("", each.source)],
@@ -154,6 +168,16 @@ class LivePage:
             """Switch the markers of all sources on or off. The video continues."""
             if self._live is not None:
                 self._live.overlay.shown = state == "on"
+
+        @router.post("/api/rooms/reload", responses=NO_RELOAD)
+        def reload() -> ReloadedRooms:
+            """Read the file of the rooms again. Rooms that did not change go on; an invalid file changes nothing."""
+            if self._live is None or self._rooms is None:
+                raise HTTPException(409, "there is no file of rooms; start `polypstream live --rooms FILE.yaml`")
+            try:
+                return ReloadedRooms(**asdict(self._rooms.reload(self._live)))
+            except PolypstreamError as error:
+                raise HTTPException(409, f"{error}; nothing was changed") from error
 
         # A source without a name is named after its address, which has slashes.
         @router.post(
@@ -192,7 +216,7 @@ class LivePage:
         async def video(socket: WebSocket) -> None:
             """Send the video of a source as H.264, until either side ends it."""
             number = socket.path_params["number"]
-            if number >= len(self._names()):
+            if number not in self._names():
                 await socket.send_denial_response(Response(status_code=404))
                 return
             await send_video(socket, browser, self._names()[number])
@@ -225,6 +249,7 @@ def _named(percentiles: Percentiles | None) -> dict[str, float] | None:
 
 NO_SOURCE: Described = {404: refusal("There is no such source")}
 NO_PICTURE: Described = {409: refusal("There is no picture yet")}
+NO_RELOAD: Described = {409: refusal("There is no file of rooms, or it is not valid; nothing was changed")}
 NO_CLIP: Described = {409: refusal("Nothing is kept, or the clip cannot be written")}
 JPEG: Described = INVALID | {
     200: {"content": {"image/jpeg": BINARY}},

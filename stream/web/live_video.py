@@ -1,17 +1,20 @@
 """The WebSocket that sends the video of a source to a viewer of the live page.
 
-Before each key frame, a text message has what the decoder must know, as JSON. A binary message is a picture. The viewer
-answers each picture that it has shown with a message, whatever it says.
+A binary message is a picture. The text message before it is JSON. Before a key frame it has what the decoder must know.
+Before a picture with markers it has these, since the picture is without them. There is none if it would be empty. The
+viewer answers each picture that it has shown with a message, whatever it says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from polypstream.media.page_video import Sequence
+from polypstream.media.page_video import StreamedPicture
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.viewers import Viewer
 
@@ -29,8 +32,8 @@ async def send_video(socket: WebSocket, browser: Browser, source: str) -> None:
         answers = asyncio.create_task(_read_answers(socket, viewer))
         try:
             while (picture := await viewer.next()) is not None:
-                if picture.key_frame_of is not None:
-                    await socket.send_text(_described(picture.key_frame_of))
+                if described := _described(picture):
+                    await socket.send_text(json.dumps(described))
                 await socket.send_bytes(picture.data)
             await socket.close()
         except WebSocketDisconnect:
@@ -39,10 +42,14 @@ async def send_video(socket: WebSocket, browser: Browser, source: str) -> None:
             answers.cancel()
 
 
-def _described(sequence: Sequence) -> str:
-    """Describe a sequence with the names of WebCodecs' VideoDecoderConfig."""
-    described = {"codec": sequence.codec, "codedWidth": sequence.width, "codedHeight": sequence.height}
-    return json.dumps(described)
+def _described(picture: StreamedPicture) -> dict[str, Any]:
+    """Describe the sequence of a key frame with the names of WebCodecs' VideoDecoderConfig, and the markers."""
+    described: dict[str, Any] = {}
+    if (sequence := picture.key_frame_of) is not None:
+        described |= {"codec": sequence.codec, "codedWidth": sequence.width, "codedHeight": sequence.height}
+    if picture.markers is not None:
+        described["markers"] = asdict(picture.markers)
+    return described
 
 
 async def _read_answers(socket: WebSocket, viewer: Viewer) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from operator import itemgetter
 
 import numpy as np
@@ -458,3 +459,77 @@ def test_an_error_for_one_source_is_raised() -> None:
 
     with ThreadPoolExecutor(1) as workers, pytest.raises(ValueError, match="b is broken"):
         ByKey(stage, str, workers)(["a", "b"])
+
+
+def counted(start: int, stop: threading.Event) -> Iterator[int]:
+    """Count until the end, a thousand times per second."""
+    for number in count(start):
+        if stop.wait(0.001):
+            return
+        yield number
+
+
+def test_sources_and_sinks_come_and_go_while_it_runs() -> None:
+    first, second, always = Keep(), Keep(), Keep()
+    held, stop = threading.Event(), threading.Event()
+
+    def low() -> Iterator[int]:
+        yield from range(5)
+        held.wait()
+
+    pipeline = Pipeline([("low", low())], [("pass", same, 1)], [("a", first), ("all", always)])
+    with in_background("pipeline", pipeline.run, stop.set):
+        with pipeline.held():
+            held.set()
+            pipeline.join("low")
+            while len(always.items) < 5:
+                time.sleep(0.001)
+            pipeline.end_sink("a")
+            assert first.items == list(range(5))
+            assert first.closed
+            pipeline.add_sink("a", second)
+            pipeline.add_source("high", counted(100, stop))
+        while len(second.items) < 10:
+            time.sleep(0.001)
+    assert always.items == [*range(5), *second.items]
+    assert second.items == list(range(100, 100 + len(second.items)))
+    assert second.closed
+    with pytest.raises(Closed), pipeline.held():
+        pass
+
+
+def test_what_the_last_stage_has_seen_reaches_a_sink_that_is_ended() -> None:
+    seen, sink, stop = [], Keep(), threading.Event()
+
+    def slow_to_deliver(items: list[int]) -> list[int]:
+        seen.extend(items)
+        time.sleep(0.05)
+        return items
+
+    stages = [("slow", slow_to_deliver, 1)]
+    pipeline = Pipeline([("source", counted(0, stop))], stages, [("sink", sink), ("all", Keep())])
+    with in_background("pipeline", pipeline.run, stop.set):
+        while len(seen) < 3:  # the third one is in the stage
+            time.sleep(0.001)
+        pipeline.end_sink("sink")
+        assert sink.items[:3] == [0, 1, 2]
+
+
+def test_a_sink_that_is_added_to_a_failed_pipeline_is_closed() -> None:
+    def fail(items: list[int]) -> list[int]:
+        raise OSError("disk full")
+
+    late = Keep()
+    pipeline = Pipeline([("source", iter(range(3)))], [("fail", fail, 1)], [("sink", Keep())])
+    with pytest.raises(OSError, match="disk full"):
+        pipeline.run()
+    assert pipeline.failed
+    pipeline.add_sink("late", late)
+    pipeline.join("late")
+    assert late.closed
+    pipeline.end_sink("late")
+
+
+def test_two_threads_have_different_names() -> None:
+    with pytest.raises(ValueError, match="same: two sources, stages or sinks have this name"):
+        Pipeline([("same", iter(range(3)))], [], [("same", Keep())])

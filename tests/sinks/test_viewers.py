@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from polypstream.core.frame import Frame
+from polypstream.core.frame import DrawnMarkers, Frame
 from polypstream.core.orientation import AS_STORED, Orientation
 from polypstream.media.page_video import PageEncoder, Sequence, StreamedPicture
 from polypstream.sinks import viewers
@@ -183,3 +183,21 @@ def test_a_new_size_or_orientation_begins_a_new_sequence() -> None:
     assert [each.shape[:2] for each in shown] == [(240, 320), (240, 320), (360, 640), (1138, 640), (240, 320)]
     for each, level in zip(shown, (90, 90, 200, 30, 90), strict=True):
         assert np.abs(each.astype(int) - level).max() <= 4
+
+
+def test_markers_are_told_where_they_are_in_the_turned_and_smaller_video() -> None:
+    marked = frame(1920, 1080, level=200, orientation=Orientation(swapped=True, mirrored=True))
+    box = np.array([(100, 200), (300, 200), (300, 260), (100, 260)], np.int32)
+    marked.drawn = DrawnMarkers(frame(1920, 1080).in_memory(), "#40ff60", 0.3, 4, [box], ["7"])
+    (picture,) = PageEncoder(540)(marked, 0.0)
+    (shown,) = decoded([picture])
+    assert np.abs(shown.astype(int) - 90).max() <= 4  # the picture without them
+    assert picture.markers is not None
+    assert (picture.markers.colour, picture.markers.opacity, picture.markers.labels) == ("#40ff60", 0.3, ["7"])
+    assert picture.markers.width == 2
+    (polygon,) = picture.markers.polygons
+    x, y = np.array(polygon).T
+    right, left, top, bottom = 540 - 200.5 / 2, 540 - 260.5 / 2, 100.5 / 2, 300.5 / 2
+    assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((left, right, top, bottom), abs=0.1)
+    (picture,) = PageEncoder(540)(frame(), 0.0)
+    assert picture.markers is None

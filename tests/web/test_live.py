@@ -334,14 +334,12 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
         driver.execute_script("show(sections[0], arguments[0])", passed_through)
         assert value(driver, "origins") == "of the frame itself in 1, of an earlier frame in 7, none in 2"
         driver.find_element("name", "sound").click()
-        markers = driver.find_element("name", "overlay")
-        markers.click()
-        until(lambda: not page.live.overlay.shown)
+        requests.put(f"http://127.0.0.1:{page.port}/overlay/off", timeout=10)
+        until(lambda: value(driver, "fixed") == "(off for all viewers)")
         before = page.live.status()[0].shown
         until(lambda: page.live.status()[0].shown > before + 5)  # and the picture flows on
-        until(lambda: not markers.is_selected())
-        markers.click()
-        until(lambda: page.live.overlay.shown)
+        requests.put(f"http://127.0.0.1:{page.port}/overlay/on", timeout=10)
+        until(lambda: value(driver, "fixed") == "")
         assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
     until(lambda: value(driver, "state") == "polypstream does not answer")
 

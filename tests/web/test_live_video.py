@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 import websocket
@@ -81,8 +82,26 @@ def test_a_viewer_gets_a_key_frame_at_once_and_then_each_picture(page: Served) -
         assert np.abs(each[20, 160].astype(int) - 90).max() <= 4
         red, green, _ = each[120].astype(int).T
         assert (red - green > 40).any()  # the red disc
-        assert (green - red > 10).any()  # its outline
+        assert not (green - red > 60).any()  # it is not marked
     until(lambda: page.status()["viewers"] == 0)
+    told = pictures[-1][0]
+    assert told is not None
+    assert (told["markers"]["colour"], told["markers"]["opacity"]) == ("#40ff60", 0.3)
+    outlined = np.zeros((240, 320), np.uint8)
+    (outline,) = told["markers"]["polygons"]
+    cv2.fillPoly(outlined, [np.array(outline).astype(int)], 1)
+    disc = shown[-1][..., 0].astype(int) - shown[-1][..., 1] > 40
+    assert (disc & outlined.astype(bool)).sum() > 0.9 * (disc | outlined.astype(bool)).sum()
+
+
+def test_a_heat_map_stays_in_the_picture(page: Served) -> None:
+    page.live.overlay.style = "heatmap"
+    with watching(page.port) as viewer:
+        pictures = received(viewer, 20)
+    assert "markers" not in (pictures[-1][0] or {})
+    red = decoded([data for _, data in pictures])[-1][120, :, 0].astype(int)
+    assert red.max() - red[160] > 40  # the disc is not red any more
+    assert page.status()["overlay_style"] == "heatmap"
 
 
 def test_two_viewers_get_the_same_bytes(page: Served) -> None:
@@ -213,6 +232,16 @@ def size(driver: Any) -> list[int]:
     return list(driver.execute_script(script))
 
 
+def is_marked(driver: Any) -> bool:
+    """Whether the disc in the canvas has a green outline."""
+    script = """
+    const { data } = document.querySelector("canvas.picture").getContext("2d").getImageData(0, 120, 320, 1);
+    for (let place = 0; place < data.length; place += 4) if (data[place + 1] - data[place] > 50) return true;
+    return false;
+    """
+    return bool(driver.execute_script(script))
+
+
 def shows_jpegs(driver: Any) -> bool:
     """Whether JPEGs are shown, and no canvas."""
     script = "return document.querySelector('.picture').naturalWidth === 320"
@@ -246,7 +275,7 @@ def test_the_canvas_shows_the_colours_of_the_video(
 
 
 @pytest.mark.browser
-def test_two_browsers_watch_and_a_hidden_one_does_not(
+def test_two_browsers_watch_each_with_its_own_markers_and_a_hidden_one_does_not(
     browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
 ) -> None:
     one, other = browse(), browse()
@@ -257,6 +286,13 @@ def test_two_browsers_watch_and_a_hidden_one_does_not(
             until(lambda driver=driver: size(driver) == [320, 240], 20)
             assert abs(pixel(driver, 160, 20)[0] - 90) <= 5
         until(lambda: page.status()["viewers"] == 2)
+        until(lambda: is_marked(one) and is_marked(other))
+        one.find_element("name", "marked").click()
+        until(lambda: not is_marked(one))
+        until(lambda: is_marked(other))
+        assert page.live.overlay.shown
+        one.find_element("css selector", "body").send_keys("o")
+        until(lambda: is_marked(one))
         other.switch_to.new_window("tab")
         until(lambda: page.status()["viewers"] == 1)
 
@@ -277,6 +313,8 @@ def test_a_browser_that_cannot_show_the_video_shows_jpegs(
         driver.get(f"http://127.0.0.1:{page.port}/" + ("?mjpeg" if script is None else ""))
         until(lambda: shows_jpegs(driver))
         until(lambda: page.status()["viewers"] == 1)
+        until(lambda: value(driver, "fixed") == "(part of JPEGs)")
+        assert not driver.find_element("name", "marked").is_enabled()
 
 
 @pytest.mark.browser

@@ -1,9 +1,13 @@
 "use strict";
-// Requests the status of the sources once per second, and shows it next to their video.
+// Requests the status of the sources once per second, and shows it next to their video. All sources are tiles that fill
+// the window, until the user chooses one: with a click, a key, or the part of the address behind #.
 
-const sections = [...document.querySelectorAll(".source")];
-const videos = sections.map((section) => new LiveVideo(section));
+const rooms = document.querySelector(".rooms");
 const controls = document.querySelector(".controls").elements;
+const videos = new Map(); // of the sections, in their order
+const title = document.title;
+// Height of the text in a tile, and of what is around it, in pixels.
+const TILE_TEXT = 60;
 let audio = null;
 let refreshing = false;
 
@@ -49,7 +53,9 @@ function beep() {
 
 function show(section, status) {
   const ready = status.signal && !status.problem;
-  section.querySelector(".light").className = `light ${ready ? "good" : "bad"}`;
+  const broken = !ready || Boolean(status.warning) || status.sinks.some((sink) => sink.problem);
+  section.classList.toggle("problem", broken);
+  section.querySelector(".light").className = `light ${broken ? "bad" : "good"}`;
   const sinks = status.sinks.map((sink) => (sink.problem ? `${sink.name}: ${sink.problem}` : sink.doing));
   const state = ready ? "looking for polyps" : status.problem || (status.ended ? "source ended" : "no signal");
   put(section, "state", [state, ...sinks.filter(Boolean)].join("; "));
@@ -77,7 +83,85 @@ function show(section, status) {
 }
 
 function showVideos(wanted) {
-  for (const video of videos) video.show(wanted);
+  for (const video of videos.values()) video.show(wanted);
+}
+
+// Chooses the number of columns that makes the pictures largest, so that all tiles fit into the window.
+function arrange() {
+  const count = videos.size;
+  const { width } = rooms.getBoundingClientRect();
+  const height = innerHeight - rooms.offsetTop - parseFloat(getComputedStyle(rooms.parentElement).paddingBottom);
+  const widthIn = (columns) =>
+    Math.min(width / columns, ((height / Math.ceil(count / columns) - TILE_TEXT) * 16) / 9);
+  let columns = 1;
+  for (let more = 2; more <= count; more++) if (widthIn(more) > widthIn(columns)) columns = more;
+  rooms.style.setProperty("--columns", columns);
+  rooms.style.setProperty("--others", Math.max(1, count - 1));
+  rooms.style.setProperty("--height", `${height}px`);
+}
+
+// Shows the source that the address names in full, or all of them as tiles.
+function choose() {
+  const name = decodeURIComponent(location.hash.slice(1));
+  const sections = [...videos.keys()];
+  const chosen = sections.length === 1 ? sections[0] : sections.find((section) => section.dataset.name === name);
+  for (const section of sections) section.classList.toggle("chosen", section === chosen);
+  rooms.classList.toggle("one", chosen !== undefined);
+  rooms.classList.toggle("several", sections.length > 1);
+  document.querySelector("[data-act=all]").hidden = chosen === undefined || sections.length === 1;
+  arrange();
+}
+
+function go(section) {
+  location.hash = section ? encodeURIComponent(section.dataset.name) : "";
+}
+
+function connect(section) {
+  section.addEventListener("click", ({ target }) => {
+    if (target.closest(".picture")) go(section.classList.contains("chosen") ? undefined : section);
+  });
+  section.querySelector("[data-act=clip]")?.addEventListener("click", () => {
+    act(section, "clip", (clip) => `saved as ${clip.file}`);
+  });
+  connectMarks(section.querySelector(".mark"), (kind, text) => {
+    act(section, "marks", (mark) => `marked: ${mark.title}`, { kind, text });
+  });
+  videos.set(section, new LiveVideo(section));
+}
+
+// The server may end sources and start other ones. The sections of those that go on stay as they are.
+async function renew(statuses) {
+  const page = new DOMParser().parseFromString(await (await fetch(location)).text(), "text/html");
+  const numbers = statuses.map((status) => String(status.number));
+  for (const [section, video] of videos) {
+    if (numbers.includes(section.dataset.number)) continue;
+    video.show(false);
+    videos.delete(section);
+    section.remove();
+  }
+  const known = [...videos.keys()].map((section) => section.dataset.number);
+  for (const section of page.querySelectorAll(".source")) {
+    if (known.includes(section.dataset.number)) continue;
+    rooms.append(section);
+    connect(section);
+  }
+  choose();
+}
+
+// Says how many sources have a problem, also in the title of a tab that is not looked at.
+function showProblems() {
+  const count = rooms.querySelectorAll(".problem").length;
+  const said = count ? `${count} of ${videos.size} with a problem` : "";
+  document.querySelector("[data-value=problems]").textContent = videos.size > 1 ? said : "";
+  document.title = count ? `(${count}) ${title}` : title;
+}
+
+// Markers that are in the picture cannot be switched off for one viewer.
+function showSwitch([{ overlay, overlay_style: style }]) {
+  const jpegs = ![...videos.values()].some((video) => video.drawsMarkers);
+  const why = !overlay ? "(off for all viewers)" : jpegs ? "(part of JPEGs)" : style === "heatmap" ? "(heat map)" : "";
+  controls.marked.disabled = why !== "";
+  document.querySelector("[data-value=fixed]").textContent = why;
 }
 
 async function refresh() {
@@ -86,16 +170,22 @@ async function refresh() {
   try {
     const answer = await fetch("/status.json", { signal: AbortSignal.timeout(3000) });
     const statuses = await answer.json();
-    controls.overlay.checked = statuses[0].overlay;
+    const numbers = [...videos.keys()].map((section) => section.dataset.number).sort();
+    if (String(statuses.map((status) => String(status.number)).sort()) !== String(numbers)) await renew(statuses);
     showVideos(true);
-    sections.forEach((section, number) => show(section, statuses[number]));
+    for (const section of videos.keys()) {
+      show(section, statuses.find((status) => String(status.number) === section.dataset.number));
+    }
+    showSwitch(statuses);
   } catch {
     showVideos(false);
-    for (const section of sections) {
+    for (const section of videos.keys()) {
+      section.classList.add("problem");
       section.querySelector(".light").className = "light bad";
       put(section, "state", "polypstream does not answer");
     }
   }
+  showProblems();
   refreshing = false;
 }
 
@@ -111,26 +201,34 @@ async function act(section, what, done, body) {
   }
 }
 
-for (const section of sections) {
-  section.querySelector("[data-act=clip]")?.addEventListener("click", () => {
-    act(section, "clip", (clip) => `saved as ${clip.file}`);
-  });
-  connectMarks(section.querySelector(".mark"), (kind, text) => {
-    act(section, "marks", (mark) => `marked: ${mark.title}`, { kind, text });
-  });
+// Keys: 1 to 9 choose a source, the arrows the one beside it, Escape all of them; o switches the markers.
+function press(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input[name=text]")) return;
+  const sections = [...videos.keys()];
+  const place = sections.findIndex((section) => section.classList.contains("chosen"));
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (event.key >= "1" && event.key <= "9") {
+    if (sections[event.key - 1]) go(sections[event.key - 1]);
+  } else if (event.key === "Escape") go();
+  else if (step && place >= 0) go(sections.at((place + step) % sections.length));
+  else if (event.key === "o") controls.marked.click();
 }
 
-controls.overlay.addEventListener("change", () => {
-  const state = controls.overlay.checked ? "on" : "off";
-  fetch(`/overlay/${state}`, { method: "PUT" });
+for (const section of document.querySelectorAll(".source")) connect(section);
+controls.marked.addEventListener("change", () => {
+  for (const video of videos.values()) video.marked = controls.marked.checked;
 });
 // Browsers allow sound only after the user has interacted with the page.
 controls.sound.addEventListener("change", () => {
   audio ??= new AudioContext();
   audio.resume();
 });
+addEventListener("hashchange", choose);
+addEventListener("resize", arrange);
+addEventListener("keydown", press);
 // A hidden page needs no video, and each stream of JPEGs uses one of the few connections that a browser opens.
 document.addEventListener("visibilitychange", () => (document.hidden ? showVideos(false) : refresh()));
+choose();
 setInterval(refresh, 1000);
 if (!document.hidden) showVideos(true);
 refresh();
