@@ -74,6 +74,7 @@ def test_what_fuzz_calls_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert faults("a.mp4: the process that read it died (SIGSEGV)")
     assert faults("a.mp4: nothing moved in it for 60 seconds, so it was ended")
     assert faults("a.mp4: cannot be processed (KeyError: 5)")
+    assert faults("a.mp4: a fault of polypstream, please report it (KeyError: 5)")
     assert faults("results/a/annotated.mp4: cannot be written (Invalid argument)")
     assert fuzz.judge(None, [])["faults"]
 
