@@ -21,7 +21,7 @@ from polypstream.media.scaling import Scaler
 
 # An 8K frame has 33 million pixels. A small file can announce billions.
 MAX_PIXELS = 40_000_000
-# x264 does not accept a larger width or height.
+# x264 does not accept a larger width or height. JPEG, in which annotated images are stored, ends at four times as much.
 MAX_SIDE = 16_384
 # Grey level (of 255) above which a pixel of a mask counts as polyp.
 MASK_THRESHOLD = 127

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -11,12 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from polypstream.core.formatting import clock
 from polypstream.errors import DataError
-from polypstream.jobs.report import Timeline, read_table, shown_spans, write_report
+from polypstream.jobs.report import Timeline, inlined, read_table, shown_spans, write_report
 from polypstream.sinks.tables import HEADER
 from tests.conftest import Clip, call, make_clip
 from tests.web.serving import click_at, until
@@ -219,6 +221,16 @@ def test_a_million_frames_fit_into_ten_megabytes(run: Path) -> None:
     assert len(page) < 10_000_000
     assert page.count('class="card"') == 1000
     assert "50.0 %" in page
+
+
+@pytest.mark.parametrize(("width", "height", "inside"), [(960, 480, (240, 480)), (2, 16_000, (1920, 1))])
+def test_a_picture_inside_the_report_is_small_whatever_its_shape_is(
+    tmp_path: Path, width: int, height: int, inside: tuple[int, int]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((height, width, 3), np.uint8))
+    (url,) = inlined(tmp_path, ["a.jpg"])
+    content = np.frombuffer(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")), np.uint8)
+    assert cv2.imdecode(content, cv2.IMREAD_COLOR).shape[:2] == inside
 
 
 def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
