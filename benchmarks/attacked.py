@@ -129,14 +129,16 @@ class Server:
                 raise Fault(f"{method} {path[:100]}: no answer in {ANSWER_S:.0f} s") from None
             except (http.client.HTTPException, ConnectionResetError, BrokenPipeError):
                 return Answer(0, b"")
-        self._check(f"{method} {path[:100]}", answer)
+        self._check(f"{method} {path[:100]}", answer, page=sent.get("Accept") == "text/html")
         return answer
 
-    def _check(self, what: str, answer: Answer) -> None:
+    def _check(self, what: str, answer: Answer, page: bool) -> None:
         expect(answer.status < 500, f"{what}: {answer.status} {answer.body[:300]!r}")
         if answer.status < 400 or not answer.body:
             return
-        if not answer.body.startswith(PLAIN):
+        if page:
+            expect(answer.body.startswith(b"<!doctype html>"), f"{what}: it is no page: {answer.body[:300]!r}")
+        elif not answer.body.startswith(PLAIN):
             said = answer.json() if answer.body.startswith(b"{") else None
             expect(
                 isinstance(said, dict) and isinstance(said.get("detail"), str), f"{what}: it says {answer.body[:300]!r}"
