@@ -58,9 +58,9 @@ def picture_format(stream: av.VideoStream, picture: av.VideoFrame) -> PictureFor
     context = stream.codec_context
     assert stream.time_base is not None
     colorspace, color_range = yuv_tags(picture)
-    time_base, rates = stream.time_base, (stream.guessed_rate, stream.average_rate)
+    time_base, rates = stream.time_base, [stream.guessed_rate, stream.average_rate]
     if not longest_step(time_base):  # no MP4 can store a single unit of it
-        time_base, rates = 1 / USUAL_RATE, (USUAL_RATE,)
+        time_base, rates = 1 / USUAL_RATE, []
     return PictureFormat(
         width=picture.width,
         height=picture.height,
