@@ -293,8 +293,9 @@ def _columns(times: np.ndarray, values: np.ndarray, gap: float) -> np.ndarray:
         values: of the frames, float [n].
         gap: frames that are further apart have a gap between them, in seconds.
     """
-    columns = np.full(min(COLUMNS, len(times)), np.nan)
-    where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
+    length = times[-1] - times[0]  # 0 also if a damaged header puts all frames into a microsecond
+    columns = np.full(min(COLUMNS, len(times)) if length else 1, np.nan)
+    where = ((times - times[0]) / (length or 1.0) * (len(columns) - 1)).round().astype(int)
     np.fmax.at(columns, where, values)
     # A column between two frames has the value of the frame before. Distances between frames are rarely all equal.
     empty = np.flatnonzero(np.isnan(columns))

@@ -243,6 +243,14 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     assert [label for _, label, _ in timeline.ticks()][:3] == ["0:00:00", "0:02:00", "0:04:00"]
 
 
+def test_frames_at_one_time_are_one_column(tmp_path: Path) -> None:
+    """A damaged header states two thousand million frames per second."""
+    table = tmp_path / "frames.csv"
+    rows = [f"{index},2.000000,1,0.1,{index / 10:.1f},1,0,0,0,1" for index in range(10)]
+    table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
+    assert read_table(table, 0.9)[0].highest.tolist() == [0.9]
+
+
 @pytest.mark.slow
 def test_what_is_no_run_is_said(tmp_path: Path, run: Path) -> None:
     with pytest.raises(DataError, match="holds no finished run"):
