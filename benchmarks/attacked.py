@@ -129,10 +129,11 @@ class Server:
                 raise Fault(f"{method} {path[:100]}: no answer in {ANSWER_S:.0f} s") from None
             except (http.client.HTTPException, ConnectionResetError, BrokenPipeError):
                 return Answer(0, b"")
-        self._check(f"{method} {path[:100]}", answer, page=sent.get("Accept") == "text/html")
+        self.check(f"{method} {path[:100]}", answer, page=sent.get("Accept") == "text/html")
         return answer
 
-    def _check(self, what: str, answer: Answer, page: bool) -> None:
+    def check(self, what: str, answer: Answer, page: bool = False) -> None:
+        """A refusal says why, in one text or on a page, and nothing that helps an attacker; no request fails inside."""
         expect(answer.status < 500, f"{what}: {answer.status} {answer.body[:300]!r}")
         if answer.status < 400 or not answer.body:
             return
