@@ -40,6 +40,8 @@ FAST = ("--set", "inference.provider=cpu", "--set", "inference.threads=1", "--se
 # A process whose parent was killed must end by itself in this time.
 ORPHAN_S = 20.0
 MINUTE_S = 61.0
+# What a recording says that met an error which polypstream does not foresee.
+UNFORESEEN = r"cannot be processed \((?!.*Errno)|a fault of polypstream"
 
 
 class Cases:
@@ -60,7 +62,8 @@ class Cases:
     def __init__(self, description: str, cases: int, kinds: Collection[str] = (), **options: dict[str, Any]) -> None:
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("folder", type=Path, help="for the results; a later run with the same folder goes on")
-        parser.add_argument("--cases", type=int, default=cases)
+        parser.add_argument("--cases", type=int, default=cases, help="how many")
+        parser.add_argument("--first", type=int, default=0, help="number of the first case")
         parser.add_argument("--seed", type=int, default=1)
         if kinds:
             parser.add_argument("--kinds", default=",".join(kinds), help=f"some of {', '.join(kinds)}")
@@ -96,9 +99,10 @@ class Cases:
         return path
 
     def left(self) -> list[int]:
-        """Numbers of the cases that have no result yet, from 0."""
+        """Numbers of the cases that have no result yet."""
         done = {line["case"] for line in self.results.lines() if line["seed"] == self.wanted.seed}
-        return [number for number in range(self.wanted.cases) if number not in done]
+        numbers = range(self.wanted.first, self.wanted.first + self.wanted.cases)
+        return [number for number in numbers if number not in done]
 
     def chance(self, number: int) -> Random:
         """The random numbers of a case: always the same ones."""

@@ -12,8 +12,10 @@ The cases take turns. Each starts a command, kills it at a random moment of abou
 - archive: results that have appeared are complete, and the same command finishes. It needs Ray, and is left
   out without.
 
-In all cases the other processes of a killed command must end by themselves. FOLDER gets results.jsonl, with one line
-for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of archive about 60.
+In all cases the other processes of a killed command must end by themselves in 20 seconds, those of Ray in 90 seconds:
+its helpers that have just begun wait so long for its server, which no option of Ray changes. FOLDER gets
+results.jsonl, with one line for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of
+archive about 60.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ FRAMES = 800
 REPEATED_S = 240.0
 # A command is killed in this time, which is about the time that it takes. Ray alone takes five seconds to start.
 LATEST_S = {"process": 4.0, "serve": 12.0, "live": 10.0, "archive": 14.0}
+# Two helpers of Ray that have just begun wait a minute for its server, which is dead, before they end.
+RAY_ORPHAN_S = 90.0
 
 
 @dataclass
@@ -142,7 +146,7 @@ def kill_archive(campaign: Campaign, chance: Random, folder: Path) -> dict[str, 
     results = [folder / "archive" / name for name in "ab"]
     with started(folder, *archive_command(campaign)) as running:
         killed = kill_after(running, seconds, whom)
-        faults = faults_of_messages(running.said) + running.orphans()
+        faults = faults_of_messages(running.said) + running.orphans(RAY_ORPHAN_S)
     appeared = [path for path in results if path.exists()]
     faults += [fault for path in appeared for fault in faults_of_results(path, complete=True)]
     faults += faults_of_repeated(folder, archive_command(campaign), REPEATED_S)

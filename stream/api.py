@@ -82,7 +82,7 @@ class Detector:
 
         Raises:
             SourceError: it cannot be read, or is of another type, shape or dtype.
-            TooLarge: the file has more than 40 million pixels.
+            TooLarge: the file has more than 40 million pixels, or more than 16,384 on a side.
 
         Example:
             >>> import polypstream as pp

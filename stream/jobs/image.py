@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from polypstream.core.geometry import FieldOfView, thumbnail_size
 from polypstream.errors import SourceError, TooLarge
-from polypstream.media.pictures import MAX_PIXELS
+from polypstream.media.pictures import MAX_PIXELS, MAX_SIDE
 from polypstream.stages.field_of_view import find_field_of_view
 from polypstream.stages.findings import Rules, find_region
 
@@ -30,12 +30,14 @@ def load_image(file: IO[bytes] | Path) -> np.ndarray:
 
     Raises:
         SourceError: the file is of another format, or damaged.
-        TooLarge: the image has more than 40 million pixels.
+        TooLarge: the image has more than 40 million pixels, or more than 16,384 on a side.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise TooLarge(f"{image.width}x{image.height} are more pixels than {MAX_PIXELS // 10**6} million")
+            if max(image.size) > MAX_SIDE:
+                raise TooLarge(f"{image.width}x{image.height}: a side may have at most {MAX_SIDE} pixels")
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

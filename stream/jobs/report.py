@@ -32,9 +32,9 @@ from polypstream.sinks.tables import QUALITIES, read_frames
 
 # Largest number of columns of the timeline, for any length of the recording.
 COLUMNS = 1200
-# Width of the snapshots inside the file, their JPEG quality, and their largest size in all in bytes. The others are
-# links to the files beside it.
-SNAPSHOT_WIDTH, SNAPSHOT_QUALITY, MAX_BYTES = 480, 80, 6_000_000
+# Width and largest height of the snapshots inside the file, their JPEG quality, and their largest size in all in bytes.
+# The others are links to the files beside it.
+SNAPSHOT_WIDTH, SNAPSHOT_HEIGHT, SNAPSHOT_QUALITY, MAX_BYTES = 480, 1920, 80, 6_000_000
 # Possible distances between ticks of the timeline in seconds, and the largest number of distances: on a wide page, and
 # on the page of a phone, which shows only some of the ticks.
 TICKS_S, MAX_TICKS, MAX_TICKS_PHONE = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400), 10, 3
@@ -324,8 +324,9 @@ def _columns(times: np.ndarray, values: np.ndarray, gap: float) -> np.ndarray:
         values: of the frames, float [n].
         gap: frames that are further apart have a gap between them, in seconds.
     """
-    columns = np.full(min(COLUMNS, len(times)), np.nan)
-    where = ((times - times[0]) / max(times[-1] - times[0], 1e-9) * (len(columns) - 1)).round().astype(int)
+    length = times[-1] - times[0]  # 0 also if a damaged header puts all frames into a microsecond
+    columns = np.full(min(COLUMNS, len(times)) if length else 1, np.nan)
+    where = ((times - times[0]) / (length or 1.0) * (len(columns) - 1)).round().astype(int)
     np.fmax.at(columns, where, values)
     # A column between two frames has the value of the frame before. Distances between frames are rarely all equal.
     empty = np.flatnonzero(np.isnan(columns))
@@ -379,8 +380,10 @@ def inlined(run: Path, images: Sequence[str]) -> Iterator[str]:
         if picture is None:
             yield name
             continue
-        height = max(1, round(picture.shape[0] * SNAPSHOT_WIDTH / picture.shape[1]))
-        smaller = cv2.resize(picture, (SNAPSHOT_WIDTH, height), interpolation=cv2.INTER_AREA)
+        height, width = picture.shape[:2]
+        scale = min(SNAPSHOT_WIDTH / width, SNAPSHOT_HEIGHT / height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        smaller = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, SNAPSHOT_QUALITY])
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
         bytes_left -= len(url)

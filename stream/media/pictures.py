@@ -21,7 +21,7 @@ from polypstream.media.scaling import Scaler
 
 # An 8K frame has 33 million pixels. A small file can announce billions.
 MAX_PIXELS = 40_000_000
-# x264 does not accept a larger width or height.
+# x264 does not accept a larger width or height. JPEG, in which annotated images are stored, ends at four times as much.
 MAX_SIDE = 16_384
 # Grey level (of 255) above which a pixel of a mask counts as polyp.
 MASK_THRESHOLD = 127
@@ -29,6 +29,8 @@ MASK_THRESHOLD = 127
 MP4_LONGEST_STEP = 2**31 - 1
 # Some recorders write their units per second as the frame rate. An announced rate above this is ignored.
 MAX_RATE = 300
+# Frames per second of a recording that announces no possible rate.
+USUAL_RATE = Fraction(25)
 # FFmpeg's numbers of field orders (AVFieldOrder), mapped to the field that is displayed first.
 FIELD_ORDERS: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 # The smallest number of units per second in an MP4. FFmpeg doubles a smaller number until it is reached.
@@ -56,14 +58,16 @@ def picture_format(stream: av.VideoStream, picture: av.VideoFrame) -> PictureFor
     context = stream.codec_context
     assert stream.time_base is not None
     colorspace, color_range = yuv_tags(picture)
-    rates = (stream.guessed_rate, stream.average_rate)
+    time_base, rates = stream.time_base, [stream.guessed_rate, stream.average_rate]
+    if not longest_step(time_base):  # no MP4 can store a single unit of it
+        time_base, rates = 1 / USUAL_RATE, []
     return PictureFormat(
         width=picture.width,
         height=picture.height,
         pixel_format=nearest_kept(picture.format),
-        time_base=stream.time_base,
-        rate=next((rate for rate in rates if rate and rate <= MAX_RATE), Fraction(25)),
-        start=(picture.pts or 0) * stream.time_base,
+        time_base=time_base,
+        rate=next((rate for rate in rates if rate and rate <= MAX_RATE), USUAL_RATE),
+        start=(picture.pts or 0) * time_base,
         sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(0),
         display_matrix=_display_matrix(picture),
         colorspace=colorspace,
@@ -274,7 +278,7 @@ def longest_step(time_base: Fraction) -> int:
         time_base: seconds per unit.
 
     Returns:
-        The time in units of the time base.
+        The time in units of the time base; 0 if even one unit is too long.
     """
     timescale = time_base.denominator
     while timescale < MP4_LEAST_TIMESCALE:

@@ -142,6 +142,11 @@ class Recording:
                 )
             self.codec = self._stream.codec_context.codec.canonical_name
             self._format = picture_format(self._stream, first)
+            if self._format.time_base != self._stream.time_base:
+                self.notes.append(
+                    f"states one frame in {float(self._stream.time_base or 0):.0f} seconds, which cannot be right; "
+                    f"{self._format.rate} frames per second were assumed"
+                )
             if untimed_rate and first.pts is None:
                 self._format = replace(self._format, rate=untimed_rate)
             self._notes_before = [*self.notes]
@@ -230,6 +235,7 @@ class Recording:
             stored = picture.pts
             fitting = conform(picture, self._shape_of(picture))
             fitting.pts, fitting.duration = pts, self._duration(picture, stated, following)
+            fitting.time_base = self._format.time_base
             end = float((pts + fitting.duration) * self._format.time_base)
             self._frames_read, self._seconds_read = index + 1, end - float(self._format.start)
             yield Frame(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from polypstream.study.charts import Chart
 from polypstream.study.contact_sheet import PICTURES, Wanted, write_pictures
 from polypstream.study.study import Compared
 
-# The longest false positives, and the first missed polyps, of each setting get a card.
+# The false positives, and the missed polyps, of each setting that lasted longest get a card.
 MAX_CARDS = 300
 FALSE_POSITIVE_CAUSES = (
     *("stool or residue", "bubbles", "fold", "vessel", "light", "blur", "instrument", "scar", "other"),
@@ -39,6 +40,36 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet.
+
+    Attributes:
+        id, title: of its part of the page.
+        explanation: what the cards show, and in which order.
+        causes: from which a reader chooses.
+        table: file that has all of them.
+        cards: those of each setting.
+    """
+
+    id: str
+    title: str
+    explanation: str
+    causes: Sequence[str]
+    table: str
+    cards: Sequence[Sequence[dict[str, Any]]]
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """Cards that are shown: of each setting those that lasted longest, the longest first."""
+        return [card for cards in self.cards for card in sorted(cards, key=lambda card: -card["seconds"])[:MAX_CARDS]]
+
+    @property
+    def left_out(self) -> list[int]:
+        """How many cards of each setting are not shown."""
+        return [max(0, len(cards) - MAX_CARDS) for cards in self.cards]
+
+
 def write_study_report(output: Path, compared: Sequence[Compared], on_progress: OnProgress = lambda *_: None) -> Path:
     """Write report.html, and the pictures that do not fit into it.
 
@@ -56,9 +87,23 @@ def write_study_report(output: Path, compared: Sequence[Compared], on_progress: 
     with writing(output):
         for path in (output / PICTURES).glob("*.jpg"):
             path.unlink()
-    false_positives = [card for number, each in enumerate(compared) for card in _false_positives(number, each)]
-    missed = [card for number, each in enumerate(compared) for card in _missed(number, each)]
-    _add_pictures(output, compared, [*false_positives, *missed], on_progress)
+    false_positives = Sheet(
+        "false-positives",
+        "False positives",
+        "Those that lasted longest come first. The box shows the place.",
+        FALSE_POSITIVE_CAUSES,
+        "false-positives.csv",
+        [_false_positives(number, each) for number, each in enumerate(compared)],
+    )
+    missed = Sheet(
+        "missed",
+        "Missed polyps",
+        "Those that were in view longest come first. The box shows the polyp where it is largest.",
+        MISSED_CAUSES,
+        "polyps.csv",
+        [_missed(number, each) for number, each in enumerate(compared)],
+    )
+    _add_pictures(output, compared, [*false_positives.shown, *missed.shown], on_progress)
     recordings = counted(len(compared[0].outcomes), "recording")
     return write_page(
         output,
@@ -69,13 +114,7 @@ def write_study_report(output: Path, compared: Sequence[Compared], on_progress: 
         charts=_charts(compared),
         columns=COLUMNS,
         recordings=[list(_recordings(each)) for each in compared],
-        sheets=(
-            ("false-positives", "False positives", false_positives, FALSE_POSITIVE_CAUSES),
-            ("missed", "Missed polyps", missed, MISSED_CAUSES),
-        ),
-        left_out=[
-            max(0, sum(len(outcome.false_positives) for outcome in each.outcomes) - MAX_CARDS) for each in compared
-        ],
+        sheets=(false_positives, missed),
         most=MAX_CARDS,
     )
 
@@ -139,8 +178,8 @@ def _recordings(compared: Compared) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _false_positives(number: int, compared: Compared) -> list[dict[str, Any]]:
-    """Cards of the false positives of a setting, the longest first."""
-    cards = [
+    """Cards of the false positives of a setting."""
+    return [
         {
             "of": (number, place),
             "setting": compared.setting.name,
@@ -156,12 +195,11 @@ def _false_positives(number: int, compared: Compared) -> list[dict[str, Any]]:
         for place, (outcome, observation) in enumerate(zip(compared.outcomes, compared.observations, strict=True))
         for event in outcome.false_positives
     ]
-    return sorted(cards, key=lambda card: -card["seconds"])[:MAX_CARDS]
 
 
 def _missed(number: int, compared: Compared) -> list[dict[str, Any]]:
     """Cards of the polyps that a setting misses."""
-    cards = [
+    return [
         {
             "of": (number, place),
             "setting": compared.setting.name,
@@ -178,7 +216,6 @@ def _missed(number: int, compared: Compared) -> list[dict[str, Any]]:
         for polyp in outcome.polyps
         if polyp.delay_s is None
     ]
-    return cards[:MAX_CARDS]
 
 
 def _add_pictures(

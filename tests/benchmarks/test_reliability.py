@@ -74,6 +74,7 @@ def test_what_fuzz_calls_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert faults("a.mp4: the process that read it died (SIGSEGV)")
     assert faults("a.mp4: nothing moved in it for 60 seconds, so it was ended")
     assert faults("a.mp4: cannot be processed (KeyError: 5)")
+    assert faults("a.mp4: a fault of polypstream, please report it (KeyError: 5)")
     assert faults("results/a/annotated.mp4: cannot be written (Invalid argument)")
     assert fuzz.judge(None, [])["faults"]
 
@@ -86,6 +87,32 @@ def test_kill_leaves_nothing_unplayable(tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     lines = campaign("full_disk", tmp_path, "--cases", 3, "--kinds", "process,serve,live", "--seconds", 4)
     assert [line["kind"] for line in lines] == ["process", "serve", "live"]
+
+
+def test_hostile_uploads_change_nothing_of_others(tmp_path: Path) -> None:
+    kinds = ("hostile_name", "reference", "pieces_out_of_order", "deleted", "image_set", "huge_picture", "wrong_token")
+    lines = campaign("uploads", tmp_path, "--cases", 7, "--first", 700, "--kinds", ",".join(kinds))
+    assert [line["case"] for line in lines] == list(range(700, 707))
+    assert {line["kind"] for line in lines} == set(kinds)
+
+
+def test_what_uploads_calls_a_fault(tmp_path: Path, red_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacked = module("attacked", monkeypatch)
+    with attacked.attacked(tmp_path, red_model) as server:
+        server.protect()
+        assert not server.tidy()
+        monkeypatch.setattr(attacked, "TIDY_S", 0.1)
+        (tmp_path / "temporary" / "left").touch()
+        assert server.tidy() == ["files left, missing or changed: temporary/left"]
+        with pytest.raises(attacked.Fault, match="it tells"):
+            server.expect_no_secret("a recording", f"{tmp_path}/kept/recordings: cannot be read")
+        with pytest.raises(attacked.Fault, match="500"):
+            server.check("GET /", attacked.Answer(500, b"Internal Server Error"))
+        with pytest.raises(attacked.Fault, match="it says"):
+            server.check("GET /", attacked.Answer(404, b"not found"))
+        server.running.process.kill()
+        server.running.process.wait()
+        assert server.tidy()[0].startswith("the server has ended with -9")
 
 
 @pytest.mark.realtime

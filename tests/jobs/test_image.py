@@ -12,7 +12,7 @@ from PIL import Image
 
 from polypstream.core.geometry import FieldOfView
 from polypstream.errors import SourceError, TooLarge
-from polypstream.jobs.image import MAX_PIXELS, load_image, prepare_image
+from polypstream.jobs.image import MAX_PIXELS, MAX_SIDE, load_image, prepare_image
 from polypstream.jobs.predictions import ImageResult
 from polypstream.stages.findings import Rules
 
@@ -104,6 +104,12 @@ def test_more_pixels_than_may_be_are_refused_before_they_are_read(kind: str) -> 
     file = packed(Image.new("1", (side, side)), kind)
     with pytest.raises(TooLarge, match="more pixels than 40 million"):
         load_image(file)
+
+
+def test_a_longer_side_than_may_be_is_refused() -> None:
+    assert load_image(packed(Image.new("RGB", (MAX_SIDE, 1)), "TIFF")).shape == (1, MAX_SIDE, 3)
+    with pytest.raises(TooLarge, match="1x16385: a side may have at most 16384 pixels"):
+        load_image(packed(Image.new("RGB", (1, MAX_SIDE + 1)), "TIFF"))
 
 
 def test_a_claim_of_billions_of_pixels_is_refused() -> None:

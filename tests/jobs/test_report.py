@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -11,12 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from polypstream.core.formatting import clock
 from polypstream.errors import DataError
-from polypstream.jobs.report import Place, Timeline, read_table, shown_spans, write_report
+from polypstream.jobs.report import Place, Timeline, inlined, read_table, shown_spans, write_report
 from polypstream.sinks.tables import HEADER
 from tests.conftest import Clip, call, make_clip
 from tests.web.serving import click_at, until
@@ -236,6 +238,16 @@ def test_a_million_frames_fit_into_ten_megabytes(run: Path) -> None:
     assert "50.0 %" in page
 
 
+@pytest.mark.parametrize(("width", "height", "inside"), [(960, 480, (240, 480)), (2, 16_000, (1920, 1))])
+def test_a_picture_inside_the_report_is_small_whatever_its_shape_is(
+    tmp_path: Path, width: int, height: int, inside: tuple[int, int]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((height, width, 3), np.uint8))
+    (url,) = inlined(tmp_path, ["a.jpg"])
+    content = np.frombuffer(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")), np.uint8)
+    assert cv2.imdecode(content, cv2.IMREAD_COLOR).shape[:2] == inside
+
+
 def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     table = tmp_path / "frames.csv"
     rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0,1" for index in range(20_000)]
@@ -244,6 +256,14 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     assert np.flatnonzero(timeline.highest).tolist() == [round(7777 / 19_999 * 1199)]
     assert qualities == {"blurred": 1.0, "overexposed": 0.0, "outside": 0.0}
     assert [label for _, label, _ in timeline.ticks()][:3] == ["0:00:00", "0:02:00", "0:04:00"]
+
+
+def test_frames_at_one_time_are_one_column(tmp_path: Path) -> None:
+    """A damaged header states two thousand million frames per second."""
+    table = tmp_path / "frames.csv"
+    rows = [f"{index},2.000000,1,0.1,{index / 10:.1f},1,0,0,0,1" for index in range(10)]
+    table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
+    assert read_table(table, 0.9)[0].highest.tolist() == [0.9]
 
 
 @pytest.mark.slow

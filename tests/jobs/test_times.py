@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -243,6 +244,22 @@ def test_a_picture_that_lasts_for_days_is_written(
     data[duration : duration + 4] = (2**31 + 2**30).to_bytes(4, "big")
     recording.write_bytes(data)
     assert annotate(recording).frames == 1
+
+
+def test_a_rate_of_less_than_one_frame_a_day_is_not_believed(
+    annotate: Callable[[Path], ProcessResult], make: Callable[..., Path]
+) -> None:
+    """A header is damaged: MP4 cannot store one unit of its time."""
+    recording = make(name="rate.avi", frames=10, codec="mjpeg", pixel_format="yuvj420p", **SMALL)
+    data = bytearray(recording.read_bytes())
+    scale = data.index(b"strh") + 28  # behind it is the rate: units per second times the scale
+    data[scale : scale + 8] = struct.pack("<II", 0x01010000, 1)
+    recording.write_bytes(data)
+    found = annotate(recording)
+    assert seconds_of(found) == [number / 25 for number in range(10)]
+    assert found.notes == [
+        "states one frame in 16842752 seconds, which cannot be right; 25 frames per second were assumed"
+    ]
 
 
 @needs_ffmpeg

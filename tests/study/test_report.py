@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from polypstream.jobs.results import load_run
+from polypstream.study import report
 from polypstream.study.charts import Chart, round_up, tick_step
 from polypstream.study.contact_sheet import Wanted, write_pictures
 from tests.conftest import Clip, call, make_clip, picture
@@ -46,6 +47,14 @@ def test_the_report_is_one_file_without_network(study: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     assert not (study / "pictures").exists()
+
+
+def test_a_sheet_shows_of_each_setting_what_lasted_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MAX_CARDS", 2)
+    cards = [[{"seconds": seconds} for seconds in lasting] for lasting in ((1.0, 3.0, 2.0), (5.0,))]
+    sheet = report.Sheet("missed", "Missed polyps", "", (), "polyps.csv", cards)
+    assert [card["seconds"] for card in sheet.shown] == [3.0, 2.0, 5.0]
+    assert sheet.left_out == [1, 0]
 
 
 @pytest.mark.browser
@@ -84,6 +93,7 @@ def test_causes_are_chosen_tallied_kept_and_downloaded(study: Path, browse: Call
     WebDriverWait(browser, 10).until(lambda _: saved.is_file())
     with saved.open() as file:
         assert next((row["setting"], row["cause"]) for row in csv.DictReader(file)) == (setting, "fold")
+    assert "Those that were in view longest" in browser.find_element(By.ID, "missed").text
     missed = browser.find_elements(By.CSS_SELECTOR, "#missed .card")
     assert len(missed) == 2
     assert "polyp 1" in missed[0].text
