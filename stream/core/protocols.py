@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_sound import LiveSound
 from polypstream.core.timestamps import ClockShifts
 
 # Called as on_progress(done, total) with numbers of frames or images; total is None if unknown.
@@ -97,11 +98,13 @@ class LiveSource(Protocol):
         name: name for the user, without credentials.
         signal: whether it sends frames.
         format: properties of the current frames; None before the first one.
+        sound: its sound, if it has any.
     """
 
     name: str
     signal: Signal
     format: PictureFormat | None
+    sound: LiveSound
 
     def frames(self) -> Iterator[Frame]:
         """Iterate over the frames as they arrive.

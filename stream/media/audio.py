@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
@@ -15,7 +15,8 @@ from av.error import FFmpegError
 
 from polypstream.core.formatting import counted
 from polypstream.core.timestamps import ClockShifts
-from polypstream.media.audio_track import AudioPacket, AudioTrack
+from polypstream.media.audio_times import AudioPacket, AudioTimes
+from polypstream.media.audio_track import AudioTrack
 from polypstream.media.container import open_container, packets_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ PACKETS_AHEAD, MAX_AHEAD = 8, 1000
 LATE_S = 2.0
 # Errors of the disk. Any other error concerns the packet that was being written.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EPIPE})
+
+
+class _Track(NamedTuple):
+    """A track of the recording, and the one that is made of it."""
+
+    times: AudioTimes
+    output: AudioTrack
 
 
 class Audio:
@@ -80,18 +88,18 @@ class Audio:
         known = [track for track in self._source.streams.audio if self._is_known(track)]
         self._packets = cast("Iterator[AudioPacket]", packets_of(self._source, list(known), self._reading_damage))
         self._ahead = deque(self._first_packets(known))
-        tracks = [
-            AudioTrack(source, shifts, longest, [packet for packet in self._ahead if packet.stream is source], since)
-            for source in known
-        ]
+        self._tracks: list[_Track] = []
+        for source in known:
+            first = [packet for packet in self._ahead if packet.stream is source]
+            self._tracks.append(_Track(AudioTimes(source, shifts, longest, first), AudioTrack(source, first, since)))
         # If the header waits for the first packet of one track, it must not wait for a late track as well.
-        self.is_late = any(track.begins > start + LATE_S for track in tracks)
-        for track in tracks:
-            track.choose(options[:1] if self.is_late else options)
-        self._tracks = [track for track in tracks if not track.left_out]
-        self.options = options[max((track.options_index for track in self._tracks), default=0)]
-        self.notes += [track.note for track in tracks if track.note]
-        self.damage += [track.damage for track in tracks if track.damage]
+        self.is_late = any(track.times.begins > start + LATE_S for track in self._tracks)
+        for _, output in self._tracks:
+            output.choose(options[:1] if self.is_late else options)
+            self.notes += [output.note] if output.note else []
+            self.damage += [output.damage] if output.damage else []
+        self._tracks = [track for track in self._tracks if not track.output.left_out]
+        self.options = options[max((track.output.options_index for track in self._tracks), default=0)]
 
     def _is_known(self, track: AudioStream) -> bool:
         if track.codec_context is not None and track.codec_context.sample_rate:
@@ -118,9 +126,9 @@ class Audio:
         """
         self._output = output
         output.metadata.update(self._source.metadata)
-        default = next((track.index for track in self._tracks if track.is_default), None)
+        default = next((track.output for track in self._tracks if track.output.is_default), None)
         for track in self._tracks:
-            track.add_to(output, track.index == default)
+            track.output.add_to(output, track.output is default)
 
     def chapters(self) -> list[Chapter]:
         """Return the recording's chapters, shifted as its video was.
@@ -145,43 +153,62 @@ class Audio:
         more = True
         while more:
             for track in self._tracks:
-                for packet in track.until(seconds):
-                    self._mux(track, packet)
-            more = not any(track.is_beyond(seconds) for track in self._tracks) and self._read_one()
+                for packet in track.times.until(seconds):
+                    self._mux(track.output, track.output.convert(packet))
+            more = not any(track.times.is_beyond(seconds) for track in self._tracks) and self._read_one()
 
     def _read_one(self) -> bool:
         """Read one packet for its track. Return whether there was one, or whether a track's end became known."""
         packet = self._ahead.popleft() if self._ahead else next(self._packets, None)
         if packet is None:
-            return sum(track.end() for track in self._tracks) > 0
+            return sum(track.times.end() for track in self._tracks) > 0
         for track in self._tracks:
-            if track.index == packet.stream.index:
-                track.add(packet)
+            if track.output.index == packet.stream.index:
+                track.times.add(packet)
         return True
 
     def finish(self) -> None:
         """Mux the packets that the encoders still buffer."""
         for track in self._tracks:
-            for packet in track.flush():
-                self._mux(track, packet)
+            self._mux(track.output, track.output.flush())
 
-    def _mux(self, track: AudioTrack, packet: AudioPacket) -> None:
-        try:
-            self._output.mux(packet)
-            self.packets += 1
-        except FFmpegError as error:
-            if error.errno in DISK_ERRORS:
-                raise
-            track.unusable += 1  # the muxer refuses the packet, so it is left out
+    def _mux(self, track: AudioTrack, packets: Iterable[AudioPacket]) -> None:
+        self.packets += mux_usable(self._output, track, packets)
 
     def close(self) -> None:
         """Close the recording and add up the damage; may be called more than once."""
         self._source.close()
         self.damage += [f"sound: {damage}" for damage in self._reading_damage]
         self._reading_damage.clear()
-        for track in self._tracks:
-            if track.unusable:
+        for _, output in self._tracks:
+            if output.unusable:
                 self.damage.append(
-                    f"{counted(track.unusable, 'packet')} of audio track {track.index} could not be used"
+                    f"{counted(output.unusable, 'packet')} of audio track {output.index} could not be used"
                 )
-            track.unusable = 0
+            output.unusable = 0
+
+
+def mux_usable(file: OutputContainer, track: AudioTrack, packets: Iterable[AudioPacket]) -> int:
+    """Mux packets, and leave out those that the muxer refuses.
+
+    Args:
+        file: the file.
+        track: counts the packets that are left out.
+        packets: the packets.
+
+    Returns:
+        Number of packets that were muxed.
+
+    Raises:
+        FFmpegError: the disk is full, or fails.
+    """
+    muxed = 0
+    for packet in packets:
+        try:
+            file.mux(packet)
+            muxed += 1
+        except FFmpegError as error:
+            if error.errno in DISK_ERRORS:
+                raise
+            track.unusable += 1
+    return muxed

@@ -1,14 +1,13 @@
-"""One audio track of a recording, copied into an MP4 or encoded as AAC."""
+"""One audio track, copied into an MP4 or encoded as AAC."""
 
 from __future__ import annotations
 
 import ctypes
 import io
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias, cast
+from typing import cast
 
 import av
 from av import AudioFrame, AudioLayout, AudioResampler, BitStreamFilterContext, Codec
@@ -17,9 +16,8 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from polypstream.core.timestamps import ClockShifts, TimestampCorrector
+from polypstream.media.audio_times import AudioPacket
 from polypstream.media.container import is_encrypted
-from polypstream.media.pictures import MP4_LONGEST_STEP
 
 # Codecs that MP4 can contain and that players support. FFmpeg can also write PCM, Vorbis or TrueHD to MP4, but only
 # under conditions, and few players can read them.
@@ -42,26 +40,15 @@ DEFAULT_LAYOUTS = {
 }
 # If audio starts later than expected by less than this, in seconds, the cause is rounding and not a gap.
 ROUNDING_S = 0.02
-# The largest distance in a file, in seconds, between audio and the video that it belongs to.
-MAX_AV_DISTANCE_S = 5.0
-
-AudioPacket: TypeAlias = "Packet[AudioStream]"
-
-
-class _TimedPacket(NamedTuple):
-    """A packet and its timestamp in units of its time base."""
-
-    packet: AudioPacket
-    time: int
+# Audio that starts earlier than expected by more than this, in seconds, repeats what is already there.
+REPEATED_S = 0.5
 
 
 class AudioTrack:
     """One audio track, copied or encoded into the output.
 
     Args:
-        source: the track in the recording.
-        shifts: the offsets that were added to the timestamps of the video.
-        longest: the longest step between two packets that the output can store, in seconds.
+        source: the track. Its time base is that of the packets.
         first: the first packets of the track.
         since: leave out the packets before this time in seconds, and move the rest so that this time becomes 0; None:
             keep all.
@@ -73,21 +60,13 @@ class AudioTrack:
         damage: why the track is left out, if it is damaged; otherwise an empty string.
         unusable: number of packets left out so far.
         options_index: index of the container options that the track needs.
-        begins: time of the first packet in seconds; infinite if there is none yet.
         is_default: players should select this track.
     """
 
-    def __init__(
-        self,
-        source: AudioStream,
-        shifts: ClockShifts,
-        longest: Fraction,
-        first: Sequence[AudioPacket],
-        since: Fraction | None = None,
-    ) -> None:
+    def __init__(self, source: AudioStream, first: Sequence[AudioPacket], since: Fraction | None = None) -> None:
         self.index, self.note, self.damage, self.left_out = source.index, "", "", False
         self.unusable, self.options_index = 0, 0
-        self._source, self._shifts, self._first = source, shifts, [packet for packet in first if packet.size]
+        self._source, self._first = source, [packet for packet in first if packet.size]
         self.is_default = bool(source.disposition & source.disposition.default)
         self._rate = source.codec_context.sample_rate
         self._name = source.codec_context.codec.canonical_name
@@ -102,17 +81,7 @@ class AudioTrack:
         # Position of the next sample, counted from time 0.
         self._next: int | None = None
         assert source.time_base is not None
-        self._time_base = source.time_base
-        self._since = None if since is None else round(since / self._time_base)
-        # Timestamps can be equal: Matroska rounds to milliseconds, and some codecs have shorter packets.
-        longest = min(longest, Fraction(MP4_LONGEST_STEP, self._rate))
-        shift, steps = round(shifts.origin / self._time_base), int(longest / self._time_base)
-        self._corrector = TimestampCorrector[AudioPacket](self._time_base, steps, shift, self._restart, least=0)
-        self._restarts = 0
-        self._ready = deque[_TimedPacket]()
-        self._muxed_until_s = float("-inf")
-        times = [stored * self._time_base for packet in self._first if (stored := _stored_time(packet)) is not None]
-        self.begins = float(times[0] + shifts.origin) if times else float("inf")
+        self._since = None if since is None else round(since / source.time_base)
 
     @property
     def _is_raw_aac(self) -> bool:
@@ -150,7 +119,7 @@ class AudioTrack:
         decoded = False
         for packet in self._first:
             with suppress(FFmpegError):
-                decoded = bool(self._source.codec_context.decode(_copy_of(packet))) or decoded
+                decoded = bool(self._source.codec_context.decode(copy_of(packet))) or decoded
         with suppress(FFmpegError):
             self._source.codec_context.flush_buffers()
         return decoded or not self._first
@@ -169,7 +138,7 @@ class AudioTrack:
                 target = self._add_copy(trial)
                 trial.start_encoding()
                 for packet in self._first if with_packets else ():
-                    copy = _copy_of(packet)
+                    copy = copy_of(packet)
                     copy.stream = target
                     trial.mux(copy)
         except (FFmpegError, ValueError):
@@ -199,72 +168,19 @@ class AudioTrack:
         # Some players would play all tracks with the default flag at the same time.
         self._target.disposition = kinds | kinds.default if default else kinds & ~kinds.default
 
-    def add(self, packet: AudioPacket) -> None:
-        """Add the next packet.
+    def convert(self, packet: AudioPacket) -> list[AudioPacket]:
+        """Convert a packet for the output.
 
         Args:
-            packet: the packet; an empty one marks the end of the track.
-        """
-        if packet.size:
-            self._corrector.add(packet, _stored_time(packet), packet.duration or 0)
-        else:
-            self.end()
-
-    def end(self) -> bool:
-        """Declare that no more packets will come.
+            packet: the packet, with its timestamps.
 
         Returns:
-            Whether this is the first call.
+            Packets for the output; none if it is left out, or if the encoder still buffers it.
         """
-        return self._corrector.end()
-
-    def until(self, seconds: float) -> Iterator[AudioPacket]:
-        """Convert the packets that start before a time.
-
-        Args:
-            seconds: the time in seconds.
-
-        Yields:
-            Packets for the output.
-        """
-        self._muxed_until_s = seconds
-        for packet, time in self._corrector.settled():
-            self._ready.append(_TimedPacket(packet, time))
-        while self._ready and self._ready[0].time * self._time_base <= seconds:
-            yield from self._output_of(*self._ready.popleft())
-
-    def is_beyond(self, seconds: float) -> bool:
-        """Whether enough of the track was read.
-
-        Args:
-            seconds: a time in seconds.
-
-        Returns:
-            Whether the packets read so far extend beyond the time, or whether their timestamps depend on more video.
-        """
-        return self._corrector.waiting or bool(self._ready and self._ready[-1].time * self._time_base > seconds)
-
-    def _restart(self, stored: int, follows: int) -> int | None:
-        """Return the new shift after a restart of the clock: that of the video, which is read first."""
-        number = self._restarts + 1
-        while (shift := self._shifts.after(number)) is not None:
-            moved = stored + round(shift / self._time_base)
-            if abs(moved - follows) * self._time_base <= MAX_AV_DISTANCE_S:
-                self._restarts = number
-                return moved - stored
-            number += 1
-        if self._muxed_until_s < follows * self._time_base + MAX_AV_DISTANCE_S:
-            return None
-        return follows - stored  # the video was not shifted there, so only the audio has a wrong clock
-
-    def _output_of(self, packet: AudioPacket, time: int) -> list[AudioPacket]:
-        stored = _stored_time(packet)
-        if self._since is not None:
-            if time < self._since:
+        if self._since is not None and packet.pts is not None and packet.dts is not None:
+            if packet.dts < self._since:
                 return []
-            time -= self._since
-        packet.pts = time if packet.pts is None or stored is None else packet.pts + time - stored
-        packet.dts = time if packet.dts is None or stored is None else packet.dts + time - stored
+            packet.pts, packet.dts = packet.pts - self._since, packet.dts - self._since
         try:
             return self._encode(packet) if self._encodes else self._copy(packet)
         except FFmpegError:
@@ -313,7 +229,7 @@ class AudioTrack:
         stored = round((part.pts or 0) * (part.time_base or 0) * rate) if timed else self._next
         if self._next is None or stored is None or stored - self._next > ROUNDING_S * rate:
             place = stored or 0
-        elif self._next - stored > MAX_AV_DISTANCE_S * rate / 10:
+        elif self._next - stored > REPEATED_S * rate:
             return False  # the part lies completely within audio that is already there
         else:
             place = self._next
@@ -349,7 +265,7 @@ def _aac_header(track: AudioStream, packets: Sequence[AudioPacket]) -> bytes | N
     probe = BitStreamFilterContext("aac_adtstoasc", track)
     for packet in packets:
         try:
-            for filtered in probe.filter(_copy_of(packet)):
+            for filtered in probe.filter(copy_of(packet)):
                 if filtered.has_sidedata("new_extradata"):
                     return bytes(filtered.get_sidedata("new_extradata"))
         except FFmpegError:
@@ -357,12 +273,12 @@ def _aac_header(track: AudioStream, packets: Sequence[AudioPacket]) -> bytes | N
     return None
 
 
-def _copy_of(packet: AudioPacket) -> AudioPacket:
+def copy_of(packet: AudioPacket) -> AudioPacket:
+    """Copy a packet, without its stream.
+
+    Args:
+        packet: the packet.
+    """
     copy = Packet(bytes(packet))
     copy.pts, copy.dts, copy.time_base, copy.duration = packet.pts, packet.dts, packet.time_base, packet.duration
     return cast("AudioPacket", copy)
-
-
-def _stored_time(packet: AudioPacket) -> int | None:
-    """Return the stored timestamp of a packet in units of its time base, if it has one."""
-    return packet.pts if packet.dts is None else packet.dts

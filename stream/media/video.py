@@ -28,6 +28,7 @@ from polypstream.media.container import file_url, open_container, packets_of
 from polypstream.media.encoders import Encoder, choose_encoder
 from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
 from polypstream.media.gop_copy import GopCopy
+from polypstream.media.live_audio import LiveAudio, LiveAudioSource
 from polypstream.media.pictures import longest_step
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class AnnotatedVideo:
     Args:
         path: the file to write.
         pictures: format of the frames.
-        audio_from: recording whose audio, chapters and metadata are copied.
+        audio_from: recording whose audio, chapters and metadata are copied, or the sound of a live source.
         settings: the encoder, its speed and its quality.
         origin: pts at which the file's timeline begins, if it holds a range of the recording: earlier sound and all
             chapters are left out; None: the whole recording.
@@ -152,7 +153,7 @@ class AnnotatedVideo:
         self,
         path: Path,
         pictures: PictureFormat,
-        audio_from: Path | None,
+        audio_from: Path | LiveAudioSource | None,
         settings: VideoSettings,
         origin: int | None = None,
         shifts: ClockShifts | None = None,
@@ -300,6 +301,7 @@ def write_packets(
     encoder: Encoder,
     options: dict[str, str],
     packets: Sequence[EncodedPicture],
+    sound: LiveAudioSource | None,
     marks: Sequence[Mark] = (),
 ) -> None:
     """Write an MP4 of pictures that were encoded before. Its time begins at the first one.
@@ -309,15 +311,18 @@ def write_packets(
         pictures: format of the pictures.
         encoder, options: what encoded them: the parameter sets in the header are those of a new encoder like it.
         packets: their packets, beginning with a key frame.
+        sound: sound of their source; None: there is none.
         marks: become chapters. Their times count from the first picture.
 
     Raises:
         OutputError: the file cannot be written.
     """
     origin = packets[0].pts
-    file, _ = open_mp4(path, pictures, None, None, origin)
+    file, audio = open_mp4(path, pictures, sound, None, origin)
     with writing(path), closing(file):
         stream = add_pictures(file, encoder, pictures, options)
+        if audio:
+            audio.add_to(file)
         file.start_encoding()
         if marks:  # FFmpeg moves the first chapter to 0 if it knows of it when it writes the header
             file.set_chapters(_chapters_of(marks, float((packets[-1].pts - origin) * pictures.time_base)))
@@ -328,7 +333,11 @@ def write_packets(
             packet.stream, packet.time_base = stream, pictures.time_base
             packet.pts, packet.dts, packet.duration = each.pts - origin, each.dts - origin, step
             packet.is_keyframe = each.is_key_frame
+            if audio:
+                audio.mux_until(float((each.pts + step) * pictures.time_base))
             file.mux(packet)
+        if audio:
+            audio.finish()
 
 
 class MaskVideo:
@@ -395,17 +404,17 @@ class MaskVideo:
 def open_mp4(
     path: Path,
     pictures: PictureFormat,
-    audio_from: Path | None,
+    audio_from: Path | LiveAudioSource | None,
     shifts: ClockShifts | None,
     origin: int | None = None,
     reordered: bool = False,
-) -> tuple[OutputContainer, Audio | None]:
+) -> tuple[OutputContainer, Audio | LiveAudio | None]:
     """Create an MP4, and prepare its audio. The audio decides how the header is written.
 
     Args:
         path: the file to write.
         pictures: format of its frames.
-        audio_from: recording whose audio, chapters and metadata are copied; None: none.
+        audio_from: recording whose audio, chapters and metadata are copied, or the sound of a live source; None: none.
         shifts: the offsets that were added to the recording's timestamps.
         origin: as for `AnnotatedVideo`.
         reordered: frames may be decoded in another order than they are shown.
@@ -418,6 +427,8 @@ def open_mp4(
     """
     since = None if origin is None else origin * pictures.time_base
     options = _mp4_options(pictures, since or Fraction(0))
+    if isinstance(audio_from, LiveAudioSource):
+        return open_output(path, options[0]), LiveAudio(audio_from, options[0], since or Fraction(0))
     if audio_from is None:
         return open_output(path, options[-1] if reordered else options[0]), None
     longest = longest_step(pictures.time_base) * pictures.time_base

@@ -18,15 +18,19 @@ from polypstream.core.config import LiveSettings, VideoSettings
 from polypstream.core.files import writing
 from polypstream.core.formatting import clock, words_of
 from polypstream.core.frame import FetchedPicture, Frame
+from polypstream.core.live_sound import TIME_BASE
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
 from polypstream.media.container import open_container
+from polypstream.media.live_audio import LiveAudioSource
 from polypstream.media.recent_video import Kept, RecentVideo
 from polypstream.media.video import write_packets
 from polypstream.sinks.rolling import Session, results_folder
 from polypstream.sinks.tables import row_of
 from polypstream.stages.live import fill_unseen
 
+# Sound is kept for longer than pictures, since a group of pictures more may be kept.
+MORE_SOUND_S = 30.0
 # Limit of the memory for each source in bytes.
 MOST_BYTES = 500_000_000
 # A quick preset and a moderate quality, since what is encoded is mostly never looked at.
@@ -98,8 +102,9 @@ def _picture_at(clip: Path, seconds: float) -> av.VideoFrame:
 class ClipSaver:
     """A sink that keeps the last seconds of a source in memory, and saves them as a clip when it is asked to.
 
-    A clip is the picture without markers. It begins with a key frame, and has a folder of results beside it. Pictures
-    without a signal are left out. If the format of the pictures changes, what was kept before is dropped.
+    A clip has the pictures without markers, and the sound. It begins with a key frame, and has a folder of results
+    beside it. Pictures without a signal are left out. If the format of the pictures changes, what was kept before is
+    dropped.
 
     Args:
         folder: folder for the clips; it is created with the first one.
@@ -121,6 +126,7 @@ class ClipSaver:
     def __init__(self, folder: Path, source: LiveSource, settings: LiveSettings, video: VideoSettings) -> None:
         self._folder, self._source, self._seconds = folder, source, settings.keep_seconds
         self._settings = video.model_copy(update={"preset": PRESET, "crf": max(CRF, video.crf)})
+        source.sound.keep(settings.keep_seconds + MORE_SOUND_S)
         self.session: Session | None = None
         self.problem = ""
         self.clips: list[Path] = []
@@ -201,7 +207,9 @@ class ClipSaver:
         first, last = kept[0].note.frame, kept[-1].note.frame
         marks = self.session.marks_within(first.seconds, last.seconds) if self.session else []
         pictures = [each.picture for each in kept]
-        write_packets(path, recent.format, recent.encoder, recent.options, pictures, marks)
+        sound_format = self._source.sound.format_since(round(first.seconds / TIME_BASE))
+        sound = LiveAudioSource(self._source.sound, sound_format) if sound_format else None
+        write_packets(path, recent.format, recent.encoder, recent.options, pictures, sound, marks)
         if self.session is not None:
             results = self.session.open_results(path, recent.format, first.seconds, False)
             for index, each in enumerate(kept):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
@@ -12,12 +13,22 @@ from typing import Protocol
 from polypstream.core.config import Output
 from polypstream.core.formatting import clock
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_sound import TIME_BASE, SoundFormat
 from polypstream.core.marks import Mark
 from polypstream.core.pipeline import Sink
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
+from polypstream.media.live_audio import LiveAudioSource
 from polypstream.media.pictures import Conformer
 from polypstream.media.video import AnnotatedVideo
+
+# Sound of the last seconds is kept for recordings, which may be behind.
+KEEP_SOUND_S = 10.0
+# Sound that paused for longer, in seconds, when a file begins is in the next file.
+PAUSE_S = 1.0
+# Longest waits in seconds: for the first sound, if the source has announced sound, and for sound beside the last frame.
+FIRST_SOUND_S, LAST_SOUND_S = 1.0, 0.5
+log = logging.getLogger(__name__)
 
 
 class Results(Sink[Frame], Protocol):
@@ -60,9 +71,10 @@ def results_folder(video: Path) -> Path:
 class RollingRecording:
     """A sink that records to FILE.mp4, FILE-2.mp4, …
 
-    A new file begins after a set time, at a set size, and when the format of the source changes. Timestamps in a file
-    are the frames' own, relative to its first frame. Without a signal, the placeholder frames are recorded. Each file
-    has a folder of results beside it, with its name.
+    A new file begins after a set time, at a set size, and when the format of the source or of its sound changes.
+    Timestamps in a file are the frames' own, relative to its first frame. Without a signal, the placeholder frames are
+    recorded. The sound of the source is synchronous with its frames. Each file has a folder of results beside it, with
+    its name.
 
     Args:
         path: path of the first file.
@@ -97,6 +109,8 @@ class RollingRecording:
     ) -> None:
         self._path, self._source, self._settings = path, source, settings
         self._option, self.clean, self._masks = option, clean, masks
+        source.sound.keep(KEEP_SOUND_S)
+        self._sound: SoundFormat | None = None
         self.session: Session | None = None
         self._results: Results | None = None
         self.files: list[Path] = []
@@ -173,6 +187,7 @@ class RollingRecording:
             now != (current.width, current.height, current.pixel_format, current.orientation)
             or frame.seconds - self._started >= roll.seconds
             or self._video.bytes >= roll.megabytes * 1e6
+            or self._source.sound.format_since(round(self._started / TIME_BASE)) not in (None, self._sound)
         )
 
     def _open(self, frame: Frame) -> None:
@@ -185,7 +200,14 @@ class RollingRecording:
             )
         self._conform = Conformer(self._format)
         path = self._next_path()
-        self._video = AnnotatedVideo(path, self._format, None, self._settings.video, frame.pts)
+        # If the program is killed, sound that begins later than the pictures would be too early.
+        earliest = round((frame.seconds - PAUSE_S) / TIME_BASE)
+        self._source.sound.wait_until(earliest, FIRST_SOUND_S)
+        self._sound = self._source.sound.format_since(earliest)
+        sound = LiveAudioSource(self._source.sound, self._sound) if self._sound else None
+        self._video = AnnotatedVideo(path, self._format, sound, self._settings.video, frame.pts)
+        for note in self._video.notes if not self.files else ():
+            log.info(f"{self.source}: {note}")
         self.files.append(path)
         self._origin = frame.pts
         if self.session is not None:
@@ -207,10 +229,13 @@ class RollingRecording:
         results, self._results = self._results, None
         try:
             if video is not None:
+                self._source.sound.wait_until(round(self._last / TIME_BASE), LAST_SOUND_S)
                 if self.session is not None:
                     marks = self.session.marks_within(self._started, self._last)
                     video.set_chapters(marks, self._last - self._started)
                 video.close()
+                for damage in video.damage:
+                    log.warning(f"{self.source}: {damage}")
         finally:
             if results is not None:
                 results.close()

@@ -22,25 +22,27 @@ from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import LiveSettings
 from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_sound import TIME_BASE, LiveSound
 from polypstream.core.protocols import STOPPED, LiveSource, Signal, Source
 from polypstream.errors import SourceError
+from polypstream.media.audio_times import AudioPacket
 from polypstream.media.color import forget_unknown_tags
 from polypstream.media.container import demuxed
 from polypstream.media.pictures import Conformer, black_picture, copy_of, picture_format
 from polypstream.media.srt import srt_received
 from polypstream.sources.demo import SCHEME
 from polypstream.sources.devices import V4L2_PATHS
+from polypstream.sources.live_clock import LiveClock
+from polypstream.sources.live_sound import RecordingSound, StreamSound, sound_track_of
 from polypstream.sources.open import open_source
 
 # Prefix of a recording that is played as a live source.
 # What stands before a recording that is played once, or again and again.
 REPLAY, LOOP = "replay:", "loop:"
-# Time base of live frames, as in broadcasting. Times count from the moment at which the source was opened.
-TIME_BASE = Fraction(1, 90_000)
 # Longest time for connecting, including the handshake and the wait for the first keyframe.
 CONNECT_S = 5.0
-# A stream's own timestamps are used while they differ from the clock by less; they jump when an encoder restarts.
-DRIFT_S = 1.0
+# A replay slows down by more than this, in seconds, if decoding is too slow.
+LATE_S = 0.1
 # With the low-delay flag these decoders return frames in coding order, in which B-frames come too late.
 IN_CODING_ORDER = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "h261", "h263", "flv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2",
@@ -192,8 +194,10 @@ class Stream:
     settings: LiveSettings
     format: PictureFormat | None = None
     signal: Signal = field(init=False)
+    sound: LiveSound = field(default_factory=LiveSound)
     _closed: threading.Event = field(default_factory=threading.Event)
     _opened: float = field(default_factory=time.monotonic)
+    _clock: LiveClock = field(init=False)
     _wanted: PictureFormat | None = None
     _conform: Conformer = field(init=False)
     _kind: tuple[int, int, Fraction | None] | None = None
@@ -202,6 +206,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.signal = Signal(problem=f"waiting for {awaited(self.address)}")
+        self._clock = LiveClock(self._opened)
 
     def frames(self) -> Iterator[Frame]:
         """See LiveSource. Ends after `close`, or after the last attempt to connect."""
@@ -224,6 +229,7 @@ class Stream:
                 self.signal.given_up = True
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
+        self.sound.expect(False)
         problem = STOPPED if self.signal.there else f"{STOPPED} without a signal ({self.signal.problem})"
         self.signal.there, self.signal.ended, self.signal.problem = False, True, problem
 
@@ -267,19 +273,31 @@ class Stream:
         stream.thread_type = "SLICE"
         if stream.codec_context.codec.canonical_name not in IN_CODING_ORDER:
             stream.codec_context.flags |= Flags.low_delay
-        clock, self._wanted = _Clock(self._opened), None  # a new connection may have another format of the same size
-        for packet in demuxed(container, [stream]):
+        self._wanted = None  # a new connection may have another format of the same size
+        self._clock.restart()
+        sound = self._sound_of(container)
+        for packet in demuxed(container, [stream, *([sound.track] if sound else [])]):
             if self._closed.is_set():
                 return
             if packet is None:
                 continue
             arrived = time.monotonic()
-            pictures = self._pictures_of(packet)
+            if sound and packet.stream is sound.track:
+                sound.add(cast("AudioPacket", packet), arrived)
+                continue
+            pictures = self._pictures_of(cast("Packet[av.VideoStream]", packet))
             # A device's packets are in its driver's memory and must be freed before the device is closed.
             del packet
             for picture in pictures:
                 self.signal.there, self.signal.problem = True, ""
-                yield self._frame(picture, clock.time_of(picture, arrived), arrived)
+                stream_time = None if picture.pts is None else float(picture.pts * cast(Fraction, picture.time_base))
+                yield self._frame(picture, self._clock.time_of(stream_time, arrived), arrived)
+
+    def _sound_of(self, container: InputContainer) -> StreamSound | None:
+        """The sound of a connection, if there is any and somebody records it."""
+        track = sound_track_of(container) if self.sound.is_wanted else None
+        self.sound.expect(track is not None)
+        return StreamSound(self.name, track, self.sound, self._clock) if track else None
 
     def _pictures_of(self, packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
         """Decode a packet into frames of the current format, in memory that does not belong to a device."""
@@ -297,12 +315,14 @@ class Stream:
         return pictures
 
     def _lost(self, problem: str) -> None:
+        self.sound.expect(False)
         self.signal.losses += self.signal.there
         self.signal.there, self.signal.problem = False, problem
 
     def _frame(self, picture: av.VideoFrame, seconds: float, arrived: float, has_signal: bool = True) -> Frame:
         """Make a frame of a picture: number it and set its timestamp. Timestamps always increase."""
         pts = max(round(seconds / TIME_BASE), self._last_pts + 1)
+        picture.duration = round((picture.duration or 0) * (picture.time_base or 0) / TIME_BASE)
         picture.pts, picture.time_base, self._last_pts = pts, TIME_BASE, pts
         frame = Frame(self._count, picture, pts, TIME_BASE, arrived, self.name, has_signal=has_signal)
         if self.format:
@@ -315,32 +335,6 @@ class Stream:
         size = (self.format.width, self.format.height) if self.format else NO_SIGNAL_SIZE
         now = time.monotonic()
         return self._frame(black_picture(*size), now - self._opened, now, has_signal=False)
-
-
-class _Clock:
-    """Computes capture times, in seconds since the source was opened.
-
-    A stream's own timestamps are evenly spaced even if the network delivers unevenly. They are shifted so that the
-    first frame has its time of arrival.
-    """
-
-    def __init__(self, opened: float) -> None:
-        self._opened, self._offset = opened, float("inf")
-
-    def time_of(self, picture: av.VideoFrame, arrived: float) -> float:
-        """Capture time of a frame in seconds.
-
-        Args:
-            picture: the frame.
-            arrived: its time of arrival, of time.monotonic.
-        """
-        now = arrived - self._opened
-        if picture.pts is None:
-            return now
-        stream_time = float(picture.pts * cast(Fraction, picture.time_base))
-        if abs(stream_time + self._offset - now) > DRIFT_S:
-            self._offset = now - stream_time
-        return stream_time + self._offset
 
 
 def _decode(packet: Packet[av.VideoStream]) -> list[av.VideoFrame]:
@@ -364,7 +358,7 @@ class Replay:
     """
 
     def __init__(self, name: str, open_recording: Callable[[], Source], endless: bool = False) -> None:
-        self.name, self.signal = name, Signal(there=True, problem="")
+        self.name, self.signal, self.sound = name, Signal(there=True, problem=""), LiveSound()
         self._open, self._endless, self._closed = open_recording, endless, threading.Event()
         self._recording = open_recording()
         self.format: PictureFormat | None = self._recording.format
@@ -383,10 +377,18 @@ class Replay:
             self.signal.problem = STOPPED
 
     def _played(self, recording: Source) -> Iterator[Frame]:
-        frames, due, shift = recording.frames(), time.monotonic(), 0
+        if recording.path is None or not self.sound.is_wanted:
+            yield from self._in_time(recording.frames(), None)
+            return
+        with closing(RecordingSound(self.name, recording.path, recording.shifts, self.sound)) as sound:
+            yield from self._in_time(recording.frames(), sound)
+
+    def _in_time(self, frames: Iterator[Frame], sound: RecordingSound | None) -> Iterator[Frame]:
+        """Yield each frame when it is due, and pass on the sound beside it."""
+        due, shift = time.monotonic(), 0
         while not self._closed.wait(max(0.0, due - time.monotonic())):
             # If decoding is too slow, the replay slows down: a camera's latency would not grow either.
-            due = max(due, time.monotonic() - DRIFT_S / 10)
+            due = max(due, time.monotonic() - LATE_S)
             frame = next(frames, None)
             if frame is None:
                 break
@@ -394,6 +396,8 @@ class Replay:
             if self._count and not frame.index:
                 shift = self._end - frame.pts
             duration = frame.picture.duration or 0
+            if sound is not None:
+                sound.play_until(float((frame.pts + duration) * frame.time_base), float(shift * frame.time_base))
             frame.index, frame.pts = self._count, frame.pts + shift
             frame.in_memory().pts = frame.pts
             self._count, self._end = self._count + 1, frame.pts + duration
