@@ -504,6 +504,8 @@ class Live:
             Closed: the pipeline has failed.
         """
         self._admit(source, display)
+        for _, sink in self._sinks:
+            sink.expect(source.name)
         for name, sink in self._isolated(sinks):
             self.pipeline.add_sink(name, sink)
             self._sinks.append((name, sink))
@@ -543,9 +545,8 @@ class Live:
         Args:
             name: its name.
         """
-        for sink in self.outputs():
-            if isinstance(sink, Browser | Windows):
-                sink.forget(name)
+        for _, sink in self._sinks:
+            sink.forget(name)
 
     def _is_delivered(self, name: str) -> bool:
         """Whether all frames of a source that has ended were shown or dropped."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import cv2
 import numpy as np
@@ -417,6 +417,18 @@ class LatencyMeter:
             return list(self._out.get(source, ()))
 
 
+@runtime_checkable
+class KeepingSink(Sink[Frame], Protocol):
+    """A sink that takes all sources, and keeps something of each."""
+
+    def forget(self, source: str) -> None:
+        """Release what is kept of a source.
+
+        Args:
+            source: its name.
+        """
+
+
 class IsolatedSink:
     """A sink whose errors do not stop the other sinks.
 
@@ -433,6 +445,8 @@ class IsolatedSink:
         self.sink = sink
         self.queue_size = sink.queue_size if isinstance(sink, BufferedSink) else 1
         self.problem = ""
+        self._lock = threading.Lock()
+        self._forgotten: set[str] = set()
 
     def write(self, frame: Frame) -> None:
         """Pass a frame to the sink, until the sink fails.
@@ -440,11 +454,33 @@ class IsolatedSink:
         Args:
             frame: the frame.
         """
-        if not self.problem:
+        with self._lock:
+            if self.problem or frame.source in self._forgotten:
+                return
             try:
                 self.sink.write(frame)
             except Exception as error:  # a library may raise anything; the other sinks continue
                 self.problem = words_of(error)
+
+    def forget(self, source: str) -> None:
+        """Let the sink release what it keeps of a source that was removed. Frames of it that still come are ignored.
+
+        Args:
+            source: its name.
+        """
+        with self._lock:
+            self._forgotten.add(source)
+            if isinstance(self.sink, KeepingSink):
+                self.sink.forget(source)
+
+    def expect(self, source: str) -> None:
+        """Pass frames of a source again that was forgotten.
+
+        Args:
+            source: its name.
+        """
+        with self._lock:
+            self._forgotten.discard(source)
 
     def close(self) -> None:
         """Close the sink."""
