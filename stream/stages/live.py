@@ -229,6 +229,7 @@ class LatestMarkers:
     def __init__(self, most: float) -> None:
         self._most = most
         self._newest: dict[str, Frame] = {}
+        self._ended: dict[str, float] = {}  # when the last source of a name ended
         self._grey_of = SmallGrey()
         self._greys: dict[str, dict[int, np.ndarray]] = {}
         self.unmarked: dict[str, Frame] = {}
@@ -275,7 +276,18 @@ class LatestMarkers:
         Args:
             frame: a frame that has passed the inference pipeline.
         """
-        self._newest[frame.source] = frame
+        if frame.arrived > self._ended.get(frame.source, 0.0):
+            self._newest[frame.source] = frame
+
+    def forget(self, source: str) -> None:
+        """Release what is kept of a source that has ended. Its frames may still be in the inference pipeline.
+
+        Args:
+            source: its name, which a source that begins later may have, too.
+        """
+        self._ended[source] = time.monotonic()
+        for kept in (self._newest, self._greys, self.unmarked):
+            kept.pop(source, None)
 
     def close(self) -> None:
         """Do nothing: there is nothing to finish."""
