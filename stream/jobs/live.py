@@ -433,8 +433,8 @@ class Live:
         def by_source(name: str, stage: Stage[Frame]) -> tuple[str, Stage[Frame], int]:
             return name, ByKey(stage, _source_of, self._workers), most
 
-        def analysis(only: Collection[str]) -> NamedStages:
-            """Stages that find polyps, for the frames of some sources."""
+        def analysis(only: Collection[str] | None) -> NamedStages:
+            """Stages that find polyps, for the frames of some sources, or of all."""
             return [
                 by_source("crop", SkipInvalid(PerSource(lambda: LiveViewCropper(segmenter.size, settings)), only)),
                 by_source("quality", SkipInvalid(QualityInspector(), only)),
@@ -451,16 +451,15 @@ class Live:
             ("staleness", self._staleness, 1),
             ("latency", self._meter, 1),
         ]
+        self._markers = LatestMarkers(settings.live.max_staleness)
         self._background: Pipeline[Frame] | None = None
         self._background_problem = ""
         if self._pass_through or changes:
             self._pictures = Channel[Frame](QUEUE, _source_of)
-            markers = LatestMarkers(settings.live.max_staleness)
-            pictures = [("pictures", iter(self._pictures))]
-            found = [("markers", markers)]
-            self._background = Pipeline(pictures, analysis(self._pass_through), found, QUEUE, _source_of)
-            stages = [*stages, ("markers", SkipInvalid(markers, self._pass_through), 1)]
-            self._sinks.append(("aside", IsolatedSink(BackgroundInferenceFeed(self._pictures, markers))))
+            pictures, found = [("pictures", iter(self._pictures))], [("markers", self._markers)]
+            self._background = Pipeline(pictures, analysis(None), found, QUEUE, _source_of)
+            stages = [*stages, ("markers", SkipInvalid(self._markers, self._pass_through), 1)]
+            self._sinks.append(("aside", IsolatedSink(BackgroundInferenceFeed(self._pictures, self._markers))))
         self.pipeline = Pipeline(
             [(_reader_name(source), self._frames_of(source)) for source in sources],
             [*stages, *drawing],
@@ -475,11 +474,11 @@ class Live:
         """Note a source, before its first frame."""
         name = source.name
         self.numbers.setdefault(name, len(self.numbers))
-        insort(self.sources, source, key=lambda each: self.numbers[each.name])
         in_step = (display or self._settings.live.display) == "in-step"
         (self._in_step if in_step else self._pass_through).add(name)
         self._recent[name] = RecentFrames(name)
         self._silent_from[name] = time.monotonic() + SILENCE_S
+        insort(self.sources, source, key=lambda each: self.numbers[each.name])
 
     def _isolated(self, sinks: Sequence[tuple[str, Sink[Frame]]]) -> list[tuple[str, IsolatedSink]]:
         """Prepare sinks, before their first frame."""
@@ -511,6 +510,8 @@ class Live:
             Closed: the pipeline has failed.
         """
         self._admit(source, display)
+        for _, sink in self._sinks:
+            sink.expect(source.name)
         for name, sink in self._isolated(sinks):
             self.pipeline.add_sink(name, sink)
             self._sinks.append((name, sink))
@@ -537,6 +538,7 @@ class Live:
             self.pipeline.end_sink(name)
             self._sinks.remove((name, sink))
         for source in sources:
+            self._markers.forget(source.name)
             log.info(describe(self._status_of(source)))
             self.sources.remove(source)
             self.clips.pop(source.name, None)
@@ -550,9 +552,8 @@ class Live:
         Args:
             name: its name.
         """
-        for sink in self.outputs():
-            if isinstance(sink, Browser | Windows):
-                sink.forget(name)
+        for _, sink in self._sinks:
+            sink.forget(name)
 
     def _is_delivered(self, name: str) -> bool:
         """Whether all frames of a source that has ended were shown or dropped."""

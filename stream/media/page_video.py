@@ -28,8 +28,8 @@ BT709 = int(Colorspace.ITU709)
 # Units per second of the timestamps, and a frame rate that is seldom exceeded.
 CLOCK, RATE = 90_000, 60
 # How far the outlines that the page draws may lie from those of the findings, in pixels of the video. An outline has
-# one point per pixel, which would need as many bits as the video.
-TOLERANCE = 0.5
+# one point per pixel, which would need as many bits as the video. The line is at least as wide as this.
+TOLERANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import cv2
 import numpy as np
@@ -229,6 +229,7 @@ class LatestMarkers:
     def __init__(self, most: float) -> None:
         self._most = most
         self._newest: dict[str, Frame] = {}
+        self._ended: dict[str, float] = {}  # when the last source of a name ended
         self._grey_of = SmallGrey()
         self._greys: dict[str, dict[int, np.ndarray]] = {}
         self.unmarked: dict[str, Frame] = {}
@@ -275,7 +276,18 @@ class LatestMarkers:
         Args:
             frame: a frame that has passed the inference pipeline.
         """
-        self._newest[frame.source] = frame
+        if frame.arrived > self._ended.get(frame.source, 0.0):
+            self._newest[frame.source] = frame
+
+    def forget(self, source: str) -> None:
+        """Release what is kept of a source that has ended. Its frames may still be in the inference pipeline.
+
+        Args:
+            source: its name, which a source that begins later may have, too.
+        """
+        self._ended[source] = time.monotonic()
+        for kept in (self._newest, self._greys, self.unmarked):
+            kept.pop(source, None)
 
     def close(self) -> None:
         """Do nothing: there is nothing to finish."""
@@ -417,6 +429,18 @@ class LatencyMeter:
             return list(self._out.get(source, ()))
 
 
+@runtime_checkable
+class KeepingSink(Sink[Frame], Protocol):
+    """A sink that takes all sources, and keeps something of each."""
+
+    def forget(self, source: str) -> None:
+        """Release what is kept of a source.
+
+        Args:
+            source: its name.
+        """
+
+
 class IsolatedSink:
     """A sink whose errors do not stop the other sinks.
 
@@ -433,6 +457,8 @@ class IsolatedSink:
         self.sink = sink
         self.queue_size = sink.queue_size if isinstance(sink, BufferedSink) else 1
         self.problem = ""
+        self._lock = threading.Lock()
+        self._forgotten: set[str] = set()
 
     def write(self, frame: Frame) -> None:
         """Pass a frame to the sink, until the sink fails.
@@ -440,11 +466,33 @@ class IsolatedSink:
         Args:
             frame: the frame.
         """
-        if not self.problem:
+        with self._lock:
+            if self.problem or frame.source in self._forgotten:
+                return
             try:
                 self.sink.write(frame)
             except Exception as error:  # a library may raise anything; the other sinks continue
                 self.problem = words_of(error)
+
+    def forget(self, source: str) -> None:
+        """Let the sink release what it keeps of a source that was removed. Frames of it that still come are ignored.
+
+        Args:
+            source: its name.
+        """
+        with self._lock:
+            self._forgotten.add(source)
+            if isinstance(self.sink, KeepingSink):
+                self.sink.forget(source)
+
+    def expect(self, source: str) -> None:
+        """Pass frames of a source again that was forgotten.
+
+        Args:
+            source: its name.
+        """
+        with self._lock:
+            self._forgotten.discard(source)
 
     def close(self) -> None:
         """Close the sink."""

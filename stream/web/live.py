@@ -114,7 +114,7 @@ class LivePage:
 
     def _names(self) -> dict[int, str]:
         """Names of the sources by their numbers. A number in an address always means the same source."""
-        return {self._live.numbers[each.name]: each.name for each in self._live.sources} if self._live else {}
+        return {self._live.numbers[each.name]: each.name for each in list(self._live.sources)} if self._live else {}
 
     def _statuses(self) -> list[Status]:
         return self._live.status() if self._live else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -47,8 +47,8 @@ def _described(picture: StreamedPicture) -> dict[str, Any]:
     described: dict[str, Any] = {}
     if (sequence := picture.key_frame_of) is not None:
         described |= {"codec": sequence.codec, "codedWidth": sequence.width, "codedHeight": sequence.height}
-    if picture.markers is not None:
-        described["markers"] = asdict(picture.markers)
+    if picture.markers is not None:  # dataclasses.asdict would copy each point, for each viewer
+        described["markers"] = {field.name: getattr(picture.markers, field.name) for field in fields(picture.markers)}
     return described
 
 

@@ -153,11 +153,17 @@ def test_a_reload_ends_starts_and_restarts_rooms_and_leaves_the_others_alone(
             lambda: len(list((tmp_path / "comes").glob("*.csv"))) == 1 and live.status()[1].findings_of["earlier"] > 5
         )
         assert str(rooms.reload(live)) == "3 rooms unchanged"
+        file.write_text(moved.replace("moved.mp4", "again.mp4") + stays + comes)
+        assert rooms.reload(live).restarted == ["moves"]
+        earlier = live.status()[1].findings_of["earlier"]
+        until(lambda: live.status()[1].findings_of["earlier"] > earlier + 5)
+        assert [each.problem for each in live.status()] == ["", "", ""]
     for each in live.status():
         assert each.frames_in == each.shown + sum(each.dropped.values())
         assert (each.losses, each.unrecorded) == (0, 0)
     assert len(pts_of(tmp_path / "stays.mp4")) == count(kept, "stays")
-    assert len(pts_of(tmp_path / "moves.mp4")) + len(pts_of(tmp_path / "moved.mp4")) == count(kept, "moves")
+    recorded = [len(pts_of(tmp_path / f"{name}.mp4")) for name in ("moves", "moved", "again")]
+    assert sum(recorded) == count(kept, "moves")
     for one, other in pairwise(frame for frame in kept.frames if frame.source == "moves"):
         assert one.index < other.index
         assert one.seconds < other.seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -108,3 +109,27 @@ def test_without_a_screen_it_says_so(make: Callable[..., Path], red_model: Path)
     )
     assert done.returncode == 1
     assert "--window: there is no screen here" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_window_of_a_room_that_is_removed_closes(
+    screen: str, tmp_path: Path, make: Callable[..., Path], red_model: Path
+) -> None:
+    file, video, environment = tmp_path / "rooms.yaml", make(frames=50), os.environ | {"DISPLAY": screen}
+    rooms = [f"- {{name: {name}, source: 'loop:{video}'}}\n" for name in ("stays", "leaves")]
+    file.write_text("".join(rooms))
+    words = [*command(), "live", "--rooms", str(file), "--window", "--model", str(red_model)]
+
+    def is_open(name: str) -> bool:
+        find = ["xdotool", "search", "--onlyvisible", "--name", name]
+        return subprocess.run(find, env=environment, capture_output=True, check=False).returncode == 0
+
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) as running:
+        try:
+            until(lambda: is_open("stays") and is_open("leaves"), 60)
+            file.write_text(rooms[0])
+            running.send_signal(signal.SIGHUP)
+            until(lambda: not is_open("leaves"))
+            assert is_open("stays")
+        finally:
+            running.send_signal(signal.SIGINT)

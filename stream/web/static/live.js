@@ -8,6 +8,7 @@ const videos = new Map(); // of the sections, in their order
 const title = document.title;
 // Height of the text in a tile, and of what is around it, in pixels.
 const TILE_TEXT = 60;
+let marked = true; // whether this viewer wants markers
 let audio = null;
 let refreshing = false;
 
@@ -102,9 +103,8 @@ function arrange() {
 
 // Shows the source that the address names in full, or all of them as tiles.
 function choose() {
-  const name = decodeURIComponent(location.hash.slice(1));
   const sections = [...videos.keys()];
-  const chosen = sections.length === 1 ? sections[0] : sections.find((section) => section.dataset.name === name);
+  const chosen = sections.length === 1 ? sections[0] : sections.find((section) => linkOf(section).hash === location.hash);
   for (const section of sections) section.classList.toggle("chosen", section === chosen);
   rooms.classList.toggle("one", chosen !== undefined);
   rooms.classList.toggle("several", sections.length > 1);
@@ -112,8 +112,12 @@ function choose() {
   arrange();
 }
 
+function linkOf(section) {
+  return section.querySelector("h1 a");
+}
+
 function go(section) {
-  location.hash = section ? encodeURIComponent(section.dataset.name) : "";
+  location.hash = section ? linkOf(section).hash : "";
 }
 
 function connect(section) {
@@ -126,7 +130,9 @@ function connect(section) {
   connectMarks(section.querySelector(".mark"), (kind, text) => {
     act(section, "marks", (mark) => `marked: ${mark.title}`, { kind, text });
   });
-  videos.set(section, new LiveVideo(section));
+  const video = new LiveVideo(section);
+  video.marked = marked;
+  videos.set(section, video);
 }
 
 // The server may end sources and start other ones. The sections of those that go on stay as they are.
@@ -161,6 +167,7 @@ function showSwitch([{ overlay, overlay_style: style }]) {
   const jpegs = ![...videos.values()].some((video) => video.drawsMarkers);
   const why = !overlay ? "(off for all viewers)" : jpegs ? "(part of JPEGs)" : style === "heatmap" ? "(heat map)" : "";
   controls.marked.disabled = why !== "";
+  controls.marked.checked = why ? overlay : marked;
   document.querySelector("[data-value=fixed]").textContent = why;
 }
 
@@ -216,7 +223,8 @@ function press(event) {
 
 for (const section of document.querySelectorAll(".source")) connect(section);
 controls.marked.addEventListener("change", () => {
-  for (const video of videos.values()) video.marked = controls.marked.checked;
+  marked = controls.marked.checked;
+  for (const video of videos.values()) video.marked = marked;
 });
 // Browsers allow sound only after the user has interacted with the page.
 controls.sound.addEventListener("change", () => {
