@@ -30,7 +30,8 @@ from polypstream.jobs.live_recent import Recent, RecentFrames
 from polypstream.jobs.live_session import SourceSession
 from polypstream.sinks.clips import ClipSaver
 from polypstream.sinks.push import Push
-from polypstream.sinks.rolling import RollingRecording, Session
+from polypstream.sinks.recorded_file import Session
+from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
 from polypstream.stages.findings import FindingsTracker, choose_rules
