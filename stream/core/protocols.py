@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_pictures import LivePictures
 from polypstream.core.live_sound import LiveSound
 from polypstream.core.timestamps import ClockShifts
 
@@ -99,12 +100,14 @@ class LiveSource(Protocol):
         signal: whether it sends frames.
         format: properties of the current frames; None before the first one.
         sound: its sound, if it has any.
+        pictures: the packets of its frames, if they can be copied.
     """
 
     name: str
     signal: Signal
     format: PictureFormat | None
     sound: LiveSound
+    pictures: LivePictures
 
     def frames(self) -> Iterator[Frame]:
         """Iterate over the frames as they arrive.

@@ -25,6 +25,7 @@ import psutil
 from polypstream.core.config import Settings
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.geometry import FieldOfView
+from polypstream.core.live_pictures import LivePictures
 from polypstream.core.live_sound import LiveSound
 from polypstream.core.pipeline import Pipeline, Sink, in_background
 from polypstream.core.protocols import Signal, Source
@@ -346,7 +347,8 @@ class LoopedVideo:
     """
 
     def __init__(self, name: str, open_video: Open, rate: int, seconds: float) -> None:
-        self.name, self.signal, self.sound = name, Signal(there=True, problem=""), LiveSound()
+        self.name, self.signal = name, Signal(there=True, problem="")
+        self.sound, self.pictures = LiveSound(), LivePictures()
         self.format: PictureFormat | None = None
         self._open_video, self._rate, self._count = open_video, rate, round(rate * seconds)
         self._closed = False

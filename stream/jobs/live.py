@@ -33,7 +33,8 @@ from polypstream.jobs.live_session import SourceSession
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.clips import ClipSaver
 from polypstream.sinks.push import Push
-from polypstream.sinks.rolling import RollingRecording, Session, results_folder
+from polypstream.sinks.recorded_file import Session, results_folder
+from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
 from polypstream.stages.findings import FindingsTracker, choose_rules

@@ -18,9 +18,10 @@ from polypstream.errors import DataError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.process import head_of_results, write_summary
 from polypstream.jobs.report import write_report
+from polypstream.media.pictures import black_picture
 from polypstream.media.video import MaskVideo
 from polypstream.sinks.findings import FindingsFile
-from polypstream.sinks.rolling import results_folder
+from polypstream.sinks.recorded_file import results_folder
 from polypstream.sinks.tables import FramesTable, row_of
 from polypstream.stages.live import fill_unseen
 
@@ -60,6 +61,8 @@ class SessionResults:
         self._findings = FindingsFile(self._folder, self._about)
         self._masks = MaskVideo(self._folder / "masks.mkv", pictures) if masks else None
         self._waiting: tuple[Frame, Mapping[str, object]] | None = None
+        # The newest frame that was not skipped.
+        self._shown: Frame | None = None
         self._frames, self._ends, self._step = 0, begins, 0
 
     def write(self, frame: Frame) -> None:
@@ -68,9 +71,28 @@ class SessionResults:
         Args:
             frame: its number and its time are those in the video.
         """
-        filled = copy.copy(frame)
-        fill_unseen(filled)
-        self.add(filled, row_of(filled))
+        self._shown = frame
+        self._fill(copy.copy(frame))
+
+    def _fill(self, frame: Frame) -> None:
+        fill_unseen(frame)
+        self.add(frame, row_of(frame))
+
+    def skip(self, index: int, pts: int) -> None:
+        """Add a frame of the video that was skipped: it has the findings of the frame before, if they are recent.
+
+        Args:
+            index, pts: its number and its time in the video.
+        """
+        if self._shown is None:
+            black = black_picture(self._pictures.width, self._pictures.height)
+            self._shown = Frame(0, black, pts, self._pictures.time_base, problem="it was skipped")
+        skipped = copy.copy(self._shown)
+        skipped.index, skipped.pts = index, pts
+        skipped.markers_age += float((pts - self._shown.pts) * self._pictures.time_base)
+        if skipped.markers_age > self._session.settings.live.max_staleness:
+            skipped.problem = "its markers are too old"
+        self._fill(skipped)
 
     def add(self, frame: Frame, row: Mapping[str, object]) -> None:
         """Add a frame whose line of frames.csv is known.

@@ -29,6 +29,7 @@ from polypstream.media.encoders import Encoder, choose_encoder
 from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
 from polypstream.media.gop_copy import GopCopy
 from polypstream.media.live_audio import LiveAudio, LiveAudioSource
+from polypstream.media.live_copy import LiveCopy
 from polypstream.media.pictures import longest_step
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class AnnotatedVideo:
         origin: pts at which the file's timeline begins, if it holds a range of the recording: earlier sound and all
             chapters are left out; None: the whole recording.
         shifts: the offsets that were added to the recording's timestamps.
-        copying: copies groups of pictures, and is closed with the file; None: all frames are encoded.
+        copying: copies packets, and is closed with the file; None: all frames are encoded.
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
@@ -157,7 +158,7 @@ class AnnotatedVideo:
         settings: VideoSettings,
         origin: int | None = None,
         shifts: ClockShifts | None = None,
-        copying: GopCopy | None = None,
+        copying: GopCopy | LiveCopy | None = None,
     ) -> None:
         encoder = choose_encoder(settings.codec, pictures.pixel_format)
         self._path, self._origin, self.encoder, self.frames, self.bytes = path, origin or 0, encoder.codec, 0, 0
@@ -272,6 +273,8 @@ class AnnotatedVideo:
         if last is not None and last.pts is not None:
             # FFmpeg ends the track where its last fragment ends. Reordered frames before that may be shown later.
             last.duration = max(last.duration or 0, self._end_pts - last.pts)
+            if self._ends is not None:  # copied packets may be ahead of the frames
+                self._ends = max(self._ends, float((last.pts + last.duration) * last.time_base))
         self._release()
         if self._audio:
             # If the video ended early, for example by Ctrl-C, the audio ends at the same time.
@@ -428,6 +431,7 @@ def open_mp4(
     since = None if origin is None else origin * pictures.time_base
     options = _mp4_options(pictures, since or Fraction(0))
     if isinstance(audio_from, LiveAudioSource):
+        # A header that waits for the first packet of sound might wait for ever.
         return open_output(path, options[0]), LiveAudio(audio_from, options[0], since or Fraction(0))
     if audio_from is None:
         return open_output(path, options[-1] if reordered else options[0]), None

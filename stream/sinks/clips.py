@@ -25,7 +25,7 @@ from polypstream.media.container import open_container
 from polypstream.media.live_audio import LiveAudioSource
 from polypstream.media.recent_video import Kept, RecentVideo
 from polypstream.media.video import write_packets
-from polypstream.sinks.rolling import Session, results_folder
+from polypstream.sinks.recorded_file import Session, results_folder
 from polypstream.sinks.tables import row_of
 from polypstream.stages.live import fill_unseen
 

@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 from polypstream.core.config import Output
 from polypstream.core.formatting import clock
-from polypstream.core.frame import Frame, PictureFormat
-from polypstream.core.live_sound import TIME_BASE, SoundFormat
-from polypstream.core.marks import Mark
-from polypstream.core.pipeline import Sink
+from polypstream.core.frame import Frame
+from polypstream.core.live_pictures import PicturePacket
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
-from polypstream.media.live_audio import LiveAudioSource
-from polypstream.media.pictures import Conformer
-from polypstream.media.video import AnnotatedVideo
+from polypstream.sinks.recorded_file import CopiedFile, EncodedFile, Session, results_folder
 
-# Sound of the last seconds is kept for recordings, which may be behind.
-KEEP_SOUND_S = 10.0
-# Sound that paused for longer, in seconds, when a file begins is in the next file.
-PAUSE_S = 1.0
-# Longest waits in seconds: for the first sound, if the source has announced sound, and for sound beside the last frame.
-FIRST_SOUND_S, LAST_SOUND_S = 1.0, 0.5
+# Sound and packets of the last seconds are kept for recordings, which may be behind.
+KEEP_SOUND_S, KEEP_PICTURES_S = 30.0, 10.0
 log = logging.getLogger(__name__)
-
-
-class Results(Sink[Frame], Protocol):
-    """A sink that writes the results of one video. The number and the time of a frame are those in the video."""
-
-    def add(self, frame: Frame, row: Mapping[str, object]) -> None:
-        """Add a frame whose line of frames.csv is known."""
-
-
-class Session(Protocol):
-    """The live session of a source, of which recordings and clips are parts."""
-
-    def open_results(self, video: Path, pictures: PictureFormat, begins: float, masks: bool) -> Results:
-        """Open the results of a video.
-
-        Args:
-            video: its path.
-            pictures: its format.
-            begins: time of the source at which it begins, in seconds.
-            masks: write masks.mkv, too.
-        """
-
-    def marks_within(self, first: float, last: float) -> list[Mark]:
-        """Return the marks of a stretch. Their times count from its beginning.
-
-        Args:
-            first, last: times of the source in seconds.
-        """
-
-
-def results_folder(video: Path) -> Path:
-    """Return the folder of the results of a recording or a clip: beside it, with its name.
-
-    Args:
-        video: path of the video.
-    """
-    return video.with_suffix("")
 
 
 class RollingRecording:
@@ -75,6 +26,9 @@ class RollingRecording:
     Timestamps in a file are the frames' own, relative to its first frame. Without a signal, the placeholder frames are
     recorded. The sound of the source is synchronous with its frames. Each file has a folder of results beside it, with
     its name.
+
+    Without markers, the packets of an H.264 source are copied. Such a file begins with a key picture. It has every
+    frame of the source, and nothing while there is no signal.
 
     Args:
         path: path of the first file.
@@ -110,15 +64,16 @@ class RollingRecording:
         self._path, self._source, self._settings = path, source, settings
         self._option, self.clean, self._masks = option, clean, masks
         source.sound.keep(KEEP_SOUND_S)
-        self._sound: SoundFormat | None = None
+        if clean:
+            source.pictures.keep(KEEP_PICTURES_S)
         self.session: Session | None = None
-        self._results: Results | None = None
         self.files: list[Path] = []
         self.on = True
         # Seconds recorded so far, and the time of the last frame.
         self._recorded = self._last = 0.0
-        self._conform: Conformer
-        self._video: AnnotatedVideo | None = None
+        self._file: EncodedFile | CopiedFile | None = None
+        # Number of the first packet that is in no file, and why pictures are encoded that could be copied.
+        self._next_packet, self._why_encoded = 0, ""
         self._next_path()
 
     @property
@@ -148,70 +103,68 @@ class RollingRecording:
         """Whether it records, for how long so far, and where, for the user."""
         if not self.files:
             return "waiting for the first picture"
-        return f"{'recording' if self.on else 'paused'} {clock(self._recorded)} in {self.files[-1]}"
+        encoded = f" (encoded, because {self._why_encoded})" if self._why_encoded else ""
+        return f"{'recording' if self.on else 'paused'} {clock(self._recorded)} in {self.files[-1]}{encoded}"
 
     def write(self, frame: Frame) -> None:
-        """Encode a frame of the source."""
+        """Record a frame of the source."""
         if frame.source != self._source.name or self._source.format is None:
             return
         if not self.on or (frame.has_signal and self._must_roll(frame)):
             self.close()
         if not self.on:
             return
-        if self._video is None:
+        if self._file is None:
             self._open(frame)
-        assert self._video is not None
-        self._recorded += max(0.0, frame.seconds - self._last)
-        self._last = frame.seconds
-        index, recorded = self._video.frames, self._recorded_frame(frame)
-        self._video.write(recorded)
-        if self._results is not None:
-            shown = copy.copy(frame if frame.has_signal else recorded)
-            shown.index, shown.pts = index, frame.pts - self._origin
-            self._results.write(shown)
-
-    def _recorded_frame(self, frame: Frame) -> Frame:
-        """Return a frame whose picture is the recorded one: with or without markers, and of the size of the file."""
-        recorded = copy.copy(frame)
-        picture = frame.clean if self.clean and frame.clean is not None else frame.in_memory()
-        recorded.picture = picture if frame.has_signal else self._conform(picture)
-        return recorded
+        if self._file is not None:
+            self._recorded += max(0.0, frame.seconds - self._last)
+            self._last = frame.seconds
+            self._file.write(frame)
 
     def _must_roll(self, frame: Frame) -> bool:
-        if self._video is None:
+        if self._file is None:
             return False
-        picture = frame.in_memory()
-        now = (picture.width, picture.height, picture.format.name, frame.orientation)
-        current, roll = self._format, self._settings.roll
-        return (
-            now != (current.width, current.height, current.pixel_format, current.orientation)
-            or frame.seconds - self._started >= roll.seconds
-            or self._video.bytes >= roll.megabytes * 1e6
-            or self._source.sound.format_since(round(self._started / TIME_BASE)) not in (None, self._sound)
-        )
+        file, roll = self._file, self._settings.roll
+        due = not file.fits(frame) or frame.seconds - file.begins >= roll.seconds or file.bytes >= roll.megabytes * 1e6
+        if not isinstance(file, CopiedFile):
+            return due or self._first_packet(frame) is not None
+        if self._source.pictures.problem:
+            return True
+        key = file.next_key
+        if key is not None and (due or file.has_ended):
+            file.end_before(key)
+            return True
+        return False
+
+    def _first_packet(self, frame: Frame) -> PicturePacket | None:
+        """The packet with which a file can begin, if packets can be copied."""
+        if not self.clean or self._source.pictures.problem:
+            return None
+        key = self._source.pictures.newest_key(frame.pts)
+        return key if key is not None and key.number >= self._next_packet else None
 
     def _open(self, frame: Frame) -> None:
-        assert self._source.format is not None
-        self._format, self._started, self._last = self._source.format, frame.seconds, frame.seconds
-        if frame.has_signal:  # the frame may be older than the change of the source's format
-            picture = frame.in_memory()
-            self._format = replace(
-                self._format, width=picture.width, height=picture.height, pixel_format=picture.format.name
-            )
-        self._conform = Conformer(self._format)
-        path = self._next_path()
-        # If the program is killed, sound that begins later than the pictures would be too early.
-        earliest = round((frame.seconds - PAUSE_S) / TIME_BASE)
-        self._source.sound.wait_until(earliest, FIRST_SOUND_S)
-        self._sound = self._source.sound.format_since(earliest)
-        sound = LiveAudioSource(self._source.sound, self._sound) if self._sound else None
-        self._video = AnnotatedVideo(path, self._format, sound, self._settings.video, frame.pts)
-        for note in self._video.notes if not self.files else ():
-            log.info(f"{self.source}: {note}")
+        first = self._first_packet(frame)
+        if first is None and self.clean and not self._source.pictures.problem:
+            return  # the next key picture is waited for
+        path, video = self._next_path(), self._settings.video
+        if first is not None:
+            self._file = CopiedFile(path, self._source, first, frame, video, self.session, self._masks)
+        else:
+            self._file = EncodedFile(path, self._source, frame, video, self.session, self._masks, self.clean)
+        self._last = self._file.begins
+        self._tell(first is not None)
         self.files.append(path)
-        self._origin = frame.pts
-        if self.session is not None:
-            self._results = self.session.open_results(path, self._format, frame.seconds, self._masks)
+
+    def _tell(self, copies: bool) -> None:
+        """Log once what is not copied."""
+        assert self._file is not None
+        for note in self._file.notes if not self.files else ():
+            log.info(f"{self.source}: {note}")
+        why = self._source.pictures.problem if self.clean and not copies else ""
+        if why and why != self._why_encoded:
+            log.info(f"{self.source}: the recording without markers is encoded, because {why}")
+        self._why_encoded = why
 
     def _next_path(self) -> Path:
         if not self.files:
@@ -225,17 +178,8 @@ class RollingRecording:
 
     def close(self) -> None:
         """Finish the current file and its results."""
-        video, self._video = self._video, None
-        results, self._results = self._results, None
-        try:
-            if video is not None:
-                self._source.sound.wait_until(round(self._last / TIME_BASE), LAST_SOUND_S)
-                if self.session is not None:
-                    marks = self.session.marks_within(self._started, self._last)
-                    video.set_chapters(marks, self._last - self._started)
-                video.close()
-                for damage in video.damage:
-                    log.warning(f"{self.source}: {damage}")
-        finally:
-            if results is not None:
-                results.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        if isinstance(file, CopiedFile):
+            self._next_packet = file.next_packet

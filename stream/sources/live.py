@@ -22,6 +22,7 @@ from polypstream.core.addresses import back_off, reason, redacted, url_problem
 from polypstream.core.config import LiveSettings
 from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_pictures import LivePictures
 from polypstream.core.live_sound import TIME_BASE, LiveSound
 from polypstream.core.protocols import STOPPED, LiveSource, Signal, Source
 from polypstream.errors import SourceError
@@ -33,6 +34,7 @@ from polypstream.media.srt import srt_received
 from polypstream.sources.demo import SCHEME
 from polypstream.sources.devices import V4L2_PATHS
 from polypstream.sources.live_clock import LiveClock
+from polypstream.sources.live_pictures import PictureIntake, RecordingPictures
 from polypstream.sources.live_sound import RecordingSound, StreamSound, sound_track_of
 from polypstream.sources.open import open_source
 
@@ -195,6 +197,7 @@ class Stream:
     format: PictureFormat | None = None
     signal: Signal = field(init=False)
     sound: LiveSound = field(default_factory=LiveSound)
+    pictures: LivePictures = field(default_factory=LivePictures)
     _closed: threading.Event = field(default_factory=threading.Event)
     _opened: float = field(default_factory=time.monotonic)
     _clock: LiveClock = field(init=False)
@@ -276,6 +279,7 @@ class Stream:
         self._wanted = None  # a new connection may have another format of the same size
         self._clock.restart()
         sound = self._sound_of(container)
+        copied = PictureIntake(stream, self.pictures, TIME_BASE) if self.pictures.is_wanted else None
         for packet in demuxed(container, [stream, *([sound.track] if sound else [])]):
             if self._closed.is_set():
                 return
@@ -285,13 +289,19 @@ class Stream:
             if sound and packet.stream is sound.track:
                 sound.add(cast("AudioPacket", packet), arrived)
                 continue
+            if copied:
+                copied.add(cast("Packet[av.VideoStream]", packet))
             pictures = self._pictures_of(cast("Packet[av.VideoStream]", packet))
             # A device's packets are in its driver's memory and must be freed before the device is closed.
             del packet
             for picture in pictures:
                 self.signal.there, self.signal.problem = True, ""
-                stream_time = None if picture.pts is None else float(picture.pts * cast(Fraction, picture.time_base))
-                yield self._frame(picture, self._clock.time_of(stream_time, arrived), arrived)
+                stored = picture.pts
+                stream_time = None if stored is None else float(stored * cast(Fraction, picture.time_base))
+                frame = self._frame(picture, self._clock.time_of(stream_time, arrived), arrived)
+                if copied:
+                    copied.shown(stored, frame.pts)
+                yield frame
 
     def _sound_of(self, container: InputContainer) -> StreamSound | None:
         """The sound of a connection, if there is any and somebody records it."""
@@ -358,7 +368,8 @@ class Replay:
     """
 
     def __init__(self, name: str, open_recording: Callable[[], Source], endless: bool = False) -> None:
-        self.name, self.signal, self.sound = name, Signal(there=True, problem=""), LiveSound()
+        self.name, self.signal = name, Signal(there=True, problem="")
+        self.sound, self.pictures = LiveSound(), LivePictures()
         self._open, self._endless, self._closed = open_recording, endless, threading.Event()
         self._recording = open_recording()
         self.format: PictureFormat | None = self._recording.format
@@ -377,14 +388,22 @@ class Replay:
             self.signal.problem = STOPPED
 
     def _played(self, recording: Source) -> Iterator[Frame]:
-        if recording.path is None or not self.sound.is_wanted:
-            yield from self._in_time(recording.frames(), None)
-            return
-        with closing(RecordingSound(self.name, recording.path, recording.shifts, self.sound)) as sound:
-            yield from self._in_time(recording.frames(), sound)
+        with ExitStack() as stack:
+            sound: RecordingSound | None = None
+            pictures: RecordingPictures | None = None
+            if recording.path is not None and self.sound.is_wanted:
+                sound = RecordingSound(self.name, recording.path, recording.shifts, self.sound)
+                stack.enter_context(closing(sound))
+            if recording.path is not None and self.pictures.is_wanted:
+                offset = round(recording.shifts.origin / recording.format.time_base)
+                pictures = RecordingPictures(recording.path, offset, self.pictures)
+                stack.enter_context(closing(pictures))
+            yield from self._in_time(recording.frames(), sound, pictures)
 
-    def _in_time(self, frames: Iterator[Frame], sound: RecordingSound | None) -> Iterator[Frame]:
-        """Yield each frame when it is due, and pass on the sound beside it."""
+    def _in_time(
+        self, frames: Iterator[Frame], sound: RecordingSound | None, pictures: RecordingPictures | None
+    ) -> Iterator[Frame]:
+        """Yield each frame when it is due, and pass on the sound and the packets beside it."""
         due, shift = time.monotonic(), 0
         while not self._closed.wait(max(0.0, due - time.monotonic())):
             # If decoding is too slow, the replay slows down: a camera's latency would not grow either.
@@ -398,6 +417,8 @@ class Replay:
             duration = frame.picture.duration or 0
             if sound is not None:
                 sound.play_until(float((frame.pts + duration) * frame.time_base), float(shift * frame.time_base))
+            if pictures is not None:
+                pictures.play_until(frame.pts, frame.pts + shift)
             frame.index, frame.pts = self._count, frame.pts + shift
             frame.in_memory().pts = frame.pts
             self._count, self._end = self._count + 1, frame.pts + duration

@@ -38,20 +38,25 @@ def segmenter(red_model: Path) -> Segmenter:
 
 
 def flashing(
-    path: Path, seconds: float, codec: str = "aac", silent: tuple[float, float] = (0, 0), video: str = "libx264"
+    path: Path,
+    seconds: float,
+    codec: str = "aac",
+    silent: tuple[float, float] = (0, 0),
+    size: tuple[int, int] = (160, 120),
 ) -> Path:
     """A video that flashes and beeps about once a second. Between two times it has no packets of sound."""
     with av.open(str(path), "w") as file:
-        options = {"g": "25", "preset": "ultrafast", "tune": "zerolatency"} if video == "libx264" else {}
-        pictures = file.add_stream(video, rate=RATE, options=options)
-        pictures.width, pictures.height, pictures.pix_fmt = 160, 120, "yuv420p"
+        options = {"g": "25", "preset": "ultrafast", "tune": "zerolatency"}
+        pictures = file.add_stream("libx264", rate=RATE, options=options)
+        (width, height), pictures.pix_fmt = size, "yuv420p"
+        pictures.width, pictures.height = size
         sound = file.add_stream(codec, rate=SOUND_RATE)
         samples = SOUND_RATE // RATE
         beep = (12_000 * np.sin(2 * np.pi * 1000 * np.arange(samples) / SOUND_RATE)).astype(np.int16).repeat(2)[None]
         for index in range(round(seconds * RATE)):
             on = any(0 <= index % (5 * RATE) - begins < FLASH for begins in FLASHES)
-            planes = np.full((180, 160), 128, np.uint8)
-            planes[:120] = 230 if on else 40
+            planes = np.full((height * 3 // 2, width), 128, np.uint8)
+            planes[:height] = 230 if on else 40
             picture = av.VideoFrame.from_ndarray(planes, "yuv420p")
             picture.pts, picture.time_base = index, Fraction(1, RATE)
             file.mux(pictures.encode(picture))
@@ -139,9 +144,9 @@ def test_sound_of_a_recording_played_as_live_is_in_step_in_every_file(
 
 
 @contextmanager
-def sending(recording: Path, to: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def sending(recording: Path, to: list[str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A real program that sends a video at its own pace, until the block ends."""
-    command = ["ffmpeg", "-loglevel", "error", "-nostdin", "-re", "-i", str(recording), "-c", "copy"]
+    command = ["ffmpeg", "-loglevel", "error", "-nostdin", "-re", *options, "-i", str(recording), "-c", "copy"]
     command += ["-max_interleave_delta", "100000", *to]  # pictures do not wait for sound that pauses
     sender = subprocess.Popen(command)
     try:
@@ -212,12 +217,17 @@ def test_sound_that_a_stream_sends_later_begins_a_new_file(segmenter: Segmenter,
 def test_a_recording_with_sound_that_is_killed_is_in_step(red_model: Path, tmp_path: Path) -> None:
     port = free_port()
     video = flashing(tmp_path / "a.mkv", 12, "mp2", (2.5, 4.5))
-    wanted = ["--record", str(tmp_path / "r.mp4"), "--model", str(red_model), "--set", "live.max_staleness=60.0"]
-    running = subprocess.Popen([*command(), "live", f"room=udp://127.0.0.1:{port}", *wanted])
+    both = ["--record", str(tmp_path / "r.mp4"), "--record-clean", str(tmp_path / "c.mp4")]
+    wanted = ["--model", str(red_model), "--set", "live.max_staleness=60.0"]
+    running = subprocess.Popen([*command(), "live", f"room=udp://127.0.0.1:{port}", *both, *wanted])
+    table, end = tmp_path / "c" / "frames.csv", time.monotonic() + 90
     try:
-        with sending(video, ["-f", "mpegts", f"udp://127.0.0.1:{port}?pkt_size=1316"]) as sender:
-            sender.wait()
+        with sending(video, ["-f", "mpegts", f"udp://127.0.0.1:{port}?pkt_size=1316"], "-stream_loop", "-1"):
+            while not table.exists() or len(table.read_text().splitlines()) < 12 * RATE:
+                assert time.monotonic() < end
+                time.sleep(0.1)
     finally:
         running.kill()
         running.wait()
-    assert_in_step(tmp_path / "r.mp4", 3)
+    for path in (tmp_path / "r.mp4", tmp_path / "c.mp4"):
+        assert_in_step(path, 3)

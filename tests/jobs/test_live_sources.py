@@ -25,6 +25,7 @@ import requests
 from polypstream.core.addresses import listening_problem
 from polypstream.core.config import LiveSettings, Settings
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_pictures import LivePictures
 from polypstream.core.live_sound import LiveSound
 from polypstream.core.protocols import Signal
 from polypstream.errors import OutputError, ProviderError, SettingsError, SourceError
@@ -58,7 +59,8 @@ class Camera:
     """A source that gives pictures at a steady rate, or does something else at some picture."""
 
     def __init__(self, name: str, count: int, rate: float, at: Callable[[int], None] = lambda _: None) -> None:
-        self.name, self.signal, self.sound = name, Signal(there=True, problem=""), LiveSound()
+        self.name, self.signal = name, Signal(there=True, problem="")
+        self.sound, self.pictures = LiveSound(), LivePictures()
         self.format: PictureFormat | None = PictureFormat(320, 240, "yuv420p", Fraction(1, 90_000), Fraction(25))
         self._count, self._rate, self._at = count, rate, at
         self._closed = threading.Event()
