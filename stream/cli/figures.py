@@ -1,7 +1,8 @@
-"""Formats figures for a terminal of 80 columns."""
+"""Formats figures for a terminal of 80 columns, or fewer."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,8 +17,9 @@ def as_lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
         figures: values by name; a value may hold figures of its own.
         indent: what each line begins with.
     """
+    width = max(min(WIDTH, shutil.get_terminal_size().columns), 2 * LABEL)
     for label, text in _rows(figures, indent):
-        yield textwrap.fill(text, WIDTH, initial_indent=label.ljust(LABEL), subsequent_indent=" " * LABEL) or label
+        yield textwrap.fill(text, width, initial_indent=label.ljust(LABEL), subsequent_indent=" " * LABEL) or label
 
 
 def side_by_side(columns: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:

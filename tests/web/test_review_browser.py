@@ -194,7 +194,7 @@ def correct_and_carry(driver: Any) -> None:
     press(driver, "eraser")
     paint(driver, edge)
     press(driver, "undo")
-    assert "network" in element(driver, "[data-value=source]").text
+    assert "outline by the model" in element(driver, "[data-value=source]").text
     paint(driver, edge)
     assert "drawn by Anna" in element(driver, "[data-value=source]").text
     press(driver, "carry")

@@ -91,7 +91,7 @@ const nameOf = (index) => (review.images.length ? `image ${index + 1}` : `frame 
 
 function describe() {
   const found = outlines.get(frame);
-  const by = { network: "network", motion: `carried, ${found?.reader}`, reader: `drawn by ${found?.reader}` };
+  const by = { network: "outline by the model", motion: `carried, ${found?.reader}`, reader: `drawn by ${found?.reader}` };
   const value = (name, text) => (section.querySelector(`[data-value=${name}]`).textContent = text);
   const image = review.images[frame];
   value("frame", image ? `Image ${frame + 1} of ${review.frames}: ${image.image}` : `Frame ${frame} of ${review.frames}`);
