@@ -45,7 +45,8 @@ class ByHand:
         outputs = network.session.run(network.outputs, {network.input: values[None].astype(network.dtype)})
         given, *others = (output[0].astype(np.float32) for output in outputs)
         if network.prototypes is not None:
-            return map_by_hand(network.prototypes, network.channel, given, *others)
+            enlarged = _resize(others[0], network.height, network.width)
+            return map_by_hand(network.prototypes, network.channel, given, enlarged)
         if network.map_layout == "NHW":
             return given[None]
         return given if network.map_layout == "NCHW" else given.transpose(2, 0, 1)

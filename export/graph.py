@@ -18,6 +18,11 @@ LAST_OPERATIONS = frozenset({"Cast", "Round", "Mul", "Sigmoid"})
 ALWAYS_FLOAT = {"Resize": (1, 2)}
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a model uses."""
+    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+
+
 def remove_source_locations(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove the exporter's notes about the source code of each node, which hold full paths of this machine."""
     parts = (model.graph.node, model.graph.initializer, model.graph.value_info, model.graph.input, model.graph.output)

@@ -67,20 +67,33 @@ def quantise(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> onnx.Model
         given, prepared, quantised = (Path(folder) / f"{step}.onnx" for step in ("given", "prepared", "quantised"))
         onnx.save(model, given)
         quant_pre_process(given, prepared, skip_symbolic_shape=True)
-        convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
+        graph = onnx.load(prepared).graph
+        convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
         quantize_static(
             prepared,
             quantised,
             _Images(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
-            nodes_to_exclude=convolutions[:FLOAT_CONVOLUTIONS],
+            nodes_to_exclude=[*convolutions[:FLOAT_CONVOLUTIONS], *_last_concats(graph)],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
         return onnx.load(quantised)
+
+
+def _last_concats(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that join values after the last convolution: those of YOLO are pixels and scores of 0..1."""
+    wanted: set[str] = set()
+    found = []
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+        elif node.op_type == "Concat":
+            found.append(node.name)
+    return found
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]

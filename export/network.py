@@ -190,7 +190,10 @@ def _load(file: Path) -> onnx.ModelProto:
     try:
         return onnx.load(file)
     except Exception as error:  # onnx raises classes of several packages
-        raise ModelError(f"{file}: cannot be read; weights in a file of their own must lie beside it") from error
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{file}: cannot be read; weights in a file of their own must lie beside it, not as a link ({reason})"
+        ) from error
 
 
 def _input(file: Path, session: ort.InferenceSession) -> tuple[str, type[np.generic], Sequence[Any]]:

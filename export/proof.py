@@ -61,6 +61,11 @@ def write_proven(
         onnx.save(model, unfinished)
         if calibration:
             dice = mask_dice(reference, unfinished, calibration, grey_level(threshold))
+            if dice is None:
+                raise ModelError(
+                    f"{output}: not written; {original} finds nothing in the calibration images, so int8 cannot be "
+                    "compared with it; give images that show polyps"
+                )
             result, differs = f"masks like those of {original}, Dice {dice:.4f}", dice < MIN_DICE
         else:
             largest = largest_difference(reference, unfinished, pictures_for_proof(size))
@@ -99,7 +104,7 @@ def largest_difference(reference: Reference, model: Path, images: Sequence[np.nd
     return largest
 
 
-def mask_dice(reference: Reference, model: Path, images: Sequence[np.ndarray], level: int) -> float:
+def mask_dice(reference: Reference, model: Path, images: Sequence[np.ndarray], level: int) -> float | None:
     """Compute the Dice of the masks of a model file and of the original, pooled over all images.
 
     Args:
@@ -107,10 +112,13 @@ def mask_dice(reference: Reference, model: Path, images: Sequence[np.ndarray], l
         model: the ONNX file.
         images: uint8 [size, size, 3] each.
         level: grey level of the probability, 1..255, from which a pixel belongs to the mask.
+
+    Returns:
+        None if all masks are empty.
     """
     segmenter = Segmenter(model, provider="cpu")
     both = either = 0
     for image in images:
         expected, found = reference(image[None]) >= level, segmenter.run(image[None]) >= level
         both, either = both + 2 * int((expected & found).sum()), either + int(expected.sum() + found.sum())
-    return both / either if either else 1.0
+    return both / either if either else None

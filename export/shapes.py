@@ -7,7 +7,7 @@ CPU, and then its providers for GPUs refuse the model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from polypstream.inference.model_card import INPUT
 from polypstream.inference.providers import open_session
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+# Operators whose result is known if its shape is.
+SHAPED = {"Gather", "Reshape", "Resize"}
 
 
 def run(model: onnx.ModelProto, outputs: Collection[str], pictures: np.ndarray) -> dict[str, np.ndarray]:
@@ -96,12 +98,15 @@ def scale(old: int, new: int) -> np.float32:
     return factor
 
 
-def freeze_shapes(model: onnx.ModelProto, batches: tuple[int, ...]) -> None:
+def freeze_shapes(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[str]:
     """Replace what a model computes from shapes by constants, as far as it does not depend on the number of pictures.
 
     Args:
         model: the model. It is changed.
         batches: numbers of pictures with which it is run to find out.
+
+    Returns:
+        Operators that still take something computed from the number of pictures.
     """
     arithmetic = _shape_arithmetic(model)
     uses = [
@@ -111,22 +116,44 @@ def freeze_shapes(model: onnx.ModelProto, batches: tuple[int, ...]) -> None:
         for place, name in enumerate(node.input)
         if name in arithmetic
     ]
-    shaped = {
-        name for node, *_ in uses if node.op_type in ("Reshape", "Resize") for name in (node.input[0], node.output[0])
-    }
+    shaped = {name for node, *_ in uses if node.op_type in SHAPED for name in (node.input[0], node.output[0])}
     runs = [shapes_of(model, shaped, {name for _, _, name in uses}, batch) for batch in batches]
+    left = []
     for node, place, name in uses:
         values = [found[name] for found in runs]
         if all(np.array_equal(value, values[0]) for value in values):
             node.input[place] = _constant(model, values[0])
-        elif node.op_type == "Reshape":
-            value = _with_any_batch([found[node.output[0]] for found in runs])
-            node.input[place] = name if value is None else _constant(model, value)
-        elif (node.op_type, place) == ("Resize", 3):
-            lengths = zip(runs[0][node.input[0]], runs[0][node.output[0]], strict=True)
-            scales = np.array([scale(old, new) for old, new in lengths], np.float32)
-            del node.input[1:]
-            node.input.extend(["", _constant(model, scales)])
+        elif not _freeze_all_but_batch(model, node, place, runs):
+            left.append(node.op_type)
+    return left
+
+
+def _freeze_all_but_batch(
+    model: onnx.ModelProto, node: onnx.NodeProto, place: int, runs: Sequence[Mapping[str, np.ndarray]]
+) -> bool:
+    """Replace an input of a node that depends on the number of pictures by one that does not. False: there is none."""
+    new_shape = _with_any_batch([found[node.output[0]] for found in runs]) if node.op_type in SHAPED else None
+    if node.op_type == "Resize" and place == 3:
+        lengths = zip(runs[0][node.input[0]], runs[0][node.output[0]], strict=True)
+        scales = np.array([scale(old, new) for old, new in lengths], np.float32)
+        del node.input[1:]
+        node.input.extend(["", _constant(model, scales)])
+    elif node.op_type == "Reshape" and new_shape is not None:
+        node.input[place] = _constant(model, new_shape)
+    elif new_shape is not None and all(_takes_all_in_order(node, place, found) for found in runs):
+        reshaped = [node.input[0], _constant(model, new_shape)]
+        node.CopyFrom(helper.make_node("Reshape", reshaped, node.output, node.name))
+    else:
+        return False
+    return True
+
+
+def _takes_all_in_order(node: onnx.NodeProto, place: int, found: Mapping[str, np.ndarray]) -> bool:
+    """Whether a node is a Gather that changes nothing but the shape. torch writes `as_strided` so."""
+    if (node.op_type, place) != ("Gather", 1):
+        return False
+    shape, places = (found[name] for name in node.input)
+    return len(shape) == 1 and np.array_equal(places.ravel(), np.arange(shape[0]))
 
 
 def _shape_arithmetic(model: onnx.ModelProto) -> set[str]:

@@ -90,7 +90,7 @@ def why_not_in_batches(model: onnx.ModelProto, reference: Reference) -> str | No
         reference: computes the original.
 
     Returns:
-        None if the model takes them; otherwise the reason.
+        None if the model takes them, also on a GPU; otherwise the reason.
     """
     side = side_of(model)
     pictures = np.random.default_rng(1).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
@@ -101,6 +101,10 @@ def why_not_in_batches(model: onnx.ModelProto, reference: Reference) -> str | No
     expected = reference(pictures).astype(int)
     if found.shape != expected.shape or np.abs(found - expected).max() > MAX_DIFFERENCE:
         return "the result of one picture depends on the other one"
+    frozen = onnx.ModelProto()
+    frozen.CopyFrom(model)
+    if left := freeze_shapes(frozen, (1, 2)):
+        return f"GPUs do not compute shapes from the number of pictures, as it does for {left[0]}"
     return None
 
 
@@ -147,7 +151,7 @@ def _notes(network: Network, by_hand: ByHand, problem: str | None) -> Iterator[s
     if problem:
         yield (
             f"{network.file}: takes one picture at a time ({problem}). The written model runs any number of "
-            "them, one after another; a GPU is faster with a network that is exported with a dynamic batch"
+            "them, one after another; a GPU is faster with a network that takes several at once"
         )
     if network.activation != "none" and by_hand.lowest >= 0 and by_hand.highest <= 1:
         yield (

@@ -10,7 +10,7 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from polypstream.errors import ModelError
 from polypstream.export.colours import EPSILON, GREY, Colours
-from polypstream.export.graph import remove_source_locations, remove_unused
+from polypstream.export.graph import opset_of, remove_source_locations, remove_unused
 from polypstream.export.network import Network
 from polypstream.export.prototypes import add_map
 from polypstream.export.shapes import scale, side_of
@@ -131,7 +131,7 @@ def one_by_one(model: onnx.ModelProto) -> onnx.ModelProto:
 def _at_opset(network: Network) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
-    opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     if opset >= MIN_OPSET:
         return model
     try:

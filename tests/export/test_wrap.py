@@ -21,13 +21,16 @@ from torch.nn import functional as F
 
 from polypstream.errors import ModelError, OutputError, SettingsError
 from polypstream.export import by_hand, proof
+from polypstream.export.int8 import calibration_images
 from polypstream.export.network import WrapSettings, parse_size
+from polypstream.export.prototypes import MOST
 from polypstream.export.wrap import wrap
 from polypstream.inference.providers import open_session
 from polypstream.inference.segmenter import Segmenter
 from tests.conftest import Clip, call, make_clip, summary_of
 from tests.inference import fake_cuda
 from tests.models.test_data import make_data
+from tests.web.serving import served, settings_for
 
 NETWORKS = Path(sys.prefix) / "networks" / "exported"
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -282,13 +285,16 @@ def test_sizes_are_width_and_height() -> None:
             parse_size(text)
 
 
-def make_yolo(path: Path, classes: int = 1) -> Path:
-    """A network with outputs as those of YOLO for segmentation, [N, 4 + classes + 4, 84] and [N, 4, 16, 16]."""
+def make_yolo(path: Path, classes: int = 1, doubt: float = 4.0) -> Path:
+    """A network with outputs as those of YOLO for segmentation, [N, 4 + classes + 4, 84] and [N, 4, 16, 16].
+
+    The more doubt, the lower the scores.
+    """
     random = np.random.default_rng(14)
     length = 8 + classes
     tensors = {
         "w": random.normal(0, 2, (length, 3, 1)).astype(np.float32),
-        "b": np.array([0, 0, -1, -1] + [0] * classes + [0] * 4, np.float32),
+        "b": np.array([0, 0, -1, -1] + [-doubt] * classes + [0] * 4, np.float32),
         "wp": random.normal(0, 4, (4, 3, 1, 1)).astype(np.float32),
         "flat": np.array([0, 3, -1], np.int64),
         "parts": np.array([4, classes, 4], np.int64),
@@ -319,30 +325,27 @@ def make_yolo(path: Path, classes: int = 1) -> Path:
     return path
 
 
-def test_boxes_and_prototypes_become_a_map(tmp_path: Path) -> None:
-    """Above the threshold it is the union of the masks of all detections above it, as YOLO's own code makes them."""
+@pytest.mark.parametrize("threshold", [0.4, 0.6])
+def test_boxes_and_prototypes_become_a_map(threshold: float, tmp_path: Path) -> None:
+    """Above any threshold it is the union of the masks of all detections above it, as YOLO's own code makes them."""
     network = make_yolo(tmp_path / "yolo.onnx")
     result = wrap(network, tmp_path / "mine.onnx", UNIT)
-    assert "output output0 and output1 1x16x16" in result
+    assert "output output0 and output1 1x64x64" in result
     pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
     found = Segmenter(tmp_path / "mine.onnx", "cpu").run(pictures)
     given = {"images": (pictures / np.float32(255)).transpose(0, 3, 1, 2).astype(np.float32)}
     detections, prototypes = map(torch.from_numpy, open_session(network, "cpu").run(None, given))
-    places = torch.arange(16)
-    shares = []
+    places = torch.arange(64)
     for picture, boxes, maps in zip(found, detections, prototypes, strict=True):
-        union = torch.zeros(16, 16, dtype=torch.bool)
-        for x, y, width, height, score, *coefficients in boxes.T:
-            if score < 0.5:
-                continue
-            x1, x2, y1, y2 = (x - width / 2) / 4, (x + width / 2) / 4, (y - height / 2) / 4, (y + height / 2) / 4
+        enlarged = F.interpolate(maps[None], (64, 64), mode="bilinear")[0]
+        union = torch.zeros(64, 64, dtype=torch.bool)
+        assert 3 < (boxes[4] >= threshold).sum() <= MOST
+        for x, y, width, height, _, *coefficients in boxes.T[boxes[4] >= threshold]:
+            x1, x2, y1, y2 = x - width / 2, x + width / 2, y - height / 2, y + height / 2
             box = ((places >= y1) & (places < y2))[:, None] & ((places >= x1) & (places < x2))[None]
-            union |= (torch.einsum("k,khw->hw", torch.stack(coefficients), maps) > 0) & box
-        # The map is enlarged by 4: the mean of the four pixels around a centre.
-        smooth = F.interpolate(torch.from_numpy(picture)[None, None].float(), (16, 16), mode="area")[0, 0]
-        shares.append(((smooth >= 128) == union).float().mean().item())
+            union |= (torch.einsum("k,khw->hw", torch.stack(coefficients), enlarged) > 0) & box
+        assert ((torch.from_numpy(picture) >= 255 * threshold) == union).float().mean() > 0.99
         assert 0.05 < union.float().mean() < 0.95
-    assert min(shares) > 0.9
 
 
 def test_of_several_classes_one_is_polyp(tmp_path: Path) -> None:
@@ -372,7 +375,7 @@ def redness(path: Path) -> Path:
 
 @pytest.mark.slow
 def test_everything_works_with_a_wrapped_network(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.onnx"
+    mine, data = tmp_path / "mine.onnx", make_data(tmp_path / "d", size=(320, 200))
     words = ("--normalize", "unit", "--threshold", "0.4", "--peak", "0.6", "--name", "Red", "--terms", "free")
     done = call("wrap", redness(tmp_path / "red.onnx"), "--output", mine, *words, "--trained-on", "discs")
     assert "mine.onnx: written; input 3x128x128 (NCHW), output logits 1x128x128, channel 0" in done.stdout
@@ -383,10 +386,19 @@ def test_everything_works_with_a_wrapped_network(tmp_path: Path) -> None:
     clip = make_clip(tmp_path, Clip())
     call("process", clip, "--output", tmp_path / "results", "--model", mine)
     assert summary_of(tmp_path / "results" / "clip")["polyps"] == 1
-    data = make_data(tmp_path / "d", size=(320, 200))
+    call("archive", clip, "--output", tmp_path / "archive", "--model", mine, "--workers", 1)
+    assert findings_of(tmp_path / "archive" / "clip") == findings_of(tmp_path / "results" / "clip")
+    live = ("--record", tmp_path / "live.mp4", "--set", "live.max_staleness=60.0")
+    call("live", f"replay:{clip}", *live, "--model", mine)
+    assert len(findings_of(tmp_path / "live")) == 1
+    with served(tmp_path / "served", settings_for(mine)) as app:
+        id_ = app.send(clip)
+        assert len(app.wait_for(id_, "finished", "failed")["tracks"]) == 1
+        picture = next((data / "images").iterdir()).read_bytes()
+        assert len(app.post("/api/segment", files={"file": picture}).json()["findings"]) == 1
+
     call("evaluate", mine, data, "--json", tmp_path / "e.json", "--provider", "cpu")
     assert json.loads((tmp_path / "e.json").read_text())["mean_dice"] > 0.9
-
     done = call("tune", mine, data)
     peak = json.loads(call("inspect", mine, "--json").stdout)["peak"]
     assert f"a finding must reach {peak:g} at one pixel" in done.stdout
@@ -395,13 +407,34 @@ def test_everything_works_with_a_wrapped_network(tmp_path: Path) -> None:
     assert "--views" in call("tune", mine, data, "--views", 2, check=False).stderr
 
 
+def findings_of(folder: Path) -> list[dict[str, Any]]:
+    """The tracks of a run."""
+    return list(json.loads((folder / "findings.json").read_text())["tracks"])
+
+
 @pytest.mark.slow
-def test_int8_finds_the_same(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "d", count=4, size=(128, 128))
-    settings = replace(UNIT, precision="int8", calibration=data)
-    result = wrap(redness(tmp_path / "red.onnx"), tmp_path / "mine.onnx", settings)
+@pytest.mark.parametrize("kind", ["map", "boxes"])
+def test_int8_finds_the_same(kind: str, tmp_path: Path) -> None:
+    """Also where one tensor holds boxes in pixels and scores of 0..1."""
+    data, network = make_data(tmp_path / "d", count=4, size=(128, 128)), tmp_path / "net.onnx"
+    network = redness(network) if kind == "map" else make_yolo(network, doubt=0.0)
+    settings = replace(UNIT, threshold=0.1)
+    wrap(network, tmp_path / "mine.onnx", settings)
+    result = wrap(network, tmp_path / "int8.onnx", replace(settings, precision="int8", calibration=data))
     assert "masks like those of" in result
-    assert Segmenter(tmp_path / "mine.onnx", "cpu").card.precision == "int8"
+    segmenter = Segmenter(tmp_path / "int8.onnx", "cpu")
+    assert segmenter.card.precision == "int8"
+    pictures = np.stack(calibration_images("int8", data, segmenter.size))
+    found, expected = segmenter.run(pictures) >= 26, Segmenter(tmp_path / "mine.onnx", "cpu").run(pictures) >= 26
+    assert 0.01 < expected.mean() < 0.99
+    assert (found == expected).mean() > 0.95
+
+
+def test_int8_needs_pictures_with_findings(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "d", count=2, size=(128, 128))
+    settings = replace(UNIT, precision="int8", calibration=data, bgr=True)
+    with pytest.raises(ModelError, match="finds nothing in the calibration images"):
+        wrap(redness(tmp_path / "red.onnx"), tmp_path / "mine.onnx", settings)
 
 
 @pytest.mark.slow
@@ -415,6 +448,59 @@ def test_wrap_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "written" in done.stdout, done.stderr
+
+
+def make_shaped(path: Path, kind: str) -> Path:
+    """A network that computes shapes from the number of pictures, as torch writes them.
+
+    Args:
+        path: the file to write.
+        kind: "as_strided" gathers all elements in their order; "token" repeats a weight for each picture.
+    """
+    make = helper.make_node
+    tensors = {
+        "w": np.random.default_rng(3).normal(0, 1, (1, 3, 3, 3)).astype(np.float32),
+        "token": np.array(0.5, np.float32).reshape(1, 1, 1, 1),
+        "start": np.array(0, np.int64),
+        "step": np.array(1, np.int64),
+        "all": np.array([-1], np.int64),
+        "rest": np.array([1, 64, 64], np.int64),
+        "first": np.array([0], np.int64),
+        "area": np.array(64 * 64, np.int64),
+    }
+    nodes = [
+        make("Conv", ["picture", "w"], ["map"], pads=[1, 1, 1, 1]),
+        make("Shape", ["map"], ["shape"], start=0, end=1),
+        make("Concat", ["shape", "rest"], ["whole"], axis=0),
+    ]
+    if kind == "as_strided":
+        nodes += [
+            make("Squeeze", ["shape", "first"], ["count"]),
+            make("Mul", ["count", "area"], ["end"]),
+            make("Range", ["start", "end", "step"], ["order"]),
+            make("Reshape", ["order", "whole"], ["places"]),
+            make("Reshape", ["map", "all"], ["flat"]),
+            make("Gather", ["flat", "places"], ["logits"]),
+        ]
+    else:
+        nodes += [make("Expand", ["token", "whole"], ["tokens"]), make("Add", ["map", "tokens"], ["logits"])]
+    picture = helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["N", 3, 64, 64])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1, 64, 64])
+    weights = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
+    graph = helper.make_graph(nodes, "shaped", [picture], [logits], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_shapes_that_depend_on_the_number_of_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They become constants. Where that is not possible, the model runs one picture after another."""
+    wrap(make_shaped(tmp_path / "a.onnx", "as_strided"), tmp_path / "mine.onnx", UNIT)
+    assert not caplog.records
+    kinds = {node.op_type for node in onnx.load(tmp_path / "mine.onnx").graph.node}
+    assert not kinds & {"Shape", "Range", "Gather", "Scan"}
+    wrap(make_shaped(tmp_path / "b.onnx", "token"), tmp_path / "mine.onnx", UNIT)
+    assert "GPUs do not compute shapes from the number of pictures, as it does for Add" in caplog.text
+    assert [node.op_type for node in onnx.load(tmp_path / "mine.onnx").graph.node] == ["Scan"]
 
 
 @pytest.mark.slow
@@ -433,10 +519,21 @@ def test_a_gpu_takes_what_is_added(tmp_path: Path) -> None:
         net, settings, *_ = CASES[case]
         files.append(str(tmp_path / f"{len(files)}.onnx"))
         wrap(make_network(tmp_path / "net.onnx", net), Path(files[-1]), settings)
-    files.append(str(tmp_path / "yolo.onnx"))
-    wrap(make_yolo(tmp_path / "net.onnx"), Path(files[-1]), UNIT)
+    for number, network in enumerate(
+        (
+            make_yolo(tmp_path / "yolo.onnx"),
+            *(make_shaped(tmp_path / f"{kind}.onnx", kind) for kind in ("as_strided", "token")),
+        )
+    ):
+        files.append(str(tmp_path / f"shaped{number}.onnx"))
+        wrap(network, Path(files[-1]), UNIT)
+    assert_taken_whole(files, tmp_path)
+
+
+def assert_taken_whole(files: list[str], libraries: Path) -> None:
+    """The CUDA provider takes each model whole."""
     program = f"from polypstream.inference.providers import *\nfor f in {files}: open_session(Path(f), 'cuda')"
-    found = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    found = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     run = subprocess.run([sys.executable, "-c", program], env=found, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
@@ -452,14 +549,31 @@ PACKAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def of_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the wrapped networks of packages."""
+    return tmp_path_factory.mktemp("packages")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_wrapped_network_says_what_its_package_says(name: str, tmp_path: Path) -> None:
+def test_a_wrapped_network_says_what_its_package_says(name: str, of_packages: Path) -> None:
     """tests/export/networks.py wrote the network, and the probabilities that its package computes."""
     if not (NETWORKS / f"{name}.npz").is_file():
         pytest.skip("needs networks of public packages: make .venv/.networks")
-    wrap(NETWORKS / f"{name}.onnx", tmp_path / "mine.onnx", PACKAGES[name])
+    wrap(NETWORKS / f"{name}.onnx", of_packages / f"{name}.onnx", PACKAGES[name])
     answer = np.load(NETWORKS / f"{name}.npz")
-    found = Segmenter(tmp_path / "mine.onnx", "cpu").run(answer["pictures"])
+    found = Segmenter(of_packages / f"{name}.onnx", "cpu").run(answer["pictures"])
     assert found.std() > 5
     assert np.abs(found - 255 * answer["maps"]).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fake_cuda.POSSIBLE, reason="gcc, objdump or ONNX Runtime's CUDA provider is missing")
+def test_a_gpu_takes_the_networks_of_packages(of_packages: Path, tmp_path: Path) -> None:
+    """Those that the tests above have written."""
+    files = sorted(map(str, of_packages.iterdir()))
+    if not files:
+        pytest.skip("needs networks of public packages: make .venv/.networks")
+    fake_cuda.build(tmp_path)
+    assert_taken_whole(files, tmp_path)
