@@ -230,7 +230,8 @@ class Server:
         self.running.look()
         for each in self.running.family:
             with suppress(psutil.NoSuchProcess):
-                self.peak_mb = max(self.peak_mb, each.memory_info().rss // MEGA)
+                if each.is_running():  # and its number is not that of another process by now
+                    self.peak_mb = max(self.peak_mb, each.memory_info().rss // MEGA)
 
     # What must not change
 

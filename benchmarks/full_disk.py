@@ -1,6 +1,6 @@
 """A disk that becomes full at random moments of `process`, `serve`, a live recording and `archive`.
 
-    python benchmarks/full_disk.py FOLDER [--cases 100] [--seed 1] [--kinds process,serve,live,archive]
+    python benchmarks/full_disk.py FOLDER [--cases 100] [--first 0] [--seed 1] [--kinds process,serve,live,archive]
 
 The disk is a file system in memory, whose size is set to a little more than its content at a random moment. That needs
 the right to mount. Without it the size of files is limited instead, by RLIMIT_FSIZE.

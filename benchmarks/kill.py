@@ -1,6 +1,6 @@
 """SIGKILL at random moments of `process`, `serve`, a live recording and `archive`.
 
-    python benchmarks/kill.py FOLDER [--cases 100] [--seed 1] [--kinds process,serve,live,archive]
+    python benchmarks/kill.py FOLDER [--cases 100] [--first 0] [--seed 1] [--kinds process,serve,live,archive]
 
 The cases take turns. Each starts a command, kills it at a random moment of about its run time, and checks what is left:
 
@@ -13,9 +13,8 @@ The cases take turns. Each starts a command, kills it at a random moment of abou
   out without.
 
 In all cases the other processes of a killed command must end by themselves in 20 seconds, those of Ray in 90 seconds:
-its helpers that have just begun wait so long for its server, which no option of Ray changes. FOLDER gets
-results.jsonl, with one line for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of
-archive about 60.
+its helpers that have just begun wait so long for its server, which no option of Ray changes. FOLDER gets results.jsonl,
+with one line for each case; a run that was interrupted goes on. A case takes about 15 seconds, one of archive about 60.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from attacked import (
@@ -74,7 +74,8 @@ LARGEST = int(LARGEST_RECORDING_GB * 1000) * MEGA
 STALL_S = 45.0
 # Closes a connection by a reset, and not in order.
 RESET = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-Work, Result = TypeVar("Work"), TypeVar("Result")
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -484,7 +485,23 @@ def broken_pieces(server: Server, chance: Random) -> str:
 
 def wrong_announcement(server: Server, chance: Random) -> str:
     """Announcements of recordings and of sets with values of wrong types, sizes and lengths."""
-    values = [0, -1, 1, 10**30, 1.5, True, None, "5", [], {}, "", "\ud800", a_name(chance), ["a"] * 2000, "a" * 10**5]
+    values: list[Any] = [
+        0,
+        -1,
+        1,
+        10**30,
+        1.5,
+        True,
+        None,
+        "5",
+        [],
+        {},
+        "",
+        "\ud800",
+        a_name(chance),
+        ["a"] * 2000,
+        "a" * 10**5,
+    ]
     image = {"name": chance.choice(["a.png", *values]), "size": chance.choice([10, *values])}
     whats = [
         {"name": chance.choice(["a.mp4", *values]), "size": chance.choice([1000, *values])},

@@ -306,6 +306,11 @@ class Library:
             self._write("DELETE FROM recordings WHERE id = ?", id_)
         shutil.rmtree(self._folder_of(id_), ignore_errors=True)
 
+    def remove_if_deleted(self, id_: str) -> None:
+        """Delete what was written to a recording's folder after its deletion."""
+        if self.get(id_) is None:
+            shutil.rmtree(self._folder_of(id_), ignore_errors=True)
+
     def remove_old(self, keep_days: float) -> None:
         """Delete old recordings, incomplete uploads after a day, and files without a row in the table.
 

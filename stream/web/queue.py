@@ -12,7 +12,7 @@ from pathlib import Path
 
 from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
-from polypstream.errors import PolypstreamError
+from polypstream.errors import OutputError, PolypstreamError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.isolated import IsolatedProcessor, Outcome
 from polypstream.jobs.process import Job
@@ -87,7 +87,10 @@ class RecordingQueue:
         """Process the next recording. If there is none, delete old ones and wait."""
         entry = self._library.begin_next()
         if entry is not None:
-            self._process(entry)
+            try:
+                self._process(entry)
+            finally:
+                self._library.remove_if_deleted(entry.id)
             return
         self._library.remove_old(self._settings.serve.keep_days)
         self._work.wait(CLEANUP_INTERVAL_S)
@@ -115,7 +118,13 @@ class RecordingQueue:
         return cancelled
 
     def _process(self, entry: Entry) -> None:
-        results, images = self._library.results_path(entry), self._library.unpack(entry)
+        results = self._library.results_path(entry)
+        try:
+            images = self._library.unpack(entry)
+        except OutputError:
+            if self._library.get(entry.id) is None:
+                return  # it was deleted meanwhile
+            raise
         job = Job(
             str(self._library.original_path(entry)),
             results.parent,

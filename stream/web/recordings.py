@@ -355,6 +355,7 @@ class RecordingsPage:
                 await append_body(request, self._library.upload_path(id), entry.size - offset, self._check_space)
             finally:
                 self._receiving.discard(id)
+            entry = self._known(id)  # it may have been deleted meanwhile
             return self._enqueue(entry) if self._library.received(entry) == entry.size else self._info(entry, {})
 
     def _add_states(self, router: APIRouter) -> None:

@@ -549,6 +549,19 @@ def test_a_recording_is_deleted_with_its_results(app: Served, make: Callable[...
         assert app.get(f"/api/recordings/{other}{path}").status_code == 200
 
 
+def test_a_recording_that_is_deleted_while_it_is_received_is_not_there(app: Served) -> None:
+    address = f"{app.address}/api/recordings/"
+    id_ = app.post("/api/uploads", json={"name": "a.mp4", "size": 2000}).json()["id"]
+
+    def pieces() -> Iterator[bytes]:
+        yield bytes(1000)
+        assert requests.delete(address + id_, timeout=30).status_code == 204
+        yield bytes(1000)
+
+    answer = requests.patch(f"{app.address}/api/uploads/{id_}?offset=0", data=pieces(), timeout=30)
+    assert (answer.status_code, answer.json()["detail"]) == (404, "there is no such recording")
+
+
 def test_a_recording_is_deleted_while_it_is_processed(slow: Served, long: Path) -> None:
     id_ = slow.send(long)
     until(lambda: slow.info(id_)["frames_done"])

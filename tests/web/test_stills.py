@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 import requests
 from PIL import Image
 
-from polypstream.web.stills import file_names
+from polypstream.web import library
+from polypstream.web.stills import file_names, unpack
 from tests.conftest import RED, Clip, disc, picture
-from tests.web.serving import Served, served, settings_for
+from tests.web.serving import Served, served, settings_for, until
 from tests.web.test_review import SQUARE, annotations_of, coco_of, put
 
 pytestmark = pytest.mark.slow
@@ -125,6 +127,36 @@ def test_a_set_of_one_image(app: Served, tmp_path: Path) -> None:
     put(app, f"/api/recordings/{id_}/review/tracks/1", decision="accepted")
     (annotation,) = coco_of(app, f"/api/recordings/{id_}", "&only_reviewed=true")["annotations"]
     assert annotation["attributes"]["reviewed"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_set_that_is_deleted_while_it_is_unpacked_leaves_nothing(
+    app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    deleted = threading.Event()
+
+    def delete(upload: Path) -> None:
+        assert requests.delete(f"{app.address}/api/recordings/{upload.parent.name}", timeout=30).status_code == 204
+
+    def unpack_deleted(upload: Path, *arguments: Any) -> list[Path]:
+        if moment == "before":
+            delete(upload)
+        try:
+            return unpack(upload, *arguments)
+        finally:
+            if moment == "after":
+                delete(upload)
+                (upload.parent / "1" / "images").mkdir(parents=True)  # as a file that was written at the same time
+            deleted.set()
+
+    images = save_set(tmp_path / "views")[:2]
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "unpack", unpack_deleted)
+        id_ = app.send_images(images)
+        assert deleted.wait(30)
+        until(lambda: not (app.folder / "recordings" / id_).exists())
+    assert app.get("/healthz").text == "ok"
+    assert app.wait_for(app.send_images(images), "finished", "failed")["state"] == "finished"
 
 
 def test_a_set_without_a_readable_image_fails(app: Served, tmp_path: Path) -> None:
