@@ -13,7 +13,6 @@ import numpy as np
 
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.statistics import SIZES, calibration_error, interval_of_mean, reliability
-from polypstream.errors import OutputError
 from polypstream.inference.model_card import FLOAT, SHIPPED, model_file, shipped_for_cpus
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.image import findings_mask, prepare_image, resize_for_model
@@ -351,16 +350,3 @@ def pooled_histogram(results: Sequence[Result]) -> np.ndarray:
     """Add up the histograms of all results: int [2, 256], see Result."""
     total: np.ndarray = np.sum([result.histogram for result in results], axis=0)
     return total
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Write a file. Its folder is created if it does not exist.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error

@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from polypstream.core.files import write_output
 from polypstream.core.statistics import reliability
 from polypstream.jobs.image import resize_for_model
 from polypstream.models.data import Pair, read_pair
-from polypstream.models.evaluation import Model, predict, write_output
+from polypstream.models.evaluation import Model, predict
 from polypstream.models.tiles import SAMPLE_SIDE, draw_title, write_tiles
 from polypstream.stages.findings import Rules
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from polypstream.models.evaluation import write_output
+from polypstream.core.files import write_output
 
 SAMPLE_SIDE = 224
 

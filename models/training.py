@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import BinaryStatScores
 
+from polypstream.core.files import write_output
 from polypstream.errors import DataError, ModelError, OutputError, SettingsError
 from polypstream.jobs.image import view_of_image
 from polypstream.models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
@@ -45,7 +46,6 @@ from polypstream.models.data import (
     split_off_validation,
 )
 from polypstream.models.efficientnet_lite import load_imagenet
-from polypstream.models.evaluation import write_output
 from polypstream.models.figures import draw_curves
 from polypstream.models.residue import residue_patches
 from polypstream.models.sa_unet import OURS, SAUNet, check_size

@@ -57,6 +57,22 @@ def write_atomically(path: Path) -> Iterator[Path]:
             raise
 
 
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file, completely or not at all. Its folder is created if it does not exist.
+
+    Args:
+        path: the file to write or replace.
+        content: of the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write a CSV file in UTF-8, completely or not at all.
 
