@@ -272,11 +272,12 @@ def serve_pages(
     server.
     """
     with importing():
+        from polypstream.cli.progress import passing_line
         from polypstream.web.serve import serve as serve_application
     settings = read_settings(config, set_, model)
     _check_devices(live or [])
-    log.info("loading the model")
-    segmenter = open_segmenter(settings)
+    with passing_line("loading the model"):
+        segmenter = open_segmenter(settings)
     with serve_application(folder, live or [], segmenter, settings, host, port, token) as address:
         typer.echo(address)
         log.info(f"{_how_to_open(host)}; uploads and results are in {folder}; Ctrl-C stops the server")

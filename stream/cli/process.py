@@ -156,7 +156,9 @@ def process(
     _check_folders(jobs)
     images = next((job.uri for job in jobs if job.images), None)
     if times is not None and images is not None:
-        raise SettingsError(f"{images}: --from and --to are for recordings, and not for images")
+        raise SettingsError(
+            f"{images}: --from and --to are for recordings, and not for images; give the recordings alone"
+        )
     skip = (skip_existing or len(jobs) + len(named.problems) > 1) and not overwrite
     rows = [Row(argument, "failed", problem=problem) for argument, problem in named.problems.items()]
     if jobs:

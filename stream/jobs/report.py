@@ -58,6 +58,7 @@ class Place:
         left, right: its first and last edge in per cent.
         number: there is room for its number.
         on_phone: also on a phone.
+        at_end: the number ends where the bars end, since it would not fit after their beginning.
     """
 
     row: int
@@ -65,6 +66,7 @@ class Place:
     right: float
     number: bool
     on_phone: bool
+    at_end: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +136,19 @@ class Timeline:
         for track in tracks:
             left, (last_left, last_width) = self.box(track["spans"][0])[0], self.box(track["spans"][-1])
             right = last_left + last_width
-            row = next((each for each, end in enumerate(ends) if end <= left), len(ends))
+            at_end = left > 100 - NUMBER_WIDTH_PHONE
+            begin = min(left, right - NUMBER_WIDTH_PHONE) if at_end else left
+            row = next((each for each, end in enumerate(ends) if end <= begin), len(ends))
             if row == ROWS:
                 row = ends.index(min(ends))
             elif row == len(ends):
                 ends.append(-math.inf)
                 numbers.append(-math.inf)
-            room = left - numbers[row]
+            room = begin - numbers[row]
             number, on_phone = room >= NUMBER_WIDTH, room >= NUMBER_WIDTH_PHONE
-            places.append(Place(row, left, right, number, on_phone))
-            ends[row] = max(ends[row], right + ROW_GAP, left + NUMBER_WIDTH_PHONE)
-            numbers[row] = left if number else numbers[row]
+            places.append(Place(row, left, right, number, on_phone, at_end))
+            ends[row] = max(ends[row], right + ROW_GAP, begin + NUMBER_WIDTH_PHONE)
+            numbers[row] = begin if number else numbers[row]
         return places
 
     def ticks(self) -> Iterator[tuple[float, str, bool]]:

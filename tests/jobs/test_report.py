@@ -175,6 +175,7 @@ def test_bars_of_different_polyps_and_their_numbers_do_not_overlap() -> None:
     assert [each.number for each in crowded] == [True] * 12
     assert [each.on_phone for each in crowded] == [True] * 6 + [False] * 6
     assert not any(each.number for each in places(*((10 + number / 100, 11) for number in range(12)))[6:])
+    assert [each.row for each in places((90, 91), (97, 98))] == [0, 1]  # the second number ends where its bar ends
     again = timeline.places([{"spans": [(0, 1), (50, 51)]}, {"spans": [(20, 21)]}])
     assert [each.row for each in again] == [0, 1]  # it is joined to its later bar
     assert again[0].right == pytest.approx(51, abs=0.1)
