@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def test_rooms_are_tiles_one_is_enlarged_and_a_reload_changes_them(
         assert driver.find_element("css selector", "[data-name=lost] .state").text == "Connection refused"
         assert " of 4 with a problem" in value(driver, "problems")
         assert driver.title.startswith("(")
+        until(lambda: re.fullmatch(r"[1-9]\d* per second", value(driver, "pace")))
         for size in ((1400, 900), (900, 900), (1900, 650)):
             driver.set_window_size(*size)
             until(lambda: all_fit(driver))

@@ -21,6 +21,7 @@ function findingItem(number, finding) {
   const link = document.createElement("a");
   link.href = `/live/${number}/findings/${finding.number}.jpg`;
   const picture = document.createElement("img");
+  picture.loading = "lazy"; // tiles do not show it
   picture.src = link.href;
   picture.alt = `Polyp ${finding.number}`;
   const when = new Date(finding.when * 1000).toLocaleTimeString();
@@ -65,6 +66,7 @@ function show(section, status) {
   warning.textContent = status.warning;
   const latency = status.latency_ms;
   put(section, "latency", latency ? `${latency.median.toFixed(0)} ms, 99 % under ${latency.p99.toFixed(0)} ms` : "–");
+  put(section, "pace", `${status.shown_per_second.toFixed(0)} per second`);
   put(section, "rate", `${status.shown_per_second.toFixed(1)} frames per second`);
   const { recent } = status;
   put(section, "recent", `${recent.skipped} of ${recent.frames_in} in the last ${recent.seconds.toFixed(0)} s`);
