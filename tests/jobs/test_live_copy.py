@@ -17,7 +17,7 @@ from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, open_sources, recordings_of
 from polypstream.media.h264 import IDR, is_avcc, split_lengths, split_start_codes, unit_type
 from tests.conftest import audio_packets_of, call, frames_of, free_port, pts_of
-from tests.jobs.test_live_sound import assert_in_step, flashing, sending
+from tests.jobs.test_live_sound import beeps_in_step, flashing, sending
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +151,6 @@ def test_packets_of_a_stream_are_copied_in_step_with_its_sound_across_a_loss(
     sent = [slices_of(video) for video in (first, second)]
     for path, slices in zip((tmp_path / "r.mp4", tmp_path / "r-2.mp4"), sent, strict=True):
         assert_results_fit(path)
-        assert_in_step(path, 2)
+        assert beeps_in_step(path) >= 2
         assert all(each in slices for each in slices_of(path))
     assert len(slices_of(tmp_path / "r.mp4")) > len(sent[0]) * 1.5
