@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from av.video.stream import VideoStream
 
-# A longer group of pictures is not kept.
+# Limit of the memory for each source in bytes.
 MOST_BYTES = 500_000_000
 
 
@@ -55,16 +55,20 @@ class LivePictures:
 
     Each packet is here before its frame has left the source, or, if frames are reordered, a few frames later.
 
+    Args:
+        most_bytes: limit of the memory. The oldest group is dropped first.
+
     Attributes:
         problem: why they cannot be copied now, for the user; empty if they can be.
+        bytes: size of what is kept.
     """
 
-    def __init__(self) -> None:
-        self.problem = "the source sends no H.264"
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.problem, self._most_bytes, self.bytes = "the source sends no H.264", most_bytes, 0
         self._seconds = 0.0
         self._packets: deque[PicturePacket] = deque()
         self._keys: deque[PicturePacket] = deque()
-        self._bytes, self._count = 0, 0
+        self._count = 0
         self._last_dts: int | None = None
         self._lock = threading.Lock()
 
@@ -102,15 +106,15 @@ class LivePictures:
             if not self._keys:
                 return
             self._packets.append(packet)
-            self._bytes += len(data)
+            self.bytes += len(data)
             oldest = packet.pts - self._seconds / unit
-            while len(self._keys) > 1 and (self._keys[1].pts <= oldest or self._bytes > MOST_BYTES):
+            while len(self._keys) > 1 and (self._keys[1].pts <= oldest or self.bytes > self._most_bytes):
                 self._drop_group()
 
     def _drop_group(self) -> None:
         self._keys.popleft()
         while self._packets[0] is not self._keys[0]:
-            self._bytes -= len(self._packets.popleft().data)
+            self.bytes -= len(self._packets.popleft().data)
 
     def since(self, number: int) -> list[PicturePacket]:
         """Return the packets from a place on, in the order of decoding.
@@ -138,3 +142,22 @@ class LivePictures:
         """
         with self._lock:
             return next((each for each in reversed(self._keys) if each.pts <= pts), None)
+
+    def last(self, seconds: float, unit: Fraction) -> list[PicturePacket]:
+        """Return the packets of the last seconds that have the same format, from a key picture on.
+
+        Args:
+            seconds: how much at least; a group of pictures more at most.
+            unit: the frames' time base.
+        """
+        with self._lock:
+            if not self._packets:
+                return []
+            newest = self._packets[-1]
+            keys = takewhile(lambda each: each.format == newest.format, reversed(self._keys))
+            first = None
+            for first in keys:
+                if first.pts <= newest.pts - seconds / unit:
+                    break
+            begins = newest.number + 1 if first is None else first.number
+        return self.since(begins)

@@ -22,6 +22,8 @@ QUIET = ["-nostdin", "-loglevel", "quiet"]
 LOW_DELAY = {"fflags": "nobuffer", "probesize": "500000", "analyzeduration": "500000"}
 # Packets are copied unchanged. MPEG-TS needs no header before the first frame.
 COPIED = ["-map", "0:v:0", "-c", "copy", "-flush_packets", "1", "-muxdelay", "0", "-f", "mpegts"]
+# Pictures wait for sound until the next picture only.
+WITH_SOUND = ["-map", "0:a:0?", "-max_interleave_delta", "1"]
 # A list of inputs for FFmpeg's concat demuxer, on standard input. Only SRT is allowed in it. Whatever the peer sends is
 # read as a stream only, because a playlist could open files of this machine.
 CONCAT_INPUT = ["-f", "concat", "-safe", "0", "-protocol_whitelist", "pipe,srt", "-i", "pipe:0"]
@@ -34,11 +36,13 @@ LISTEN_TIMEOUT = "&listen_timeout=3000"
 
 
 @contextmanager
-def srt_received(url: str) -> Iterator[str]:
+def srt_received(url: str, sound: bool = False) -> Iterator[str]:
     """Receive from an SRT address while the block runs.
 
     Args:
         url: the SRT address.
+        sound: receive the first track of sound, too. Pictures come a frame later then. If sound is announced and none
+            comes, the program ends without having passed anything on.
 
     Yields:
         The address from which to read MPEG-TS.
@@ -50,7 +54,8 @@ def srt_received(url: str) -> Iterator[str]:
     quoted = url.replace("'", r"'\''")
     options = "".join(f"option {name} {value}\n" for name, value in (ONLY_SRT | LOW_DELAY).items())
     # The program starts before the listener exists. This is safe, because it needs longer to probe its input.
-    with _ffmpeg([*CONCAT_INPUT, *COPIED, here], f"ffconcat version 1.0\nfile '{quoted}'\n{options}"):
+    script = f"ffconcat version 1.0\nfile '{quoted}'\n{options}"
+    with _ffmpeg([*CONCAT_INPUT, *(WITH_SOUND if sound else ()), *COPIED, here], script):
         yield here + LISTEN
 
 

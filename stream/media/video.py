@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -20,6 +19,7 @@ from av.video.stream import VideoStream
 from polypstream.core.config import VideoSettings
 from polypstream.core.files import writing
 from polypstream.core.frame import Frame, PictureFormat
+from polypstream.core.live_pictures import PicturePacket
 from polypstream.core.marks import Mark
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import OutputError
@@ -29,7 +29,7 @@ from polypstream.media.encoders import Encoder, choose_encoder
 from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
 from polypstream.media.gop_copy import GopCopy
 from polypstream.media.live_audio import LiveAudio, LiveAudioSource
-from polypstream.media.live_copy import LiveCopy
+from polypstream.media.live_copy import LiveCopy, add_copied, packet_of
 from polypstream.media.pictures import longest_step
 
 if TYPE_CHECKING:
@@ -282,28 +282,10 @@ class AnnotatedVideo:
             self._audio.finish()
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """The packet of a picture.
-
-    Attributes:
-        data: its bytes.
-        pts, dts: timestamps in units of the time base of its video.
-        is_key_frame: it can be decoded without others.
-    """
-
-    data: bytes
-    pts: int
-    dts: int
-    is_key_frame: bool
-
-
 def write_packets(
     path: Path,
     pictures: PictureFormat,
-    encoder: Encoder,
-    options: dict[str, str],
-    packets: Sequence[EncodedPicture],
+    packets: Sequence[PicturePacket],
     sound: LiveAudioSource | None,
     marks: Sequence[Mark] = (),
 ) -> None:
@@ -312,18 +294,17 @@ def write_packets(
     Args:
         path: the file to write.
         pictures: format of the pictures.
-        encoder, options: what encoded them: the parameter sets in the header are those of a new encoder like it.
-        packets: their packets, beginning with a key frame.
+        packets: their packets, of the same format, beginning with a key picture.
         sound: sound of their source; None: there is none.
         marks: become chapters. Their times count from the first picture.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    origin = packets[0].pts
-    file, audio = open_mp4(path, pictures, sound, None, origin)
+    origin, packet_format = packets[0].pts, packets[0].format
+    file, audio = open_mp4(path, pictures, sound, None, origin, packet_format.reordered)
     with writing(path), closing(file):
-        stream = add_pictures(file, encoder, pictures, options)
+        stream = add_copied(file, packet_format, pictures)
         if audio:
             audio.add_to(file)
         file.start_encoding()
@@ -331,11 +312,9 @@ def write_packets(
             file.set_chapters(_chapters_of(marks, float((packets[-1].pts - origin) * pictures.time_base)))
         step = 0
         for each, following in zip_longest(packets, packets[1:]):
-            step = following.pts - each.pts if following else step
-            packet = cast("Packet[VideoStream]", Packet(each.data))
-            packet.stream, packet.time_base = stream, pictures.time_base
-            packet.pts, packet.dts, packet.duration = each.pts - origin, each.dts - origin, step
-            packet.is_keyframe = each.is_key_frame
+            step = following.dts - each.dts if following else step
+            packet = packet_of(each, pictures, step)
+            packet.stream, packet.pts, packet.dts = stream, each.pts - origin, each.dts - origin
             if audio:
                 audio.mux_until(float((each.pts + step) * pictures.time_base))
             file.mux(packet)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 import av
@@ -17,24 +17,24 @@ import av
 from polypstream.core.config import LiveSettings, VideoSettings
 from polypstream.core.files import writing
 from polypstream.core.formatting import clock, words_of
-from polypstream.core.frame import FetchedPicture, Frame
+from polypstream.core.frame import FetchedPicture, Frame, PictureFormat
+from polypstream.core.live_pictures import MOST_BYTES, PicturePacket
 from polypstream.core.live_sound import TIME_BASE
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError
 from polypstream.media.container import open_container
 from polypstream.media.live_audio import LiveAudioSource
-from polypstream.media.recent_video import Kept, RecentVideo
+from polypstream.media.recent_video import RecentVideo
 from polypstream.media.video import write_packets
 from polypstream.sinks.recorded_file import Session, results_folder
 from polypstream.sinks.tables import row_of
 from polypstream.stages.live import fill_unseen
 
-# Sound is kept for longer than pictures, since a group of pictures more may be kept.
-MORE_SOUND_S = 30.0
-# Limit of the memory for each source in bytes.
-MOST_BYTES = 500_000_000
+# Sound and findings are kept for longer than pictures, since a group of pictures more may be kept.
+MORE_S = 30.0
 # A quick preset and a moderate quality, since what is encoded is mostly never looked at.
 PRESET, CRF = "ultrafast", 24.0
+NO_FINDINGS = {"polyp_count": 0, "polyp_area_fraction": "0.000000", "max_probability": "0.0000", "tracks": ""}
 # Half a frame at the highest rate.
 SAME_TIME_S = 0.001
 log = logging.getLogger(__name__)
@@ -51,6 +51,20 @@ class _Note:
 
     frame: Frame
     row: dict[str, object]
+
+    def skipped(self, pts: int, most_age: float) -> _Note:
+        """Return what is kept of a frame that was skipped: the findings of this one before it, if they are recent.
+
+        Args:
+            pts: pts of the frame.
+            most_age: how old findings may be, in seconds.
+        """
+        frame, row = copy.copy(self.frame), self.row | {"segmented": 0}
+        frame.pts = pts
+        if not 0 <= frame.seconds - self.frame.seconds <= most_age:
+            frame.outlines, frame.tracks, frame.peaks, frame.areas = [], [], [], []
+            row |= NO_FINDINGS
+        return _Note(frame, row)
 
     def in_clip(self, index: int, origin: int, clip: Path) -> tuple[Frame, dict[str, object]]:
         """Return frame and line as they are in a clip.
@@ -104,12 +118,12 @@ class ClipSaver:
 
     A clip has the pictures without markers, and the sound. It begins with a key frame, and has a folder of results
     beside it. Pictures without a signal are left out. If the format of the pictures changes, what was kept before is
-    dropped.
+    dropped. The packets of an H.264 source are kept as they are. Other pictures are encoded.
 
     Args:
         folder: folder for the clips; it is created with the first one.
         source: source that is kept.
-        settings: `keep_seconds` is used.
+        settings: `keep_seconds` and `max_staleness` are used.
         video: the encoder; its preset is not used, and its quality is at most that of CRF.
 
     Attributes:
@@ -125,12 +139,17 @@ class ClipSaver:
 
     def __init__(self, folder: Path, source: LiveSource, settings: LiveSettings, video: VideoSettings) -> None:
         self._folder, self._source, self._seconds = folder, source, settings.keep_seconds
+        self._most_age = settings.max_staleness
         self._settings = video.model_copy(update={"preset": PRESET, "crf": max(CRF, video.crf)})
-        source.sound.keep(settings.keep_seconds + MORE_SOUND_S)
+        source.sound.keep(settings.keep_seconds + MORE_S)
+        source.pictures.keep(settings.keep_seconds)
         self.session: Session | None = None
         self.problem = ""
         self.clips: list[Path] = []
-        self._recent: RecentVideo[_Note] | None = None
+        self._notes: dict[int, _Note] = {}
+        self._format: PictureFormat | None = None
+        # Encodes what cannot be copied.
+        self._encoded: RecentVideo | None = None
         # `write` keeps frames in the thread of the sink, and clips are saved from any thread.
         self._lock = threading.Lock()
         self._wanted = threading.Event()
@@ -150,20 +169,30 @@ class ClipSaver:
         if frame.source != self._source.name or not frame.has_signal or frame.clean is None:
             return
         with self._lock:
-            recent = self._recent_for(frame.clean, frame)
-            recent.add(frame.clean, _note_of(frame))
+            self._keep(frame, frame.clean)
         if self._wanted.is_set():
             self._wanted.clear()
             self._save_and_tell()
 
-    def _recent_for(self, picture: av.VideoFrame, frame: Frame) -> RecentVideo[_Note]:
+    def _keep(self, frame: Frame, picture: av.VideoFrame) -> None:
         assert self._source.format is not None
-        wanted = replace(
-            self._source.format, width=picture.width, height=picture.height, pixel_format=picture.format.name
-        )
-        if self._recent is None or self._recent.format != wanted:
-            self._recent = RecentVideo(wanted, self._settings, self._seconds, MOST_BYTES)
-        return self._recent
+        size = picture.width, picture.height
+        pictures = replace(self._source.format, width=size[0], height=size[1], pixel_format=picture.format.name)
+        if pictures != self._format:
+            self._notes.clear()
+            self._format, self._encoded = pictures, None
+        why = self._source.pictures.problem
+        if not why:
+            self._encoded = None
+        elif self._encoded is None:
+            log.info(f"{self.source}: what is kept for clips is encoded, because {why}")
+            self._encoded = RecentVideo(pictures, self._settings, self._seconds, MOST_BYTES)
+        if self._encoded is not None:
+            self._encoded.add(picture)
+        self._notes[frame.pts] = _note_of(frame)
+        oldest = frame.pts - (self._seconds + MORE_S) / frame.time_base
+        for pts in list(takewhile(lambda each: each < oldest, self._notes)):
+            del self._notes[pts]
 
     def ask(self) -> None:
         """Let the thread of the sink save a clip, and log the result. The caller does not wait."""
@@ -187,12 +216,11 @@ class ClipSaver:
             OutputError: nothing is kept yet, or a file cannot be written.
         """
         with self._lock:
-            recent = self._recent
-            kept = recent.kept() if recent is not None else []
-        if recent is None or not kept:
+            pictures, packets, notes = self._format, self._kept(), dict(self._notes)
+        if pictures is None or not packets or not notes:
             raise OutputError("there is no picture to save yet")
         try:
-            path = self._save(recent, kept)
+            path = self._save(pictures, packets, notes)
         except OutputError as error:
             self.problem = str(error)
             raise
@@ -200,20 +228,31 @@ class ClipSaver:
         self.clips.append(path)
         return path
 
-    def _save(self, recent: RecentVideo[_Note], kept: Sequence[Kept[_Note]]) -> Path:
+    def _kept(self) -> list[PicturePacket]:
+        """The packets of the last seconds. Those of frames of an earlier format are left out."""
+        if self._format is None:
+            return []
+        store = self._source.pictures if self._encoded is None else self._encoded.packets
+        return store.last(self._seconds, self._format.time_base)
+
+    def _save(self, pictures: PictureFormat, packets: Sequence[PicturePacket], notes: Mapping[int, _Note]) -> Path:
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._free_path()
-        first, last = kept[0].note.frame, kept[-1].note.frame
-        marks = self.session.marks_within(first.seconds, last.seconds) if self.session else []
-        pictures = [each.picture for each in kept]
-        sound_format = self._source.sound.format_since(round(first.seconds / TIME_BASE))
+        path, origin = self._free_path(), packets[0].pts
+        shown = sorted(packet.pts for packet in packets)
+        begins, ends = (float(pts * pictures.time_base) for pts in (origin, shown[-1]))
+        marks = self.session.marks_within(begins, ends) if self.session else []
+        sound_format = self._source.sound.format_since(round(begins / TIME_BASE))
         sound = LiveAudioSource(self._source.sound, sound_format) if sound_format else None
-        write_packets(path, recent.format, recent.encoder, recent.options, pictures, sound, marks)
+        write_packets(path, pictures, packets, sound, marks)
         if self.session is not None:
-            results = self.session.open_results(path, recent.format, first.seconds, False)
-            for index, each in enumerate(kept):
-                results.add(*each.note.in_clip(index, first.pts, path))
+            results = self.session.open_results(path, pictures, begins, False)
+            before = next(iter(notes.values()))
+            for index, pts in enumerate(shown):
+                note = notes.get(pts)
+                before = note or before
+                kept = note or before.skipped(pts, self._most_age)
+                results.add(*kept.in_clip(index, origin, path))
             results.close()
         return path
 
@@ -229,4 +268,4 @@ class ClipSaver:
         """Save the clip that was asked for last. What is kept is dropped."""
         if self._wanted.is_set():
             self._save_and_tell()
-        self._recent = None
+        self._encoded = None

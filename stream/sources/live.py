@@ -205,6 +205,7 @@ class Stream:
     _conform: Conformer = field(init=False)
     _kind: tuple[int, int, Fraction | None] | None = None
     _count: int = 0
+    _asks_for_sound: bool = True
     _last_pts: int = -1
 
     def __post_init__(self) -> None:
@@ -225,6 +226,8 @@ class Stream:
                     self._lost(f"source ended; waiting for {awaited(self.address)}")
             except Exception as error:  # a library may raise anything; the stream may return unchanged
                 self._lost(self._silence(attempts) if isinstance(error, ExitError) else self._reason(error))
+            # With sound that does not come, SRT gives no pictures either.
+            self._asks_for_sound = not attempts or not self._asks_for_sound
             if not self._closed.is_set():
                 yield self._no_signal_frame()
             if attempts and attempts == most:
@@ -255,7 +258,8 @@ class Stream:
         with ExitStack() as stack:
             address = self.address
             if address.url.startswith("srt:"):
-                local_url = stack.enter_context(srt_received(address.url))
+                with_sound = self.sound.is_wanted and self._asks_for_sound
+                local_url = stack.enter_context(srt_received(address.url, with_sound))
                 address = replace(address, url=local_url, options=NETWORK_OPTIONS)
             container = av.open(
                 address.url,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # A stream's own timestamps are used while they advance steadily. They jump by more when an encoder restarts.
 JUMP_S = 1.0
+# A frame after a pause is not longer than this, in seconds.
+LONGEST_FRAME_S = 0.1
 # Sound may come later than the frames beside it, so it may still belong to an earlier epoch.
 EPOCHS = 4
 
@@ -35,7 +37,8 @@ class LiveClock:
     """
 
     def __init__(self, opened: float) -> None:
-        self._opened, self._last = opened, 0.0
+        # When the newest frame ends, in seconds since the source was opened.
+        self._opened, self._end = opened, 0.0
         self._epochs: deque[_Epoch] = deque(maxlen=EPOCHS)
         self._sound: _Epoch | None = None
 
@@ -51,14 +54,15 @@ class LiveClock:
             stream_time: its time in the stream, in seconds; None if it has none.
             arrived: its time of arrival, of time.monotonic.
         """
-        now = max(arrived - self._opened, self._last)
+        now = max(arrived - self._opened, self._end)
         if stream_time is None:
             return now
         if not self._epochs or self._jumps(stream_time, now):
             self._epochs.append(_Epoch(now - stream_time, stream_time))
         epoch = self._epochs[-1]
+        step = min(max(0.0, stream_time - epoch.newest), LONGEST_FRAME_S)
         epoch.newest = stream_time
-        self._last = max(self._last, stream_time + epoch.offset)
+        self._end = max(self._end, stream_time + step + epoch.offset)
         return stream_time + epoch.offset
 
     def _jumps(self, stream_time: float, now: float) -> bool:

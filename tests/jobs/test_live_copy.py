@@ -14,10 +14,10 @@ import pytest
 import polypstream as pp
 from polypstream.core.config import Settings
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, open_sources, recordings_of
+from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
 from polypstream.media.h264 import IDR, is_avcc, split_lengths, split_start_codes, unit_type
 from tests.conftest import audio_packets_of, call, frames_of, free_port, pts_of
-from tests.jobs.test_live_sound import assert_in_step, flashing, sending
+from tests.jobs.test_live_sound import beeps_in_step, flashing, sending
 
 pytestmark = pytest.mark.slow
 
@@ -41,9 +41,16 @@ def slices_of(path: Path) -> list[list[bytes]]:
 
 
 def record(video: Path, segmenter: Segmenter, path: Path, settings: Settings = PATIENT, masks: bool = False) -> Live:
+    """Record a video without markers, and save a clip of it at its end."""
     sources = open_sources([f"room=replay:{video}"], settings)
-    live = Live(sources, segmenter, settings, recordings_of(path, sources, settings, True, masks))
-    live.run(lambda: None)
+    recordings = recordings_of(path, sources, settings, True, masks)
+    live = Live(sources, segmenter, settings, [*recordings, *clips_of(path.parent / "clips", sources, settings)])
+
+    def poll() -> None:
+        if sources[0].signal.ended:
+            live.clips["room"].ask()
+
+    live.run(poll, 0.01)
     return live
 
 
@@ -80,6 +87,10 @@ def test_packets_are_copied_also_those_of_frames_that_were_skipped(
     (track,) = run.tracks
     # The disc is there up to frame 40. Frames that were skipped have the findings of the frame before.
     assert track.frames > 30
+    clip = live.clips["room"].clips[-1]
+    assert slices_of(clip) == slices_of(video)
+    kept = assert_results_fit(clip)
+    assert [each.frames for each in kept.tracks] == [track.frames]
     said = call("masks", tmp_path / "r.mp4", "--results", tmp_path, "--format", "coco", "--output", tmp_path / "coco")
     assert "coco" in said.stdout + said.stderr
     truth = tmp_path / "truth.mkv"
@@ -117,8 +128,9 @@ def test_what_cannot_be_copied_is_encoded_and_said_once(
 ) -> None:
     caplog.set_level("INFO", "polypstream")
     live = record(make(frames=40, **wanted), segmenter, tmp_path / "r.mp4")
-    assert [message for message in caplog.messages if "encoded" in message] == [
-        f"room: the recording without markers is encoded, because {why}"
+    assert sorted(message for message in caplog.messages if "encoded" in message) == [
+        f"room: {what} encoded, because {why}"
+        for what in ("the recording without markers is", "what is kept for clips is")
     ]
     assert f"(encoded, because {why})" in live.sinks()[0].doing
     assert_results_fit(tmp_path / "r.mp4")
@@ -133,9 +145,9 @@ def test_packets_of_a_stream_are_copied_in_step_with_its_sound_across_a_loss(
     port = free_port()
     first = flashing(tmp_path / "a.mkv", 6)
     second = flashing(tmp_path / "b.mkv", 6, size=(320, 240))
-    sources = open_sources([f"room=udp://127.0.0.1:{port}"], PATIENT)
+    sources = open_sources([f"room=srt://127.0.0.1:{port}?mode=listener"], PATIENT)
     live = Live(sources, segmenter, PATIENT, recordings_of(tmp_path / "r.mp4", sources, PATIENT, True))
-    to = ["-f", "mpegts", f"udp://127.0.0.1:{port}?pkt_size=1316"]
+    to = ["-f", "mpegts", f"srt://127.0.0.1:{port}?mode=caller"]
 
     def senders() -> Iterator[None]:
         for video in (first, first, second):
@@ -151,6 +163,6 @@ def test_packets_of_a_stream_are_copied_in_step_with_its_sound_across_a_loss(
     sent = [slices_of(video) for video in (first, second)]
     for path, slices in zip((tmp_path / "r.mp4", tmp_path / "r-2.mp4"), sent, strict=True):
         assert_results_fit(path)
-        assert_in_step(path, 2)
+        assert beeps_in_step(path) >= 2
         assert all(each in slices for each in slices_of(path))
-    assert len(slices_of(tmp_path / "r.mp4")) > len(sent[0]) * 1.5
+    assert len(slices_of(tmp_path / "r.mp4")) > len(sent[0])

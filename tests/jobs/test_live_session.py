@@ -175,17 +175,16 @@ def test_no_more_is_kept_than_wanted(make: Callable[..., Path], segmenter: Segme
     fmt = PictureFormat(320, 240, "yuv420p", Fraction(1, 25), Fraction(25))
     noise, sizes = np.random.default_rng(0), []
     for most in (10**9, 400_000):
-        recent = RecentVideo[int](fmt, VideoSettings(preset="ultrafast"), 4.0, most)
+        recent = RecentVideo(fmt, VideoSettings(preset="ultrafast"), 4.0, most)
         for pts in range(500):
             picture = av.VideoFrame.from_ndarray(noise.integers(0, 256, (360, 320), np.uint8), "yuv420p")
             picture.pts, picture.time_base = pts, fmt.time_base
-            recent.add(picture, pts)
-        kept = recent.kept()
-        assert recent.bytes == sum(len(each.picture.data) for each in kept)
-        assert [each.note for each in kept] == [each.picture.pts for each in kept]
-        assert kept[0].picture.is_key_frame
-        assert kept[-1].note == 499
-        sizes.append(recent.bytes)
+            recent.add(picture)
+        kept = recent.packets.last(4.0, fmt.time_base)
+        assert recent.packets.bytes == sum(len(each.data) for each in kept)
+        assert kept[0].is_key
+        assert [each.pts for each in kept] == list(range(kept[0].pts, 500))
+        sizes.append(recent.packets.bytes)
         if most > 10**8:
             assert 4.0 * 25 <= len(kept) <= 6.0 * 25
     assert sizes[1] < sizes[0]

@@ -88,13 +88,16 @@ def beeps_of(path: Path) -> np.ndarray:
             values = np.abs(frame.to_ndarray().astype(np.float32)).max(axis=0)
             values = values / 32768 if values.max() > 2 else values
             loud.append(float(frame.pts * frame.time_base) + np.flatnonzero(values > 0.1) / frame.sample_rate)
-    times = np.concatenate(loud)
+    times = np.concatenate([np.zeros(0), *loud])
     starts: np.ndarray = times[np.diff(times, prepend=-1.0) > 0.3]
     return starts
 
 
-def assert_in_step(path: Path, beeps: int) -> None:
-    """Each beep begins with a flash. A machine that is too slow skips frames, and no flash is seen without a signal."""
+def beeps_in_step(path: Path) -> int:
+    """Count the beeps, each of which must begin with a flash if there are frames at that time.
+
+    A machine that is too slow skips frames, and without a signal there is no flash.
+    """
     times, bright = pictures_of(path)
     seen = 0
     for begins in beeps_of(path):
@@ -104,7 +107,7 @@ def assert_in_step(path: Path, beeps: int) -> None:
             seen += 1
             assert not before.any(), (begins, times, bright)
             assert after.all(), (begins, times, bright)
-    assert seen >= beeps
+    return seen
 
 
 def codec_of(path: Path) -> str:
@@ -132,11 +135,11 @@ def test_sound_of_a_recording_played_as_live_is_in_step_in_every_file(
             live.close()
 
     live.run(poll)
-    parts = recording.files[:2] + recording.files[3:4]
-    for path in parts:
-        assert_in_step(path, 1)
+    assert len(recording.files) >= 4
+    with_sound = [path for path in recording.files if audio_packets_of(path)]
+    assert sum(map(beeps_in_step, with_sound)) >= 3
     (clip,) = live.clips["room"].clips
-    assert_in_step(clip, 4)
+    assert beeps_in_step(clip) >= 4
     assert codec_of(clip) == kept_as
     if codec == "aac":
         sent = {data for _, data in audio_packets_of(tmp_path / name)[0]}
@@ -188,7 +191,7 @@ def test_sound_of_a_stream_stops_and_starts_again_and_its_sender_goes_and_return
     live.run(lambda: next(acting, None))
     assert live.status()[0].losses == 1
     for path in (tmp_path / "r.mp4", *live.clips["room"].clips):
-        assert_in_step(path, 6)
+        assert beeps_in_step(path) >= 6
 
 
 @pytest.mark.realtime
@@ -208,7 +211,7 @@ def test_sound_that_a_stream_sends_later_begins_a_new_file(segmenter: Segmenter,
         live.run(poll)
     with av.open(str(tmp_path / "r.mp4")) as file:
         assert not file.streams.audio
-    assert_in_step(tmp_path / "r-2.mp4", 3)
+    assert beeps_in_step(tmp_path / "r-2.mp4") >= 3
     assert codec_of(tmp_path / "r-2.mp4") == "aac"
 
 
@@ -230,4 +233,4 @@ def test_a_recording_with_sound_that_is_killed_is_in_step(red_model: Path, tmp_p
         running.kill()
         running.wait()
     for path in (tmp_path / "r.mp4", tmp_path / "c.mp4"):
-        assert_in_step(path, 3)
+        assert beeps_in_step(path) >= 3

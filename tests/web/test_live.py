@@ -204,6 +204,7 @@ def test_a_token_is_asked_for_and_moves_into_a_cookie(make: Callable[..., Path],
         assert page.get("/", Cookie=headers["set-cookie"].partition(";")[0])[0] == 200
 
 
+@pytest.mark.realtime
 def test_a_slow_viewer_keeps_nobody_waiting(page: Served) -> None:
     slow = socket.create_connection(("127.0.0.1", page.port))
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
