@@ -33,7 +33,7 @@ from polypstream.media.live_copy import detached_video
 # More packets do not wait for their frames. Decoders hold at most 16 frames.
 MOST_WAITING = 64
 NO_KEY_PICTURE = "no group of its pictures has begun with an IDR picture yet"
-NO_TIMES = "its packets have no timestamps"
+NO_TIMES = "its packets lack timestamps"
 CORRECTED = "its timestamps were corrected"
 
 
@@ -99,7 +99,9 @@ class PictureIntake:
         """
         if self._given_up or not packet.size:
             return
-        if packet.pts is None or packet.dts is None:
+        # RTSP has no decoding times. They are those of showing, unless frames are reordered.
+        dts = packet.pts if packet.dts is None and not self._stream.codec_context.has_b_frames else packet.dts
+        if packet.pts is None or dts is None:
             self.give_up(NO_TIMES)
             return
         try:
@@ -111,7 +113,7 @@ class PictureIntake:
         kept = [unit for unit in units if unit_type(unit) not in LEFT_OUT]
         if self._format is not None and kept:
             is_key = any(unit_type(unit) == IDR for unit in kept)
-            self._waiting.append(_Waiting(packet.pts, packet.dts, self._format, join_lengths(kept), is_key))
+            self._waiting.append(_Waiting(packet.pts, dts, self._format, join_lengths(kept), is_key))
         if len(self._waiting) > MOST_WAITING:
             self._waiting.popleft()
 
