@@ -23,7 +23,7 @@ STRIDES = (8, 16, 32)
 MOST = 50
 # How steep the edges of masks and boxes are, for each unit of the sum and for each pixel. With vertical edges the last
 # bit of a number would decide on a pixel.
-SLOPE = 16.0
+SLOPE = 32.0
 # Since this opset ReduceMax takes its axes as an input.
 OPSET_OF_AXES = 18
 

@@ -7,6 +7,7 @@ probabilities that its package computes from them, float32 [2, SIDE, SIDE].
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from polypstream.export.prototypes import MOST
 
 SIDE = 64
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
@@ -94,6 +97,65 @@ def answer_of_segformer(output: Any) -> Tensor:
     return logits.softmax(1)[:, 1]
 
 
+def nnunet() -> nn.Module:
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    return PlainConvUNet(
+        input_channels=3,
+        num_classes=2,
+        n_stages=3,
+        features_per_stage=(8, 16, 32),
+        conv_op=nn.Conv2d,
+        kernel_sizes=3,
+        strides=(1, 2, 2),
+        conv_bias=True,
+        n_conv_per_stage=2,
+        n_conv_per_stage_decoder=2,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+    )
+
+
+def as_nnunet(pictures: np.ndarray) -> Tensor:
+    """As its `ZScoreNormalization` does for each channel."""
+    values = pictures.astype(np.float32)
+    values -= values.mean((1, 2), keepdims=True)
+    return torch.from_numpy(values / values.std((1, 2), keepdims=True)).permute(0, 3, 1, 2)
+
+
+class Yolo(nn.Module):
+    """A network of Ultralytics with the two outputs of its ONNX files."""
+
+    def __init__(self) -> None:
+        from ultralytics.nn.tasks import SegmentationModel
+
+        super().__init__()
+        self.network = SegmentationModel("yolo11n-seg.yaml", nc=1, verbose=False)
+        for branch in self.network.model[-1].cv3:  # before training, all scores are near 0
+            nn.init.normal_(branch[-1].weight, std=0.005)
+            nn.init.zeros_(branch[-1].bias)
+
+    def forward(self, pictures: Tensor) -> Any:
+        output = self.network(pictures)
+        return output if self.training else output[0]
+
+
+def answer_of_yolo(output: Any) -> Tensor:
+    """The masks that its `predict` makes of all detections, each with its score; the highest one of each pixel."""
+    import torchvision
+    from ultralytics.utils import nms, ops
+
+    torchvision.ops.nms = nms.TorchNMS.nms  # Ultralytics' own one, for want of torchvision's compiled one
+    detections, prototypes = output
+    found = nms.non_max_suppression(detections, conf_thres=0.0, iou_thres=1.0, max_det=MOST, nc=1)
+    maps = []
+    for each, of_picture in zip(found, prototypes, strict=True):
+        masks = ops.process_mask(of_picture, each[:, 6:], each[:, :4], (SIDE, SIDE), upsample=True)
+        maps.append((masks * each[:, 4, None, None]).amax(0))
+    return torch.stack(maps)
+
+
 def any_batch(name: str) -> dict[str, Any]:
     return {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "input_names": [name]}
 
@@ -121,6 +183,11 @@ PACKAGES = {
     "monai_unet": Package(monai_unet, as_unit, lambda logits: logits.sigmoid()[:, 0], any_batch("image")),
     "transformers_segformer": Package(
         *(segformer, as_segformer, answer_of_segformer), {"output_names": ["logits"]} | any_batch("pixel_values")
+    ),
+    "nnunet": Package(nnunet, as_nnunet, lambda logits: logits.softmax(1)[:, 1], any_batch("image")),
+    "ultralytics_yolo": Package(
+        *(Yolo, as_unit, answer_of_yolo),
+        {"output_names": ["output0", "output1"], "dynamo": False, "opset_version": 17},  # with a batch of one
     ),
 }
 
@@ -161,6 +228,8 @@ def main() -> None:
     for operator in ("nms", "qnms"):
         operators.define(f"{operator}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
     warnings.simplefilter("ignore")
+    # Ultralytics would look for newer versions, install packages, and write its settings into the user's folder.
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": sys.argv[1]}
     folder = Path(sys.argv[1])
     for name in sys.argv[2:] or PACKAGES:
         write(name, folder)

@@ -546,7 +546,11 @@ PACKAGES = {
     "torchvision_deeplab": WrapSettings("imagenet", map="out", activation="softmax"),
     "monai_unet": WrapSettings("unit"),
     "transformers_segformer": WrapSettings("imagenet", activation="softmax"),
+    "nnunet": WrapSettings("zscore", activation="softmax"),
+    "ultralytics_yolo": WrapSettings("unit"),
 }
+# The share of pixels that may differ by more than one grey level: at the edges of YOLO's masks, which are sharp.
+EDGES = {"ultralytics_yolo": 0.001}
 
 
 @pytest.fixture(scope="module")
@@ -565,7 +569,7 @@ def test_a_wrapped_network_says_what_its_package_says(name: str, of_packages: Pa
     answer = np.load(NETWORKS / f"{name}.npz")
     found = Segmenter(of_packages / f"{name}.onnx", "cpu").run(answer["pictures"])
     assert found.std() > 5
-    assert np.abs(found - 255 * answer["maps"]).max() <= 1
+    assert (np.abs(found - 255 * answer["maps"]) > 1).mean() <= EDGES.get(name, 0)
 
 
 @pytest.mark.slow
