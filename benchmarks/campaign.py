@@ -246,10 +246,11 @@ def started(folder: Path, *arguments: object, program: str = POLYPSTREAM) -> Ite
             yield running
         finally:
             running.kill()
-            for each in running.family:
+            left = [each for each in running.family if each.is_running()]
+            for each in left:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
-            psutil.wait_procs(running.family, 10)
+            psutil.wait_procs(left, 10)
 
 
 def faults_of_messages(said: str) -> list[str]:
