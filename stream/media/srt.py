@@ -27,6 +27,8 @@ WITH_SOUND = ["-map", "0:a:0?", "-max_interleave_delta", "1"]
 # A list of inputs for FFmpeg's concat demuxer, on standard input. Only SRT is allowed in it. Whatever the peer sends is
 # read as a stream only, because a playlist could open files of this machine.
 CONCAT_INPUT = ["-f", "concat", "-safe", "0", "-protocol_whitelist", "pipe,srt", "-i", "pipe:0"]
+# Otherwise the list is probed for five seconds if sound is announced and does not come.
+PROMPT_LIST = ["-analyzeduration", "500000"]
 ONLY_SRT = {"protocol_whitelist": "srt", "format_whitelist": "mpegts"}
 # Options of an SRT address that grant access to anyone who knows them.
 SECRET = ("passphrase", "streamid", "srt_streamid")
@@ -55,7 +57,7 @@ def srt_received(url: str, sound: bool = False) -> Iterator[str]:
     options = "".join(f"option {name} {value}\n" for name, value in (ONLY_SRT | LOW_DELAY).items())
     # The program starts before the listener exists. This is safe, because it needs longer to probe its input.
     script = f"ffconcat version 1.0\nfile '{quoted}'\n{options}"
-    with _ffmpeg([*CONCAT_INPUT, *(WITH_SOUND if sound else ()), *COPIED, here], script):
+    with _ffmpeg([*PROMPT_LIST, *CONCAT_INPUT, *(WITH_SOUND if sound else ()), *COPIED, here], script):
         yield here + LISTEN
 
 

@@ -225,9 +225,10 @@ class Stream:
                 if not self._closed.is_set():
                     self._lost(f"source ended; waiting for {awaited(self.address)}")
             except Exception as error:  # a library may raise anything; the stream may return unchanged
-                self._lost(self._silence(attempts) if isinstance(error, ExitError) else self._reason(error))
-            # With sound that does not come, SRT gives no pictures either.
-            self._asks_for_sound = not attempts or not self._asks_for_sound
+                nobody_there = isinstance(error, ExitError)
+                self._lost(self._silence(attempts) if nobody_there else self._reason(error))
+                # With sound that was announced and does not come, SRT gives no pictures either.
+                self._asks_for_sound = not attempts or self._asks_for_sound == nobody_there
             if not self._closed.is_set():
                 yield self._no_signal_frame()
             if attempts and attempts == most:

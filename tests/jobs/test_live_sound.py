@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Settings
+from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
 from tests.conftest import audio_packets_of, command, free_port
@@ -234,3 +236,27 @@ def test_a_recording_with_sound_that_is_killed_is_in_step(red_model: Path, tmp_p
         running.wait()
     for path in (tmp_path / "r.mp4", tmp_path / "c.mp4"):
         assert beeps_in_step(path) >= 3
+
+
+@pytest.mark.realtime
+@needs_ffmpeg
+def test_sound_that_an_srt_sender_only_announces_costs_no_picture(tmp_path: Path) -> None:
+    """FFmpeg cannot pass on sound that it has not seen, so it is left out at the next attempt."""
+    port, ended = free_port(), threading.Event()
+    video = flashing(tmp_path / "a.mkv", 40, "aac", (0.0, 39.0))
+    (source,) = open_sources([f"room=srt://127.0.0.1:{port}?mode=listener"], SETTINGS)
+    source.sound.keep(1.0)
+
+    def send() -> None:
+        while not ended.wait(0.3):
+            with sending(video, ["-f", "mpegts", f"srt://127.0.0.1:{port}?mode=caller"]) as sender:
+                while sender.poll() is None and not ended.wait(0.1):
+                    pass
+
+    with in_background("sender", send, ended.set):
+        end = time.monotonic() + 60
+        for frame in source.frames():
+            assert time.monotonic() < end
+            if frame.has_signal:
+                source.close()
+    assert source.signal.ended
