@@ -1,8 +1,8 @@
 """reviews.sqlite: what readers decided about the tracks of a run, and the outlines that they drew.
 
-The file lies in the folder of the results. `findings.json` stays as the run wrote it; `reviewed.py` merges both. Each
-change is stored at once, with the name of its reader and its time. A reader replaces a change of another one only with
-`replace`. Several processes may use the file.
+The file lies in the folder of the results. The tracks in `findings.json` stay as the run wrote them; `reviewed.py`
+merges both. The decisions are in the head of `findings.json`, too. Each change is stored at once, with the name of its
+reader and its time. A reader replaces a change of another one only with `replace`. Several processes may use the file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from polypstream.errors import DataError, OutputError, ReviewConflict
+from polypstream.sinks.findings import write_reviews
 
 REVIEWS = "reviews.sqlite"
 Choice = Literal["accepted", "rejected", "undecided"]
@@ -168,11 +169,12 @@ class ReviewStore:
                 raise ReviewConflict(f"{before[1]} has marked polyp {track} as {before[0]} {_when(before[2])}")
             values = (track, choice, reader, time.time())
             database.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?)", values)
+            self._write_decisions(database)
 
     def correct(
         self, track: int, frame: int, polygons: Sequence[np.ndarray], reader: str, replace: bool = False
     ) -> None:
-        """Store the outline of a track in one frame.
+        """Store the outline of a track in one frame. What was carried from an earlier one in this frame is removed.
 
         Args:
             track: number of the track.
@@ -190,6 +192,7 @@ class ReviewStore:
         with self._writing() as database:
             if not replace:
                 _refuse_other(database, track, frame, reader)
+            database.execute("DELETE FROM outlines WHERE track = ? AND carried_from = ?", (track, frame))
             _put(database, track, frame, text, reader)
 
     def draw(self, frame: int, polygons: Sequence[np.ndarray], reader: str, first_track: int) -> int:
@@ -218,16 +221,20 @@ class ReviewStore:
             values = (track, "accepted", reader, time.time())
             database.execute("INSERT INTO decisions VALUES (?, ?, ?, ?)", values)
             _put(database, track, frame, text, reader)
+            self._write_decisions(database)
             return track
 
-    def carry(self, track: int, origin: int, outlines: Mapping[int, Sequence[np.ndarray]], reader: str) -> list[int]:
+    def carry(
+        self, track: int, origin: int, drawn_at: float, outlines: Mapping[int, Sequence[np.ndarray]], reader: str
+    ) -> list[int]:
         """Store outlines that the motion of the image carried from a frame to those around it.
 
         They replace only what the same reader had carried before. A frame with any other outline keeps it.
 
         Args:
             track: number of the track.
-            origin: number of the frame in which the reader drew the outline.
+            origin: number of the frame in which a reader drew the outline.
+            drawn_at: when, see `Correction.time`.
             outlines: polygons by number of the frame, as for `correct`.
             reader: name of the reader.
 
@@ -235,12 +242,16 @@ class ReviewStore:
             Numbers of the frames in which an outline was stored, in order.
 
         Raises:
+            ReviewConflict: the outline in this frame has changed since, so what was carried is outdated.
             DataError: the reader has no name, or a polygon is not valid.
             OutputError: the file cannot be written.
         """
         reader = checked_reader(reader)
         texts = {frame: _text_of(polygons) for frame, polygons in sorted(outlines.items())}
         with self._writing() as database:
+            condition = "WHERE track = ? AND frame = ? AND time = ? AND carried_from IS NULL"
+            if not database.execute(f"SELECT 1 FROM outlines {condition}", (track, origin, drawn_at)).fetchone():
+                raise ReviewConflict(f"the outline of polyp {track} in frame {origin} has changed meanwhile")
             database.execute(
                 "DELETE FROM outlines WHERE track = ? AND reader = ? AND carried_from = ?", (track, reader, origin)
             )
@@ -250,6 +261,27 @@ class ReviewStore:
             for frame in stored:
                 _put(database, track, frame, texts[frame], reader, origin)
             return stored
+
+    def leave(self, track: int, origin: int, reader: str) -> None:
+        """Remove what was carried from a frame, and what is being carried from it at this moment.
+
+        Args:
+            track: number of the track.
+            origin: number of the frame in which the reader drew the outline, which stays.
+            reader: name of the reader.
+
+        Raises:
+            DataError: the reader has no name.
+            OutputError: the file cannot be written.
+        """
+        reader = checked_reader(reader)
+        with self._writing() as database:
+            database.execute(
+                "DELETE FROM outlines WHERE track = ? AND reader = ? AND carried_from = ?", (track, reader, origin)
+            )
+            # `carry` of the outline as it was before does not store anything any more.
+            condition = "WHERE track = ? AND frame = ? AND reader = ?"
+            database.execute(f"UPDATE outlines SET time = ? {condition}", (time.time(), track, origin, reader))
 
     def withdraw(self, track: int, frame: int, reader: str, replace: bool = False) -> None:
         """Remove the outline of a track in one frame, and those carried from it. The network's one counts again.
@@ -272,6 +304,23 @@ class ReviewStore:
             database.execute(
                 "DELETE FROM outlines WHERE track = ? AND (frame = ? OR carried_from = ?)", (track, frame, frame)
             )
+
+    def _write_decisions(self, database: sqlite3.Connection) -> None:
+        """Write into findings.json what readers accepted and rejected."""
+        condition = "WHERE choice <> 'undecided' ORDER BY track"
+        rows = database.execute(f"SELECT track, choice, reader, time FROM decisions {condition}")
+        write_reviews(
+            self._path.parent,
+            [
+                {
+                    "track": track,
+                    "decision": choice,
+                    "reader": reader,
+                    "time": datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds"),
+                }
+                for track, choice, reader, seconds in rows
+            ],
+        )
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

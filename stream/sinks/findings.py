@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 import tempfile
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ IMAGES_SCHEMA = "polypstream-images-1"
 SNAPSHOTS = "snapshots"
 # The line after the head of the file.
 TRACKS_LINE = '  "tracks": [\n'
+# Held while a field of a finished file is replaced.
+WRITING = threading.Lock()
 POLYPS = "polyps.csv"
 # Columns of polyps.csv of a recording.
 TRACK_COLUMNS = (
@@ -270,7 +274,7 @@ def read_findings(folder: Path, schemas: Sequence[str] = (SCHEMA,)) -> dict[str,
 
 
 def write_marks(folder: Path, marks: Sequence[Mark]) -> None:
-    """Replace the marks in findings.json. The tracks are copied as they are, since there may be many outlines.
+    """Replace the marks in findings.json.
 
     Args:
         folder: folder of the results of a recording.
@@ -280,15 +284,37 @@ def write_marks(folder: Path, marks: Sequence[Mark]) -> None:
         DataError: there is no such file, or it cannot be read.
         OutputError: it cannot be written.
     """
+    _write_field(folder, "marks", [mark.as_json() for mark in marks])
+
+
+def write_reviews(folder: Path, reviews: Sequence[dict[str, object]]) -> None:
+    """Replace what findings.json says about the decisions of readers.
+
+    Args:
+        folder: folder of the results of a recording, or of images.
+        reviews: the decisions about the tracks, with the names that the file has.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+        OutputError: it cannot be written.
+    """
+    _write_field(folder, "reviews", reviews)
+
+
+def _write_field(folder: Path, name: str, value: object) -> None:
+    """Replace a field of findings.json. Tracks are copied as they are, since there may be many outlines."""
     path = folder / "findings.json"
     try:
-        with path.open() as file:
-            head = "".join(iter(file.readline, TRACKS_LINE))
-            about = json.loads(head.rstrip().removesuffix(",") + "}")
-            about["marks"] = [mark.as_json() for mark in marks]
+        with WRITING, path.open() as file:
+            lines = iter(file)
+            head = "".join(itertools.takewhile(lambda line: line != TRACKS_LINE, lines))
+            is_whole = not head.endswith(",\n")  # of images, which have no tracks
+            about = json.loads(head if is_whole else head.rstrip().removesuffix(",") + "}")
+            about[name] = value
             with write_atomically(path) as unfinished, unfinished.open("w") as written:
-                written.write(json.dumps(about, indent=2)[:-2] + ",\n" + TRACKS_LINE)
-                shutil.copyfileobj(file, written)
+                text = json.dumps(about, indent=2)
+                written.write(text + "\n" if is_whole else text[:-2] + ",\n" + TRACKS_LINE)
+                written.writelines(lines)
     except (FileNotFoundError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as findings ({error})") from error
 

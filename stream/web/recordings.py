@@ -203,6 +203,7 @@ class RecordingsPage:
         queue: processes them.
         annotations: makes annotations of finished ones.
         frames: reads frames of finished ones.
+        carrier: carries outlines of readers in finished ones.
         settings: `serve` is used.
     """
 
@@ -214,9 +215,11 @@ class RecordingsPage:
         queue: RecordingQueue,
         annotations: AnnotationMaker,
         frames: FrameChild,
+        carrier: FrameChild,
         settings: Settings,
     ) -> None:
-        self._library, self._queue, self._annotations, self._frames = library, queue, annotations, frames
+        self._library, self._queue, self._annotations = library, queue, annotations
+        self._frames, self._carrier = frames, carrier
         self._max_size = round(settings.serve.recording_gigabytes * GIGA)
         self._keep_days = settings.serve.keep_days
         self._receiving: set[str] = set()
@@ -254,7 +257,7 @@ class RecordingsPage:
         self._add_annotations(router)
         self._add_marks(router)
 
-        router.include_router(review_router(self._files_of, self._frames))
+        router.include_router(review_router(self._files_of, self._frames, self._carrier))
 
         @router.get("/recordings/{id}/review", include_in_schema=False)
         def review(request: Request, id: str) -> Response:

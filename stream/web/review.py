@@ -63,6 +63,8 @@ class OutlineInfo(BaseModel):
     """Who made it: the network, a reader in this frame, or motion, which carried it from a frame that a reader drew."""
     reader: str = ""
     time: datetime | None = None
+    carried_from: int | None = None
+    """The frame from which motion carried it."""
 
 
 class ReviewedTrack(BaseModel):
@@ -320,6 +322,7 @@ def outline_info(frame: int, correction: Correction) -> OutlineInfo:
         source="reader" if correction.carried_from is None else "motion",
         reader=correction.reader,
         time=datetime.fromtimestamp(correction.time, UTC),
+        carried_from=correction.carried_from,
     )
 
 
@@ -358,18 +361,20 @@ def _refused(
     return JSONResponse(said.model_dump(mode="json"), 409)
 
 
-def review_router(files_of: FilesOf, frames: FrameChild) -> APIRouter:
+def review_router(files_of: FilesOf, frames: FrameChild, carrier: FrameChild) -> APIRouter:
     """Make the API of the review.
 
     Args:
         files_of: returns the files of a finished recording, by its ID; raises an HTTPException if there are none.
         frames: reads frames.
+        carrier: carries outlines, which takes seconds. A reader goes on looking at frames meanwhile.
     """
     router = APIRouter(tags=["review"])
     _add_reading(router, files_of)
     _add_decisions(router, files_of)
     _add_outlines(router, files_of)
     _add_frames(router, files_of, frames)
+    _add_carrying(router, files_of, carrier)
     return router
 
 
@@ -483,6 +488,8 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         _Reviewed(files.results).check_frame(frame)
         return Response(_read(frames, files, read_jpeg, frame), media_type="image/jpeg")
 
+
+def _add_carrying(router: APIRouter, files_of: FilesOf, carrier: FrameChild) -> None:
     path = "/api/recordings/{id}/review/tracks/{track}/frames/{frame}/carry"
 
     @router.post(path, responses=BODY | TOO_LARGE | UNFINISHED)
@@ -490,6 +497,7 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         """Carry a reader's outline along the motion of the image to the frames around it, as far as it fits.
 
         Frames in which a reader has drawn the polyp, or in which another reader's outline was carried, keep that.
+        If the outline changes meanwhile, nothing is stored.
         """
         files, name = files_of(id), _checked(what.reader)
         reviewed = _Reviewed(files.results)
@@ -500,15 +508,18 @@ def _add_frames(router: APIRouter, files_of: FilesOf, frames: FrameChild) -> Non
         correction = reviewed.review.corrections.get((track, frame))
         if correction is None or correction.carried_from is not None or not correction.polygons:
             raise HTTPException(409, f"no reader has drawn polyp {track} in frame {frame}: draw it first")
-        outlines = _read(frames, files, follow, frame, correction.polygons, what.seconds)
-        return Carried(frames=reviewed.store.carry(track, frame, outlines, name))
+        outlines = _read(carrier, files, follow, frame, correction.polygons, what.seconds)
+        try:
+            return Carried(frames=reviewed.store.carry(track, frame, correction.time, outlines, name))
+        except ReviewConflict as error:
+            raise HTTPException(409, str(error)) from None
 
     @router.delete(path, status_code=204, response_model=None, responses=UNFINISHED)
     def leave(id: Id, track: TrackNumber, frame: FrameNumber, reader: ReaderQuery) -> None:
-        """Remove the outlines that were carried from a frame. The one that this reader drew in it stays."""
+        """Remove the outlines that were carried from a frame, or are being carried. The drawn one stays."""
         reviewed = _Reviewed(files_of(id).results)
         reviewed.known_track(track)
-        reviewed.store.carry(track, frame, {}, _checked(reader))
+        reviewed.store.leave(track, frame, _checked(reader))
 
 
 def matrix_of(frames: FrameChild, files: RecordingFiles) -> dict[str, Any]:

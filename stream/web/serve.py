@@ -63,11 +63,12 @@ def serve(
         library = stack.enter_context(open_library(folder))
         queue, annotations = RecordingQueue(library, settings), AnnotationMaker(library)
         stack.callback(annotations.close)
-        frames = FrameChild()
+        frames, carrier = FrameChild(), FrameChild()
         stack.callback(frames.close)
+        stack.callback(carrier.close)
         pages: list[Page] = [
             PicturePage(segmenter, batcher, settings),
-            RecordingsPage(library, queue, annotations, frames, settings),
+            RecordingsPage(library, queue, annotations, frames, carrier, settings),
             live,
         ]
         for number in range(CONCURRENT_BATCHES):

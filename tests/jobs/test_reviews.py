@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -69,17 +70,22 @@ def test_without_reviews_the_run_is_as_it_is(run: Path) -> None:
 
 
 def test_a_review_survives_and_changes_nothing_of_the_run(run: Path) -> None:
-    before = (run / "findings.json").read_bytes()
+    before = json.loads((run / "findings.json").read_text())
     store = ReviewStore(run)
     store.decide(1, "accepted", ANNA)
+    store.decide(2, "rejected", ANNA)
+    store.decide(2, "undecided", ANNA)
     store.correct(1, 3, [SQUARE], ANNA)
     again = ReviewStore(run).read()
     assert again.choice(1) == "accepted"
     assert again.decisions[1].reader == ANNA
     assert again.decisions[1].time > 1.7e9
     assert np.array_equal(again.corrections[1, 3].polygons[0], SQUARE)
-    assert again.revision == ReviewStore(run).revision() == 2
-    assert (run / "findings.json").read_bytes() == before
+    assert again.revision == ReviewStore(run).revision() == 4
+    after = json.loads((run / "findings.json").read_text())
+    (review,) = after.pop("reviews")
+    assert (review["track"], review["decision"], review["reader"], review["time"][:2]) == (1, "accepted", ANNA, "20")
+    assert after == before
 
 
 def test_readers_do_not_overwrite_one_another_silently(run: Path) -> None:
@@ -116,13 +122,33 @@ def test_what_motion_carried_leaves_what_a_reader_drew(run: Path) -> None:
     store = ReviewStore(run)
     store.correct(1, 3, [SQUARE], ANNA)
     store.correct(1, 5, [SQUARE + 2], BERT)
-    assert store.carry(1, 3, {frame: [SQUARE + 1] for frame in (2, 4, 5)}, ANNA) == [2, 4]
-    assert store.carry(1, 3, {4: [SQUARE + 3]}, ANNA) == [4]  # anew: what it does not reach any more is gone
+    drawn_at = store.read().corrections[1, 3].time
+    assert store.carry(1, 3, drawn_at, {frame: [SQUARE + 1] for frame in (2, 4, 5)}, ANNA) == [2, 4]
+    assert store.carry(1, 3, drawn_at, {4: [SQUARE + 3]}, ANNA) == [4]  # anew: what it does not reach any more is gone
     review = store.read()
     assert sorted(review.corrections) == [(1, 3), (1, 4), (1, 5)]
     assert (review.corrections[1, 4].carried_from, review.corrections[1, 5].carried_from) == (3, None)
     store.withdraw(1, 3, ANNA)
     assert sorted(store.read().corrections) == [(1, 5)]
+
+
+def test_what_is_carried_from_an_earlier_outline_is_not_stored(run: Path) -> None:
+    """A reader may draw on, take back, and decide against it while an outline is carried, which takes seconds."""
+    store = ReviewStore(run)
+    changes: list[Callable[[], object]] = [
+        lambda: store.correct(1, 3, [SQUARE + 1], ANNA),
+        lambda: store.leave(1, 3, ANNA),
+        lambda: store.withdraw(1, 3, ANNA),
+    ]
+    for change in changes:
+        store.correct(1, 3, [SQUARE], ANNA)
+        drawn_at = store.read().corrections[1, 3].time
+        store.carry(1, 3, drawn_at, {4: [SQUARE]}, ANNA)
+        change()
+        assert (1, 4) not in store.read().corrections
+        with pytest.raises(ReviewConflict, match="the outline of polyp 1 in frame 3 has changed meanwhile"):
+            store.carry(1, 3, drawn_at, {4: [SQUARE]}, ANNA)
+    assert store.read().corrections == {}
 
 
 @pytest.mark.parametrize("reader", ["", "  ", "a" * 81, "a\nb"])
@@ -297,6 +323,8 @@ def test_masks_has_what_readers_left_of_images(tmp_path: Path, red_model: Path) 
     store = ReviewStore(tmp_path / "results" / "views")
     store.decide(1, "rejected", ANNA)
     store.correct(3, 2, [SQUARE], ANNA)
+    (review,) = json.loads((tmp_path / "results" / "views" / "findings.json").read_text())["reviews"]
+    assert (review["track"], review["decision"]) == (1, "rejected")
     arguments = ("--results", tmp_path / "results", "--format", "png", "--only-reviewed")
     call("masks", images, *arguments, "--output", tmp_path / "all")
     assert frames_in(tmp_path / "all") == [0, 2]

@@ -27,7 +27,12 @@ let tool = "move";
 // What undoes each change of this frame.
 let steps = [];
 let stroke = null;
+// Number of strokes that are painted and not stored yet.
+let unsaved = 0;
 let saving = Promise.resolve();
+// Drawn outlines that are to be carried to the frames around them, by polyp and frame.
+const toCarry = new Map();
+let carrying = null;
 
 // ---- what is shown
 
@@ -70,7 +75,9 @@ function pathOf(polygons) {
   return path;
 }
 
+// What is being painted stays.
 function fillMask() {
+  if (stroke || unsaved) return;
   brush.globalCompositeOperation = "source-over";
   brush.clearRect(0, 0, mask.width, mask.height);
   const path = pathOf(outlines.get(frame)?.polygons ?? []);
@@ -111,7 +118,10 @@ async function pictureOf(index) {
 async function goTo(index) {
   const before = frame;
   frame = Math.min(Math.max(index, 0), review.frames - 1);
-  if (frame !== before) steps = [];
+  if (frame !== before) {
+    steps = [];
+    stroke = null;
+  }
   if (review.images.length && frame !== before) await chooseIn(frame);
   resize();
   fillMask();
@@ -230,14 +240,21 @@ async function storeDrawn(polygons) {
     const added = await (await change("POST", "/tracks", { frame: at, polygons, reader: name })).json();
     track = added.track;
     steps.push(() => store(added.track, at, null));
+    carryLater(track, at);
   } else {
     const before = outlines.get(at);
     const number = track;
-    const stored = await store(number, at, polygons);
-    const earlier = before && before.source !== "network" ? before.polygons : null;
-    if (stored) steps.push(() => store(number, at, earlier));
+    if (await store(number, at, polygons)) steps.push(() => restore(number, at, before));
+    if (polygons.length) carryLater(number, at);
   }
   await refresh();
+}
+
+// Takes back the outline of a frame, and with it what was carried from it.
+async function restore(number, at, before) {
+  await store(number, at, before?.source === "reader" ? before.polygons : null);
+  if (before?.source === "reader" && before.polygons.length) carryLater(number, at);
+  if (before?.source === "motion") carryLater(number, before.carried_from);
 }
 
 async function refresh() {
@@ -252,16 +269,66 @@ async function undo() {
   await refresh();
 }
 
-// Carries the drawn outline along the motion of the picture. It ends where it does not fit any more.
-async function carry() {
+// ---- drawn outlines are carried along the motion of the picture, as far as they fit; the reader goes on meanwhile
+
+const sayCarried = (text) => (section.querySelector("[data-value=carried]").textContent = text);
+
+function carryLater(number, at) {
+  if (review.images.length) return;
+  toCarry.set(`${number} ${at}`, { number, at });
+  carrying ??= carryAll();
+}
+
+async function carryAll() {
+  for (const [key, { number, at }] of toCarry) {
+    toCarry.delete(key);
+    sayCarried(`Carrying the outline of frame ${at} to the frames around it …`);
+    try {
+      const { frames } = await askToCarry(number, at);
+      const place = frames.length ? `to frames ${frames[0]} to ${frames[frames.length - 1]}` : "to no other frame: it fits in none";
+      sayCarried(`The outline of frame ${at} was carried ${place}.`);
+      perform(() => showCarried(number));
+    } catch (error) {
+      // The outline was changed or taken back meanwhile.
+      sayCarried(error.status === 409 ? "" : error.message);
+    }
+  }
+  carrying = null;
+}
+
+async function askToCarry(number, at) {
+  const options = {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ reader: readerName() }),
+    signal: AbortSignal.timeout(150000),
+  };
+  return (await ask(`${api}/tracks/${number}/frames/${at}/carry`, options)).json();
+}
+
+async function showCarried(number) {
+  await load();
+  if (number !== track) return;
+  await loadOutlines();
+  fillMask();
+  describe();
+  draw();
+}
+
+// Carries the outline that was drawn in this frame once more.
+function carry() {
+  if (outlines.get(frame)?.source !== "reader") throw new Error("Draw the polyp in this frame first.");
+  carryLater(track, frame);
+}
+
+// Takes back what was carried from this frame.
+async function leave() {
   if (track === null) return;
-  say("Carrying the outline to the frames around …");
-  const path = `/tracks/${track}/frames/${frame}/carry`;
-  const name = readerName();
-  const { frames } = await (await change("POST", path, { reader: name })).json();
-  steps.push(() => change("DELETE", `${path}?reader=${encodeURIComponent(name)}`));
+  const [number, at] = [track, frame];
+  toCarry.delete(`${number} ${at}`);
+  await change("DELETE", `/tracks/${number}/frames/${at}/carry?reader=${encodeURIComponent(readerName())}`);
+  steps.push(() => carryLater(number, at));
   await refresh();
-  say(frames.length ? `Carried to frames ${frames[0]} to ${frames[frames.length - 1]}.` : "It fits in no other frame.");
 }
 
 const acts = {
@@ -274,6 +341,7 @@ const acts = {
   reject: () => decide("rejected"),
   undo,
   carry,
+  leave,
   clear: () => storeDrawn([]),
   drawPolyp: startPolyp,
   zoomIn: () => zoomAt(1.4),
@@ -281,7 +349,7 @@ const acts = {
 };
 const keys = {
   ArrowLeft: "previousFrame", ArrowRight: "nextFrame", u: "uncertainFrame", p: "previousTrack", n: "nextTrack",
-  a: "accept", r: "reject", z: "undo", x: "clear", c: "carry", d: "drawPolyp", "+": "zoomIn", "-": "zoomOut",
+  a: "accept", r: "reject", z: "undo", x: "clear", c: "carry", o: "leave", d: "drawPolyp", "+": "zoomIn", "-": "zoomOut",
 };
 const toolKeys = { m: "move", b: "brush", e: "eraser" };
 
@@ -355,7 +423,7 @@ function paint(event) {
   brush.moveTo(stroke.x, stroke.y);
   brush.lineTo(point.x, point.y);
   brush.stroke();
-  stroke = { x: point.x, y: point.y };
+  [stroke.x, stroke.y] = [point.x, point.y];
   draw();
 }
 
@@ -383,11 +451,12 @@ canvas.addEventListener("pointerdown", (event) => {
   pointers.set(event.pointerId, placeIn(event));
   if (pointers.size > 1) {
     // A second finger zooms. What the first one has painted is forgotten.
-    if (stroke) fillMask();
+    if (stroke) brush.putImageData(stroke.before, 0, 0);
     stroke = null;
+    draw();
   } else if (tool !== "move" && event.button === 0) {
     const point = toCanvas().inverse().transformPoint(placeIn(event));
-    stroke = { x: point.x, y: point.y };
+    stroke = { x: point.x, y: point.y, before: brush.getImageData(0, 0, mask.width, mask.height) };
     paint(event);
   }
 });
@@ -407,7 +476,11 @@ for (const kind of ["pointerup", "pointercancel"]) {
     if (!stroke) return;
     stroke = null;
     const polygons = maskPolygons();
-    perform(() => storeDrawn(polygons));
+    unsaved += 1;
+    perform(() => {
+      unsaved -= 1;
+      return storeDrawn(polygons);
+    });
   });
 }
 canvas.addEventListener("wheel", (event) => {
