@@ -84,10 +84,12 @@ class Overlay:
         else:
             self._draw_lines(picture, planes, frame.outlines)
         if self.labels != "none":
-            for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True):
-                self._draw_label(
-                    frame, planes, outline, f"{track} {peak / 255:.2f}" if self.labels == "all" else f"{track}"
-                )
+            for outline, track, peak, carried in zip(
+                frame.outlines, frame.tracks, frame.peaks, frame.carried, strict=True
+            ):
+                # A frame that does not show a finding has no probability of it.
+                probability = f" {peak / 255:.2f}" if self.labels == "all" and not carried else ""
+                self._draw_label(frame, planes, outline, f"{track}{probability}")
 
     def _draw_tint(self, picture: av.VideoFrame, planes: list[np.ndarray], region: Region) -> None:
         for plane, value in zip(planes, to_yuv(self.colour, picture), strict=True):
