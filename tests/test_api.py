@@ -59,11 +59,15 @@ def test_frames_are_those_of_the_command(colon: Path) -> None:
         assert frame.index == count
         assert frame.seconds == pytest.approx(run.frames["pts_s"][count], abs=1e-6)
         assert (frame.mask == (mask > 127)).all()
-        highest = max(frame.levels.max() / 255, *(finding.confidence for finding in frame.findings), 0)
+        measured = [finding.confidence for finding in frame.findings if not finding.carried]
+        highest = max(frame.levels.max() / 255, *measured, 0)
         assert highest == pytest.approx(run.frames["max_probability"][count], abs=1e-4)
         assert tuple(sorted({each.track_id for each in frame.findings if each.track_id})) == run.frames["tracks"][count]
         assert frame.quality.blurred == run.frames["blurred"][count]
+        carried = {each.track_id for each in frame.findings if each.carried}
+        assert len(carried) == run.frames["carried"][count]
         for outline in outlines.get(count, []):
+            assert outline.carried == (outline.track_id in carried)
             ours = [each for each in frame.findings if each.track_id == outline.track_id]
             assert max(each.confidence for each in ours) == pytest.approx(outline.probability, abs=1e-4)
             drawn = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [each.polygon for each in ours], 1)
@@ -111,6 +115,7 @@ def test_a_run_is_read_back(colon: Path) -> None:
         "overexposed": ("b", (75,)),
         "outside": ("b", (75,)),
         "segmented": ("b", (75,)),
+        "carried": ("i", (75,)),
     }
 
 

@@ -26,7 +26,7 @@ from polypstream.errors import DataError
 from polypstream.jobs.setup import Stages
 from polypstream.media.pictures import planes_of
 from polypstream.stages.smoothing import IDLE_AFTER_S, SmootherState
-from polypstream.stages.tracking import CONFIDENCE_TIMEOUT_S, Track, TrackerState
+from polypstream.stages.tracking import CARRY_S, CONFIDENCE_TIMEOUT_S, Track, TrackerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,9 @@ def _recent(state: SmootherState) -> float | None:
 def _relevant(track: Track, now: float) -> tuple[object, ...]:
     """Values that decide how a track continues. These include whether it has a number, but not which."""
     confident = track.last_confident if now - track.last_confident <= CONFIDENCE_TIMEOUT_S else None
-    numbered = bool(track.number)
-    return track.last, numbered, confident, track.evidence, track.confirmed, track.position_unknown, track.level
+    sharp = track.last_sharp if now - track.last_sharp <= CARRY_S else None
+    numbered, state = bool(track.number), (track.evidence, track.confirmed, track.position_unknown, track.level)
+    return track.last, numbered, confident, sharp, *state
 
 
 def save_boundary(boundary: Boundary, path: Path) -> None:

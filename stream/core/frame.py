@@ -200,6 +200,8 @@ class Frame:
         tracks: track number of each outline; set by stage `findings`.
         peaks: highest probability of each outline's track, 0..255: of the model or smoothed. A track that is kept
             although this frame does not show it has that of the last frame that did. Set by stage `findings`.
+        carried: for each outline, whether this frame does not show its track, so that the outline is that of an earlier
+            frame, moved along the motion; set by stage `findings`.
         areas: number of pixels of each outline's finding, where `region` is not kept; None: `region` has them.
     """
 
@@ -228,6 +230,7 @@ class Frame:
     outlines: list[np.ndarray] = field(default_factory=list)
     tracks: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    carried: list[bool] = field(default_factory=list)
     areas: list[int] | None = None
 
     def area_of(self, place: int) -> int:

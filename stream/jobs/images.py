@@ -293,6 +293,7 @@ class Drawing:
         frame.outlines = [finding.polygon for finding in image.findings]
         frame.tracks = list(range(1, len(frame.outlines) + 1))
         frame.peaks = [round(finding.confidence * 255) for finding in image.findings]
+        frame.carried = [False] * len(frame.outlines)
         self._overlay([frame])
         drawn: np.ndarray = self._to_bgr(frame.in_memory()).to_ndarray()
         return drawn

@@ -33,12 +33,15 @@ class Finding(NamedTuple):
         box: left, top, width and height in pixels.
         confidence: highest probability in it, 0..1.
         track_id: number of the track in its recording, from 1; None for an image.
+        carried: the frame does not show it. The outline is that of an earlier frame, moved along the motion, and the
+            confidence is that of the last frame that showed it.
     """
 
     polygon: np.ndarray
     box: tuple[int, int, int, int]
     confidence: float
     track_id: int | None = None
+    carried: bool = False
 
     def __repr__(self) -> str:
         return f"Finding(box={self.box}, confidence={self.confidence:.3f}, track_id={self.track_id})"
@@ -267,8 +270,10 @@ class FrameResult(Prediction):
         """The findings that are shown; empty if there are none."""
         frame = self._frame
         return [
-            Finding(outline, box_of(outline), peak / 255, track or None)
-            for outline, track, peak in zip(frame.outlines, frame.tracks, frame.peaks, strict=True)
+            Finding(outline, box_of(outline), peak / 255, track or None, carried)
+            for outline, track, peak, carried in zip(
+                frame.outlines, frame.tracks, frame.peaks, frame.carried, strict=True
+            )
         ]
 
     def __repr__(self) -> str:

@@ -38,6 +38,8 @@ class Outline(NamedTuple):
         probability: highest probability in its bounding box, 0..1.
         polygons: int32 [n, 2] each, x and y in pixels of the frame.
         reviewed: a reader has drawn it, or accepted its track; False: it is the network's guess.
+        carried: this frame does not show the track. The outline comes from an earlier frame, along the motion, and the
+            probability is that of the last frame that showed it.
     """
 
     track_id: int
@@ -46,6 +48,7 @@ class Outline(NamedTuple):
     probability: float
     polygons: list[np.ndarray]
     reviewed: bool = False
+    carried: bool = False
 
     def shown(self, orientation: Orientation, width: int, height: int) -> Outline:
         """The outline in the displayed frame.
@@ -165,8 +168,8 @@ class Run:
     def frames(self) -> dict[str, np.ndarray]:
         """Columns of frames.csv with one value per frame, as `pandas.DataFrame(run.frames)` accepts them.
 
-        `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`: float64. `tracks`: object, a
-        tuple of track numbers. `blurred`, `overexposed`, `outside`, `segmented`: bool.
+        `frame`, `polyp_count`, `carried`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`: float64. `tracks`:
+        object, a tuple of track numbers. `blurred`, `overexposed`, `outside`, `segmented`: bool.
 
         Raises:
             DataError: it cannot be read.
@@ -230,6 +233,7 @@ def _track_of(folder: Path, row: dict[str, Any]) -> TrackSummary:
             each["pts_s"],
             each["probability"],
             [np.array(polygon, np.int32).reshape(-1, 2) for polygon in each["polygons"]],
+            carried=each.get("carried", False),
         )
         for each in row["outlines"]
     ]

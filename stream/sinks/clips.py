@@ -94,6 +94,7 @@ def _note_of(frame: Frame) -> _Note:
         outlines=filled.outlines,
         tracks=filled.tracks,
         peaks=filled.peaks,
+        carried=filled.carried,
         areas=[filled.area_of(place) for place in range(len(filled.outlines))],
     )
     return _Note(light, row_of(filled))

@@ -136,6 +136,7 @@ class FindingsFile:
             "frame": frame.index,
             "pts_s": round(frame.seconds, 6),
             "probability": round(peak / 255, 4),
+            "carried": all(frame.carried[place] for place in shown),
             "box": list(cv2.boundingRect(np.concatenate(polygons))),
             "polygons": [polygon.ravel().tolist() for polygon in simplified],
         }

@@ -18,6 +18,7 @@ QUALITIES = ("blurred", "overexposed", "outside")
 HEADER = (
     *("frame", "pts_s", "polyp_count", "polyp_area_fraction", "max_probability", "tracks", *QUALITIES),
     "segmented",
+    "carried",
 )
 
 
@@ -25,8 +26,8 @@ class FramesTable:
     """A sink that writes frames.csv.
 
     Columns: frame number, time in seconds, number of polyps shown, their share of the frame's area, highest
-    probability of the model or of a polyp that is shown, track numbers, 1 or 0 for each quality problem, and 1 or 0 for
-    whether the model saw the frame.
+    probability of the model or of a polyp that this frame shows, track numbers, 1 or 0 for each quality problem, 1 or 0
+    for whether the model saw the frame, and number of polyps that are carried from an earlier frame.
 
     Args:
         path: file to write.
@@ -69,7 +70,9 @@ def row_of(frame: Frame) -> dict[str, object]:
     """
     found = cv2.countNonZero(frame.region.mask) if frame.region is not None else 0
     share = found / (frame.picture.width * frame.picture.height)
-    highest = max(int(frame.probability.max()), *frame.peaks, 0) / 255
+    carried = {track for track, moved in zip(frame.tracks, frame.carried, strict=True) if moved}
+    measured = (peak for peak, moved in zip(frame.peaks, frame.carried, strict=True) if not moved)
+    highest = max(int(frame.probability.max()), *measured, 0) / 255
     tracks = " ".join(map(str, sorted(set(frame.tracks))))
     wrong = [int(getattr(frame.quality, name)) for name in QUALITIES]
     row = (
@@ -81,6 +84,7 @@ def row_of(frame: Frame) -> dict[str, object]:
         tracks,
         *wrong,
         int(frame.segmented),
+        len(carried),
     )
     return dict(zip(HEADER, row, strict=True))
 
@@ -92,18 +96,22 @@ def read_frames(path: Path) -> dict[str, np.ndarray]:
         path: the file.
 
     Returns:
-        Arrays by the names in HEADER. `frame`, `polyp_count`: int64. `pts_s`, `polyp_area_fraction`, `max_probability`:
-        float64. `tracks`: object, a tuple of track numbers. `blurred`, `overexposed`, `outside`, `segmented`: bool.
+        Arrays by the names in HEADER. `frame`, `polyp_count`, `carried`: int64. `pts_s`, `polyp_area_fraction`,
+        `max_probability`: float64. `tracks`: object, a tuple of track numbers. `blurred`, `overexposed`, `outside`,
+        `segmented`: bool.
 
     Raises:
         DataError: it cannot be read.
     """
-    kinds = {"frame": "int64", "polyp_count": "int64"} | dict.fromkeys((*QUALITIES, "segmented"), "bool")
+    kinds = dict.fromkeys(("frame", "polyp_count", "carried"), "int64")
+    kinds |= dict.fromkeys((*QUALITIES, "segmented"), "bool")
     numbers = {name: array("d") for name in HEADER if name != "tracks"}
     tracks: list[tuple[int, ...]] = []
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                # Tables of earlier versions do not have the column `carried`.
+                row = {"carried": "0"} | row
                 for name, column in numbers.items():
                     column.append(float(row[name]))
                 tracks.append(tuple(map(int, row["tracks"].split())))

@@ -153,10 +153,12 @@ class FindingsTracker:
         self.tracker = Tracker(steady, rules.shortest)
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
-        """Set `region`, `outlines`, `tracks` and `peaks` of each frame. Each 8-connected blob has one outline.
+        """Set `region`, `outlines`, `tracks`, `peaks` and `carried` of each frame.
+
+        Each 8-connected blob has one outline.
 
         Args:
-            frames: frames of one source, in the order of their timestamps.
+            frames: frames of one source with `quality`, in the order of their timestamps.
 
         Returns:
             The same frames.
@@ -170,6 +172,7 @@ class FindingsTracker:
             slots = [_slot_at(outline, visible, frame.view) for outline in frame.outlines]
             frame.tracks = [int(visible.numbers[slot]) for slot in slots]
             frame.peaks = [visible.levels[slot] for slot in slots]
+            frame.carried = [slot in visible.carried for slot in slots]
         return frames
 
     def _visible(self, frame: Frame, extent_map: np.ndarray) -> VisibleTracks | None:
@@ -179,7 +182,7 @@ class FindingsTracker:
             assert motion is not None  # or the model would have seen the frame
             return self.tracker.move(frame.seconds, motion)
         labels, blobs = find_blobs(extent_map, frame.probability, self.rules)
-        return self.tracker.update(frame.seconds, motion, labels, blobs)
+        return self.tracker.update(frame.seconds, motion, labels, blobs, frame.quality.blurred)
 
 
 def _outlines_of(region: Region) -> list[np.ndarray]:

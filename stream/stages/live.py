@@ -264,7 +264,7 @@ class LatestMarkers:
             else:
                 frame.view, frame.probability, frame.quality = marked.view, marked.probability, marked.quality
                 frame.region, frame.outlines = marked.region, marked.outlines
-                frame.tracks, frame.peaks = marked.tracks, marked.peaks
+                frame.tracks, frame.peaks, frame.carried = marked.tracks, marked.peaks, marked.carried
                 self._greys[frame.source] = {index: each for index, each in greys.items() if index >= marked.index}
                 if marked.index in greys:
                     move_markers(frame, greys[marked.index], grey)
@@ -358,7 +358,7 @@ def fill_unseen(frame: Frame) -> None:
     if not frame.has_signal or not hasattr(frame, "quality"):
         frame.quality = Quality(blurred=not frame.has_signal, overexposed=False, outside=False)  # it is dark
     frame.probability = np.zeros((1, 1), np.uint8)
-    frame.region, frame.outlines, frame.tracks, frame.peaks = None, [], [], []
+    frame.region, frame.outlines, frame.tracks, frame.peaks, frame.carried = None, [], [], [], []
 
 
 def _size(frame: Frame) -> tuple[int, int]:

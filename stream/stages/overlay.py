@@ -100,7 +100,11 @@ class Overlay:
             return [""] * len(frame.outlines)
         if self.labels == "number":
             return [f"{track}" for track in frame.tracks]
-        return [f"{track} {peak / 255:.2f}" for track, peak in zip(frame.tracks, frame.peaks, strict=True)]
+        # A frame that does not show a finding has no probability of it.
+        return [
+            f"{track}" if carried else f"{track} {peak / 255:.2f}"
+            for track, peak, carried in zip(frame.tracks, frame.peaks, frame.carried, strict=True)
+        ]
 
     def _line_width(self, picture: av.VideoFrame) -> int:
         """Width of outlines in pixels of a picture; 0: there are none."""

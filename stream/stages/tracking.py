@@ -23,6 +23,9 @@ SMALL_SHARE, SMALL_EXTRA_S = 0.04, 0.4
 RECONFIRM_AFTER_S = 0.055
 # A track loses its confirmation after this time without confidence, even if faint detections continue.
 CONFIDENCE_TIMEOUT_S = 1.0
+# A visible track that blurred frames do not show is carried along the motion. It ends this time after the last sharp
+# frame in which the model was confident. In a recording that is blurred throughout, nothing is carried.
+CARRY_S = 1.0
 # A track that is not detected stays visible for HOLD_S and moves with the mucosa. It can be found again for MAX_LOST_S.
 HOLD_S, MAX_LOST_S = 0.055, 2.0
 # A blob may belong to a track at this distance, as a share of the map's side length.
@@ -37,13 +40,14 @@ class Track:
     """One polyp over time.
 
     Attributes:
-        last: timestamp of the last frame in which it was detected, in seconds.
+        last: timestamp of the last frame in which it was detected, or carried through blur, in seconds.
         number: number from 1, in the order of confirmation; 0 if it was never confirmed.
         last_confident: timestamp of the last frame in which the model was confident, in seconds.
         evidence: seconds with a confident model, minus the seconds without; limited to what confirms any track.
         confirmed: the track may be shown.
         position_unknown: a new scene has started since the last detection.
         level: highest probability in the last frame in which it was detected, 0..255 meaning 0..1.
+        last_sharp: timestamp of the last frame that was not blurred and in which the model was confident, in seconds.
     """
 
     last: float
@@ -53,6 +57,7 @@ class Track:
     confirmed: bool = False
     position_unknown: bool = False
     level: int = 0
+    last_sharp: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,13 @@ class VisibleTracks:
         slots: uint8 [h, w]. For each pixel of the map, the slot of the track that is shown there, or 0.
         numbers: int [256]. For each slot, the number of its track, or 0 if the track is not shown.
         levels: for each slot, the `level` of its track; 0 for slot 0.
+        carried: slots of the tracks that this frame did not show. They come from an earlier frame, along the motion.
     """
 
     slots: np.ndarray
     numbers: np.ndarray
     levels: list[int]
+    carried: range
 
 
 @dataclass(slots=True)
@@ -135,11 +142,17 @@ class Tracker:
         self._predict(seconds, motion, self.state.places.shape)
         if self._visible is not None:
             slots = motion.warp(self._visible.slots, cv2.INTER_NEAREST)
-            self._visible = replace(self._visible, slots=slots) if cv2.countNonZero(slots) else None
+            carried = range(1, len(self._visible.levels))
+            self._visible = replace(self._visible, slots=slots, carried=carried) if cv2.countNonZero(slots) else None
         return self._visible
 
     def update(
-        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
+        self,
+        seconds: float,
+        motion: Motion | None,
+        labels: np.ndarray,
+        blobs: Sequence[Blob],
+        blurred: bool = False,
     ) -> VisibleTracks | None:
         """Associate the blobs of a frame with tracks, and select the visible tracks.
 
@@ -148,15 +161,16 @@ class Tracker:
             motion: motion since the previous frame; None if it is unknown.
             labels: uint8 [h, w], the label of each blob, and 0 elsewhere.
             blobs: the blobs of the frame.
+            blurred: the frame is blurred. That it does not show a track is no evidence against the track.
 
         Returns:
             The visible tracks; None if there are none.
         """
-        self._visible = self._associate_and_select(seconds, motion, labels, blobs)
+        self._visible = self._associate_and_select(seconds, motion, labels, blobs, blurred)
         return self._visible
 
     def _associate_and_select(
-        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob]
+        self, seconds: float, motion: Motion | None, labels: np.ndarray, blobs: Sequence[Blob], blurred: bool
     ) -> VisibleTracks | None:
         state = self.state
         new_scene = self._predict(seconds, motion, labels.shape)
@@ -168,9 +182,12 @@ class Tracker:
         for slot, blob in zip(slots, blobs, strict=True):
             parts.setdefault(slot, []).append(blob)
         for slot, track_blobs in parts.items():
-            self._update_track(state.tracks[slot - 1], track_blobs, seconds, new_scene)
-        state.before = seconds
+            self._update_track(state.tracks[slot - 1], track_blobs, seconds, new_scene, blurred)
         self._update_slots(labels, slots, list(parts))
+        undetected = range(len(parts) + 1, len(state.tracks) + 1)
+        if blurred and self._steady and not new_scene:
+            self._carry(undetected, seconds)
+        state.before = seconds
         numbers = self._visible_numbers(seconds)
         if not numbers.any():
             return None
@@ -179,8 +196,11 @@ class Tracker:
         if hidden:
             hidden_pixels = cv2.LUT(labels, _table((blob.label, 255) for blob in hidden))
             visible = cv2.copyTo(visible, cv2.bitwise_not(hidden_pixels))
+        for slot in undetected:
+            if numbers[slot]:
+                _keep_largest_piece(visible, slot)
         levels = [0, *(track.level for track in state.tracks)]
-        return VisibleTracks(visible, numbers, levels) if cv2.countNonZero(visible) else None
+        return VisibleTracks(visible, numbers, levels, undetected) if cv2.countNonZero(visible) else None
 
     def _predict(self, seconds: float, motion: Motion | None, shape: tuple[int, ...]) -> bool:
         """Move every track to its position in this frame, and drop the old ones.
@@ -242,7 +262,9 @@ class Tracker:
         tracks.append(Track(seconds))
         return len(tracks)
 
-    def _update_track(self, track: Track, blobs: Sequence[Blob], seconds: float, new_scene: bool) -> None:
+    def _update_track(
+        self, track: Track, blobs: Sequence[Blob], seconds: float, new_scene: bool, blurred: bool
+    ) -> None:
         """Update the evidence of a detected track, and confirm it or revoke its confirmation."""
         confident, share, elapsed = any(b.confident for b in blobs), sum(b.share for b in blobs), seconds - track.last
         # The time counts only if there were frames without the track. At a low frame rate there may be none.
@@ -255,6 +277,7 @@ class Tracker:
             track.evidence = min(track.evidence + elapsed, max(MAX_EVIDENCE_S, self._shortest))
         if confident:
             track.last_confident = seconds
+            track.last_sharp = track.last_sharp if blurred else seconds
             shortest = 0.0 if track.number else self._shortest
             needed = max(shortest, CONFIRM_S + SMALL_EXTRA_S * max(0.0, 1 - share / SMALL_SHARE))
             track.confirmed |= (new_scene and not shortest) or not self._steady or track.evidence >= needed
@@ -265,6 +288,14 @@ class Tracker:
         if track.confirmed and not track.number:
             self.state.count += 1
             track.number = self.state.count
+
+    def _carry(self, undetected: range, seconds: float) -> None:
+        """Keep tracks that were visible, as if this frame had shown them."""
+        for slot in undetected:
+            track = self.state.tracks[slot - 1]
+            was_visible = track.confirmed and self.state.before - track.last <= HOLD_S
+            if was_visible and seconds - track.last_sharp <= CARRY_S:
+                track.last = seconds
 
     def _hidden_blobs(self, parts: Iterable[list[Blob]]) -> list[Blob]:
         """Return the blobs that are not shown, given those of each track. One faint blob may continue a track."""
@@ -280,6 +311,14 @@ class Tracker:
             if track.confirmed and not track.position_unknown and seconds - track.last <= held:
                 numbers[slot] = track.number
         return numbers
+
+
+def _keep_largest_piece(slots: np.ndarray, slot: int) -> None:
+    """Remove all pieces of a slot but the largest one, because motion tears small pieces off."""
+    count, pieces, boxes, _ = cv2.connectedComponentsWithStats(cv2.compare(slots, slot, cv2.CMP_EQ))
+    if count > 2:
+        largest = 1 + int(boxes[1:, cv2.CC_STAT_AREA].argmax())
+        slots[(pieces > 0) & (pieces != largest)] = 0
 
 
 def _histogram(slots: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:

@@ -329,6 +329,7 @@ def boundary(numbers: list[int], count: int, **changes: object) -> Boundary:
     """After a picture at 10 s that shows one track for each number, 0 for one that was never shown."""
     facts: dict[str, object] = {
         "last_confident": 9.9,
+        "last_sharp": 9.9,
         "evidence": 0.3,
         "confirmed": True,
         "last": 10.0,
@@ -337,7 +338,14 @@ def boundary(numbers: list[int], count: int, **changes: object) -> Boundary:
     }
     facts |= changes
     tracks = [
-        Track(facts["last"], number, facts["last_confident"], facts["evidence"], facts["confirmed"])  # type: ignore[arg-type]
+        Track(
+            facts["last"],  # type: ignore[arg-type]
+            number,
+            facts["last_confident"],  # type: ignore[arg-type]
+            facts["evidence"],  # type: ignore[arg-type]
+            facts["confirmed"],  # type: ignore[arg-type]
+            last_sharp=facts["last_sharp"],  # type: ignore[arg-type]
+        )
         for number in numbers
     ]
     places = np.arange(16, dtype=np.uint8).reshape(4, 4) % (len(numbers) + 1)
@@ -361,6 +369,7 @@ def test_numbers_are_those_of_the_whole_recording() -> None:
     [
         ({}, True),
         ({"last_confident": 3.0}, False),
+        ({"last_sharp": 3.0}, False),
         ({"evidence": 0.2}, False),
         ({"confirmed": False}, False),
         ({"last": 9.9}, False),
@@ -437,7 +446,12 @@ def test_stages_go_on_from_a_copy_of_what_others_remember(red_model: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [({"last_confident": 3.0}, {"last_confident": 8.9}), ({"seen": 3.0}, {"seen": 7.9})]
+    ("one", "other"),
+    [
+        ({"last_confident": 3.0}, {"last_confident": 8.9}),
+        ({"last_sharp": 3.0}, {"last_sharp": 8.9}),
+        ({"seen": 3.0}, {"seen": 7.9}),
+    ],
 )
 def test_what_no_longer_matters_is_not(one: dict[str, object], other: dict[str, object]) -> None:
     assert renumbering_at(boundary([1], 1, **one), boundary([1], 1, **other)) is not None

@@ -204,15 +204,16 @@ def ffmpeg(*arguments: object) -> None:
     subprocess.run(["ffmpeg", "-loglevel", "error", *map(str, arguments)], check=True)
 
 
-def test_a_polyp_in_two_pieces_is_counted_once_and_one_that_is_kept_has_its_probability(tmp_path: Path) -> None:
+def test_a_polyp_in_two_pieces_is_counted_once_and_one_that_is_carried_has_no_probability(tmp_path: Path) -> None:
     frame = Frame(0, av.VideoFrame(8, 8, "yuv420p"), 0, Fraction(1, 25))
     frame.probability, frame.quality = np.zeros((8, 8), np.uint8), Quality(False, False, False)
     frame.outlines, frame.tracks, frame.peaks = [np.zeros((3, 2), np.int32)] * 3, [7, 2, 7], [230, 204, 230]
+    frame.carried = [True, False, True]
     table = FramesTable(tmp_path / "frames.csv")
     table.write(frame)
     table.close()
     (row,) = table_of(tmp_path)
-    assert (row["polyp_count"], row["tracks"], row["max_probability"]) == ("2", "2 7", "0.9020")
+    assert (row["polyp_count"], row["tracks"], row["max_probability"], row["carried"]) == ("2", "2 7", "0.8000", "1")
 
 
 BT709 = {"colorspace": 1, "color_range": 1, "color_primaries": 1, "color_trc": 1}

@@ -83,7 +83,7 @@ def test_the_labels_of_the_timeline_can_be_read(run: Path, browse: Callable[[], 
     driver = browse()
     (run / "annotated.mp4").unlink()  # not to load it thirty times
     for seconds in (0.8, 10, 47, 299, 3599, 57_000):
-        rows = [f"{index},{index * seconds / 99:.6f},0,0.0,0.5,,0,0,0,1\n" for index in range(100)]
+        rows = [f"{index},{index * seconds / 99:.6f},0,0.0,0.5,,0,0,0,1,0\n" for index in range(100)]
         (run / "frames.csv").write_text(",".join(HEADER) + "\n" + "".join(rows))
         write_report(run)
         for width in (320, 390, 700, 1025, 1400):
@@ -135,7 +135,7 @@ def test_a_gap_in_the_recording_is_a_gap_in_the_timeline(tmp_path: Path, count: 
     table, gap = tmp_path / "frames.csv", count / 25 / 2
     jitter = np.random.default_rng(1).uniform(-0.015, 0.015, count)
     times = np.arange(count) / 25 + jitter + gap * (np.arange(count) >= count // 2)
-    rows = [f"{index},{seconds:.6f},0,0.0,0.8,1,0,0,0,1" for index, seconds in enumerate(times)]
+    rows = [f"{index},{seconds:.6f},0,0.0,0.8,1,0,0,0,1,0" for index, seconds in enumerate(times)]
     table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
     timeline, _ = read_table(table, 0.9)
     missing = np.flatnonzero(np.isnan(timeline.highest)) / (len(timeline.highest) - 1)
@@ -230,7 +230,7 @@ def test_a_million_frames_fit_into_ten_megabytes(run: Path) -> None:
     (track,) = found["tracks"]
     tracks = [track | {"track": number, "first_s": 30 * number, "last_s": 30 * number + 9} for number in range(1, 1001)]
     (run / "findings.json").write_text(json.dumps(found | {"tracks": tracks}))
-    cells = "0,0.0,{:.4f},,0,{},0,1\n".format
+    cells = "0,0.0,{:.4f},,0,{},0,1,0\n".format
     rows = "".join(f"{index},{index / 30:.6f},{cells(index % 97 / 97, index % 2)}" for index in range(10**6))
     (run / "frames.csv").write_text(",".join(HEADER) + "\n" + rows)
     page = write_report(run).read_text()
@@ -251,7 +251,7 @@ def test_a_picture_inside_the_report_is_small_whatever_its_shape_is(
 
 def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
     table = tmp_path / "frames.csv"
-    rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0,1" for index in range(20_000)]
+    rows = [f"{index},{index / 25:.6f},0,0.0,{float(index == 7777):.4f},,1,0,0,1,0" for index in range(20_000)]
     table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
     timeline, qualities = read_table(table, 0.9)
     assert np.flatnonzero(timeline.highest).tolist() == [round(7777 / 19_999 * 1199)]

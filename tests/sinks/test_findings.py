@@ -32,6 +32,7 @@ def frame_of(index: int, *findings: tuple[int, Box, int]) -> Frame:
         frame.outlines.append(np.array([(x, y), (right, y), (right, bottom), (x, bottom)], np.int32))
         frame.tracks.append(track)
         frame.peaks.append(level)
+        frame.carried.append(False)
         frame.probability[y : y + height, x : x + width] = level
         frame.region.mask[y : y + height, x : x + width] = 255
     return frame

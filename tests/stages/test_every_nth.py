@@ -21,6 +21,7 @@ from polypstream.jobs.setup import make_segmenter, with_model
 from polypstream.sources.open import open_source
 from polypstream.stages.every_nth import EveryNth
 from polypstream.stages.findings import FindingsTracker, Rules
+from polypstream.stages.quality import QualityInspector
 from polypstream.stages.smoothing import TemporalSmoother
 from tests.conftest import frames_of as pictures_of
 from tests.conftest import summary_of
@@ -51,13 +52,14 @@ def analysed(frames: Iterator[Frame], truth: Callable[[int], np.ndarray] | None 
     model = Model([frame.probability if truth is None else truth(frame.index) for frame in waiting])
     for frame in waiting:
         del frame.probability
-    every, smoother, tracker = (
+    inspect, every, smoother, tracker = (
+        QualityInspector(),
         EveryNth(model, EVERY),
         TemporalSmoother(estimate=False),
         FindingsTracker(Rules(0.5, 0.5), True),
     )
     for start in range(0, len(waiting), 4):
-        tracker(smoother(every(waiting[start : start + 4])))
+        tracker(smoother(every(inspect(waiting[start : start + 4]))))
     return waiting, model
 
 
@@ -114,7 +116,12 @@ def test_what_is_hidden_in_a_frame_stays_hidden_in_its_copies() -> None:
 
     waiting = list(frames_of(0, 9))
     model = Model([truth(index) for index in range(9)])
-    stages = EveryNth(model, EVERY), TemporalSmoother(estimate=False), FindingsTracker(Rules(0.5, 0.9), True)
+    stages = (
+        QualityInspector(),
+        EveryNth(model, EVERY),
+        TemporalSmoother(estimate=False),
+        FindingsTracker(Rules(0.5, 0.9), True),
+    )
     for frame in waiting:
         for stage in stages:
             stage([frame])

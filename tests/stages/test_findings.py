@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import Findings
-from polypstream.core.frame import Frame, Motion
+from polypstream.core.frame import Frame, Motion, Quality
 from polypstream.core.geometry import FieldOfView
 from polypstream.stages.findings import FindingsTracker, Rules, choose_rules, find_blobs, find_region
 
@@ -82,6 +82,7 @@ def test_each_outline_has_the_number_of_its_track() -> None:
     for index, places in enumerate([[(20, 20)], [(20, 20), (80, 10)], [(80, 10), (20, 20), (50, 90)]]):
         frame = Frame(index, av.VideoFrame(360, 240, "yuv420p"), index, Fraction(1, 25))
         frame.view, frame.probability = VIEW, np.full((100, 100), 127, np.uint8)
+        frame.quality = Quality(False, False, False)
         for x, y in places:
             frame.probability[y : y + 2, x : x + 2] = 250
         tracker([frame])
@@ -91,10 +92,13 @@ def test_each_outline_has_the_number_of_its_track() -> None:
     assert shown == [{(20, 20): 1}, {(20, 20): 1, (80, 10): 2}, {(20, 20): 1, (80, 10): 2, (50, 90): 3}]
 
 
-def steady_frame(seconds: Fraction, smoothed: Box | None, sure: bool, moved_by: int | None) -> Frame:
+def steady_frame(
+    seconds: Fraction, smoothed: Box | None, sure: bool, moved_by: int | None, blurred: bool = False
+) -> Frame:
     """The smoothed map has a box; the network is as sure of it, or sees nothing; the picture moved to the right."""
     frame = Frame(0, av.VideoFrame(360, 240, "yuv420p"), int(seconds * 100), Fraction(1, 100))
     frame.view, frame.smoothed = VIEW, np.zeros((100, 100), np.uint8)
+    frame.quality = Quality(blurred, False, False)
     if smoothed is not None:
         left, top, right, bottom = smoothed
         frame.smoothed[top:bottom, left:right] = 250
@@ -129,6 +133,21 @@ def test_steady_findings_follow_the_smoothed_map_and_the_pictures_motion() -> No
     assert [box_of(frame) for frame in frames] == [small, large, (30, 20, 60, 40), large, large, None]
     # The network sees nothing in the second frame, and the third one only holds the finding.
     assert [frame.peaks for frame in frames] == [[250], [250], [250], [250], [250], []]
+    assert [frame.carried for frame in frames] == [[False], [False], [True], [False], [False], []]
+
+
+def test_a_finding_is_carried_through_blur_along_the_motion() -> None:
+    tracker, place = FindingsTracker(Rules(0.5, peak=0.9), steady=True), (20, 20, 40, 40)
+    frames = [
+        steady_frame(Fraction(0), place, True, None),
+        *(steady_frame(Fraction(4 * index, 100), None, False, 2, blurred=True) for index in range(1, 6)),
+        steady_frame(Fraction(24, 100), (30, 20, 50, 40), True, 0),
+    ]
+    for frame in frames:
+        tracker([frame])
+    moved: list[Box | None] = [(20 + 2 * index, 20, 40 + 2 * index, 40) for index in range(6)]
+    assert [box_of(frame) for frame in frames] == [*moved, (30, 20, 50, 40)]
+    assert [frame.carried for frame in frames] == [[False], *[[True]] * 5, [False]]
 
 
 def test_a_blob_must_be_large_enough() -> None:

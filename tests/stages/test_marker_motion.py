@@ -29,6 +29,7 @@ def frame_of(image: np.ndarray, truth: np.ndarray) -> Frame:
     frame.region = Region(x, y, part, part)
     frame.outlines = [each[:, 0] for each in cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]]
     frame.tracks, frame.peaks = [1] * len(frame.outlines), [255] * len(frame.outlines)
+    frame.carried = [False] * len(frame.outlines)
     return frame
 
 

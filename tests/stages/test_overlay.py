@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from polypstream.core.config import OverlaySettings
-from polypstream.core.frame import Frame
+from polypstream.core.frame import Frame, Quality
 from polypstream.core.geometry import FieldOfView
 from polypstream.core.orientation import Orientation
 from polypstream.media.pictures import planes_of
@@ -28,7 +28,9 @@ FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p1
 def grey_frame(pixel_format: str, width: int = 320, height: int = 240) -> Frame:
     rgb = np.full((height, width, 3), 90, np.uint8)
     picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=pixel_format)
-    return Frame(0, picture, 0, Fraction(1, 25))
+    frame = Frame(0, picture, 0, Fraction(1, 25))
+    frame.quality = Quality(False, False, False)
+    return frame
 
 
 def with_square(frame: Frame, view: FieldOfView, level: int = 255) -> Frame:
@@ -55,7 +57,7 @@ def test_a_picture_without_findings_is_the_decoders_own(make: Callable[..., Path
     view = FieldOfView(0, 0, 320, 240)
     overlay = drawn_by(style=style, opacity=0.7, contour=8.0)
     for frame, expected in zip(recording.frames(), clean, strict=True):
-        address = frame.picture.planes[0].buffer_ptr
+        address, frame.quality = frame.picture.planes[0].buffer_ptr, Quality(False, False, False)
         if frame.index % 2:
             overlay([with_square(frame, view)])
             assert not np.array_equal(planes_of(frame.picture)[0], expected[0])
@@ -168,14 +170,15 @@ def test_the_label_of_a_slanting_finding_stands_above_its_upper_end(turn: tuple[
     assert 320 < x + width / 2 < 420
 
 
-def test_a_label_with_everything_says_number_and_probability() -> None:
+@pytest.mark.parametrize(("carried", "text"), [(False, "7 0.93"), (True, "7")])
+def test_a_label_with_everything_says_number_and_probability_of_this_frame(carried: bool, text: str) -> None:
     frame, bare = (with_square(grey_frame("yuv444p", 1280, 960), FieldOfView(0, 0, 1280, 960), 237) for _ in range(2))
-    frame.tracks, frame.peaks = [7], [237]
+    frame.tracks, frame.peaks, frame.carried = [7], [237], [carried]
     drawn_by("all")([frame])
     drawn_by("none")([bare])
     changed = (planes_of(frame.picture)[0] != planes_of(bare.picture)[0]).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(changed)
-    _, expected = text_masks("7 0.93", TEXT_SCALE * 960 / 1080, 2, 3)  # 237 of 255
+    _, expected = text_masks(text, TEXT_SCALE * 960 / 1080, 2, 3)  # 0.93 is 237 of 255
     assert np.array_equal(255 * changed[y : y + height, x : x + width], expected)
 
 
@@ -183,7 +186,7 @@ def test_a_label_with_everything_says_number_and_probability() -> None:
 def test_texts_of_small_frames_can_be_read(width: int, height: int) -> None:
     """Digits of a label are at least 12 pixels high, and the notice fits into the width."""
     frame = with_square(grey_frame("yuv444p", width, height), FieldOfView(0, 0, width, height))
-    frame.tracks, frame.peaks = [7], [237]
+    frame.tracks, frame.peaks, frame.carried = [7], [237], [False]
     plain = planes_of(grey_frame("yuv444p", width, height).picture)[0].copy()
     drawn_by("all", contour=0, opacity=0)([frame])
     assert boxes_of_change(planes_of(frame.picture)[0], plain)[3] >= 12

@@ -144,6 +144,77 @@ def test_what_is_not_seen_for_a_moment_is_held_where_the_wall_took_it() -> None:
     assert tracker.update(0.08, still(), np.zeros((SIZE, SIZE), np.uint8), []) is None
 
 
+def in_blur(tracker: Tracker, seconds: float, motion: Motion | None = STILL) -> list[int]:
+    """Show a tracker a blurred frame without any blob; the numbers that it shows, each of which must be carried."""
+    shown = tracker.update(seconds, motion, np.zeros((SIZE, SIZE), np.uint8), [], blurred=True)
+    slots = [] if shown is None else [int(slot) for slot in np.unique(shown.slots) if slot]
+    assert shown is None or all(slot in shown.carried for slot in slots)
+    return [] if shown is None else [int(shown.numbers[slot]) for slot in slots]
+
+
+@pytest.mark.parametrize("rate", [5, 25, 60])
+def test_a_finding_is_carried_through_blur_for_a_second(rate: int) -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    carried = [in_blur(tracker, index / rate) for index in range(1, 2 * rate)]
+    until = carried.index([])
+    assert carried[:until] == [[1]] * until
+    assert 1.0 <= (until + 1) / rate <= 1.0 + 0.055 + 1.5 / rate
+    assert carried[until:] == [[]] * (len(carried) - until)
+
+
+def test_what_was_carried_need_not_last_anew_however_small() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None, share=0.01)
+    for index in range(1, 13):
+        assert in_blur(tracker, index / 25, still(x=1)) == [1]
+    assert see(tracker, 13 / 25, [(63, 50)], still(x=1), share=0.01) == [1]
+
+
+def test_a_sharp_frame_without_it_ends_what_is_carried() -> None:
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert in_blur(tracker, 0.04) == in_blur(tracker, 0.08) == [1]
+    tracker.update(0.12, STILL, np.zeros((SIZE, SIZE), np.uint8), [])
+    assert tracker.update(0.16, STILL, np.zeros((SIZE, SIZE), np.uint8), []) is None
+    assert in_blur(tracker, 0.2) == []
+
+
+def test_what_was_not_shown_and_what_was_there_before_a_leap_is_not_carried() -> None:
+    tracker = begun()
+    see(tracker, 1.0, [(50, 50)])
+    assert in_blur(tracker, 1.04) == []
+    tracker = Tracker(True)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert in_blur(tracker, 0.04, None) == in_blur(tracker, 0.08) == []
+
+
+def test_where_no_frame_is_sharp_nothing_is_carried() -> None:
+    tracker, labels = Tracker(True), np.zeros((SIZE, SIZE), np.uint8)
+    labels[45:55, 45:55] = 1
+    for index in range(10):
+        shown = tracker.update(index / 25, STILL if index else None, labels, [Blob(1, 0.05, True)], blurred=True)
+        assert shown is not None
+    in_blur(tracker, 0.4)
+    assert in_blur(tracker, 0.44) == []
+
+
+def test_without_patience_nothing_is_carried() -> None:
+    tracker = Tracker(False)
+    see(tracker, 0.0, [(50, 50)], None)
+    assert in_blur(tracker, 0.04) == []
+
+
+def test_of_what_the_motion_tears_apart_the_largest_piece_is_carried() -> None:
+    tracker, torn = Tracker(True), still()
+    see(tracker, 0.0, [(50, 50)], None)
+    torn.origin[:, 52:, 0] += 50  # the content right of it moved in between
+    torn.origin[:, 54:, 0] -= 50
+    shown = tracker.update(0.04, torn, np.zeros((SIZE, SIZE), np.uint8), [], blurred=True)
+    assert shown is not None
+    assert (np.flatnonzero(shown.slots.any(axis=0)) == np.arange(45, 52)).all()
+
+
 def test_a_number_survives_a_short_occlusion_while_the_camera_moves() -> None:
     tracker = Tracker(True)
     see(tracker, 0.0, [(30, 50)], None)
