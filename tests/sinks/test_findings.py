@@ -38,6 +38,13 @@ def frame_of(index: int, *findings: tuple[int, Box, int]) -> Frame:
     return frame
 
 
+def test_an_outline_says_whether_it_is_carried(tmp_path: Path) -> None:
+    seen, carried = frame_of(0, (1, (40, 40, 20, 20), 250)), frame_of(1, (1, (42, 40, 20, 20), 250))
+    carried.carried = [True]
+    track = written(tmp_path, seen, carried)[1]
+    assert [outline["carried"] for outline in track["outlines"]] == [False, True]
+
+
 def written(folder: Path, *frames: Frame) -> dict[int, dict[str, Any]]:
     """The tracks of the file that these frames give, by their numbers."""
     file = FindingsFile(folder, {"input": "colon.mp4"})
