@@ -83,16 +83,22 @@ def pictures_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def beeps_of(path: Path) -> np.ndarray:
-    """When beeps begin in a file, in seconds."""
+    """When beeps begin in a file, in seconds. Those that may have begun before the sound does are left out."""
     loud: list[np.ndarray] = []
+    resumes: list[float] = []
+    end = -1.0
     with av.open(str(path)) as file:
         for frame in file.decode(audio=0):
+            begins = float(frame.pts * frame.time_base)
+            if begins - end > 0.01:
+                resumes.append(begins)
+            end = begins + frame.samples / frame.sample_rate
             values = np.abs(frame.to_ndarray().astype(np.float32)).max(axis=0)
             values = values / 32768 if values.max() > 2 else values
-            loud.append(float(frame.pts * frame.time_base) + np.flatnonzero(values > 0.1) / frame.sample_rate)
+            loud.append(begins + np.flatnonzero(values > 0.1) / frame.sample_rate)
     times = np.concatenate([np.zeros(0), *loud])
-    starts: np.ndarray = times[np.diff(times, prepend=-1.0) > 0.3]
-    return starts
+    starts = times[np.diff(times, prepend=-1.0) > 0.3]
+    return np.array([each for each in starts if not any(0 <= each - begins < 0.05 for begins in resumes)])
 
 
 def beeps_in_step(path: Path) -> int:
@@ -140,7 +146,7 @@ def test_sound_of_a_recording_played_as_live_is_in_step_in_every_file(
     assert len(recording.files) >= 4
     with_sound = [path for path in recording.files if audio_packets_of(path)]
     assert sum(map(beeps_in_step, with_sound)) >= 3
-    (clip,) = live.clips["room"].clips
+    clip = live.clips["room"].clips[-1]
     assert beeps_in_step(clip) >= 4
     assert codec_of(clip) == kept_as
     if codec == "aac":
