@@ -44,7 +44,8 @@ from polypstream.core.orientation import AS_STORED
 from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.bench import LoopedVideo
-from polypstream.jobs.live import Live, Status
+from polypstream.jobs.live import Live
+from polypstream.jobs.live_status import Status
 from polypstream.jobs.setup import make_segmenter
 from polypstream.media.color import rgb_matrix
 from polypstream.media.jpeg import Jpeg

@@ -11,7 +11,7 @@ from rich.text import Text
 from polypstream.core.formatting import counted
 from polypstream.core.notice import NOTICE
 from polypstream.jobs.bench import LONGEST_LATENCY_MS, SHOWN_SHARE, Degradation, Display, Recorded, Shown
-from polypstream.jobs.live import Percentiles
+from polypstream.jobs.live_status import Percentiles
 
 # Frames per second of recordings and live video in the verdict, and the share of the frames that must be shown.
 RATE, ENOUGH = 30, 0.9

@@ -112,18 +112,10 @@ def live_sources(
     with importing():
         from polypstream.cli.progress import StatusLines
         from polypstream.core.pipeline import POLL_S, in_background
-        from polypstream.jobs.live import (
-            Live,
-            aims_of,
-            clips_of,
-            describe,
-            keys_of,
-            open_sources,
-            pushes_of,
-            recordings_of,
-            written_by,
-        )
+        from polypstream.jobs.live import Live, keys_of, open_sources
+        from polypstream.jobs.live_outputs import aims_of, clips_of, pushes_of, recordings_of, written_by
         from polypstream.jobs.live_rooms import Rooms
+        from polypstream.jobs.live_status import describe
         from polypstream.sinks.bell import Bell
         from polypstream.sinks.browser import Browser
         from polypstream.sinks.window import REFRESH_RATE, Windows
@@ -230,7 +222,7 @@ def _reload_on(hangups: SimpleQueue[bool], rooms: Rooms, live: Live) -> None:
 
 def _update(live: Live, windows: Windows | None, lines: StatusLines) -> None:
     """Update windows and status lines. The main thread calls this while other threads process the video."""
-    from polypstream.jobs.live import describe
+    from polypstream.jobs.live_status import describe
 
     if windows is not None:
         windows.pump()

@@ -33,7 +33,8 @@ from polypstream.errors import ProviderError
 from polypstream.inference.machine import describe_machine
 from polypstream.inference.providers import FASTEST_FIRST, probe
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, Percentiles, percentiles_of
+from polypstream.jobs.live import Live
+from polypstream.jobs.live_status import Percentiles, percentiles_of
 from polypstream.jobs.setup import choose_field_of_view, make_stages
 from polypstream.media.pictures import planes_of
 from polypstream.media.video import AnnotatedVideo

@@ -12,28 +12,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import cv2
-import numpy as np
 
-from polypstream.core.addresses import NAME, redacted, split_name
+from polypstream.core.addresses import split_name
 from polypstream.core.config import Display, Settings
-from polypstream.core.formatting import clock, quoted, words_of
+from polypstream.core.formatting import clock, words_of
 from polypstream.core.frame import Frame
 from polypstream.core.marks import TITLES, Mark, MarkKind, Marks
 from polypstream.core.pipeline import POLL_S, ByKey, Channel, Pipeline, Sink, Stage, in_background
-from polypstream.core.protocols import CONNECTING, STOPPED, LiveSource
-from polypstream.errors import OutputError, SettingsError, SourceError
+from polypstream.core.protocols import CONNECTING, LiveSource
+from polypstream.errors import SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live_changes import LiveChanges
-from polypstream.jobs.live_recent import Recent, RecentFrames
+from polypstream.jobs.live_outputs import recording_name
+from polypstream.jobs.live_recent import RecentFrames
 from polypstream.jobs.live_session import SourceSession
+from polypstream.jobs.live_status import SinkStatus, Status, describe, percentiles_of
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.clips import ClipSaver
-from polypstream.sinks.push import Push
-from polypstream.sinks.recorded_file import Session, results_folder
+from polypstream.sinks.recorded_file import Session
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sinks.window import Windows
 from polypstream.sources.live import open_live
@@ -57,64 +56,11 @@ from polypstream.stages.status_overlay import StatusOverlay
 
 # One frame per source waits before each stage. More would only add latency.
 QUEUE = 1
-PERCENTILES = (50, 95, 99, 100)
 # Seconds after which a source that has sent nothing is reported.
 SILENCE_S = 3.0
 # Seconds between two looks at whether the last frames of a source that is removed are delivered.
 DRAIN_POLL_S = 0.01
 log = logging.getLogger(__name__)
-
-
-class Percentiles(NamedTuple):
-    """Percentiles of durations, in milliseconds."""
-
-    median: float
-    p95: float
-    p99: float
-    maximum: float
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """State of a source.
-
-    Attributes:
-        source: name of the source.
-        signal: True if frames arrive; otherwise `problem` gives the reason.
-        ended: True if no more frames will come.
-        problem: problem of the source or of inference, for the user; empty if there is none.
-        losses: number of times the signal was lost.
-        frames_in, shown: numbers of frames since the start. Placeholders without a signal are in no number.
-        findings_of: numbers of shown frames by the frame in which the model found what they are marked with: "own", the
-            frame itself; "earlier", an earlier frame; "none", the model had no current findings. They add up to
-            `shown`.
-        dropped: numbers of frames not shown, by reason. When no frame is in the pipeline, `frames_in` is the sum of
-            these and `shown`.
-        unrecorded: number of frames that were shown, but that the recordings were too slow for, added up.
-        recent: numbers of frames of the last seconds. In pass-through, frames that the model did not see are skipped.
-        warning: why polyps may be missed at present, for the user; empty if the machine is fast enough.
-        latency_ms: latency of the latest frames, from arrival to the sinks: median, 95th and 99th percentile, maximum.
-        markers_age_ms: age of the markers of the latest frames that have any: from the arrival of the frame in which
-            the findings were detected to the drawing. The same four values. In-step, this is the latency up to the
-            drawing.
-        shown_per_second: frame rate of the latest frames.
-    """
-
-    source: str
-    signal: bool
-    ended: bool
-    problem: str
-    losses: int
-    frames_in: int
-    shown: int
-    findings_of: dict[str, int]
-    dropped: dict[str, int]
-    unrecorded: int
-    recent: Recent
-    warning: str
-    latency_ms: Percentiles | None
-    markers_age_ms: Percentiles | None
-    shown_per_second: float
 
 
 @runtime_checkable
@@ -156,75 +102,7 @@ class SessionSink(Protocol):
     session: Session | None
 
 
-@dataclass(frozen=True, slots=True)
-class SinkStatus:
-    """State of a sink.
-
-    Attributes:
-        name: name of the sink.
-        source: name of the source that it records or sends; empty if it takes all of them.
-        doing: what it does, for the user; empty if it does not report this.
-        problem: why it does not work, for the user; empty if it works.
-    """
-
-    name: str
-    source: str
-    doing: str
-    problem: str
-
-
 NamedStages = list[tuple[str, Stage[Frame], int]]
-
-
-def describe(status: Status) -> str:
-    """Describe the state of a source in one line for the user.
-
-    Args:
-        status: the state.
-    """
-    latency, skipped = status.latency_ms, sum(status.dropped.values())
-    lost = "once" if status.losses == 1 else f"{status.losses} times"
-    ended = "source ended" if status.frames_in else "nothing arrived"
-    state = ended if status.ended else "" if status.signal else "no signal"
-    if status.ended and status.problem.startswith(STOPPED):
-        state = status.problem
-    elif status.problem and not (status.ended and status.problem == state):
-        state = f"{state} ({status.problem})".lstrip()
-    parts = [
-        state,
-        f"{status.shown} of {status.frames_in} frames shown, {status.shown_per_second:.1f} per second",
-        origins_of(status.findings_of),
-        f"skipped {skipped} of {status.frames_in} ({reasons_of(status.dropped)})" if skipped else "",
-        f"{status.unrecorded} not recorded" if status.unrecorded else "",
-        "" if latency is None else f"latency {latency.median:.0f} ms, 99 % under {latency.p99:.0f} ms",
-        f"signal lost {lost}" if status.losses else "",
-        status.warning if status.signal else "",
-    ]
-    return f"{status.source}: {', '.join(filter(None, parts))}"
-
-
-def reasons_of(dropped: Mapping[str, int]) -> str:
-    """Say why frames were skipped.
-
-    Args:
-        dropped: numbers of frames: "overtaken", a newer frame replaced them; "too_old", they were too old.
-    """
-    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
-
-
-def origins_of(findings_of: Mapping[str, int]) -> str:
-    """Say in how many frames the findings are not those of the frame itself.
-
-    Args:
-        findings_of: as in Status.
-
-    Returns:
-        Text for the user; empty if all frames have their own.
-    """
-    if findings_of["own"] == sum(findings_of.values()):
-        return ""
-    words = {"own": "of the frame itself", "earlier": "of an earlier frame", "none": "none"}
-    return "findings " + ", ".join(f"{words[origin]} in {count}" for origin, count in findings_of.items())
 
 
 def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
@@ -244,124 +122,6 @@ def open_sources(texts: Sequence[str], settings: Settings) -> list[LiveSource]:
             raise SourceError(f"{name}: two sources have the same name; write NAME=ADDRESS")
         sources[name] = open_live(name, uri, settings.live)
     return list(sources.values())
-
-
-def recordings_of(
-    path: Path, sources: Sequence[LiveSource], settings: Settings, clean: bool = False, masks: bool = False
-) -> list[tuple[str, RollingRecording]]:
-    """Make a recording sink for each source.
-
-    Args:
-        path: file to record to. If there are several sources, each gets a file with its name appended.
-        sources: the sources.
-        settings: settings of the run.
-        clean: record the pictures without markers.
-        masks: write masks.mkv beside each recording, too.
-
-    Returns:
-        Name and sink for each source.
-
-    Raises:
-        OutputError: a file or its folder of results exists already, the folder in which it lies does not, or its name
-            does not end in .mp4.
-        SettingsError: there are several sources, and the name of one cannot be part of a file name. Or the settings
-            ask for no video.
-    """
-    option = "--record-clean" if clean else "--record"
-    _check_codec(option, settings)
-    if path.suffix.lower() != ".mp4":
-        raise OutputError(f"{option} {path}: write a name that ends in .mp4, such as {path.with_suffix('.mp4')}")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{option} {path}: the folder {path.parent} does not exist")
-    nameless = [source.name for source in sources if not NAME.fullmatch(source.name)]
-    if nameless and len(sources) > 1:
-        raise SettingsError(f"{option}: {nameless[0]} needs a name for its file; write NAME=ADDRESS")
-    sinks = []
-    for source in sources:
-        own = path if len(sources) == 1 else path.with_stem(f"{path.stem}-{source.name}")
-        sink = RollingRecording(own, source, settings.output, option, clean, masks)
-        sinks.append((_recording_name(source, clean), sink))
-    return sinks
-
-
-def _check_codec(option: str, settings: Settings) -> None:
-    """Check that the settings name an encoder.
-
-    Raises:
-        SettingsError: they ask for no video.
-    """
-    if settings.output.video.codec == "none":
-        raise SettingsError(f"{option}: output.video.codec is none, which writes no video; set it to libx264 or auto")
-
-
-def clips_of(folder: Path, sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, ClipSaver]]:
-    """Make a sink for each source that keeps its last seconds.
-
-    Args:
-        folder: folder for the clips.
-        sources: the sources.
-        settings: settings of the run.
-
-    Returns:
-        Name and sink for each source.
-
-    Raises:
-        SettingsError: the settings ask for no video.
-    """
-    _check_codec("--clips", settings)
-    return [
-        (f"clips {source.name}", ClipSaver(folder, source, settings.live, settings.output.video)) for source in sources
-    ]
-
-
-def pushes_of(texts: Sequence[str], sources: Sequence[LiveSource], settings: Settings) -> list[tuple[str, Push]]:
-    """Make a sink for each address that a source is sent to.
-
-    Args:
-        texts: `NAME=URL` of each, with the name of a source; `URL` is enough if there is one source.
-        sources: the sources.
-        settings: settings of the run.
-
-    Returns:
-        Name and sink for each address.
-
-    Raises:
-        SettingsError: there is no such source, the scheme is not supported, or the settings ask for no video.
-    """
-    if texts:
-        _check_codec("--push", settings)
-    sinks: list[tuple[str, Push]] = []
-    for text in texts:
-        name, url = split_name(text)
-        if url == text and len(sources) == 1:
-            name = sources[0].name
-        named = [source for source in sources if source.name == name]
-        if not named:
-            raise SettingsError(f"--push {redacted(url)}: write NAME=URL with the name of a source")
-        sink = Push(url, named[0], settings.output.video, settings.live.longest_wait)
-        sinks.append((f"push to {redacted(url)}", sink))
-    return sinks
-
-
-def aims_of(sinks: Sequence[Sink[Frame]]) -> list[str]:
-    """Say where recordings and streams among some sinks go, one line each."""
-    return [f"{sink.source}: {sink.aim}" for sink in sinks if isinstance(sink, RollingRecording | Push)]
-
-
-def written_by(sinks: Sequence[Sink[Frame]]) -> list[str]:
-    """Say what recordings and streams among some sinks have written and sent, one line each."""
-    return [
-        f"{sink.source}: {f'{sink.written}{_reports_of(sink)}' if isinstance(sink, RollingRecording) else sink.doing}"
-        for sink in sinks
-        if isinstance(sink, RollingRecording | Push)
-    ]
-
-
-def _reports_of(recording: RollingRecording) -> str:
-    """Say which reports of a recording can be opened."""
-    reports = (results_folder(file) / "report.html" for file in recording.files)
-    there = [quoted(report) for report in reports if report.is_file()]
-    return f"; open {', '.join(there)}" if there else ""
 
 
 class Live:
@@ -693,7 +453,7 @@ class Live:
     def _unrecorded(self, source: LiveSource) -> int:
         """Number of frames that the recordings of a source were too slow for."""
         dropped = self.pipeline.dropped_by_sinks
-        names = [_recording_name(source, clean) for clean in (False, True)]
+        names = [recording_name(source, clean) for clean in (False, True)]
         return sum(dropped[name][source.name] for name in names if name in dropped)
 
     def _status_of(self, source: LiveSource) -> Status:
@@ -761,25 +521,8 @@ def _status_of_sink(name: str, isolated: IsolatedSink) -> SinkStatus:
     return SinkStatus(name, _source_of_sink(isolated), doing, isolated.problem or problem)
 
 
-def percentiles_of(seconds: Sequence[float]) -> Percentiles:
-    """Percentiles of durations.
-
-    Args:
-        seconds: durations in seconds.
-
-    Returns:
-        The percentiles in milliseconds.
-    """
-    return Percentiles(*np.percentile(np.array(seconds) * 1000, PERCENTILES).tolist())
-
-
 def _source_of(frame: Frame) -> str:
     return frame.source
-
-
-def _recording_name(source: LiveSource, clean: bool) -> str:
-    """Name of the sink that records a source."""
-    return f"record{'-clean' if clean else ''} {source.name}"
 
 
 def keys_of(live: Live, windows: Windows) -> dict[str, Callable[[], None]]:

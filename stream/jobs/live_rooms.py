@@ -20,7 +20,8 @@ from polypstream.core.frame import Frame
 from polypstream.core.pipeline import Closed, Sink
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import SettingsError
-from polypstream.jobs.live import Live, aims_of, clips_of, open_sources, pushes_of, recordings_of, written_by
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import aims_of, clips_of, pushes_of, recordings_of, written_by
 
 log = logging.getLogger(__name__)
 

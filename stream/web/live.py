@@ -18,8 +18,9 @@ from polypstream.core.formatting import words_of
 from polypstream.core.marks import LONGEST_TEXT, TITLES, MarkKind
 from polypstream.core.protocols import STOPPED
 from polypstream.errors import OutputError, PolypstreamError
-from polypstream.jobs.live import Live, Percentiles, Status
+from polypstream.jobs.live import Live
 from polypstream.jobs.live_rooms import Rooms
+from polypstream.jobs.live_status import Percentiles, Status
 from polypstream.sinks.browser import Browser
 from polypstream.web.live_video import send_video
 from polypstream.web.page import BINARY, BODY, INVALID, Described, Render, refusal

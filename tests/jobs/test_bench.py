@@ -27,7 +27,8 @@ from polypstream.jobs.bench import (
     measure_live,
     measure_recorded,
 )
-from polypstream.jobs.live import Live, Percentiles
+from polypstream.jobs.live import Live
+from polypstream.jobs.live_status import Percentiles
 from polypstream.sinks.browser import Browser
 from polypstream.sources.recording import Recording
 from polypstream.stages.overlay import Overlay

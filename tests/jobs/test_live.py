@@ -36,7 +36,9 @@ from polypstream.core.pipeline import in_background
 from polypstream.core.protocols import LiveSource
 from polypstream.errors import OutputError, SettingsError, SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, describe, open_sources, pushes_of, recordings_of
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import pushes_of, recordings_of
+from polypstream.jobs.live_status import describe
 from polypstream.media.pictures import planes_of
 from polypstream.media.srt import srt_received, srt_sent
 from polypstream.sinks.rolling import RollingRecording

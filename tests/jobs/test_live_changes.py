@@ -14,8 +14,10 @@ from polypstream.core.frame import Frame
 from polypstream.core.protocols import Signal
 from polypstream.errors import SourceError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, describe, open_sources, pushes_of
+from polypstream.jobs.live import Live, open_sources
 from polypstream.jobs.live_changes import LiveChanges
+from polypstream.jobs.live_outputs import pushes_of
+from polypstream.jobs.live_status import describe
 from polypstream.sources.devices import Device, check_device
 from polypstream.sources.live import parse_address
 from tests.conftest import Kept, call, free_port

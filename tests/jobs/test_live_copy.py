@@ -14,7 +14,8 @@ import pytest
 import polypstream as pp
 from polypstream.core.config import Settings
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import clips_of, recordings_of
 from polypstream.media.h264 import IDR, is_avcc, split_lengths, split_start_codes, unit_type
 from tests.conftest import audio_packets_of, call, frames_of, free_port, pts_of
 from tests.jobs.test_live_sound import beeps_in_step, flashing, sending

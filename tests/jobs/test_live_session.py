@@ -19,7 +19,8 @@ from polypstream.core.frame import PictureFormat
 from polypstream.core.marks import Mark, Marks
 from polypstream.errors import DataError, OutputError, SettingsError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import clips_of, recordings_of
 from polypstream.jobs.withdrawal import withdrawal_of
 from polypstream.media.recent_video import RecentVideo
 from polypstream.sinks.clips import ClipSaver

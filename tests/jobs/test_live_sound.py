@@ -18,7 +18,8 @@ import pytest
 from polypstream.core.config import Settings
 from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import clips_of, recordings_of
 from tests.conftest import audio_packets_of, command, free_port
 
 pytestmark = pytest.mark.slow

@@ -31,8 +31,10 @@ from polypstream.core.protocols import Signal
 from polypstream.errors import OutputError, ProviderError, SettingsError, SourceError
 from polypstream.inference.providers import SessionSettings, open_session
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, Percentiles, Status, describe, open_sources, pushes_of, recordings_of
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import pushes_of, recordings_of
 from polypstream.jobs.live_recent import Recent
+from polypstream.jobs.live_status import Percentiles, Status, describe
 from polypstream.jobs.setup import make_segmenter
 from polypstream.media.pictures import black_picture
 from polypstream.sinks.browser import Browser

@@ -23,7 +23,8 @@ from polypstream.core.config import Settings
 from polypstream.core.pipeline import in_background
 from polypstream.errors import SettingsError
 from polypstream.inference.segmenter import Segmenter
-from polypstream.jobs.live import Live, clips_of, open_sources, recordings_of
+from polypstream.jobs.live import Live, open_sources
+from polypstream.jobs.live_outputs import clips_of, recordings_of
 from polypstream.sinks.browser import Browser
 from polypstream.web.app import make_app
 from polypstream.web.live import LivePage
