@@ -262,7 +262,7 @@ def test_the_timeline_keeps_every_peak(tmp_path: Path) -> None:
 def test_frames_at_one_time_are_one_column(tmp_path: Path) -> None:
     """A damaged header states two thousand million frames per second."""
     table = tmp_path / "frames.csv"
-    rows = [f"{index},2.000000,1,0.1,{index / 10:.1f},1,0,0,0,1" for index in range(10)]
+    rows = [f"{index},2.000000,1,0.1,{index / 10:.1f},1,0,0,0,1,0" for index in range(10)]
     table.write_text("\n".join([",".join(HEADER), *rows]) + "\n")
     assert read_table(table, 0.9)[0].highest.tolist() == [0.9]
 

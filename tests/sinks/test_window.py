@@ -80,7 +80,7 @@ def test_the_window_shows_markers_and_obeys_keys(
         subprocess.run(["xdotool", "windowfocus", window, "key", "--window", window, key], env=environment, check=True)
 
     try:
-        until(lambda: outlined(grab(screen)))
+        until(lambda: outlined(grab(screen)), seconds=35)
         press("o")
         until(lambda: not outlined(grab(screen)))
         press("o")

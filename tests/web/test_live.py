@@ -333,7 +333,7 @@ def test_the_page_in_a_browser(browse: Callable[[], Any], make: Callable[..., Pa
         until(lambda: re.fullmatch(r"\d+ of [1-9]\d* in the last \d+ s", value(driver, "recent")))
         assert value(driver, "origins") == ""  # in-step says nothing of it
         passed_through = page.status() | {"findings_of": {"own": 1, "earlier": 7, "none": 2}}
-        driver.execute_script("show(sections[0], arguments[0])", passed_through)
+        driver.execute_script("show([...videos.keys()][0], arguments[0])", passed_through)
         assert value(driver, "origins") == "of the frame itself in 1, of an earlier frame in 7, none in 2"
         driver.find_element("name", "sound").click()
         requests.put(f"http://127.0.0.1:{page.port}/overlay/off", timeout=10)
