@@ -13,14 +13,15 @@ demo: $(VENV)/.base
 	$(BIN)/polypstream process --output "$$RESULTS" --masks --overwrite -- "$$VIDEO"
 
 # Three test processes for two cores: tests wait a part of the time, for processes and clocks. Those that measure delays
-# use a quarter of a core each.
+# wait most of the time, and use a quarter of a core each, so five of them run.
 PROCESSES := $(shell expr \( 3 \* $$(getconf _NPROCESSORS_ONLN) + 1 \) / 2)
+WAITING := $(shell expr 5 \* $$(getconf _NPROCESSORS_ONLN) / 2)
 SPREAD := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Hundreds of processes are started. Each would compile our modules again if Python did not keep them compiled.
 test quick: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SPREAD) -m "not realtime"
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m realtime
+	$(BIN)/python -m pytest -n $(WAITING) --dist worksteal -m realtime
 
 # Something of every folder, without what is slow; pyproject.toml has what each marker means.
 quick: $(VENV)/.dev

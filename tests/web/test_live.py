@@ -352,7 +352,7 @@ def test_a_browser_on_a_slow_line_holds_up_nobody(
     browse: Callable[[], Any], make: Callable[..., Path], red_model: Path
 ) -> None:
     quick, slow = browse(), browse()
-    slow.set_network_conditions(latency=200, download_throughput=2000, upload_throughput=2000)
+    slow.set_network_conditions(latency=200, download_throughput=10_000, upload_throughput=10_000)
     with served([make(frames=750)], red_model) as page:
         for driver in (quick, slow):
             driver.get(f"http://127.0.0.1:{page.port}/?mjpeg")  # Chromium does not slow down WebSockets
