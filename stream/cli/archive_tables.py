@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.filesize import decimal
+
 from polypstream.archive.ledger import Row, State
-from polypstream.core.formatting import counted
+from polypstream.core.formatting import clock, counted
 
 PROBLEMS = (State.BROKEN, State.FAILED, State.BLOCKED)
 FIELDS = ("recording", "results", "state", "frames", "polyps", "parts", "bytes", "worker_seconds", "reason")
@@ -55,7 +57,7 @@ def lines_of_recordings(rows: Sequence[Row]) -> Iterator[str]:
 
 def lines_of_totals(rows: Sequence[Row]) -> Iterator[str]:
     """A table with a line for each state: the number of recordings, their sizes, and what was found."""
-    head = ["state", "recordings", "gigabytes", "frames", "polyps", "worker hours"]
+    head = ["state", "recordings", "size", "frames", "polyps", "worker time"]
     states = [(state, [row for row in rows if row.state is state]) for state in State]
     cells = [[name, *_sums_of(some)] for name, some in [*states, ("all", rows)] if some or name == "all"]
     return _aligned([head, *cells], "<>>>>>")
@@ -64,10 +66,10 @@ def lines_of_totals(rows: Sequence[Row]) -> Iterator[str]:
 def _sums_of(rows: Sequence[Row]) -> list[str]:
     return [
         str(len(rows)),
-        f"{sum(row.item.size for row in rows) / 1e9:.2f}",
+        decimal(sum(row.item.size for row in rows)),
         str(sum(row.frames for row in rows)),
         str(sum(row.tracks or 0 for row in rows)),
-        f"{sum(row.worker_seconds for row in rows) / 3600:.2f}",
+        clock(sum(row.worker_seconds for row in rows), decimals=0),
     ]
 
 
