@@ -61,7 +61,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
         assert time.monotonic() < end, "it did not become true"
 
 
-@pytest.mark.slow
+@pytest.mark.realtime
 def test_the_window_shows_markers_and_obeys_keys(
     screen: str, tmp_path: Path, make: Callable[..., Path], red_model: Path
 ) -> None:

@@ -111,7 +111,7 @@ def test_each_source_has_its_own_recording_and_its_latency_by_names(
     app = make_app([LivePage(live, browser)], "127.0.0.1", None)
     with serving(app, "127.0.0.1", 0) as port, in_background("live", lambda: live.run(lambda: None), live.close):
         page = Served(live, browser, port)
-        until(lambda: page.status()["latency_ms"])
+        until(lambda: all(each["latency_ms"] for each in json.loads(page.get("/status.json")[2])))
         both = json.loads(page.get("/status.json")[2])
     for number, each in enumerate(both, 1):
         assert [sink["name"] for sink in each["sinks"]] == ["web", f"record room{number}"]
