@@ -233,6 +233,11 @@ class Frame:
     carried: list[bool] = field(default_factory=list)
     areas: list[int] | None = None
 
+    def clear_findings(self) -> None:
+        """Remove all findings, as if the model had found nothing. `probability` stays as it is."""
+        self.region, self.areas = None, None
+        self.outlines, self.tracks, self.peaks, self.carried = [], [], [], []
+
     def area_of(self, place: int) -> int:
         """Number of pixels of the mask that belong to a finding.
 

@@ -34,7 +34,13 @@ from polypstream.stages.live import fill_unseen
 MORE_S = 30.0
 # A quick preset and a moderate quality, since what is encoded is mostly never looked at.
 PRESET, CRF = "ultrafast", 24.0
-NO_FINDINGS = {"polyp_count": 0, "polyp_area_fraction": "0.000000", "max_probability": "0.0000", "tracks": ""}
+NO_FINDINGS = {
+    "polyp_count": 0,
+    "polyp_area_fraction": "0.000000",
+    "max_probability": "0.0000",
+    "tracks": "",
+    "carried": 0,
+}
 # Half a frame at the highest rate.
 SAME_TIME_S = 0.001
 log = logging.getLogger(__name__)
@@ -62,7 +68,7 @@ class _Note:
         frame, row = copy.copy(self.frame), self.row | {"segmented": 0}
         frame.pts = pts
         if not 0 <= frame.seconds - self.frame.seconds <= most_age:
-            frame.outlines, frame.tracks, frame.peaks, frame.areas = [], [], [], []
+            frame.clear_findings()
             row |= NO_FINDINGS
         return _Note(frame, row)
 

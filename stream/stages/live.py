@@ -358,7 +358,7 @@ def fill_unseen(frame: Frame) -> None:
     if not frame.has_signal or not hasattr(frame, "quality"):
         frame.quality = Quality(blurred=not frame.has_signal, overexposed=False, outside=False)  # it is dark
     frame.probability = np.zeros((1, 1), np.uint8)
-    frame.region, frame.outlines, frame.tracks, frame.peaks, frame.carried = None, [], [], [], []
+    frame.clear_findings()
 
 
 def _size(frame: Frame) -> tuple[int, int]:
