@@ -35,17 +35,16 @@ from polypstream.media.container import is_encrypted, open_container, packets_of
 from polypstream.media.encoders import ENCODERS, choose_encoder
 from polypstream.media.frame_encoder import FrameEncoder, encoder_options, padding, set_picture_format
 from polypstream.media.h264 import (
-    DELIMITER,
     IDR,
     PPS,
     SPS,
     NotSupported,
     ParameterSets,
     SequenceParameters,
-    is_avcc,
     join_lengths,
-    split_lengths,
+    picture_units,
     split_start_codes,
+    splitter_of,
     unit_type,
 )
 
@@ -55,9 +54,6 @@ LARGEST_GOP_BYTES = 64 * 2**20
 # A seek in a transport stream ends at any packet. The groups before the wanted time are passed over.
 ENTER_BEFORE_S = 5
 CODEC = "libx264"
-# An MP4 has the parameter sets in its header only. GStreamer stops sending those of the header to a decoder when it
-# meets some in a packet.
-LEFT_OUT = (SPS, PPS, DELIMITER)
 # profile_idc and x264's name of the profile.
 PROFILES = {66: "baseline", 77: "main", 100: "high", 110: "high10", 122: "high422", 244: "high444"}
 # At a smaller crf x264 is lossless, which only one profile allows.
@@ -208,7 +204,7 @@ class GopReader:
                 raise CannotCopy("it is not H.264")
             extradata = self.stream.codec_context.extradata or b""
             self.sets = ParameterSets.parse(extradata)
-            self._split = split_lengths if is_avcc(extradata) else split_start_codes
+            self._split = splitter_of(extradata)
             self._is_byte_stream = self._split is split_start_codes
             self._known = {*self.sets.sequence, *self.sets.picture}
             self._gops = self._read()
@@ -304,7 +300,7 @@ class GopReader:
             packet: the packet.
         """
         units = self._split(bytes(packet))
-        kept = [unit for unit in units if unit_type(unit) not in LEFT_OUT]
+        kept = picture_units(units)
         return packet if len(kept) == len(units) and not self._is_byte_stream else with_units(packet, kept)
 
     def close(self) -> None:
@@ -502,7 +498,7 @@ class GopCopy:
         finished = []
         for packet in packets:
             units = split_start_codes(bytes(packet))
-            copy = with_units(packet, [unit for unit in units if unit_type(unit) not in LEFT_OUT])
+            copy = with_units(packet, picture_units(units))
             assert copy.pts is not None
             dts = min(self._planned.popleft(), copy.pts)
             copy.dts = dts if self._last_dts is None else max(dts, self._last_dts + 1)

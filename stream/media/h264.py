@@ -6,7 +6,7 @@ Section numbers are those of ITU-T H.264 (2021) and ISO/IEC 14496-15.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -67,6 +67,27 @@ def split_lengths(data: bytes) -> list[bytes]:
             raise NotSupported("a packet is damaged")
         units.append(data[start:place])
     return units
+
+
+def splitter_of(extradata: bytes) -> Callable[[bytes], list[bytes]]:
+    """Return the function that splits the packets of a stream into NAL units.
+
+    Args:
+        extradata: FFmpeg's `extradata` of the stream.
+    """
+    return split_lengths if is_avcc(extradata) else split_start_codes
+
+
+def picture_units(units: Iterable[bytes]) -> list[bytes]:
+    """Return the NAL units that an MP4 stores in its packets.
+
+    It has the parameter sets in its header only. GStreamer stops sending those of the header to a decoder when it meets
+    some in a packet.
+
+    Args:
+        units: the NAL units of a packet.
+    """
+    return [unit for unit in units if unit_type(unit) not in (SPS, PPS, DELIMITER)]
 
 
 def join_lengths(units: Iterable[bytes]) -> bytes:

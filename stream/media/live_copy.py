@@ -54,6 +54,13 @@ class LiveCopy:
 
     def packets(self, _: Frame) -> Iterator[Packet[VideoStream]]:
         """Take the packets that have come."""
+        return self._take()
+
+    def flush(self) -> Iterator[Packet[VideoStream]]:
+        """Take the last packets."""
+        return self._take()
+
+    def _take(self) -> Iterator[Packet[VideoStream]]:
         for each in self._source.since(self.next):
             self.has_ended = each.number != self.next or each.format != self._format
             if self.has_ended or each.number == self.limit:
@@ -61,10 +68,6 @@ class LiveCopy:
             self.next += 1
             heappush(self._in_file, each.pts)
             yield packet_of(each, self._pictures, self._step)
-
-    def flush(self) -> Iterator[Packet[VideoStream]]:
-        """Take the last packets."""
-        yield from self.packets(cast(Frame, None))
 
     def frames_until(self, pts: float) -> Iterator[int]:
         """Yield the pts of the file's frames up to a time, in the order in which they are shown. Each comes once.

@@ -162,8 +162,11 @@ class RecordedFile:
             for damage in self._video.damage:
                 log.warning(f"{self._source.name}: {damage}")
         finally:
-            if self._results is not None:
-                self._results.close()
+            self._close_results()
+
+    def _close_results(self) -> None:
+        if self._results is not None:
+            self._results.close()
 
 
 class EncodedFile(RecordedFile):
@@ -273,13 +276,6 @@ class CopiedFile(RecordedFile):
         """Let the file end before a packet."""
         self._copy.limit = packet.number
 
-    def close(self) -> None:
-        """Finish the video and its results."""
-        results, self._results = self._results, None
-        try:
-            super().close()
-        finally:
-            self._results = results
-            self._add_results(float("inf"))
-            if results is not None:
-                results.close()
+    def _close_results(self) -> None:
+        self._add_results(float("inf"))  # of the last packets, which came when the video was closed
+        super()._close_results()

@@ -14,7 +14,6 @@ from av.video.stream import VideoStream
 
 from polypstream.core.live_pictures import LivePictures, PacketFormat
 from polypstream.media.container import open_container, packets_of, video_tracks
-from polypstream.media.gop_copy import LEFT_OUT
 from polypstream.media.h264 import (
     IDR,
     PPS,
@@ -22,10 +21,9 @@ from polypstream.media.h264 import (
     NotSupported,
     ParameterSets,
     SequenceParameters,
-    is_avcc,
     join_lengths,
-    split_lengths,
-    split_start_codes,
+    picture_units,
+    splitter_of,
     unit_type,
 )
 from polypstream.media.live_copy import detached_video
@@ -71,7 +69,7 @@ class PictureIntake:
         self._format: PacketFormat | None = None
         context = stream.codec_context
         extradata = context.extradata or b""
-        self._split = split_lengths if is_avcc(extradata) else split_start_codes
+        self._split = splitter_of(extradata)
         self._given_up = self._begun = False
         if context.codec.canonical_name != "h264":
             self.give_up(f"the source sends {context.codec.canonical_name}, not H.264")
@@ -110,7 +108,7 @@ class PictureIntake:
         except NotSupported as error:
             self.give_up(str(error))
             return
-        kept = [unit for unit in units if unit_type(unit) not in LEFT_OUT]
+        kept = picture_units(units)
         if self._format is not None and kept:
             is_key = any(unit_type(unit) == IDR for unit in kept)
             self._waiting.append(_Waiting(packet.pts, dts, self._format, join_lengths(kept), is_key))
