@@ -271,8 +271,7 @@ class AnnotatedVideo:
         self._mux(self._frames.flush())
         last = self._previous_packet
         if last is not None and last.pts is not None:
-            # FFmpeg ends the track where its last fragment ends. Reordered frames before that may be shown later.
-            last.duration = max(last.duration or 0, self._end_pts - last.pts)
+            last.duration = _last_duration(last.pts, last.duration or 0, self._end_pts)
             if self._ends is not None:  # copied packets may be ahead of the frames
                 self._ends = max(self._ends, float((last.pts + last.duration) * last.time_base))
         self._release()
@@ -280,6 +279,19 @@ class AnnotatedVideo:
             # If the video ended early, for example by Ctrl-C, the audio ends at the same time.
             self._audio.mux_until(float("inf") if self._ends is None else self._ends)
             self._audio.finish()
+
+
+def _last_duration(pts: int, duration: int, ends: int) -> int:
+    """Return the duration of the last packet of a file.
+
+    FFmpeg ends the track where its last fragment ends. Reordered frames before that may be shown later.
+
+    Args:
+        pts: pts of the packet.
+        duration: its duration.
+        ends: when the frame that is shown last ends.
+    """
+    return max(duration, ends - pts)
 
 
 def write_packets(
@@ -314,6 +326,8 @@ def write_packets(
         for each, following in zip_longest(packets, packets[1:]):
             step = following.dts - each.dts if following else step
             packet = packet_of(each, pictures, step)
+            if following is None:
+                packet.duration = _last_duration(each.pts, step, max(packet.pts for packet in packets) + step)
             packet.stream, packet.pts, packet.dts = stream, each.pts - origin, each.dts - origin
             if audio:
                 audio.mux_until(float((each.pts + step) * pictures.time_base))
