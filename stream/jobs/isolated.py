@@ -104,15 +104,29 @@ class IsolatedProcessor:
     notes: list[str] = field(default_factory=list)
     _child: BaseProcess | None = None
     _connection: Connection | None = None
+    _killed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """Start the child, unless it runs already, and wait until it has loaded the model.
 
         Raises:
-            PolypstreamError: the model or its provider cannot be used.
+            PolypstreamError: the model or its provider cannot be used, or `kill` was called.
         """
         if self._child is not None and self._child.is_alive():
             return
+        with self._lock:
+            if self._killed:
+                raise PolypstreamError("the processing was stopped before it began")
+            self._connection = self._start_child()
+        message = self._receive("the model")
+        if isinstance(message, PolypstreamError):
+            raise message
+        assert isinstance(message, _Ready)
+        self.notes = message.notes
+
+    def _start_child(self) -> Connection:
+        """Start the child. Returns this end of the connection to it."""
         forks = self.fork and sys.platform == "linux"
         parent_end, child_end = multiprocessing.Pipe()
         level = logging.getLogger(LOGGER).getEffectiveLevel()
@@ -121,12 +135,7 @@ class IsolatedProcessor:
         self._child = kind(target=_run_child, args=arguments, name="polypstream-recordings", daemon=True)
         self._child.start()
         child_end.close()
-        self._connection = parent_end
-        message = self._receive("the model")
-        if isinstance(message, PolypstreamError):
-            raise message
-        assert isinstance(message, _Ready)
-        self.notes = message.notes
+        return parent_end
 
     def process(self, job: Job, on_progress: OnProgress = lambda *_: None, then: Then | None = None) -> Outcome:
         """Process a recording. The child must have been started.
@@ -187,9 +196,11 @@ class IsolatedProcessor:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the child; may be called from any thread. Files that it has written stay unfinished."""
-        if self._child is not None and self._child.is_alive():
-            self._child.kill()
+        """Kill the child, for good; may be called from any thread. Files that it has written stay unfinished."""
+        with self._lock:
+            self._killed = True
+            if self._child is not None and self._child.is_alive():
+                self._child.kill()
 
     def close(self) -> None:
         """Kill the child and free its resources. May be called more than once."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from multiprocessing import Pipe
+from multiprocessing import Pipe, active_children
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,7 @@ import pytest
 
 from polypstream.core.config import Settings, load_settings
 from polypstream.core.watchdog import Watchdog
-from polypstream.errors import ModelError, OutputError, SourceError
+from polypstream.errors import ModelError, OutputError, PolypstreamError, SourceError
 from polypstream.jobs import isolated
 from polypstream.jobs.isolated import IsolatedProcessor
 from polypstream.jobs.process import Job, process
@@ -181,6 +181,15 @@ def test_a_model_that_cannot_be_used_is_said_before_anything_is_done(settings: S
         processor.start()
 
 
+def test_what_was_killed_before_it_began_does_not_begin(settings: Settings) -> None:
+    """A server ends, or a user cancels a recording, in the moment before its process starts."""
+    processor = IsolatedProcessor(settings)
+    processor.kill()
+    with pytest.raises(PolypstreamError, match="stopped before it began"):
+        processor.start()
+    processor.close()
+
+
 def test_what_goes_wrong_with_a_recording_is_told_in_its_own_kind(
     processor: IsolatedProcessor, make: Make, tmp_path: Path
 ) -> None:
@@ -226,15 +235,16 @@ def test_ended_from_another_thread_it_says_so(processor: IsolatedProcessor, make
     )
 
 
-def test_one_that_has_died_before_its_turn_is_said_to_have(
-    processor: IsolatedProcessor, make: Make, tmp_path: Path
-) -> None:
-    job = Job(str(make(frames=5)), tmp_path)
-    processor.kill()
-    time.sleep(0.5)
-    assert "the process that read it died" in str(processor.process(job).problem)
-    processor.start()
-    assert processor.process(job).run is not None
+def test_one_that_has_died_before_its_turn_is_said_to_have(settings: Settings, make: Make, tmp_path: Path) -> None:
+    job, before = Job(str(make(frames=5)), tmp_path), set(active_children())
+    with closing(IsolatedProcessor(settings)) as processor:
+        processor.start()
+        (child,) = set(active_children()) - before
+        child.kill()
+        child.join()
+        assert "the process that read it died" in str(processor.process(job).problem)
+        processor.start()
+        assert processor.process(job).run is not None
 
 
 WHERE = {
