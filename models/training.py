@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -47,6 +48,7 @@ from polypstream.models.data import (
 )
 from polypstream.models.efficientnet_lite import load_imagenet
 from polypstream.models.figures import draw_curves
+from polypstream.models.painting import paint_over, paint_wall
 from polypstream.models.residue import residue_patches
 from polypstream.models.sa_unet import OURS, SAUNet, check_size
 from polypstream.models.shipped import freeze_norms, load_exported
@@ -58,10 +60,18 @@ PRETRAINED_RATE = 0.3
 # Probability from which a pixel counts as polyp. The loss functions make 0.5 the natural threshold.
 THRESHOLD = 0.5
 AVERAGING_DECAY = 0.995
-PARTS = (*AUGMENTATIONS, "averaging")
+PARTS = ("painting", "mosaic", *AUGMENTATIONS, "averaging")
+# Fraction of the views that are four views of half the side, in which polyps are small: Bochkovskiy et al., "YOLOv4",
+# 2020.
+MOSAIC_FRACTION = 0.12
+# Fraction of the views of an image whose polyps are painted over, and of those with painted wall beside its polyps.
+PAINTED_FRACTION = 0.15
+# How much of the target is what the teachers say. The rest is the true mask.
+TEACHERS_SHARE = 0.6
 WARM_UP_SHARE = 0.05
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Worker processes that make random views, about 3 ms each. Training on a CPU leaves them at most one core of two.
-WORKERS = max(1, min(16, (os.cpu_count() or 1) - 1))
+WORKERS = max(1, min(16, CORES - 1))
 GRADIENT_NORM = 5.0
 
 
@@ -113,6 +123,26 @@ class TrainingData:
     terms: str = "not stated"
 
 
+@dataclass(frozen=True, slots=True)
+class PaintedImage:
+    """An image, and what `polypstream.models.painting` makes of it.
+
+    Attributes:
+        original: the image.
+        painted: the image without its polyps, and the image with painted wall beside its polyps; as many as there are.
+    """
+
+    original: Levels
+    painted: list[Levels]
+
+    def choose(self, random: np.random.Generator) -> Levels:
+        """Return the image, or more seldom a painted one."""
+        if not self.painted:
+            return self.original
+        number = int(random.random() / PAINTED_FRACTION)
+        return self.painted[number] if number < len(self.painted) else self.original
+
+
 class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
     """Random views of images, by (epoch, index).
 
@@ -124,16 +154,23 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
         recipe: the hyperparameters.
     """
 
-    def __init__(self, content: list[Levels], residue: list[np.ndarray], recipe: Recipe) -> None:
+    def __init__(self, content: list[PaintedImage], residue: list[np.ndarray], recipe: Recipe) -> None:
         self.content, self.residue, self.recipe = content, residue, recipe
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = place
         random = np.random.default_rng((self.recipe.seed, epoch, index))
-        palette = self.content[random.integers(len(self.content))].palette
-        recipe = self.recipe
-        image, mask = augment(self.content[index], palette, recipe.size, random, recipe.without, self.residue)
+        if "mosaic" not in self.recipe.without and random.random() < MOSAIC_FRACTION:
+            others = random.integers(len(self.content), size=3)
+            views = [self._view(each, self.recipe.size // 2, random) for each in (index, *others)]
+            image, mask = (np.vstack([np.hstack(part[:2]), np.hstack(part[2:])]) for part in zip(*views, strict=True))
+        else:
+            image, mask = self._view(index, self.recipe.size, random)
         return torch.from_numpy(image), torch.from_numpy(mask)
+
+    def _view(self, index: int, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        palette = self.content[random.integers(len(self.content))].original.palette
+        return augment(self.content[index].choose(random), palette, size, random, self.recipe.without, self.residue)
 
 
 def train(
@@ -143,6 +180,7 @@ def train(
     report: Callable[[str], None],
     start: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
+    teachers: Sequence[Path] = (),
 ) -> Path:
     """Train a model, or continue an interrupted run.
 
@@ -154,13 +192,16 @@ def train(
         start: checkpoint or exported ONNX file with the initial weights, or ImageNet weights of the encoder. None:
             random weights. The validation split of the checkpoint's run is used again.
         on_progress: called after each step with the number of steps done and of all steps.
+        teachers: trained models, as for `start`. The target is then a mean of the true mask and the probability that
+            the teachers see in the same view: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015;
+            Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022.
 
     Returns:
         The path of checkpoint.pt.
 
     Raises:
         DataError: the data sets are incomplete or too small.
-        ModelError: `start` is not a model of this architecture.
+        ModelError: `start` or a teacher is not a model of this architecture.
         OutputError: a file cannot be written.
         SettingsError: `out` holds a run with other settings, the size does not fit the architecture, `recipe.without`
             names an unknown part, both `start` and `data.held_out` set the validation split, or the training diverges.
@@ -172,7 +213,8 @@ def train(
     if start is not None and not start.is_file():
         raise ModelError(f"{start}: no such checkpoint")
     pairs = named_pairs(data.folders, data.names)
-    content = [_read_levels(pair, recipe.size) for _, pair in pairs]
+    with ThreadPoolExecutor(CORES) as pool:
+        content = list(pool.map(lambda pair: _read_levels(pair[1], recipe.size), pairs))
     training, validation = _split([name for name, _ in pairs], content, recipe, data.held_out, start, report)
     if len(training) < 2 or not validation:
         folders = ", ".join(str(folder) for folder in data.folders)
@@ -184,17 +226,19 @@ def train(
         "data": f"{' and '.join(folder.resolve().name for folder in data.folders)} ({len(training)} pictures)",
         "terms": data.terms,
         "architecture": dict(OURS),
-        "started_from": "/".join(start.parts[-2:]) if start else "random weights",
+        "started_from": _short(start) if start else "random weights",
+        **({"teachers": [_short(teacher) for teacher in teachers]} if teachers else {}),
         VALIDATION_NAMES: [pairs[index][0] for index in validation],
         **({NORMS: FROZEN} if _has_folded_norms(start) else {}),
         **{f"recipe_{key}": value for key, value in asdict(recipe).items()},
     }
     shown = [index for index in training for _ in range(1 if content[index].small[1].any() else recipe.healthy_views)]
-    run = Run(out, recipe, description, len(shown), start)
+    run = Run(out, recipe, description, len(shown), start, teachers)
     report(f"{len(training)} images for training, {len(validation)} for validation, on {run.device}")
     held_out = [content[index].small for index in validation]
-    residue = [patch for index in training for patch in residue_patches(*content[index].large)]
-    views = AugmentedImages([content[index] for index in shown], residue, recipe)
+    residue, painted = _mine([content[index] for index in training], recipe)
+    by_index = dict(zip(training, painted, strict=True))
+    views = AugmentedImages([by_index[index] for index in shown], residue, recipe)
     with closing(batches_of_views(views, recipe, run.epoch, run.device)) as batches:
         for epoch in range(run.epoch, recipe.epochs):
             row = run.train_epoch(batches, epoch, on_progress) | run.validate(held_out)
@@ -254,14 +298,23 @@ class Run:
         description: what checkpoint.pt states about the training. A run.pt must have the same one.
         views: random views per epoch.
         start: as for `train`.
+        teachers: as for `train`.
 
     Raises:
-        ModelError: `start` or run.pt cannot be used.
+        ModelError: `start`, a teacher or run.pt cannot be used.
         OutputError: the folder cannot be created.
         SettingsError: run.pt belongs to a run with other settings.
     """
 
-    def __init__(self, out: Path, recipe: Recipe, description: dict[str, Any], views: int, start: Path | None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        recipe: Recipe,
+        description: dict[str, Any],
+        views: int,
+        start: Path | None,
+        teachers: Sequence[Path] = (),
+    ) -> None:
         self.out, self.recipe, self.description = out, recipe, description
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
@@ -269,6 +322,7 @@ class Run:
         pretrained = _start_from(start, self.network) if start else nn.ModuleList()
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = deepcopy(self.network)
+        self.teachers = [_load_teacher(path).to(self.device) for path in teachers]
         self._current, self._kept = _state_by_type(self.network), _state_by_type(self.averaged)
         known = {id(weights) for weights in pretrained.parameters()}
         new = [weights for weights in self.network.parameters() if id(weights) not in known]
@@ -340,7 +394,7 @@ class Run:
         for images, masks in islice(batches, self.steps_per_epoch):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate() * group["share"]
-            logits, target, loss = self._loss(self.network, images, masks)
+            logits, target, loss = self._loss(self.network, images, masks, self.teachers)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
@@ -349,7 +403,7 @@ class Run:
             self.step += 1
             on_progress(self.step, self.steps)
             losses += loss.detach()
-            counts.update(logits.detach() > 0, target.int())
+            counts.update(logits.detach() > 0, (target > THRESHOLD).int())
         accuracy, f1 = _accuracy_and_f1(counts)
         return {
             "epoch": epoch + 1,
@@ -409,12 +463,17 @@ class Run:
         torch._foreach_lerp_(self._kept[0], self._current[0], 1 - decay)
         torch._foreach_copy_(self._kept[1], self._current[1])
 
-    def _loss(self, network: nn.Module, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(
+        self, network: nn.Module, images: Tensor, masks: Tensor, teachers: Sequence[nn.Module] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute logits, target and loss of uint8 images [N, H, W, 3] and masks [N, H, W] of 0 and 255."""
         x = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         target = (masks.to(self.device, non_blocking=True) > 127).float()[:, None]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device)):
             logits = network(x)
+            if teachers:
+                taught = _mean_probability(teachers, x)
+                target = target + TEACHERS_SHARE * (taught - target)
         logits = logits.float()
         loss = F.binary_cross_entropy_with_logits(logits, target)
         if self.recipe.dice:
@@ -519,6 +578,42 @@ def _start_from(start: Path, network: SAUNet) -> nn.ModuleList:
         raise ModelError(f"{start}: has another architecture than the one that is trained here")
     network.load_state_dict(trained.state_dict())
     return nn.ModuleList()
+
+
+def _load_teacher(path: Path) -> SAUNet:
+    teacher = SAUNet(**OURS)
+    if not (_is_exported(path) or is_checkpoint(path)):
+        raise ModelError(f"--teacher {path}: neither a checkpoint of `polypstream train` nor an exported model")
+    _start_from(path, teacher)
+    return teacher.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _mean_probability(teachers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Return the probability of the mean of the teachers' logits, float32 [N, 1, H, W]."""
+    logits: Tensor = torch.stack([teacher(x).float() for teacher in teachers]).mean(dim=0)
+    return logits.sigmoid()
+
+
+def _short(path: Path) -> str:
+    return "/".join(path.parts[-2:])
+
+
+def _mine(content: list[Levels], recipe: Recipe) -> tuple[list[np.ndarray], list[PaintedImage]]:
+    """Return the patches of residue of all images, and each image with what painting makes of it."""
+
+    def paint(index: int) -> PaintedImage:
+        if "painting" in recipe.without:
+            return PaintedImage(content[index], [])
+        random = np.random.default_rng((recipe.seed, index))
+        shape = content[random.integers(len(content))].large[1]
+        image = content[index].large
+        painted = paint_over(*image, random), paint_wall(*image, shape, random)
+        return PaintedImage(content[index], [levels_of(*each, recipe.size) for each in painted if each is not None])
+
+    with ThreadPoolExecutor(CORES) as pool:
+        patches = pool.map(lambda levels: residue_patches(*levels.large), content)
+        return [patch for each in patches for patch in each], list(pool.map(paint, range(len(content))))
 
 
 def _read_levels(pair: Pair, size: int) -> Levels:

@@ -76,7 +76,7 @@ def train(
         typer.Option(
             metavar="PART",
             help="Part of the training to leave out: "
-            "scale, close-ups, residue, palette, colour, degradation or averaging",
+            "painting, mosaic, scale, close-ups, residue, palette, colour, degradation or averaging",
         ),
     ] = None,
     start: Annotated[
@@ -84,6 +84,14 @@ def train(
         typer.Option(
             metavar="FILE",
             help="Initial weights: `shipped`, a checkpoint, an exported model, or ImageNet weights of the encoder",
+        ),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trained model whose probability is a part of the target: `shipped`, a checkpoint or an exported "
+            "model; may be given several times, then the mean counts",
         ),
     ] = None,
     held_out: Annotated[
@@ -119,8 +127,9 @@ def train(
     )
     images = TrainingData(data, names, held_out, terms)
     initial = model_file(str(start)) if start else None
+    teachers = [model_file(name) for name in teacher or ()]
     with ProgressBar(str(output), "steps") as progress:
-        checkpoint = run_training(images, output, recipe, typer.echo, initial, progress.show)
+        checkpoint = run_training(images, output, recipe, typer.echo, initial, progress.show, teachers)
     typer.echo(f"best weights: {checkpoint}")
 
 

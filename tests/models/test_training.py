@@ -20,10 +20,11 @@ from polypstream.errors import DataError, ModelError, OutputError, SettingsError
 from polypstream.inference.model_card import shipped_weights
 from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
+from polypstream.models.data import Levels, levels_of
 from polypstream.models.figures import draw_curves
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
 from polypstream.models.shipped import load_exported
-from polypstream.models.training import Recipe, TrainingData, epoch_orders, train
+from polypstream.models.training import AugmentedImages, PaintedImage, Recipe, TrainingData, epoch_orders, train
 from tests.conftest import call
 from tests.models.test_data import make_data
 from tests.models.test_efficientnet_lite import published
@@ -118,6 +119,55 @@ def test_all_epochs_have_the_same_worker_processes_which_end_with_the_run(tmp_pa
     train(of(data), tmp_path / "run", RECIPE, print, on_progress=note)
     assert len(workers) == training.WORKERS
     assert children() <= before
+
+
+def test_teachers_are_a_part_of_the_target(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 12)
+    teachers = [constant_model(tmp_path / f"teacher{bias}" / "checkpoint.pt", bias) for bias in (-20.0, -18.0)]
+    alone, taught = (
+        train(of(data), tmp_path / name, replace(RECIPE, epochs=1), print, teachers=some)
+        for name, some in (("alone", []), ("taught", teachers))
+    )
+    losses = [float(history_of(path.parent)[0]["train_loss"]) for path in (alone, taught)]
+    assert losses[0] != losses[1]
+    names = load_checkpoint(taught)[1]["training"]["teachers"]
+    assert names == ["teacher-20.0/checkpoint.pt", "teacher-18.0/checkpoint.pt"]
+    images, masks = torch.zeros((2, 64, 64, 3), dtype=torch.uint8), torch.full((2, 64, 64), 255, dtype=torch.uint8)
+    run = training.Run(tmp_path / "run", RECIPE, {}, 8, None, teachers)
+    _, target, _ = run._loss(run.network, images, masks, run.teachers)
+    assert torch.allclose(target, torch.tensor(1 - training.TEACHERS_SHARE), atol=1e-4)
+    (tmp_path / "imagenet.pth").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="--teacher"):
+        train(of(data), tmp_path / "wrong", RECIPE, print, teachers=[tmp_path / "imagenet.pth"])
+
+
+def constant_model(path: Path, logit: float) -> Path:
+    """A checkpoint whose logit is the same everywhere."""
+    network = SAUNet(**SMALL)
+    with torch.no_grad():
+        network.last_blocks[-1].weight.zero_()
+        network.last_blocks[-1].bias.fill_(logit)
+    path.parent.mkdir()
+    torch.save(pack(network, 64, 1, 0.5, 0.5, {}), path)
+    return path
+
+
+def test_some_views_are_painted_and_some_are_mosaics(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def upright(levels: Levels, _: np.ndarray, size: int, *__: Any) -> tuple[np.ndarray, np.ndarray]:
+        return levels.small[0][:size, :size], levels.small[1][:size, :size]
+
+    monkeypatch.setattr(training, "augment", upright)
+    nothing = np.zeros((64, 64), np.uint8)
+    levels = [levels_of(np.full((64, 64, 3), grey, np.uint8), nothing, 64) for grey in (50, 90, 200)]
+    images = [PaintedImage(levels[0], levels[1:])]
+    views = [AugmentedImages(images, [], replace(RECIPE, seed=seed))[0, 0][0].numpy() for seed in range(600)]
+    assert {view.shape for view in views} == {(64, 64, 3)}
+    whole = [int(view[0, 0, 0]) for view in views if view.min() == view.max()]
+    for grey in (90, 200):
+        assert 0.11 < whole.count(grey) / len(whole) < 0.2
+    mosaics = len(views) - len(whole)
+    assert 0.03 < mosaics / len(views) < 0.15, "most mosaics show that they are four views"
 
 
 @pytest.mark.slow
@@ -267,7 +317,7 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 2)
     with pytest.raises(SettingsError, match="multiple of 4, at least 8"):
         train(of(data), tmp_path / "run", replace(RECIPE, size=70), print)
-    with pytest.raises(SettingsError, match="--without sleep: must be one of scale"):
+    with pytest.raises(SettingsError, match="--without sleep: must be one of painting"):
         train(of(data), tmp_path / "run", replace(RECIPE, without=("sleep",)), print)
     with pytest.raises(DataError, match="too few"):
         train(of(data), tmp_path / "run", RECIPE, print)
