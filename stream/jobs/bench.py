@@ -467,6 +467,7 @@ def measure_providers(model: Path, batch_size: int) -> dict[str, dict[str, float
         except ProviderError as error:
             found[provider] = str(error)
             continue
+        segmenter.prepare_one()
         sizes = sorted({1, segmenter.batch_size})
         found[provider] = {str(size): _milliseconds(segmenter, size) for size in sizes}
     return found

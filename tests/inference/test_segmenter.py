@@ -192,15 +192,57 @@ def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Calla
     assert said.count("waited for stream (nil)") == 2
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray], count: int) -> None:
-    """In the CPU's memory; each call has maps of its own. Two images are a batch of three with an empty one."""
-    session = providers.open_session(shipped_weights(), "cpu")
-    bound, batch = BoundModel(session, "cpu", 0, [1, 3]), np.stack(pictures[:count])
-    [expected] = session.run(None, {"frames": batch})
-    first = bound.run(batch)
-    bound.run(np.zeros_like(batch))
-    assert np.array_equal(first, expected)
+def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray]) -> None:
+    """In the CPU's memory; each call has maps of its own. Two images are a batch of three."""
+    session, bound = providers.open_session(shipped_weights(), "cpu"), BoundModel("cpu", 0)
+    for batch in (3, 1):
+        bound.add(batch, pictures[0].shape[0], session)
+    for count in (3, 1, 2):
+        [expected] = session.run(None, {"frames": np.stack(pictures[:count])})
+        first = bound.run(pictures[:count])
+        bound.run(np.zeros_like(pictures[:count]))
+        assert np.array_equal(first, expected)
+
+
+def test_a_cuda_session_gets_batches_of_one_size(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """Through the CPU provider posing as CUDA. A second size would make it plan every convolution again."""
+    monkeypatch.setattr(segmenter_module, "choose", lambda _: (["cuda"], []))
+    shapes: list[list[tuple[int, ...]]] = []
+
+    class Bound(BoundModel):
+        def __init__(self, memory: str, device: int) -> None:
+            super().__init__("cpu", device)
+
+    class Session:
+        """A session that notes the shapes of its inputs."""
+
+        def __init__(self) -> None:
+            self._real = providers.open_session(red_model, "cpu")
+            self._shapes: list[tuple[int, ...]] = []
+            shapes.append(self._shapes)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            self._real.run_with_iobinding(binding)
+            self._shapes.append(tuple(binding.get_outputs()[0].shape()))
+
+    monkeypatch.setattr(segmenter_module, "open_session", lambda *_: Session())
+    monkeypatch.setattr(segmenter_module, "BoundModel", Bound)
+    segmenter = Segmenter(red_model, "cuda", batch_size=4)
+    pictures = [np.full((128, 128, 3), (level, 0, 0), np.uint8) for level in range(0, 100, 10)]
+    for count in (1, 3, 10, 1):
+        maps = segmenter.segment(pictures[:count])
+        assert [int(each[0, 0]) for each in maps] == [int(level * 1.5) for level in range(0, 10 * count, 10)]
+    assert len(shapes) == 1
+    for picture in pictures:
+        segmenter.segment_one(picture)
+    assert [set(each) for each in shapes] == [{(4, 128, 128)}, {(1, 128, 128)}]
+    assert len(shapes[1]) == 1 + len(pictures)  # to warm up, too
 
 
 def test_tensorrt_keeps_one_engine_for_all_batch_sizes(
