@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from polypstream.stages.gpu_field_of_view import GpuViewCropper
 from polypstream.stages.overlay import Overlay
 from polypstream.stages.quality import QualityInspector
 from polypstream.stages.smoothing import TemporalSmoother
+
+# Threads that estimate the motion between frames where a GPU runs the model.
+MOTION_THREADS = 4
 
 
 def with_inference(settings: Settings, **changes: str | int | None) -> Settings:
@@ -245,12 +249,14 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings, gpu
         gpu: the GPU that decodes the recording; None: the CPU does.
     """
     card, findings, every = segmenter.card, settings.findings, settings.inference.every
+    # On a CPU, frames come one by one, and the model uses all cores. The threads end with the stages.
+    workers = ThreadPoolExecutor(MOTION_THREADS) if segmenter.batch_size > 1 else None
     return Stages(
         crop=_make_cropper(view, segmenter, gpu),
         quality=QualityInspector(),
-        segment=segmenter if every == 1 else EveryNth(segmenter, every),
+        segment=segmenter if every == 1 else EveryNth(segmenter, every, workers),
         batch_size=segmenter.batch_size,
-        smooth=TemporalSmoother(estimate=every == 1) if findings.steady else None,
+        smooth=TemporalSmoother(every == 1, workers) if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
         overlay=make_overlay(settings),
     )
