@@ -131,6 +131,9 @@ def test_the_gpu_of_the_settings_is_asked_for(monkeypatch: pytest.MonkeyPatch, r
     ids = [providers_[0][1] for providers_ in asked[::2]]  # after each, the CPU is asked whether the model is valid
     assert ids == [{"device_id": "0"}, {"device_id": "1"}]
     assert shared == [0, 1]
+    with pytest.raises(ModelError):
+        providers.open_session(red_model, "cuda", SessionSettings(tf32=False))
+    assert asked[-2] == [("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})]
     with pytest.raises(ProviderError, match=r"inference\.device 2: .*this machine has 2"):
         providers.open_session(red_model, "cuda", SessionSettings(device=2))
 
@@ -186,9 +189,14 @@ def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Calla
         "graph = Nv12Graph(FieldOfView(0, 0, 250, 120), 64, 'cuda', 0)\n"
         "for _ in range(2):\n"
         "    made, held = graph(picture, RgbMatrix(np.eye(3, dtype=np.float32), np.zeros(3, np.float32)))\n"
-        "print(made.shape, made.dtype, held.width, held.height, held.luma.device_name(), held.download().format.name)"
+        "samples = np.full(held.luma.shape(), 7, np.uint8)\n"
+        "held.luma.update_inplace(samples)\n"
+        "back = held.download()\n"
+        "print(made.shape, made.dtype, held.width, held.height, held.luma.device_name(), back.format.name)\n"
+        "print(set(np.frombuffer(back.planes[0], np.uint8).reshape(120, -1)[:, :250].ravel().tolist()))"
     )
     assert "(64, 64, 3) uint8 250 120 cuda yuv420p" in said
+    assert "{7}" in said
     assert said.count("waited for stream (nil)") == 2
 
 
