@@ -276,8 +276,8 @@ class RecordingPipeline:
         video = settings.output.video
         packets_from = None if video.codec == "none" else packets_from
         self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
-        sinks = self._open_sinks(masks, origin)
         self._stages = stages
+        sinks = self._open_sinks(masks, origin)
         self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
@@ -295,6 +295,7 @@ class RecordingPipeline:
                     self.source.shifts,
                     self.copying,
                 )
+                self.video.queue_size = self._stages.ahead
                 sinks.append(("encode", self.video))
             self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))

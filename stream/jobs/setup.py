@@ -31,6 +31,8 @@ from polypstream.stages.smoothing import TemporalSmoother
 
 # Threads that estimate the motion between frames where a GPU runs the model.
 MOTION_THREADS = 4
+# Frames that may wait for the encoder there; a frame of 1920x1080 has 3 MB.
+AHEAD = 60
 
 
 def with_inference(settings: Settings, **changes: str | int | None) -> Settings:
@@ -169,6 +171,11 @@ class Stages:
         On a CPU the model takes frames one by one. There, fewer frames on the way mean that less is lost by a kill.
         """
         return min(QUEUE, self.batch_size)
+
+    @property
+    def ahead(self) -> int:
+        """Frames that may wait for the encoder. While it encodes a marked group, a GPU goes on with the next ones."""
+        return AHEAD if self.batch_size > 1 else QUEUE
 
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
