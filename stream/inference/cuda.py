@@ -112,7 +112,8 @@ def copy_to_cpu(address: int, samples: np.ndarray, device: int) -> None:
 @contextmanager
 def _current_context(device: int) -> Iterator[None]:
     """Make the primary context of a GPU that of the calling thread, within the block."""
-    driver = _driver()
+    # To give up the global lock and wait for it again takes longer than these calls.
+    driver = _driver(ctypes.PyDLL)
     _check(driver.cuCtxPushCurrent_v2(_primary_context(device)), device)
     try:
         yield
@@ -141,5 +142,6 @@ def _check(result: int, device: int) -> None:
 
 
 @functools.cache  # it is asked for each decoded picture; an error is not kept
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+def _driver(kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """The driver. Functions of a PyDLL are called with Python's global lock."""
+    return kind("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -23,8 +25,14 @@ LONGEST_GAP_S = 0.5
 # new scene starts.
 SIDE, SIMILARITY_SCALE = 64, 12.0
 MIN_SIMILARITY = 0.5
+# Frames that one thread takes at once.
+PART = 2
 # Width in pixels of the grey images of SmallGrey.
 SMALL_WIDTH = 320
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -67,14 +75,21 @@ class MotionEstimator:
         Returns:
             What is kept of each frame.
         """
-        greys = self._map(grey_of, frames)
+        greys = self._of_each(grey_of, frames)
         states = [MotionState(frame.seconds, frame.view, grey) for frame, grey in zip(frames, greys, strict=True)]
-        motions = self._map(self._motion, frames, states, [state, *states], wanted)
+        motions = self._of_each(self._motion, [*zip(frames, states, [state, *states], wanted, strict=False)])
         for frame, motion in zip(frames, motions, strict=True):
             frame.motion = motion
         return states
 
-    def _motion(self, frame: Frame, now: MotionState, before: MotionState, wanted: bool) -> Motion | None:
+    def _of_each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Call a function for each item. A thread takes several at once, so that threads wake each other less often."""
+        parts = [items[start : start + PART] for start in range(0, len(items), PART)]
+        return list(chain.from_iterable(self._map(lambda part: list(map(function, part)), parts)))
+
+    def _motion(self, step: tuple[Frame, MotionState, MotionState, bool]) -> Motion | None:
+        """The motion to a frame, given what is kept of it and of the frame before, and whether it is wanted."""
+        frame, now, before, wanted = step
         if not wanted or before.before is None or before.view != now.view:
             return None
         if not 0 < frame.seconds - before.before <= LONGEST_GAP_S:
