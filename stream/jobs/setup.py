@@ -170,7 +170,7 @@ class Stages:
 
         On a CPU the model takes frames one by one. There, fewer frames on the way mean that less is lost by a kill.
         """
-        return min(QUEUE, self.batch_size)
+        return min(2 * QUEUE, self.batch_size)
 
     @property
     def ahead(self) -> int:
