@@ -278,7 +278,7 @@ class RecordingPipeline:
         self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
         self._stages = stages
         sinks = self._open_sinks(masks, origin)
-        self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
+        self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks, full_batches=True)
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
