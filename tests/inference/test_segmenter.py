@@ -200,6 +200,24 @@ def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Calla
     assert said.count("waited for stream (nil)") == 2
 
 
+def test_a_model_on_cuda_has_buffers_of_each_batch_size_there(
+    with_fake_cuda: Callable[[str], str], red_model: Path
+) -> None:
+    """Through the provider itself; only the kernels do nothing."""
+    said = with_fake_cuda(
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from polypstream.inference import segmenter\n"
+        "segmenter.choose = lambda _: (['cuda'], [])\n"
+        f"model = segmenter.Segmenter(Path({str(red_model)!r}), 'cuda', batch_size=4)\n"
+        "maps = model.segment([np.zeros((128, 128, 3), np.uint8)] * 7)\n"
+        "print(len(maps), maps[0].shape, model.segment_one(np.zeros((128, 128, 3), np.uint8)).dtype)\n"
+        "print({batch: each.pictures.device_name() for batch, each in model._bound._sizes.items()})"
+    )
+    assert "7 (128, 128) uint8" in said
+    assert "{1: 'cuda', 4: 'cuda'}" in said
+
+
 def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray]) -> None:
     """In the CPU's memory; each call has maps of its own. Two images are a batch of three."""
     session, bound = providers.open_session(shipped_weights(), "cpu"), BoundModel("cpu", 0)
