@@ -107,6 +107,7 @@ class Nv12Graph:
 
     Example:
         >>> picture = VideoFrame(64, 48, "nv12")
+        >>> picture.pts, picture.time_base = 0, Fraction(1, 30)
         >>> graph = Nv12Graph(FieldOfView(0, 0, 64, 48), 32, "cpu", 0)
         >>> model_input, held = graph(picture, RgbMatrix(np.eye(3, dtype=np.float32), np.zeros(3, np.float32)))
         >>> model_input.shape, held.width
