@@ -82,6 +82,8 @@ OPTIONS = {
 QUIET, MARKED, HALF = "quiet.mp4", "marked.mp4", "half.onnx"
 # The prepared recordings are repeated until they have this many frames.
 LONG = 3000
+# Pictures of NVDEC that are compared with those of the CPU.
+COMPARED = 80
 # Frames of a group of pictures, and where in the demo there is none and one polyp in view for so long.
 GROUP, HEALTHY, POLYP = 48, 79, 22
 NOTHING_MARKED = "findings.smallest=0.99"
@@ -209,14 +211,26 @@ def options_and_batches(bench: Bench) -> dict[str, Any]:
 
 def buffers(bench: Bench, model: Path, cuda_graph: bool) -> dict[str, Any]:
     """Milliseconds of a batch through BoundModel, and pictures per second: both copies included."""
-    settings = SessionSettings(batch_size=max(BATCHES), cuda_graph=cuda_graph)
-    session = open_session(model, bench.provider, settings)
-    bound = BoundModel(session, "cuda" if bench.on_gpu else "cpu", 0, BATCHES, cuda_graph)
     found = {}
     for count in BATCHES if bench.on_gpu else (1,):
-        pictures = noise(count)
-        timed = milliseconds(lambda pictures=pictures: bound.run(pictures), 60 if count < 16 else 20)
+        pictures, bound = noise(count), BoundModel("cuda" if bench.on_gpu else "cpu", 0)
+        session = open_session(model, bench.provider, SessionSettings(batch_size=count, cuda_graph=cuda_graph))
+        bound.add(count, pictures.shape[1], session)
+        timed = milliseconds(lambda pictures=pictures, bound=bound: bound.run(pictures), 60 if count < 16 else 20)
         found[count] = timed | {"per second": round(1000 * count / timed["median"])}
+    return found
+
+
+def other_sizes(bench: Bench) -> dict[str, Any]:
+    """Milliseconds of a run after a run with another batch size, in the same session, and with a session for each."""
+    found: dict[str, Any] = {}
+    one = session_with(bench, {})
+    for title, sessions in {"one session": [one, one], "two sessions": [one, session_with(bench, {})]}.items():
+        found[title] = []
+        for count, session in zip((1, 8) * 3, sessions * 3, strict=True):
+            began = time.perf_counter()
+            session.run(None, {"frames": noise(count)})
+            found[title].append(round(1000 * (time.perf_counter() - began), 1))
     return found
 
 
@@ -257,7 +271,7 @@ def front_parity(bench: Bench) -> dict[str, Any]:
             above, pixels = above + int((np.abs(maps[0] - maps[1]) > 2).sum()), pixels + maps[0].size
             if count == 1:
                 same = [np.asarray(each.in_memory().to_ndarray()) for each in (ours, theirs)]
-            if count >= 300 or bench.left < 20:
+            if count >= COMPARED or bench.left < 20:
                 break
     return {
         "frames": count,
@@ -439,9 +453,10 @@ def main() -> None:
     bench.step("bound buffers", 10, lambda: buffers(bench, weights, False))
     if bench.on_gpu:
         bench.step("CUDA graph", 10, lambda: buffers(bench, weights, True))
+    bench.step("live sources", 40, lambda: rooms(bench))
     bench.step("half floats: masks", 10, lambda: parity(bench, bench.file(HALF)))
     bench.step("half floats: bound buffers", 10, lambda: buffers(bench, bench.file(HALF), False))
-    bench.step("live sources", 40, lambda: rooms(bench))
+    bench.step("batches of 1 and 8 in turns", 10, lambda: other_sizes(bench))
     bench.step("options of the session", 20, lambda: options_and_batches(bench))
     bench.step("10,000 pictures", 15, lambda: soak(bench))
     bench.step("encoders", 1, encoders)

@@ -29,7 +29,8 @@ def build_nv12_graph() -> onnx.ModelProto:
     a row of Y, U and V by `row @ matrix + offset`;
     int64 `width` [1] and `chroma_width` [1], the length of a line without padding.
 
-    Outputs: `model_input` uint8 RGB [S, S, 3], and the planes without padding, `kept_luma` and `kept_chroma`.
+    Outputs: `model_input` uint8 RGB [S, S, 3], and the planes without padding, `kept_luma` [H, W] and `kept_chroma`
+    [2, H/2, W/2], which is U and V.
 
     Returns:
         The model.
@@ -50,7 +51,7 @@ def build_nv12_graph() -> onnx.ModelProto:
     outputs = [
         helper.make_tensor_value_info(MODEL_INPUT, byte, ["S", "S", 3]),
         helper.make_tensor_value_info(KEPT_LUMA, byte, ["H", "W"]),
-        helper.make_tensor_value_info(KEPT_CHROMA, byte, ["H2", "W2", 2]),
+        helper.make_tensor_value_info(KEPT_CHROMA, byte, [2, "H2", "W2"]),
     ]
     constants = [
         helper.make_tensor("zero", whole, [1], [0]),
@@ -69,7 +70,8 @@ def _nodes() -> list[onnx.NodeProto]:
     node = helper.make_node
     return [
         node("Slice", [LUMA, "zero", "width", "one"], [KEPT_LUMA]),
-        node("Slice", [CHROMA, "zero", "chroma_width", "one"], [KEPT_CHROMA]),
+        node("Slice", [CHROMA, "zero", "chroma_width", "one"], ["kept_pairs"]),
+        node("Transpose", ["kept_pairs"], [KEPT_CHROMA], perm=[2, 0, 1]),
         node("Cast", [LUMA], ["y"], to=TensorProto.FLOAT),
         node("MatMul", ["luma_rows", "y"], ["y_rows"]),
         node("MatMul", ["y_rows", "luma_columns"], ["y_scaled"]),

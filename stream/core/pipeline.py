@@ -129,6 +129,8 @@ class Channel(Generic[T]):
         self._dropped: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
         self._abandoned = False
+        # Number of items for which the consumer waits.
+        self._wanted = 1
 
     def put(self, *items: T) -> None:
         """Append items, and wait until there is space for each.
@@ -148,7 +150,8 @@ class Channel(Generic[T]):
                     raise Closed
                 if self._drop_oldest_by is None or not self._replaces(item, self._drop_oldest_by):
                     self._items.append(item)
-            self._changed.notify_all()
+            if len(self._items) >= self._wanted:  # to wake the consumer for less would only take time
+                self._changed.notify_all()
 
     def _replaces(self, item: T, key_of: Callable[[T], Hashable]) -> bool:
         """Replace the oldest item of the same key, if the limit for the key is reached. Return whether it was."""
@@ -168,17 +171,19 @@ class Channel(Generic[T]):
         with self._changed:
             return self._dropped.copy()
 
-    def take(self, most: int) -> list[T]:
-        """Take the waiting items, and wait until there is at least one.
+    def take(self, most: int, least: int = 1) -> list[T]:
+        """Take the waiting items, and wait until there are enough.
 
         Args:
             most: the largest number of items to take.
+            least: the smallest number, except at the end; at most the size of the channel.
 
         Returns:
             The items; an empty list once the channel has ended.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._items or not self._producers)
+            self._wanted = least
+            self._changed.wait_for(lambda: len(self._items) >= least or not self._producers)
             taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
             self._changed.notify_all()
             return taken
@@ -255,6 +260,8 @@ class Pipeline(Generic[T]):
             is dropped.
         close: ends sources that wait for something; called at the first error, from any thread.
         counts: whether an item counts if it is dropped.
+        full_batches: a stage waits until it can take its largest batch, except at the end. Threads then wake each other
+            less often.
 
     Attributes:
         channels: the queues, first those before the stages, then those before the sinks.
@@ -270,7 +277,9 @@ class Pipeline(Generic[T]):
         drop_oldest_by: Callable[[T], Hashable] | None = None,
         close: Callable[[], None] = lambda: None,
         counts: Callable[[T], bool] = lambda _: True,
+        full_batches: bool = False,
     ) -> None:
+        self._full_batches = full_batches
         self._close, self._queue, self._drop_oldest_by, self._counts = close, queue, drop_oldest_by, counts
         self._started, self._stopping = threading.Event(), threading.Event()
         self._error: BaseException | None = None
@@ -412,8 +421,8 @@ class Pipeline(Generic[T]):
                 output.put(items[0])
 
     def _run_stage(self, name: str, stage: Stage[T], most: int, input_: Channel[T], outputs: list[Channel[T]]) -> None:
-        work = self.work[name]
-        while items := input_.take(most):
+        work, least = self.work[name], most if self._full_batches else 1
+        while items := input_.take(most, least):
             with self._delivery(outputs):
                 with work:
                     items = stage(items)

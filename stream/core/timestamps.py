@@ -99,6 +99,10 @@ class TimestampCorrector(Generic[T]):
     _shifts_before: list[int] = field(default_factory=list)
     _ahead: deque[_Item] = field(default_factory=deque)
     _ended: bool = False
+    _near_at_first: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._near_at_first = round(NEAR_S / self.time_base)
 
     def add(self, item: T, stored: int | None, duration: int) -> None:
         """Append an item.
@@ -163,7 +167,7 @@ class TimestampCorrector(Generic[T]):
     @property
     def _near(self) -> int:
         """The longest step that is accepted without a check. It is shorter after a restart of the clock."""
-        near = round(NEAR_S / self.time_base)
+        near = self._near_at_first
         return min(near, USUAL_STEPS * self._last_duration or near) if self._shifts_before else near
 
     def _stored(self, count: int) -> list[int | None]:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 
 from polypstream.errors import ProviderError
 
@@ -85,10 +89,34 @@ def wait_for_default_stream(device: int) -> None:
     Raises:
         ProviderError: the driver reports an error, also one of earlier work.
     """
-    driver, context = _driver(), _primary_context(device)
-    _check(driver.cuCtxPushCurrent_v2(context), device)
+    with _current_context(device):
+        _check(_driver().cuStreamSynchronize(None), device)
+
+
+def copy_to_cpu(address: int, samples: np.ndarray, device: int) -> None:
+    """Copy from the memory of a GPU, with cuMemcpyDtoH of the CUDA driver API. Other threads of Python go on meanwhile.
+
+    Args:
+        address: where it begins in the memory of the GPU; what is written there must be done.
+        samples: receives it; contiguous.
+        device: number of the GPU, from 0.
+
+    Raises:
+        ProviderError: the driver reports an error, also one of earlier work.
+    """
+    target, source = ctypes.c_void_p(samples.ctypes.data), ctypes.c_uint64(address)
+    with _current_context(device):
+        _check(_driver().cuMemcpyDtoH_v2(target, source, ctypes.c_size_t(samples.nbytes)), device)
+
+
+@contextmanager
+def _current_context(device: int) -> Iterator[None]:
+    """Make the primary context of a GPU that of the calling thread, within the block."""
+    # To give up the global lock and wait for it again takes longer than these calls.
+    driver = _driver(ctypes.PyDLL)
+    _check(driver.cuCtxPushCurrent_v2(_primary_context(device)), device)
     try:
-        _check(driver.cuStreamSynchronize(None), device)
+        yield
     finally:
         driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
@@ -114,5 +142,6 @@ def _check(result: int, device: int) -> None:
 
 
 @functools.cache  # it is asked for each decoded picture; an error is not kept
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+def _driver(kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """The driver. Functions of a PyDLL are called with Python's global lock."""
+    return kind("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

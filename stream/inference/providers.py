@@ -156,12 +156,14 @@ class SessionSettings:
         batch_size: the largest batch, for which tensorrt builds its engine.
         cuda_graph: cuda records the work for a batch once and replays it. Then each batch size needs buffers of its own
             that stay in place (`polypstream.inference.bound`).
+        tf32: cuda may round the factors of products to 11 significant bits (TF32), which is faster.
     """
 
     threads: int = 0
     device: int = 0
     batch_size: int = 1
     cuda_graph: bool = False
+    tf32: bool = True
 
 
 def open_session(
@@ -219,7 +221,9 @@ def _chosen_providers(
             f"{count_nvidia_gpus()}, and the first one has number 0"
         )
     let_ffmpeg_share(settings.device)
-    cuda = {"device_id": str(settings.device)} | ({"enable_cuda_graph": "1"} if settings.cuda_graph else {})
+    cuda = {"device_id": str(settings.device)}
+    cuda |= {"enable_cuda_graph": "1"} if settings.cuda_graph else {}
+    cuda |= {} if settings.tf32 else {"use_tf32": "0"}
     if provider == "cuda":
         return [(FULL_NAMES["cuda"], cuda)]
     return [(FULL_NAMES["tensorrt"], _tensorrt_options(model, settings)), (FULL_NAMES["cuda"], cuda)]

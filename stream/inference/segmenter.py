@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ class Segmenter:
         models = {each: (on_cpu or {}).get(each, model) for each in present}
         present = _fastest_first(models, threads)
         self.device = device
+        self._prepared, self._preparing = set[int](), threading.Lock()
         for number, self.provider in enumerate(present, 1):
             self.model = models[self.provider]
             try:
@@ -98,18 +100,36 @@ class Segmenter:
     def _open(self, settings: SessionSettings) -> None:
         if settings.cuda_graph and self.provider != "cuda":
             raise ProviderError(f"inference.cuda_graph: works with the provider cuda, not with {self.provider}")
+        self._settings = settings
         self.batch_size = settings.batch_size if self.provider in GPU else 1
         self._session = open_session(self.model, self.provider, settings)
-        sizes = batch_sizes(self.batch_size)
-        self._bound = None
-        if self.on_cuda:
-            self._bound = BoundModel(self._session, "cuda", settings.device, sizes, settings.cuda_graph)
         self.card = read_card(self._session, self.model)
         self.size = self.card.input_size
-        shapes = [(count, self.size, self.size, 3) for count in sizes]
-        # A CUDA graph is recorded in the first run. This must be over before other threads use the GPU.
-        warm_up(self.run, self.provider, shapes)
+        self._bound = BoundModel("cuda", settings.device) if self.on_cuda else None
+        self._prepare(self.batch_size, self._session)
+        if settings.cuda_graph:
+            # A CUDA graph is recorded in the first run. This must be over before other threads use the GPU.
+            self.prepare_one()
         log.debug("%s: runs on %s, %d images at once", self.model, self.provider, self.batch_size)
+
+    def _prepare(self, batch: int, session: ort.InferenceSession) -> None:
+        """Let batches of a size have a session, and run it once."""
+        if self._bound is not None:
+            self._bound.add(batch, self.size, session)
+        warm_up(self.run, self.provider, [(batch, self.size, self.size, 3)])
+        self._prepared.add(batch)
+
+    def prepare_one(self) -> None:
+        """Make single images faster from now on. Without this, a GPU may fill them up to a whole batch.
+
+        Raises:
+            ProviderError: the provider fails.
+        """
+        with self._preparing:
+            if 1 not in self._prepared:
+                # CUDA's sessions get batches of one size only, see BoundModel.
+                own = open_session(self.model, self.provider, self._settings) if self.provider == "cuda" else None
+                self._prepare(1, own or self._session)
 
     @property
     def on_cuda(self) -> bool:
@@ -141,8 +161,7 @@ class Segmenter:
         """
         maps: list[np.ndarray] = []
         for start in range(0, len(pictures), self.batch_size):
-            batch = pictures[start : start + self.batch_size]
-            maps.extend(self.run(batch[0][None] if len(batch) == 1 else np.stack(batch)))
+            maps.extend(self.run(pictures[start : start + self.batch_size]))
         return maps
 
     def segment_one(self, picture: np.ndarray) -> np.ndarray:
@@ -154,34 +173,23 @@ class Segmenter:
         Returns:
             uint8 [size, size], 0..255 meaning 0..1.
         """
+        self.prepare_one()
         return self.segment([picture])[0]
 
-    def run(self, pictures: np.ndarray) -> np.ndarray:
+    def run(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Run the model on one batch.
 
         Args:
-            pictures: uint8 RGB [N, size, size, 3].
+            pictures: uint8 RGB [size, size, 3] each; at most `batch_size`.
 
         Returns:
             uint8 [N, size, size], 0..255 meaning 0..1.
         """
         if self._bound is not None:
             return self._bound.run(pictures)
-        maps: np.ndarray = self._session.run([OUTPUT], {INPUT: pictures})[0]
+        batch = pictures[0][None] if len(pictures) == 1 else np.asarray(pictures)
+        maps: np.ndarray = self._session.run([OUTPUT], {INPUT: batch})[0]
         return maps
-
-
-def batch_sizes(largest: int) -> list[int]:
-    """Sizes of the batches that a GPU runs: the powers of two below the largest one, and the largest one.
-
-    Args:
-        largest: the largest batch.
-
-    Example:
-        >>> batch_sizes(12)
-        [1, 2, 4, 8, 12]
-    """
-    return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
 def _fastest_first(models: Mapping[Provider, Path], threads: int) -> list[Provider]:

@@ -263,7 +263,7 @@ def measure_recorded(
         sinks: list[tuple[str, Sink[Frame]]] = [("encode", video), ("table", table)]
         started = time.monotonic()
         frames = _until(source.frames(), started + seconds)
-        pipeline = Pipeline([("decode", frames)], [*make_stages(view, segmenter, settings)], sinks)
+        pipeline = Pipeline([("decode", frames)], [*make_stages(view, segmenter, settings)], sinks, full_batches=True)
         pipeline.run(lambda: memory.append(process.memory_info().rss / 1e6))
         passed = time.monotonic() - started
     stage_ms = {name: 1000 * work.seconds / video.frames for name, work in pipeline.work.items()}
@@ -467,6 +467,7 @@ def measure_providers(model: Path, batch_size: int) -> dict[str, dict[str, float
         except ProviderError as error:
             found[provider] = str(error)
             continue
+        segmenter.prepare_one()
         sizes = sorted({1, segmenter.batch_size})
         found[provider] = {str(size): _milliseconds(segmenter, size) for size in sizes}
     return found

@@ -170,6 +170,7 @@ class Live:
             LatencyMeter(),
         )
         self._segmenter, self._settings = segmenter, settings
+        segmenter.prepare_one()
         card, overlay, findings = segmenter.card, settings.overlay, settings.findings
         rules = choose_rules(findings, card.threshold, card.peak)
         labels = "none" if overlay.labels == "auto" else overlay.labels

@@ -276,9 +276,9 @@ class RecordingPipeline:
         video = settings.output.video
         packets_from = None if video.codec == "none" else packets_from
         self.copying, self._why_none = open_copying(packets_from, source.format, video, source.shifts, origin)
-        sinks = self._open_sinks(masks, origin)
         self._stages = stages
-        self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks)
+        sinks = self._open_sinks(masks, origin)
+        self.pipeline = Pipeline([("decode", frames or source.frames())], [*stages], sinks, full_batches=True)
 
     def _open_sinks(self, masks: bool, origin: int | None) -> list[tuple[str, Sink[Frame]]]:
         folder, pictures = self.folder, self.source.format
@@ -295,6 +295,7 @@ class RecordingPipeline:
                     self.source.shifts,
                     self.copying,
                 )
+                self.video.queue_size = self._stages.ahead
                 sinks.append(("encode", self.video))
             self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,11 @@ from polypstream.stages.gpu_field_of_view import GpuViewCropper
 from polypstream.stages.overlay import Overlay
 from polypstream.stages.quality import QualityInspector
 from polypstream.stages.smoothing import TemporalSmoother
+
+# Threads that estimate the motion between frames where a GPU runs the model.
+MOTION_THREADS = 4
+# Frames that may wait for the encoder there; a frame of 1920x1080 has 3 MB.
+AHEAD = 60
 
 
 def with_inference(settings: Settings, **changes: str | int | None) -> Settings:
@@ -164,7 +170,12 @@ class Stages:
 
         On a CPU the model takes frames one by one. There, fewer frames on the way mean that less is lost by a kill.
         """
-        return min(QUEUE, self.batch_size)
+        return min(2 * QUEUE, self.batch_size)
+
+    @property
+    def ahead(self) -> int:
+        """Frames that may wait for the encoder. While it encodes a marked group, a GPU goes on with the next ones."""
+        return AHEAD if self.batch_size > 1 else QUEUE
 
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:
@@ -245,12 +256,14 @@ def make_stages(view: FieldOfView, segmenter: Segmenter, settings: Settings, gpu
         gpu: the GPU that decodes the recording; None: the CPU does.
     """
     card, findings, every = segmenter.card, settings.findings, settings.inference.every
+    # On a CPU, frames come one by one, and the model uses all cores. The threads end with the stages.
+    workers = ThreadPoolExecutor(MOTION_THREADS) if segmenter.batch_size > 1 else None
     return Stages(
         crop=_make_cropper(view, segmenter, gpu),
         quality=QualityInspector(),
-        segment=segmenter if every == 1 else EveryNth(segmenter, every),
+        segment=segmenter if every == 1 else EveryNth(segmenter, every, workers),
         batch_size=segmenter.batch_size,
-        smooth=TemporalSmoother(estimate=every == 1) if findings.steady else None,
+        smooth=TemporalSmoother(every == 1, workers) if findings.steady else None,
         findings=FindingsTracker(choose_rules(findings, card.threshold, card.peak), findings.steady),
         overlay=make_overlay(settings),
     )

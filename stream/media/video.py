@@ -21,6 +21,7 @@ from polypstream.core.files import writing
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.live_pictures import PicturePacket
 from polypstream.core.marks import Mark
+from polypstream.core.pipeline import QUEUE
 from polypstream.core.timestamps import ClockShifts
 from polypstream.errors import OutputError
 from polypstream.media.audio import Audio
@@ -145,10 +146,13 @@ class AnnotatedVideo:
         packets: number of video and audio packets written so far.
         notes: what could not be copied unchanged.
         damage: problems of the audio; complete once the file is closed.
+        queue_size: number of frames that may wait in a pipeline. It may be set before the pipeline is made.
 
     Raises:
         OutputError: the file cannot be written.
     """
+
+    queue_size = QUEUE
 
     def __init__(
         self,

@@ -121,8 +121,8 @@ class Recording:
         self._corrector: TimestampCorrector[av.VideoFrame]
         # Number of frames yielded, and their total duration in seconds.
         self._frames_read, self._seconds_read = 0, 0.0
-        # End of the last frame by the file's own timestamps, in seconds.
-        self._latest_stated_end = 0.0
+        # End of the last frame by the file's own timestamps, in units of the time base.
+        self._latest_stated_end = 0
         self._closed = False
         # pts from which `frames` begins at the latest, and pts before which it ends.
         self._limits: tuple[int | None, int | None] = None, None
@@ -226,7 +226,8 @@ class Recording:
         elif self._limits != (None, None):
             timed, until = self._entering(timed, origin), self._limits[1]
         conform = Conformer(self._format, self._gpu.surface_format if self._gpu else None)
-        orientation, end = self._format.orientation, 0.0
+        time_base, orientation, end = self._format.time_base, self._format.orientation, 0.0
+        start = float(self._format.start)
         for index, (picture, stated, following) in enumerate(timed):
             pts = stated + origin
             if until is not None and pts >= until:
@@ -235,14 +236,14 @@ class Recording:
             stored = picture.pts
             fitting = conform(picture, self._shape_of(picture))
             fitting.pts, fitting.duration = pts, self._duration(picture, stated, following)
-            fitting.time_base = self._format.time_base
-            end = float((pts + fitting.duration) * self._format.time_base)
-            self._frames_read, self._seconds_read = index + 1, end - float(self._format.start)
+            fitting.time_base = time_base
+            end = (pts + fitting.duration) * time_base.numerator / time_base.denominator
+            self._frames_read, self._seconds_read = index + 1, end - start
             yield Frame(
                 index,
                 fitting,
                 pts,
-                self._format.time_base,
+                time_base,
                 last=following is None,
                 orientation=orientation,
                 as_recorded=fitting is picture
@@ -343,20 +344,25 @@ class Recording:
         self._changed += ratio != 1 or (picture.width, picture.height) != size
         return ratio
 
-    @property
+    @cached_property
     def _step(self) -> int:
         step = round(1 / (self._format.rate * self._format.time_base))
         return max(1, min(step, longest_step(self._format.time_base)))
 
     def _duration(self, picture: av.VideoFrame, pts: int, following: int | None) -> int:
         """Display duration of a frame in units of the time base: as the file states, if that is plausible."""
-        announced = self._stream.guessed_rate
-        if announced and announced > MAX_RATE and following is not None:
+        if self._has_wrong_rate and following is not None:
             return following - pts
         # The duration of a frame without a timestamp is a guess. Without a duration the last frame would lie behind the
         # end of an MP4, and players would drop it.
         stated = (picture.duration if picture.pts is not None else 0) or self._step
         return min(stated, longest_step(self._format.time_base))
+
+    @cached_property
+    def _has_wrong_rate(self) -> bool:
+        """Whether the file announces more frames per second than any recording has."""
+        announced = self._stream.guessed_rate
+        return bool(announced and announced > MAX_RATE)
 
     def _with_times(self, pictures: Iterator[av.VideoFrame]) -> Iterator[_Timed]:
         """Give each frame a timestamp. The timestamps increase."""
@@ -381,7 +387,7 @@ class Recording:
     def _stated_time(self, picture: av.VideoFrame) -> tuple[av.VideoFrame, int | None, int]:
         """A frame, its pts as the file states it (or None) and its nominal duration, for the TimestampMender."""
         if picture.pts is not None:
-            self._latest_stated_end = max(self._latest_stated_end, float(self._seconds(picture.pts + self._step)))
+            self._latest_stated_end = max(self._latest_stated_end, picture.pts + self._step)
         return picture, picture.pts, self._step
 
     @property
@@ -453,7 +459,7 @@ class Recording:
             return
         announced, tolerance, shared = self._announced()
         # Some containers take the wrong timestamp of a single frame, which was corrected, for their end.
-        end = max(end, self._latest_stated_end) if self._corrector.corrected else end
+        end = max(end, float(self._seconds(self._latest_stated_end))) if self._corrector.corrected else end
         if shared:
             end = max(end, self._decoding.sound_end + float(self.shifts.after(len(self.shifts.restarts)) or 0))
         # Matroska counts its duration from zero, other containers from the first frame.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 from polypstream.core.frame import Frame, Motion
 from polypstream.core.pipeline import Stage
-from polypstream.stages.motion import MotionEstimator, MotionState, grey_of
+from polypstream.stages.motion import MotionEstimator, MotionState
 
 # A finding is moved along a motion that explains the frame this well: its mean similarity. docs/performance.md has the
 # measurement.
@@ -20,11 +22,12 @@ class EveryNth:
     Args:
         stage: sets the probability of frames.
         every: N; at most N - 1 frames in a row are not passed.
+        workers: see MotionEstimator.
     """
 
-    def __init__(self, stage: Stage[Frame], every: int) -> None:
+    def __init__(self, stage: Stage[Frame], every: int, workers: Executor | None = None) -> None:
         self._stage, self._every = stage, every
-        self._estimate, self._state = MotionEstimator(), MotionState()
+        self._estimate, self._state = MotionEstimator(workers), MotionState()
         self._left_out = 0
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -36,10 +39,8 @@ class EveryNth:
         Returns:
             The same frames.
         """
+        *_, self._state = self._estimate(frames, self._state, [True] * len(frames))
         for frame in frames:
-            grey = grey_of(frame)
-            frame.motion = self._estimate(frame, grey, self._state)
-            self._state = MotionState(frame.seconds, frame.view, grey)
             frame.segmented = not _is_reliable(frame.motion) or self._left_out == self._every - 1
             self._left_out = 0 if frame.segmented else self._left_out + 1
         chosen = [frame for frame in frames if frame.segmented]

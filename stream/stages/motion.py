@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,8 +25,14 @@ LONGEST_GAP_S = 0.5
 # new scene starts.
 SIDE, SIMILARITY_SCALE = 64, 12.0
 MIN_SIMILARITY = 0.5
+# Frames that one thread takes at once.
+PART = 2
 # Width in pixels of the grey images of SmallGrey.
 SMALL_WIDTH = 320
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -40,35 +51,57 @@ class MotionState:
 
 
 class MotionEstimator:
-    """Estimates the motion between two frames.
+    """Estimates the motion between frames.
 
     The optical flow is dense inverse search: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
+
+    Args:
+        workers: runs the estimation for several frames at the same time; None: for one after the other.
     """
 
-    def __init__(self) -> None:
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    def __init__(self, workers: Executor | None = None) -> None:
+        self._map = map if workers is None else workers.map
+        # An object of DISOpticalFlow has buffers of its own, so each thread has one.
+        self._of_thread = threading.local()
 
-    def __call__(self, frame: Frame, grey: np.ndarray, state: MotionState) -> Motion | None:
-        """Estimate the motion since the previous frame.
+    def __call__(self, frames: Sequence[Frame], state: MotionState, wanted: Sequence[bool]) -> list[MotionState]:
+        """Set `motion` of frames: since the frame before, or None if there is none, or if a new scene starts.
 
         Args:
-            frame: the frame, with `model_input`.
-            grey: the frame, from `grey_of`.
-            state: what was kept of the previous frame.
+            frames: frames of one source with `model_input`, in the order of their timestamps.
+            state: what was kept of the frame before the first one.
+            wanted: for each frame, whether its motion is wanted; otherwise it is None.
 
         Returns:
-            The motion; None if there is no previous frame, or if a new scene starts.
+            What is kept of each frame.
         """
-        if state.before is None or state.view != frame.view or not 0 < frame.seconds - state.before <= LONGEST_GAP_S:
+        greys = self._of_each(grey_of, frames)
+        states = [MotionState(frame.seconds, frame.view, grey) for frame, grey in zip(frames, greys, strict=True)]
+        motions = self._of_each(self._motion, [*zip(frames, states, [state, *states], wanted, strict=False)])
+        for frame, motion in zip(frames, motions, strict=True):
+            frame.motion = motion
+        return states
+
+    def _of_each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Call a function for each item. A thread takes several at once, so that threads wake each other less often."""
+        parts = [items[start : start + PART] for start in range(0, len(items), PART)]
+        return list(chain.from_iterable(self._map(lambda part: list(map(function, part)), parts)))
+
+    def _motion(self, step: tuple[Frame, MotionState, MotionState, bool]) -> Motion | None:
+        """The motion to a frame, given what is kept of it and of the frame before, and whether it is wanted."""
+        frame, now, before, wanted = step
+        if not wanted or before.before is None or before.view != now.view:
             return None
-        flow = self.flow(grey, state.grey)
-        similarity = similarity_along(flow, grey, state.grey)
+        if not 0 < frame.seconds - before.before <= LONGEST_GAP_S:
+            return None
+        flow = self.flow(now.grey, before.grey)
+        similarity = similarity_along(flow, now.grey, before.grey)
         if similarity.mean() < MIN_SIMILARITY:
             return None
         height, width = frame.model_input.shape[:2]
         # The flow is scaled to pixels of the map before it is enlarged, because it then has fewer values.
         larger = cv2.resize(flow * np.array([width / SIDE, height / SIDE], np.float32), (width, height))
-        return Motion(cv2.add(larger, grid(height, width)), cv2.resize(similarity, (width, height)))
+        return Motion(cv2.add(larger, grid(height, width), larger), cv2.resize(similarity, (width, height)))
 
     def flow(self, grey: np.ndarray, before: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         """Estimate where each pixel was in an earlier image.
@@ -80,7 +113,9 @@ class MotionEstimator:
         Returns:
             float32 [h, w, 2]: what must be added to x and y of a pixel.
         """
-        flow: np.ndarray = self._flow.calc(grey, before, None if start is None else start.copy())
+        if not hasattr(self._of_thread, "estimator"):
+            self._of_thread.estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        flow: np.ndarray = self._of_thread.estimator.calc(grey, before, None if start is None else start.copy())
         return flow
 
 

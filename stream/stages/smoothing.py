@@ -7,13 +7,15 @@ match (a cut, a reflection, something new), only the current map counts. Therefo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
 from polypstream.core.frame import Frame
-from polypstream.stages.motion import MotionEstimator, MotionState, grey_of
+from polypstream.stages.motion import MotionEstimator, MotionState
 
 # Time constant tau of the past's weight, exp(-dt / tau), in seconds.
 TIME_CONSTANT_S = 0.05
@@ -42,13 +44,14 @@ class TemporalSmoother:
 
     Args:
         estimate: estimate the motion, too. False: the frames come with it, as those of EveryNth.
+        workers: see MotionEstimator.
 
     Attributes:
         state: the state after the latest frame. Another smoother that is given this state continues in the same way.
     """
 
-    def __init__(self, estimate: bool = True) -> None:
-        self._estimate = MotionEstimator() if estimate else None
+    def __init__(self, estimate: bool = True, workers: Executor | None = None) -> None:
+        self._estimate = MotionEstimator(workers) if estimate else None
         self.state = SmootherState()
 
     def __call__(self, frames: list[Frame]) -> list[Frame]:
@@ -60,28 +63,35 @@ class TemporalSmoother:
         Returns:
             The same frames.
         """
-        for frame in frames:
-            self._smooth(frame)
+        seen = list(self._last_seen(frames))
+        idle = [frame.seconds - last > IDLE_AFTER_S for frame, last in zip(frames, seen, strict=True)]
+        greys = [self.state.grey] * len(frames)
+        if self._estimate is not None:
+            # It does not depend on what is smoothed, so it may be done for all of them at the same time.
+            greys = [each.grey for each in self._estimate(frames, self.state, [not each for each in idle])]
+        for frame, grey, last, is_idle in zip(frames, greys, seen, idle, strict=True):
+            smooth = self._smooth(frame, is_idle)
+            self.state = SmootherState(frame.seconds, frame.view, grey, smooth, last)
+            frame.smoothed = cv2.convertScaleAbs(smooth)
+            if not frame.segmented:
+                frame.probability = frame.smoothed
         return frames
 
-    def _smooth(self, frame: Frame) -> None:
+    def _last_seen(self, frames: list[Frame]) -> Iterator[float]:
+        """For each frame, yield the `seen` of the state after it."""
+        seen = self.state.seen
+        for frame in frames:
+            if frame.segmented and frame.probability.max() >= FAINT:
+                seen = frame.seconds
+            yield seen
+
+    def _smooth(self, frame: Frame, is_idle: bool) -> np.ndarray:
+        """The smoothed probability of the next frame, float32 [h, w], 0..255."""
         state = self.state
-        if frame.segmented and frame.probability.max() >= FAINT:
-            state.seen = frame.seconds
-        idle = frame.seconds - state.seen > IDLE_AFTER_S
-        grey = state.grey
-        if self._estimate is not None:
-            grey = grey_of(frame)
-            frame.motion = None if idle else self._estimate(frame, grey, state)
-        past = None if frame.motion is None or idle else frame.motion.warp(state.smooth)
+        past = None if frame.motion is None or is_idle else frame.motion.warp(state.smooth)
         if frame.segmented:
-            smooth = _average(frame, past, frame.seconds - (state.before or 0.0))
-        else:
-            smooth = np.zeros_like(state.smooth) if past is None else past
-        self.state = SmootherState(frame.seconds, frame.view, grey, smooth, state.seen)
-        frame.smoothed = cv2.convertScaleAbs(smooth)
-        if not frame.segmented:
-            frame.probability = frame.smoothed
+            return _average(frame, past, frame.seconds - (state.before or 0.0))
+        return np.zeros_like(state.smooth) if past is None else past
 
 
 def _average(frame: Frame, past: np.ndarray | None, elapsed: float) -> np.ndarray:
@@ -89,14 +99,15 @@ def _average(frame: Frame, past: np.ndarray | None, elapsed: float) -> np.ndarra
 
     Args:
         frame: the frame.
-        past: smoothed probability of the previous frame, moved to this frame; None: there is no past.
+        past: smoothed probability of the previous frame, moved to this frame, which is overwritten; None: there is no
+            past.
         elapsed: seconds since the previous frame.
     """
     now = frame.probability
     if past is None or frame.motion is None:
         return now.astype(np.float32)
     weight = np.float32(np.exp(-elapsed / TIME_CONSTANT_S))
-    smooth: np.ndarray = np.subtract(past, now, dtype=np.float32)
+    smooth = np.subtract(past, now, out=past)
     smooth *= frame.motion.similarity
     smooth *= weight / QUANTUM
     np.trunc(smooth, out=smooth)

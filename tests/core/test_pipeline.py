@@ -85,6 +85,24 @@ def test_batches_form_from_what_is_waiting() -> None:
     assert max(sizes) == 6  # a whole batch may wait, though the queue is shorter
 
 
+def test_full_batches_are_waited_for_except_the_last_one() -> None:
+    sizes: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+
+    def noting(name: str) -> Callable[[list[int]], list[int]]:
+        return lambda items: sizes[name].append(len(items)) or items  # type: ignore[func-returns-value]
+
+    def slow() -> Iterator[int]:
+        for number in range(43):
+            time.sleep(0.0005)
+            yield number
+
+    stages = [("a", noting("a"), 6), ("b", noting("b"), 1), ("c", noting("c"), 4)]
+    sink = Keep()
+    Pipeline([("decode", slow())], stages, [("sink", sink)], queue=2, full_batches=True).run()
+    assert sink.items == list(range(43))
+    assert sizes == {"a": [6] * 7 + [1], "b": [1] * 43, "c": [4] * 10 + [3]}
+
+
 def failing_source() -> Iterator[int]:
     yield from range(20)
     raise ValueError("source")

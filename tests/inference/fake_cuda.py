@@ -29,6 +29,7 @@ ANSWERS = {
     "cudaFreeHost": "(void *memory) { free(memory); return 0; }",
     "cudaMemcpy": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",
     "cudaMemcpyAsync": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",
+    "cuMemcpyDtoH_v2": "(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }",
     # FFmpeg's and ONNX Runtime's work is in different streams: a test reads that the one was waited for.
     "cuStreamSynchronize": '(void *stream) { fprintf(stderr, "waited for stream %p\\n", stream); return 0; }',
     "cuDevicePrimaryCtxSetFlags_v2": "(int device, unsigned flags) "
@@ -40,6 +41,7 @@ ANSWERS = {
 DRIVER = {
     *("cuInit", "cuDeviceGet", "cuDeviceGetCount", "cuDeviceGetName", "cuDriverGetVersion", "cuStreamSynchronize"),
     *("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxSetFlags_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"),
+    "cuMemcpyDtoH_v2",
 }
 
 

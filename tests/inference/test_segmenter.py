@@ -131,6 +131,9 @@ def test_the_gpu_of_the_settings_is_asked_for(monkeypatch: pytest.MonkeyPatch, r
     ids = [providers_[0][1] for providers_ in asked[::2]]  # after each, the CPU is asked whether the model is valid
     assert ids == [{"device_id": "0"}, {"device_id": "1"}]
     assert shared == [0, 1]
+    with pytest.raises(ModelError):
+        providers.open_session(red_model, "cuda", SessionSettings(tf32=False))
+    assert asked[-2] == [("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})]
     with pytest.raises(ProviderError, match=r"inference\.device 2: .*this machine has 2"):
         providers.open_session(red_model, "cuda", SessionSettings(device=2))
 
@@ -186,21 +189,86 @@ def test_the_front_graph_runs_on_cuda_with_what_lies_there(with_fake_cuda: Calla
         "graph = Nv12Graph(FieldOfView(0, 0, 250, 120), 64, 'cuda', 0)\n"
         "for _ in range(2):\n"
         "    made, held = graph(picture, RgbMatrix(np.eye(3, dtype=np.float32), np.zeros(3, np.float32)))\n"
-        "print(made.shape, made.dtype, held.width, held.height, held.luma.device_name(), held.download().format.name)"
+        "samples = np.full(held.luma.shape(), 7, np.uint8)\n"
+        "held.luma.update_inplace(samples)\n"
+        "back = held.download()\n"
+        "print(made.shape, made.dtype, held.width, held.height, held.luma.device_name(), back.format.name)\n"
+        "print(set(np.frombuffer(back.planes[0], np.uint8).reshape(120, -1)[:, :250].ravel().tolist()))"
     )
     assert "(64, 64, 3) uint8 250 120 cuda yuv420p" in said
+    assert "{7}" in said
     assert said.count("waited for stream (nil)") == 2
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray], count: int) -> None:
-    """In the CPU's memory; each call has maps of its own. Two images are a batch of three with an empty one."""
-    session = providers.open_session(shipped_weights(), "cpu")
-    bound, batch = BoundModel(session, "cpu", 0, [1, 3]), np.stack(pictures[:count])
-    [expected] = session.run(None, {"frames": batch})
-    first = bound.run(batch)
-    bound.run(np.zeros_like(batch))
-    assert np.array_equal(first, expected)
+def test_a_model_on_cuda_has_buffers_of_each_batch_size_there(
+    with_fake_cuda: Callable[[str], str], red_model: Path
+) -> None:
+    """Through the provider itself; only the kernels do nothing."""
+    said = with_fake_cuda(
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from polypstream.inference import segmenter\n"
+        "segmenter.choose = lambda _: (['cuda'], [])\n"
+        f"model = segmenter.Segmenter(Path({str(red_model)!r}), 'cuda', batch_size=4)\n"
+        "maps = model.segment([np.zeros((128, 128, 3), np.uint8)] * 7)\n"
+        "print(len(maps), maps[0].shape, model.segment_one(np.zeros((128, 128, 3), np.uint8)).dtype)\n"
+        "print({batch: each.pictures.device_name() for batch, each in model._bound._sizes.items()})"
+    )
+    assert "7 (128, 128) uint8" in said
+    assert "{1: 'cuda', 4: 'cuda'}" in said
+
+
+def test_a_bound_model_returns_what_a_session_returns(pictures: list[np.ndarray]) -> None:
+    """In the CPU's memory; each call has maps of its own. Two images are a batch of three."""
+    session, bound = providers.open_session(shipped_weights(), "cpu"), BoundModel("cpu", 0)
+    for batch in (3, 1):
+        bound.add(batch, pictures[0].shape[0], session)
+    for count in (3, 1, 2):
+        [expected] = session.run(None, {"frames": np.stack(pictures[:count])})
+        first = bound.run(pictures[:count])
+        bound.run(np.zeros_like(pictures[:count]))
+        assert np.array_equal(first, expected)
+
+
+def test_a_cuda_session_gets_batches_of_one_size(monkeypatch: pytest.MonkeyPatch, red_model: Path) -> None:
+    """Through the CPU provider posing as CUDA. A second size would make it plan every convolution again."""
+    monkeypatch.setattr(segmenter_module, "choose", lambda _: (["cuda"], []))
+    shapes: list[list[tuple[int, ...]]] = []
+
+    class Bound(BoundModel):
+        def __init__(self, memory: str, device: int) -> None:
+            super().__init__("cpu", device)
+
+    class Session:
+        """A session that notes the shapes of its inputs."""
+
+        def __init__(self) -> None:
+            self._real = providers.open_session(red_model, "cpu")
+            self._shapes: list[tuple[int, ...]] = []
+            shapes.append(self._shapes)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            self._real.run_with_iobinding(binding)
+            self._shapes.append(tuple(binding.get_outputs()[0].shape()))
+
+    monkeypatch.setattr(segmenter_module, "open_session", lambda *_: Session())
+    monkeypatch.setattr(segmenter_module, "BoundModel", Bound)
+    segmenter = Segmenter(red_model, "cuda", batch_size=4)
+    pictures = [np.full((128, 128, 3), (level, 0, 0), np.uint8) for level in range(0, 100, 10)]
+    for count in (1, 3, 10, 1):
+        maps = segmenter.segment(pictures[:count])
+        assert [int(each[0, 0]) for each in maps] == [int(level * 1.5) for level in range(0, 10 * count, 10)]
+    assert len(shapes) == 1
+    for picture in pictures:
+        segmenter.segment_one(picture)
+    assert [set(each) for each in shapes] == [{(4, 128, 128)}, {(1, 128, 128)}]
+    assert len(shapes[1]) == 1 + len(pictures)  # to warm up, too
 
 
 def test_tensorrt_keeps_one_engine_for_all_batch_sizes(

@@ -75,6 +75,21 @@ def test_of_very_many_blobs_255_are_found() -> None:
     assert np.array_equal(np.bincount(labels[labels > 0]), [0] + [1] * 255)
 
 
+def test_blobs_are_numbered_as_in_the_whole_map() -> None:
+    """Only the part with blobs is labelled; wherever it begins, the numbers are those of all of it."""
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        noise = cv2.GaussianBlur(random.standard_normal((96, 96), np.float32), (0, 0), random.uniform(0.6, 4))
+        probability = np.zeros((96, 96), np.uint8)
+        y, x, height, width = random.integers(1, 48, 4)
+        box = np.s_[y : y + height, x : x + width]
+        probability[box] = np.where(noise > 1.2 * noise.std(), 200, 0)[box]
+        _, expected, boxes, _ = cv2.connectedComponentsWithStats(probability)
+        labels, blobs = find_blobs(probability, probability, Rules(0.5))
+        assert np.array_equal(labels, expected)
+        assert [blob.share * probability.size for blob in blobs] == boxes[1:, cv2.CC_STAT_AREA].tolist()
+
+
 def test_each_outline_has_the_number_of_its_track() -> None:
     """The map is nearly as probable around the blobs, so that their outlines run in other places of the map."""
     tracker = FindingsTracker(Rules(0.5), steady=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -101,6 +102,28 @@ def test_what_is_gone_is_forgotten_within_a_second_to_the_last_bit() -> None:
     assert smoother.state.smooth.any()
     smoother(frames[10:])
     assert not smoother.state.smooth.any()
+
+
+def test_several_frames_at_once_are_smoothed_as_one_by_one() -> None:
+    """A polyp, two seconds of nothing, a polyp: to the last bit, and with the same motion."""
+    together, alone = (list(frames_of(1, 60)) for _ in range(2))
+    for frame in (*together[5:58], *alone[5:58]):
+        frame.probability = nothing()
+    with ThreadPoolExecutor(3) as workers:
+        smoother = TemporalSmoother(workers=workers)
+        for start in range(0, 60, 8):
+            smoother(together[start : start + 8])
+    one = TemporalSmoother()
+    for frame in alone:
+        one([frame])
+    assert {frame.motion is None for frame in alone[1:]} == {True, False}
+    for ours, theirs in zip(together, alone, strict=True):
+        assert np.array_equal(ours.smoothed, theirs.smoothed)
+        assert (ours.motion is None) == (theirs.motion is None)
+        if ours.motion is not None and theirs.motion is not None:
+            assert np.array_equal(ours.motion.origin, theirs.motion.origin)
+            assert np.array_equal(ours.motion.similarity, theirs.motion.similarity)
+    assert np.array_equal(smoother.state.smooth, one.state.smooth)
 
 
 def test_after_two_seconds_of_nothing_no_motion_is_looked_for() -> None:
