@@ -91,6 +91,11 @@ class Signal:
     ended: bool = False
     given_up: bool = False
 
+    def stop(self) -> None:
+        """Note that the source was stopped."""
+        self.problem = STOPPED if self.there else f"{STOPPED} without a signal ({self.problem})"
+        self.there, self.ended = False, True
+
 
 class LiveSource(Protocol):
     """A source whose frames arrive in real time.

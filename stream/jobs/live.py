@@ -389,6 +389,9 @@ class Live:
                 yield frame
         except Exception as error:  # whatever a library raises
             source.signal.there, source.signal.problem = False, words_of(error)
+        except GeneratorExit:  # the pipeline stopped before the source ended by itself
+            source.signal.stop()
+            raise
 
     def _run_background(self) -> None:
         assert self._background is not None

@@ -52,7 +52,7 @@ class Encoder:
         no_delay: options with which it outputs each frame immediately.
         device: the hardware that it needs, as text for the user.
         lower_field_first: options for frames whose bottom field is the earlier one.
-        deblocked: options that switch on the deblocking filter where a fast preset leaves it out.
+        compact: options with which a fast preset needs fewer bits for the same PSNR.
     """
 
     codec: str
@@ -61,7 +61,7 @@ class Encoder:
     no_delay: Mapping[str, str]
     device: str
     lower_field_first: Mapping[str, str] = field(default_factory=dict)
-    deblocked: Mapping[str, str] = field(default_factory=dict)
+    compact: Mapping[str, str] = field(default_factory=dict)
 
 
 # The order in which "auto" tries them: hardware first.
@@ -83,7 +83,7 @@ ENCODERS = {
             {"tune": "zerolatency"},
             "nothing but a CPU",
             {"x264-params": "bff=1"},
-            {"deblock": "0:0"},
+            {"aq-mode": "0"},
         ),
     )
 }

@@ -21,8 +21,8 @@ from polypstream.media.scaling import shown_within
 
 SEQUENCE_PARAMETERS = 7  # nal_unit_type
 PIXEL_FORMAT = "yuv420p"
-# A quick preset, and a quality that is close to that of the JPEGs of the page (docs/performance.md).
-SETTINGS = VideoSettings(codec="auto", preset="ultrafast", crf=24)
+# A fast preset, and a quality that is close to that of the JPEGs of the page (docs/performance.md).
+SETTINGS = VideoSettings(codec="auto", preset="superfast", crf=25)
 # FFmpeg's number of BT.709, as matrix, primaries and transfer function.
 BT709 = int(Colorspace.ITU709)
 # Units per second of the timestamps, and a frame rate that is seldom exceeded.
@@ -157,7 +157,7 @@ def _encoder_for(width: int, height: int) -> FrameEncoder:
         color_trc=BT709,
     )
     encoder = choose_encoder(SETTINGS.codec, PIXEL_FORMAT)
-    options = {**encoder_options(encoder, pictures, SETTINGS), **encoder.no_delay, **encoder.deblocked}
+    options = {**encoder_options(encoder, pictures, SETTINGS), **encoder.no_delay, **encoder.compact}
     context = open_encoder(encoder, pictures, options)
     # With threads, x264 cuts pictures into slices: larger, and no faster where other work fills the cores.
     context.thread_count = 1

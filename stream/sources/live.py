@@ -24,7 +24,7 @@ from polypstream.core.formatting import counted
 from polypstream.core.frame import Frame, PictureFormat
 from polypstream.core.live_pictures import LivePictures
 from polypstream.core.live_sound import TIME_BASE, LiveSound
-from polypstream.core.protocols import STOPPED, LiveSource, Signal, Source
+from polypstream.core.protocols import LiveSource, Signal, Source
 from polypstream.errors import SourceError
 from polypstream.media.audio_times import AudioPacket
 from polypstream.media.color import forget_unknown_tags
@@ -237,8 +237,7 @@ class Stream:
                 return
             self._closed.wait(back_off(attempts, self.settings.longest_wait))
         self.sound.expect(False)
-        problem = STOPPED if self.signal.there else f"{STOPPED} without a signal ({self.signal.problem})"
-        self.signal.there, self.signal.ended, self.signal.problem = False, True, problem
+        self.signal.stop()
 
     def close(self) -> None:
         """End `frames`, after its current wait; this takes at most the timeout."""
@@ -388,9 +387,10 @@ class Replay:
         while self._endless and not self._closed.is_set():
             with closing(self._open()) as recording:
                 yield from self._played(recording)
-        self.signal.there, self.signal.ended = False, True
         if self._closed.is_set():
-            self.signal.problem = STOPPED
+            self.signal.stop()
+        else:
+            self.signal.there, self.signal.ended = False, True
 
     def _played(self, recording: Source) -> Iterator[Frame]:
         with ExitStack() as stack:

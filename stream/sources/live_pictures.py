@@ -40,13 +40,14 @@ class _Waiting:
     """A packet that waits for its frame.
 
     Attributes:
-        stored, dts: its timestamps in the stream.
+        stored: its timestamp in the stream; None: it has none, and its frame comes before the next packet.
+        ahead: how much earlier it is decoded than shown, in units of the stream.
         format, data, is_key: as in PicturePacket.
         pts: pts of its frame; None until that has come.
     """
 
-    stored: int
-    dts: int
+    stored: int | None
+    ahead: int
     format: PacketFormat
     data: bytes
     is_key: bool
@@ -97,9 +98,13 @@ class PictureIntake:
         """
         if self._given_up or not packet.size:
             return
-        # RTSP has no decoding times. They are those of showing, unless frames are reordered.
-        dts = packet.pts if packet.dts is None and not self._stream.codec_context.has_b_frames else packet.dts
-        if packet.pts is None or dts is None:
+        # RTSP has no decoding times, and the first picture of a device has no times at all. Unless frames are reordered,
+        # each is shown when it is decoded.
+        if packet.pts is not None and packet.dts is not None:
+            ahead = packet.pts - packet.dts
+        elif not self._stream.codec_context.has_b_frames:
+            ahead = 0
+        else:
             self.give_up(NO_TIMES)
             return
         try:
@@ -111,7 +116,7 @@ class PictureIntake:
         kept = picture_units(units)
         if self._format is not None and kept:
             is_key = any(unit_type(unit) == IDR for unit in kept)
-            self._waiting.append(_Waiting(packet.pts, dts, self._format, join_lengths(kept), is_key))
+            self._waiting.append(_Waiting(packet.pts, ahead, self._format, join_lengths(kept), is_key))
         if len(self._waiting) > MOST_WAITING:
             self._waiting.popleft()
 
@@ -145,12 +150,18 @@ class PictureIntake:
         """
         if self._given_up:
             return
-        own = next((each for each in self._waiting if each.stored == stored), None)
+        own = next((each for each in reversed(self._waiting) if each.stored == stored), None)
         if own is None:
             return
         own.pts = pts
-        while self._waiting and (self._waiting[0].pts is not None or self._waiting[0].stored < own.stored):
+        while self._waiting and self._is_due(self._waiting[0], own):
             self._pass_on(self._waiting.popleft())
+
+    def _is_due(self, packet: _Waiting, own: _Waiting) -> bool:
+        """Whether the frame of a packet has come, or will not come because that of another one has."""
+        if packet.stored is None or own.stored is None:
+            return True  # frames are not reordered
+        return packet.pts is not None or packet.stored < own.stored
 
     def _pass_on(self, packet: _Waiting) -> None:
         self._begun = self._begun or packet.is_key
@@ -158,7 +169,7 @@ class PictureIntake:
         if packet.pts is None or not self._begun:
             return  # it could not be decoded, or a copy of it could not be
         assert self._stream.time_base is not None
-        dts = packet.pts + round((packet.dts - packet.stored) * self._stream.time_base / self._unit)
+        dts = packet.pts - round(packet.ahead * self._stream.time_base / self._unit)
         self._pictures.add(packet.format, packet.data, (packet.pts, dts), packet.is_key, self._unit)
 
 
@@ -195,8 +206,10 @@ class RecordingPictures:
             if packet is None or len(self._read) > MOST_WAITING:
                 self._intake.give_up(CORRECTED)
                 return
-            if packet.pts is not None:
-                self._read.add(packet.pts)
+            if packet.pts is None:
+                self._intake.give_up(NO_TIMES)
+                return
+            self._read.add(packet.pts)
             self._intake.add(cast("Packet[av.VideoStream]", packet))
         self._read = {each for each in self._read if each > stored}
         self._intake.shown(stored, played)

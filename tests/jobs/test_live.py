@@ -20,7 +20,9 @@ from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from tempfile import TemporaryFile
+from typing import ClassVar
+from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -45,6 +47,7 @@ from polypstream.sinks.rolling import RollingRecording
 from polypstream.sources.devices import Device, parse_formats
 from polypstream.sources.live import open_live, parse_address
 from polypstream.stages.live import LiveViewCropper, StalenessFilter
+from tests import rtsp_server
 from tests.conftest import Kept, call, command, free_port, pts_of
 
 pytestmark = pytest.mark.slow
@@ -206,7 +209,7 @@ def test_sources_share_the_session(make: Callable[..., Path], segmenter: Segment
 class Peer:
     """A real program that sends a test picture of a size to an address, until it is killed.
 
-    For RTSP it is VLC, which serves what ffmpeg makes; for HLS ffmpeg's playlist is served by Python's own server.
+    For RTSP, GStreamer serves what ffmpeg makes; for HLS, Python's own server serves ffmpeg's playlist.
     """
 
     def __init__(self, url: str, size: str) -> None:
@@ -216,28 +219,22 @@ class Peer:
     def start(self) -> None:
         """Send."""
         if self.url.startswith("rtsp"):
-            read, write = os.pipe()
-            self._start(self._ffmpeg("mpegts", "-"), stdout=write)
-            quiet = ["-I", "dummy", "--no-audio", "--quiet", "--file-caching=100"]
-            serve = ["vlc", *quiet, "fd://0", "--sout", f"#rtp{{sdp={self.url}}}"]
-            # VLC does not run as root.
-            nobody = {"user": "nobody", "env": os.environ | {"HOME": "/"}} if os.geteuid() == 0 else {}
-            self._start(serve, stdin=read, stderr=subprocess.DEVNULL, **nobody)
-            os.close(read)
-            os.close(write)
+            with TemporaryFile() as stream:
+                subprocess.run(self._ffmpeg(["-t", "10"], "mpegts", "-"), stdout=stream, check=True)
+                stream.seek(0)
+                self.processes.append(rtsp_server.serve(stream, urlsplit(self.url).port or 554, "tcp"))
         elif self.url.startswith("rtmp"):
-            self._start([*self._ffmpeg("flv", self.url, "-listen", "1")])
+            self._start(self._ffmpeg(["-re"], "flv", "-listen", "1", self.url))
         else:
-            self._start(self._ffmpeg("mpegts", self.url))
+            self._start(self._ffmpeg(["-re"], "mpegts", self.url))
 
-    def _ffmpeg(self, container: str, *to: str) -> list[str]:
-        picture = ["-re", "-f", "lavfi", "-i", f"testsrc2=size={self.size}:rate=25"]
+    def _ffmpeg(self, reading: list[str], container: str, *to: str) -> list[str]:
+        picture = [*reading, "-f", "lavfi", "-i", f"testsrc2=size={self.size}:rate=25"]
         encoder = ["-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "12"]
-        *options, address = reversed(to)
-        return ["ffmpeg", "-v", "error", *picture, *encoder, "-f", container, *reversed(options), address]
+        return ["ffmpeg", "-v", "error", *picture, *encoder, "-f", container, *to]
 
-    def _start(self, command: list[str], **wanted: Any) -> None:
-        self.processes.append(subprocess.Popen(command, **wanted))
+    def _start(self, command: list[str]) -> None:
+        self.processes.append(subprocess.Popen(command))
 
     def kill(self) -> None:
         """As when the cable is pulled."""
@@ -281,8 +278,8 @@ LINKS = {
 def test_a_stream_that_goes_away_is_picked_up_when_it_returns(
     scheme: str, peer: Callable[[str, str], Peer], segmenter: Segmenter, tmp_path: Path
 ) -> None:
-    if scheme == "rtsp" and shutil.which("vlc") is None:
-        pytest.skip("needs VLC (Debian's vlc-bin and vlc-plugin-base) as RTSP server")
+    if scheme == "rtsp" and not rtsp_server.is_installed():
+        pytest.skip(rtsp_server.NEEDED)
     port = free_port()
     mine, theirs = (link.format(port) for link in LINKS[scheme])
     settings, kept = Settings.model_validate({"live": {"timeout": 1.0}}), Kept()

@@ -20,6 +20,7 @@ from polypstream.core.pipeline import in_background
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live import Live, open_sources
 from polypstream.jobs.live_outputs import clips_of, recordings_of
+from tests import rtsp_server
 from tests.conftest import audio_packets_of, command, free_port
 
 pytestmark = pytest.mark.slow
@@ -201,6 +202,41 @@ def test_sound_of_a_stream_stops_and_starts_again_and_its_sender_goes_and_return
     assert live.status()[0].losses == 1
     for path in (tmp_path / "r.mp4", *live.clips["room"].clips):
         assert beeps_in_step(path) >= 6
+
+
+@pytest.mark.realtime
+@pytest.mark.skipif(not rtsp_server.is_installed(), reason=rtsp_server.NEEDED)
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_sound_of_an_rtsp_server_that_goes_and_returns_is_in_step(
+    transport: str, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    port = free_port()
+    video = flashing(tmp_path / "a.ts", 5.6)
+    sources = open_sources([f"room=rtsp://127.0.0.1:{port}/room"], SETTINGS)
+    recordings = [
+        *recordings_of(tmp_path / "r.mp4", sources, SETTINGS),
+        *recordings_of(tmp_path / "c.mp4", sources, SETTINGS, True),
+    ]
+    live = Live(sources, segmenter, SETTINGS, recordings)
+
+    def servers() -> Iterator[None]:
+        for _ in range(2):
+            with video.open("rb") as stream:
+                server = rtsp_server.serve(stream, port, transport, "--sound")
+            while not sources[0].signal.there:
+                yield
+            while sources[0].signal.there:  # until the end of the video
+                yield
+            server.kill()
+            server.wait()
+        live.close()
+
+    serving = servers()
+    live.run(lambda: next(serving, None))
+    assert live.status()[0].losses == 2
+    for path in (tmp_path / "r.mp4", tmp_path / "c.mp4"):
+        assert beeps_in_step(path) >= 6
+        assert codec_of(path) == "aac"
 
 
 @pytest.mark.realtime

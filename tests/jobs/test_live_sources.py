@@ -277,6 +277,22 @@ def test_the_last_line_after_a_clean_end_is_no_complaint(segmenter: Segmenter, m
     assert "no signal" not in line
 
 
+def test_a_source_is_stopped_also_if_the_run_ends_before_it_has_noticed(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = Camera("room", 1000, 50)
+    monkeypatch.setattr(camera, "close", lambda: None)
+    live = Live([camera], segmenter, PATIENT, [("kept", Kept())])
+
+    def interrupt() -> None:
+        if live.status()[0].shown:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        live.run(interrupt, 0.01)
+    assert describe(live.status()[0]).startswith("room: stopped, ")
+
+
 def test_a_source_that_loses_frames_and_its_signal_says_so_in_words() -> None:
     latency = Percentiles(46.2, 100.0, 174.4, 200.0)
     warning = "this machine is too slow: 61 % of the frames of the last 10 s were skipped"

@@ -18,7 +18,7 @@ from polypstream.sinks import viewers
 from polypstream.sinks.browser import Browser
 from polypstream.sinks.viewers import Viewer, Viewers
 
-KEY = StreamedPicture(b"key", Sequence("avc1.42c01f", 320, 240))
+KEY = StreamedPicture(b"key", Sequence("avc1.64001f", 320, 240))
 OTHERS = [StreamedPicture(bytes([number]), None) for number in range(9)]
 
 
@@ -178,7 +178,7 @@ def test_a_new_size_or_orientation_begins_a_new_sequence() -> None:
     assert len(pictures) == len(frames)
     sizes = [each.key_frame_of and (each.key_frame_of.width, each.key_frame_of.height) for each in pictures]
     assert sizes == [(320, 240), None, (640, 360), (640, 1138), (320, 240)]
-    assert {each.key_frame_of.codec[:9] for each in pictures if each.key_frame_of} == {"avc1.42c0"}
+    assert {each.key_frame_of.codec[:9] for each in pictures if each.key_frame_of} == {"avc1.6400"}
     shown = decoded(pictures)
     assert [each.shape[:2] for each in shown] == [(240, 320), (240, 320), (360, 640), (1138, 640), (240, 320)]
     for each, level in zip(shown, (90, 90, 200, 30, 90), strict=True):

@@ -75,7 +75,7 @@ def test_a_viewer_gets_a_key_frame_at_once_and_then_each_picture(page: Served) -
         "codedWidth": 320,
         "codedHeight": 240,
     }
-    assert pictures[0][0]["codec"].startswith("avc1.42c0")
+    assert pictures[0][0]["codec"].startswith("avc1.6400")
     shown = decoded([data for _, data in pictures])
     assert len(shown) == 31
     for each in (shown[0], shown[-1]):
