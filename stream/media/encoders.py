@@ -83,7 +83,7 @@ ENCODERS = {
             {"tune": "zerolatency"},
             "nothing but a CPU",
             {"x264-params": "bff=1"},
-            {"aq-mode": "0"},
+            {"aq-mode": "0", "subq": "3", "trellis": "1"},
         ),
     )
 }

@@ -22,7 +22,7 @@ from polypstream.media.scaling import shown_within
 SEQUENCE_PARAMETERS = 7  # nal_unit_type
 PIXEL_FORMAT = "yuv420p"
 # A fast preset, and a quality that is close to that of the JPEGs of the page (docs/performance.md).
-SETTINGS = VideoSettings(codec="auto", preset="superfast", crf=25)
+SETTINGS = VideoSettings(codec="auto", preset="superfast", crf=22.5)
 # FFmpeg's number of BT.709, as matrix, primaries and transfer function.
 BT709 = int(Colorspace.ITU709)
 # Units per second of the timestamps, and a frame rate that is seldom exceeded.
