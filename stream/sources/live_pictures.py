@@ -98,8 +98,8 @@ class PictureIntake:
         """
         if self._given_up or not packet.size:
             return
-        # RTSP has no decoding times, and the first picture of a device has no times at all. Unless frames are reordered,
-        # each is shown when it is decoded.
+        # RTSP has no decoding times, and the first picture of a device has no times at all. Unless frames are
+        # reordered, each is shown when it is decoded.
         if packet.pts is not None and packet.dts is not None:
             ahead = packet.pts - packet.dts
         elif not self._stream.codec_context.has_b_frames:
