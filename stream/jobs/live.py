@@ -21,6 +21,7 @@ from polypstream.core.config import Display, Settings
 from polypstream.core.formatting import clock, words_of
 from polypstream.core.frame import Frame
 from polypstream.core.marks import TITLES, Mark, MarkKind, Marks
+from polypstream.core.memory import give_back_free_memory
 from polypstream.core.pipeline import POLL_S, ByKey, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import CONNECTING, LiveSource
 from polypstream.errors import SettingsError, SourceError
@@ -60,6 +61,8 @@ QUEUE = 1
 SILENCE_S = 3.0
 # Seconds between two looks at whether the last frames of a source that is removed are delivered.
 DRAIN_POLL_S = 0.01
+# Seconds between two times at which freed memory is given back.
+MEMORY_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -181,6 +184,7 @@ class Live:
         self._recent: dict[str, RecentFrames] = {}
         self._ends: dict[str, _End] = {}
         self._silent_from: dict[str, float] = {}
+        self._memory_due = 0.0
         self.clips: dict[str, ClipSaver] = {}
         for source in sources:
             self._admit(source, (displays or {}).get(source.name))
@@ -354,6 +358,7 @@ class Live:
         def poll_all() -> None:
             self._report_silence()
             self._count_recent()
+            self._give_back_memory()
             changes.look({each.name: each.problem for each in self.sinks() if each.problem != CONNECTING})
             poll()
 
@@ -363,6 +368,12 @@ class Live:
             else:
                 with in_background("background-inference", self._run_background, self._pictures.end):
                     self.pipeline.run(poll_all, every)
+
+    def _give_back_memory(self) -> None:
+        """Give freed memory back to the system, now and then: sources come and go for hours."""
+        if time.monotonic() >= self._memory_due:
+            self._memory_due = time.monotonic() + MEMORY_S
+            give_back_free_memory()
 
     def _report_silence(self) -> None:
         """Log one line for each source that has sent nothing for a while, once."""
