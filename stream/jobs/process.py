@@ -295,7 +295,7 @@ class RecordingPipeline:
                     self.source.shifts,
                     self.copying,
                 )
-                self.video.queue_size = self._stages.ahead
+                self.video.queue_size = self._stages.ahead(pictures.rate)
                 sinks.append(("encode", self.video))
             self.findings = FindingsFile(folder, self._about)
             sinks.append(("findings file", self.findings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from polypstream.core.config import Settings
@@ -172,10 +173,16 @@ class Stages:
         """
         return min(2 * QUEUE, self.batch_size)
 
-    @property
-    def ahead(self) -> int:
-        """Frames that may wait for the encoder. While it encodes a marked group, a GPU goes on with the next ones."""
-        return AHEAD if self.batch_size > 1 else QUEUE
+    def ahead(self, rate: Fraction) -> int:
+        """Return the number of frames that may wait for the encoder. A kill loses them, so they last a second at most.
+
+        While a marked group is encoded, a GPU goes on with the next ones.
+
+        Args:
+            rate: of the recording, in frames per second.
+        """
+        frames = int(rate) if self.batch_size > 1 else min(QUEUE, int(rate / 2))
+        return max(1, min(AHEAD, frames))
 
     @property
     def analysis(self) -> list[tuple[str, Stage[Frame], int]]:

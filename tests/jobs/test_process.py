@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ import pytest
 
 from polypstream.core.config import load_settings
 from polypstream.core.frame import Frame, Quality
+from polypstream.core.geometry import FieldOfView
 from polypstream.errors import OutputError
 from polypstream.inference import segmenter
 from polypstream.inference.providers import open_session
 from polypstream.jobs.process import Job, process, read_result
-from polypstream.jobs.setup import make_segmenter, with_model
+from polypstream.jobs.setup import make_segmenter, make_stages, with_model
 from polypstream.sinks.findings import read_polyps
 from polypstream.sinks.tables import FramesTable
 from tests.conftest import (
@@ -414,3 +416,13 @@ def test_overwriting_leaves_no_old_snapshots(make: Make, red_model: Path, tmp_pa
     old.touch()
     call(*arguments, "--overwrite")
     assert [path.name for path in old.parent.iterdir()] == ["track-1.jpg"]
+
+
+@pytest.mark.parametrize(("batch", "rate", "frames"), [(8, 30, 30), (8, 120, 60), (1, 30, 4), (1, 5, 2), (1, 0.5, 1)])
+def test_frames_that_wait_for_the_encoder_last_a_second_at_most(
+    red_model: Path, batch: int, rate: float, frames: int
+) -> None:
+    """A kill loses them, and what it loses is documented as two seconds at most."""
+    settings = with_model(load_settings(None, ["inference.provider=cpu"]), red_model)
+    stages = make_stages(FieldOfView(0, 0, 320, 240), make_segmenter(settings), settings)
+    assert replace(stages, batch_size=batch).ahead(Fraction(rate)) == frames
