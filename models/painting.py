@@ -39,11 +39,8 @@ def paint_over(
         A new image and an empty mask; None if there is no polyp, or not enough wall, or if a polyp reaches the border
         of the image: the colours at the edge of the painted region would be its own.
     """
-    polyp = cv2.compare(mask, 127, cv2.CMP_GT)
-    if not polyp.any() or (polyp > 0).mean() > LARGEST:
-        return None
-    region = _widened(polyp)
-    if not np.array_equal(region, _without_border(region)):
+    region = _region_of(mask)
+    if region is None or not np.array_equal(region, _without_border(region)):
         return None
     donor = _choose_place(region, _wall(image, region), random)
     return None if donor is None else (_cloned(image, region, donor), np.zeros_like(mask))
@@ -63,16 +60,22 @@ def paint_wall(
     Returns:
         A new image, and the same mask; None if there is not enough wall.
     """
-    polyp = cv2.compare(shape, 127, cv2.CMP_GT)
-    if not polyp.any() or (polyp > 0).mean() > LARGEST:
+    region = _region_of(shape)
+    if region is None:
         return None
-    region, wall = _widened(polyp), _wall(image, _widened(cv2.compare(mask, 127, cv2.CMP_GT)))
+    wall = _wall(image, _widened(cv2.compare(mask, 127, cv2.CMP_GT)))
     target = _choose_place(region, wall, random)
     if target is None:
         return None
     region = _moved(region, target)
     donor = _choose_place(region, cv2.bitwise_and(wall, cv2.bitwise_not(region)), random)
     return None if donor is None else (_cloned(image, region, donor), mask)
+
+
+def _region_of(mask: np.ndarray) -> np.ndarray | None:
+    """Return the region to paint for the polyps of a mask; None if there are none, or if they are too large."""
+    polyp = cv2.compare(mask, 127, cv2.CMP_GT)
+    return _widened(polyp) if 0 < cv2.countNonZero(polyp) <= LARGEST * polyp.size else None
 
 
 def _widened(polyp: np.ndarray) -> np.ndarray:

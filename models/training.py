@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from torchmetrics.classification import BinaryStatScores
 
 from polypstream.core.files import write_output
 from polypstream.errors import DataError, ModelError, OutputError, SettingsError
+from polypstream.inference.cpu import usable_cores
 from polypstream.jobs.image import view_of_image
 from polypstream.models.checkpoint import VALIDATION_NAMES, is_checkpoint, load_checkpoint, pack, save_atomically
 from polypstream.models.data import (
@@ -69,7 +69,7 @@ PAINTED_FRACTION = 0.15
 # How much of the target is what the teachers say. The rest is the true mask.
 TEACHERS_SHARE = 0.6
 WARM_UP_SHARE = 0.05
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = usable_cores()
 # Worker processes that make random views, about 3 ms each. Training on a CPU leaves them at most one core of two.
 WORKERS = max(1, min(16, CORES - 1))
 GRADIENT_NORM = 5.0

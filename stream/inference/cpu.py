@@ -59,8 +59,12 @@ def describe_cpu() -> str:
         For example "AMD EPYC 7763, 2 cores (avx2)".
     """
     name, flags = _name_and_flags()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores" + (f" ({' '.join(flags)})" if flags else "")
+    return f"{name}, {usable_cores()} cores" + (f" ({' '.join(flags)})" if flags else "")
+
+
+def usable_cores() -> int:
+    """Return the number of the CPU's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _name_and_flags() -> tuple[str, list[str]]:
