@@ -24,6 +24,7 @@ from polypstream.cli.options import (
     open_segmenter,
     read_settings,
 )
+from polypstream.core.memory import keep_heap_small
 from polypstream.errors import PolypstreamError, SettingsError
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def live_sources(
     At least one output is needed: --window, --record, --record-clean, --push
     or --serve.
     """
+    keep_heap_small()
     with importing():
         from polypstream.cli.progress import StatusLines
         from polypstream.core.pipeline import POLL_S, in_background
@@ -263,6 +265,7 @@ def serve_pages(
     The pages take images and recordings, and show live video. Ctrl-C stops the
     server.
     """
+    keep_heap_small()
     with importing():
         from polypstream.cli.progress import passing_line
         from polypstream.web.serve import serve as serve_application
