@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from bisect import insort
 from collections import Counter
@@ -25,6 +24,7 @@ from polypstream.core.memory import give_back_free_memory
 from polypstream.core.pipeline import POLL_S, ByKey, Channel, Pipeline, Sink, Stage, in_background
 from polypstream.core.protocols import CONNECTING, LiveSource
 from polypstream.errors import SettingsError, SourceError
+from polypstream.inference.cpu import usable_cores
 from polypstream.inference.segmenter import Segmenter
 from polypstream.jobs.live_changes import LiveChanges
 from polypstream.jobs.live_outputs import recording_name
@@ -193,7 +193,7 @@ class Live:
 
         # Frames of different sources pass a stage at the same time, but only so many that other stages also have cores.
         # More would only wait, and be late.
-        most = max(2, (os.cpu_count() or 1) // 2)
+        most = max(2, usable_cores() // 2)
         self._workers = ThreadPoolExecutor(most)
 
         def by_source(name: str, stage: Stage[Frame]) -> tuple[str, Stage[Frame], int]:
