@@ -101,6 +101,25 @@ class BufferedSink(Sink[T_contra], Protocol[T_contra]):
     queue_size: int
 
 
+@runtime_checkable
+class GroupSink(Sink[T_contra], Protocol[T_contra]):
+    """A sink that consumes items that wait together, such as one of each source. `write` is not called.
+
+    Attributes:
+        most: the largest number of items that it takes at once.
+    """
+
+    most: int
+
+    def write_group(self, items: Sequence[T_contra], /) -> None:
+        """Consume some items.
+
+        Args:
+            items: the items; at least one.
+        """
+        ...
+
+
 class Closed(Exception):
     """Raised by `put` when the consumer of a channel has stopped."""
 
@@ -435,12 +454,15 @@ class Pipeline(Generic[T]):
         return self._delivering if outputs is self._last else nullcontext()
 
     def _run_sink(self, name: str, sink: Sink[T], input_: Channel[T]) -> None:
-        work = self.work[name]
+        work, most = self.work[name], sink.most if isinstance(sink, GroupSink) else 1
         try:
-            while items := input_.take(1):
+            while items := input_.take(most):
                 with work:
-                    sink.write(items[0])
-                work.items += 1
+                    if isinstance(sink, GroupSink):
+                        sink.write_group(items)
+                    else:
+                        sink.write(items[0])
+                work.items += len(items)
         except BaseException as error:
             self._fail(error)
             input_.abandon()

@@ -6,7 +6,8 @@ import copy
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import cv2
@@ -16,7 +17,7 @@ from polypstream.core.config import Settings
 from polypstream.core.formatting import words_of
 from polypstream.core.frame import Frame, Quality
 from polypstream.core.geometry import THUMBNAIL, FieldOfView
-from polypstream.core.pipeline import BufferedSink, Channel, Sink, Stage
+from polypstream.core.pipeline import BufferedSink, ByKey, Channel, Sink, Stage
 from polypstream.media.pictures import copy_of
 from polypstream.stages.field_of_view import ViewCropper, find_field_of_view
 from polypstream.stages.marker_motion import move_markers
@@ -466,11 +467,20 @@ class IsolatedSink:
         Args:
             frame: the frame.
         """
+        self._pass([frame], self._write_in_turn)
+
+    def _write_in_turn(self, frames: list[Frame]) -> list[Frame]:
+        for frame in frames:
+            self.sink.write(frame)
+        return frames
+
+    def _pass(self, frames: Sequence[Frame], write: Stage[Frame]) -> None:
         with self._lock:
-            if self.problem or frame.source in self._forgotten:
+            wanted = [frame for frame in frames if frame.source not in self._forgotten]
+            if self.problem or not wanted:
                 return
             try:
-                self.sink.write(frame)
+                write(wanted)
             except Exception as error:  # a library may raise anything; the other sinks continue
                 self.problem = words_of(error)
 
@@ -500,3 +510,34 @@ class IsolatedSink:
             self.sink.close()
         except Exception as error:  # as above
             self.problem = self.problem or words_of(error)
+
+
+class ParallelSink(IsolatedSink):
+    """An isolated sink that gets frames of different sources at the same time.
+
+    Args:
+        sink: the sink. Threads may write frames of different sources to it at once.
+        most: the largest number of frames that it gets at once.
+
+    Attributes:
+        most: the same.
+    """
+
+    def __init__(self, sink: Sink[Frame], most: int) -> None:
+        super().__init__(sink)
+        self.most = most
+        self._workers = ThreadPoolExecutor(most)
+        self._write_by_source = ByKey(self._write_in_turn, lambda frame: frame.source, self._workers)
+
+    def write_group(self, frames: Sequence[Frame]) -> None:
+        """Pass frames to the sink, until the sink fails.
+
+        Args:
+            frames: the frames.
+        """
+        self._pass(frames, self._write_by_source)
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._workers.shutdown()
+        super().close()

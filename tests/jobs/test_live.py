@@ -43,6 +43,7 @@ from polypstream.jobs.live_outputs import pushes_of, recordings_of
 from polypstream.jobs.live_status import describe
 from polypstream.media.pictures import planes_of
 from polypstream.media.srt import srt_received, srt_sent
+from polypstream.sinks.browser import Browser
 from polypstream.sinks.rolling import RollingRecording
 from polypstream.sources.devices import Device, parse_formats
 from polypstream.sources.live import open_live, parse_address
@@ -734,6 +735,58 @@ def test_a_sink_that_fails_fails_alone(make: Callable[..., Path], segmenter: Seg
     live.run(lambda: None)
     assert len(kept.frames) >= 10
     assert live.failed_sinks() == ["r.mp4: the disk is full; what was written so far is kept", "the screen is gone"]
+
+
+class Meeting(Browser):
+    """A page whose first frame waits until a frame of another source is written at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[str, int]] = []
+        self.present: set[str] = set()
+        self.met = threading.Event()
+
+    def write(self, frame: Frame) -> None:
+        self.present.add(frame.source)
+        if len(self.present) == 2:
+            self.met.set()
+        self.met.wait(5)
+        self.written.append((frame.source, frame.index))
+        self.present.discard(frame.source)
+
+
+def test_the_page_encodes_several_sources_at_the_same_time(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polypstream.jobs.live.usable_cores", lambda: 4)
+    page, clip = Meeting(), make(frames=25)
+    live = Live(open_sources([f"a=replay:{clip}", f"b=replay:{clip}"], PATIENT), segmenter, PATIENT, [("page", page)])
+    live.run(lambda: None)
+    assert page.met.is_set()
+    assert not live.failed_sinks()
+    for name in "ab":
+        indices = [index for source, index in page.written if source == name]
+        assert indices == sorted(set(indices))
+        assert len(indices) >= 5
+    for status in live.status():
+        assert status.frames_in == status.shown + sum(status.dropped.values())
+
+
+def test_what_fails_for_one_source_ends_the_page_alone(
+    make: Callable[..., Path], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Browser):
+        def write(self, frame: Frame) -> None:
+            if frame.source == "b":
+                raise OutputError("the page is gone")
+
+    monkeypatch.setattr("polypstream.jobs.live.usable_cores", lambda: 4)
+    kept, clip = Kept(), make(frames=25)
+    sources = open_sources([f"a=replay:{clip}", f"b=replay:{clip}"], PATIENT)
+    live = Live(sources, segmenter, PATIENT, [("page", Broken()), ("kept", kept)])
+    live.run(lambda: None)
+    assert live.failed_sinks() == ["the page is gone"]
+    assert len(kept.frames) >= 20
 
 
 @pytest.mark.slow
