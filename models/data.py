@@ -310,7 +310,8 @@ def augment(
         patches: textures of residue, of residue_patches.
 
     Returns:
-        The view, uint8 RGB [size, size, 3], and its mask, uint8 [size, size] of 0 and 255.
+        The view, uint8 RGB [size, size, 3], and its mask, uint8 [size, size] of 0 and 255, and of RESIDUE where residue
+        hides what is below it.
     """
     zoom, centre = random.uniform(0.5, 1.5), 0.5 + random.uniform(-0.125, 0.125, 2)
     if "scale" in without:
@@ -320,7 +321,7 @@ def augment(
     image, mask = levels.large if zoom > 1 else levels.small
     transform = _random_affine(image.shape[0], size, zoom, centre, random)
     image = cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR)
-    mask = cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR)
+    mask = cv2.compare(cv2.warpAffine(mask, transform, (size, size), flags=cv2.INTER_LINEAR), 127, cv2.CMP_GT)
     if random.random() < RESIDUE_FRACTION and "residue" not in without:
         image, mask = lay_residue(image, mask, patches, random)
     if random.random() < PALETTE_FRACTION and "palette" not in without:
@@ -329,7 +330,7 @@ def augment(
         image = _random_colour(image, random)
     if "degradation" not in without:
         image = _degrade(image, random)
-    return image, cv2.compare(mask, 127, cv2.CMP_GT)
+    return image, mask
 
 
 def _close_up(mask: np.ndarray, healthy: bool, random: np.random.Generator) -> tuple[float, np.ndarray]:

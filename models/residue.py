@@ -33,6 +33,8 @@ MOST_HIDDEN, PIECE_TRIES = 0.4, 4
 MATERIALS = (0.7, 0.15, 0.15)
 # Opacity from which a piece hides what is below it, so that the mask ends at its edge.
 OPAQUE = 0.6
+# Value of a mask where residue hides what is below it. There is certainly no polyp to be seen.
+RESIDUE = 1
 
 
 def residue_patches(image: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
@@ -87,14 +89,14 @@ def lay_residue(
 
     Args:
         image: uint8 RGB [S, S, 3].
-        mask: uint8 [S, S] of 0..255.
+        mask: uint8 [S, S] of 0 and 255.
         patches: of residue_patches. Without any, all pieces are foam and fluid.
         random: source of the random numbers.
 
     Returns:
-        New image and mask.
+        New image, and new mask of 0, RESIDUE and 255.
     """
-    image, mask, size, polyp = image.copy(), mask.copy(), image.shape[0], cv2.countNonZero(mask)
+    image, mask, size, polyp = image.copy(), mask.copy(), image.shape[0], np.count_nonzero(mask == 255)
     for _ in range(random.integers(1, MOST_PIECES + 1)):
         side = max(4, round(size * random.uniform(*PIECE_SIDES)))
         cover = _irregular_shape(side, random)
@@ -105,7 +107,7 @@ def lay_residue(
         texture, opacity = _material(below, patches, random)
         alpha = cover * opacity
         image[place] = np.rint(below + (texture - below) * alpha[..., None]).astype(np.uint8)
-        mask[place][alpha >= OPAQUE] = 0
+        mask[place][alpha >= OPAQUE] = RESIDUE
     return image, mask
 
 
@@ -127,11 +129,12 @@ def _place(
     mask: np.ndarray, cover: np.ndarray, least: float, random: np.random.Generator
 ) -> tuple[slice, slice] | None:
     """Choose where a piece lies, so that this many pixels of polyps stay visible; None if no place was found."""
-    visible = cv2.countNonZero(mask)
+    polyp = mask == 255
+    visible = np.count_nonzero(polyp)
     for _ in range(PIECE_TRIES):
         row, column = random.integers(0, mask.shape[0] - cover.shape[0] + 1, 2)
         place = slice(row, row + cover.shape[0]), slice(column, column + cover.shape[0])
-        hidden = np.count_nonzero((mask[place] > 0) & (cover > 0))
+        hidden = np.count_nonzero(polyp[place] & (cover > 0))
         if not hidden or visible - hidden >= least:
             return place
     return None

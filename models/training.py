@@ -49,7 +49,7 @@ from polypstream.models.data import (
 from polypstream.models.efficientnet_lite import load_imagenet
 from polypstream.models.figures import draw_curves
 from polypstream.models.painting import paint_over, paint_wall
-from polypstream.models.residue import residue_patches
+from polypstream.models.residue import RESIDUE, residue_patches
 from polypstream.models.sa_unet import OURS, SAUNet, check_size
 from polypstream.models.shipped import freeze_norms, load_exported
 
@@ -89,6 +89,7 @@ class Recipe:
         validation: fraction of the images in the validation split, 0..1. The split chooses the checkpoint.
         healthy_views: random views per epoch of each image without a polyp. Data sets have few such images, clinical
             video has many.
+        freeze_encoder: train the attention and the decoder only.
         seed: of the split, the initial weights, the order and the augmentation.
         without: parts of PARTS to leave out, to measure their effect.
     """
@@ -101,6 +102,7 @@ class Recipe:
     dice: float = 1.0
     validation: float = 0.08
     healthy_views: int = 1
+    freeze_encoder: bool = False
     seed: int = 0
     without: tuple[str, ...] = ()
 
@@ -193,8 +195,9 @@ def train(
             random weights. The validation split of the checkpoint's run is used again.
         on_progress: called after each step with the number of steps done and of all steps.
         teachers: trained models, as for `start`. The target is then a mean of the true mask and the probability that
-            the teachers see in the same view: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015;
-            Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022.
+            the teachers see in the same view, except for residue and for views without a polyp: Hinton et al.,
+            "Distilling the Knowledge in a Neural Network", 2015; Beyer et al., "Knowledge distillation: A good teacher
+            is patient and consistent", CVPR 2022.
 
     Returns:
         The path of checkpoint.pt.
@@ -212,6 +215,8 @@ def train(
         raise SettingsError(f"--without {unknown.pop()}: must be one of {', '.join(PARTS)}")
     if start is not None and not start.is_file():
         raise ModelError(f"{start}: no such checkpoint")
+    if start is None and recipe.freeze_encoder:
+        raise SettingsError("--freeze-encoder: needs --start; an encoder with random weights sees nothing")
     pairs = named_pairs(data.folders, data.names)
     with ThreadPoolExecutor(CORES) as pool:
         content = list(pool.map(lambda pair: _read_levels(pair[1], recipe.size), pairs))
@@ -267,7 +272,7 @@ def batches_of_views(
         device: to which the batches are copied later.
 
     Yields:
-        Images, uint8 [N, S, S, 3], and masks, uint8 [N, S, S] of 0 and 255.
+        Images, uint8 [N, S, S, 3], and masks, uint8 [N, S, S], as `augment` makes them.
     """
     order = epoch_orders(len(views.content), recipe, first)
     yield from DataLoader(views, batch_sampler=order, num_workers=WORKERS, pin_memory=device.type == "cuda")
@@ -320,6 +325,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.network = SAUNet(**OURS)
         pretrained = _start_from(start, self.network) if start else nn.ModuleList()
+        self.network.downsample.requires_grad_(not recipe.freeze_encoder)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = deepcopy(self.network)
         self.teachers = [_load_teacher(path).to(self.device) for path in teachers]
@@ -391,6 +397,8 @@ class Run:
         self.network.train()
         if self.description.get(NORMS) == FROZEN:
             freeze_norms(self.network)
+        if self.recipe.freeze_encoder:
+            freeze_norms(self.network.downsample)
         for images, masks in islice(batches, self.steps_per_epoch):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate() * group["share"]
@@ -466,14 +474,16 @@ class Run:
     def _loss(
         self, network: nn.Module, images: Tensor, masks: Tensor, teachers: Sequence[nn.Module] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits, target and loss of uint8 images [N, H, W, 3] and masks [N, H, W] of 0 and 255."""
+        """Compute logits, target and loss of uint8 images [N, H, W, 3] and masks [N, H, W], as `augment` makes them."""
         x = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        target = (masks.to(self.device, non_blocking=True) > 127).float()[:, None]
+        masks = masks.to(self.device, non_blocking=True)[:, None]
+        target = (masks > 127).float()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device)):
             logits = network(x)
             if teachers:
-                taught = _mean_probability(teachers, x)
-                target = target + TEACHERS_SHARE * (taught - target)
+                # Where there is certainly no polyp, teachers may be wrong, and nothing is to be learned from them.
+                asked = (masks != RESIDUE) & target.amax(dim=(1, 2, 3), keepdim=True).bool()
+                target = target + TEACHERS_SHARE * asked * (_mean_probability(teachers, x) - target)
         logits = logits.float()
         loss = F.binary_cross_entropy_with_logits(logits, target)
         if self.recipe.dice:

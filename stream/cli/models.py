@@ -86,6 +86,13 @@ def train(
             help="Initial weights: `shipped`, a checkpoint, an exported model, or ImageNet weights of the encoder",
         ),
     ] = None,
+    freeze_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-encoder",
+            help="Train the attention and the decoder only. With --start shipped this is faster and forgets less",
+        ),
+    ] = False,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +129,7 @@ def train(
         dice=dice,
         validation=validation,
         healthy_views=healthy_views,
+        freeze_encoder=freeze_encoder,
         seed=seed,
         without=tuple(sorted(without or [])),
     )

@@ -22,6 +22,7 @@ from polypstream.models import training
 from polypstream.models.checkpoint import load_checkpoint, pack
 from polypstream.models.data import Levels, levels_of
 from polypstream.models.figures import draw_curves
+from polypstream.models.residue import RESIDUE
 from polypstream.models.sa_unet import OURS, Architecture, SAUNet
 from polypstream.models.shipped import load_exported
 from polypstream.models.training import AugmentedImages, PaintedImage, Recipe, TrainingData, epoch_orders, train
@@ -136,9 +137,29 @@ def test_teachers_are_a_part_of_the_target(tmp_path: Path) -> None:
     run = training.Run(tmp_path / "run", RECIPE, {}, 8, None, teachers)
     _, target, _ = run._loss(run.network, images, masks, run.teachers)
     assert torch.allclose(target, torch.tensor(1 - training.TEACHERS_SHARE), atol=1e-4)
+    convinced = [training._load_teacher(constant_model(tmp_path / "convinced" / "checkpoint.pt", 20.0))]
+    masks[0, :32], masks[0, 32:48], masks[1] = 0, RESIDUE, 0
+    _, target, _ = run._loss(run.network, images, masks, convinced)
+    assert torch.allclose(target[0, 0, :32], torch.tensor(training.TEACHERS_SHARE))
+    assert not target[0, 0, 32:48].any()  # they are not asked about residue
+    assert torch.allclose(target[0, 0, 48:], torch.tensor(1.0))
+    assert not target[1].any()  # nor about views without a polyp
     (tmp_path / "imagenet.pth").write_bytes(b"no model")
     with pytest.raises(ModelError, match="--teacher"):
         train(of(data), tmp_path / "wrong", RECIPE, print, teachers=[tmp_path / "imagenet.pth"])
+
+
+def test_a_frozen_encoder_stays_as_it_is(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 12)
+    start = train(of(data), tmp_path / "start", replace(RECIPE, epochs=1), print)
+    recipe = replace(RECIPE, epochs=1, freeze_encoder=True)
+    trained = train(of(data), tmp_path / "run", recipe, print, start)
+    before, after = (load_checkpoint(path)[0].state_dict() for path in (start, trained))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if name.startswith("downsample.")]
+    assert {name.split(".")[0] for name in changed} == {"sa", "upsample", "last_blocks"}
+    with pytest.raises(SettingsError, match="--freeze-encoder: needs --start"):
+        train(of(data), tmp_path / "wrong", recipe, print)
 
 
 def constant_model(path: Path, logit: float) -> Path:
