@@ -23,11 +23,9 @@ BRIGHTEST = 220
 TEXTURE, TEXTURE_SIGMA = 1.8, 4.0
 # Pixels that separate a patch from a polyp, the smallest side of a patch, and the largest number of one image.
 FROM_POLYP, SMALLEST_PATCH, PATCHES_OF_IMAGE = 12, 30, 3
-# Fraction of the views with residue, the largest number of pieces in one, and their sides as fractions of the view. In
-# views without a polyp they can cover everything.
-RESIDUE_FRACTION = 0.4
-MOST_PIECES, PIECE_SIDES = 4, (0.08, 0.7)
-MOST_PIECES_ALONE, PIECE_SIDES_ALONE = 10, (0.08, 1.0)
+# Fraction of the views with residue, the largest number of pieces in one, and their sides as fractions of the view.
+RESIDUE_FRACTION, MOST_PIECES = 0.4, 4
+PIECE_SIDES = (0.08, 0.7)
 # All pieces together may hide at most this fraction of the polyps in a view. For each piece this many random positions
 # are tried.
 MOST_HIDDEN, PIECE_TRIES = 0.4, 4
@@ -85,7 +83,7 @@ def _is_residue(patch: np.ndarray) -> bool:
 def lay_residue(
     image: np.ndarray, mask: np.ndarray, patches: Sequence[np.ndarray], random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay pieces of residue over a view. Where they hide a polyp, its mask ends.
+    """Lay one to four pieces of residue over a view. Where they hide a polyp, its mask ends.
 
     Their shapes are irregular and their edges soft or sharp, over wall and over polyps, so that they tell nothing.
 
@@ -99,9 +97,8 @@ def lay_residue(
         New image, and new mask of 0, RESIDUE and 255.
     """
     image, mask, size, polyp = image.copy(), mask.copy(), image.shape[0], np.count_nonzero(mask == 255)
-    most, sides = (MOST_PIECES, PIECE_SIDES) if polyp else (MOST_PIECES_ALONE, PIECE_SIDES_ALONE)
-    for _ in range(random.integers(1, most + 1)):
-        side = max(4, round(size * random.uniform(*sides)))
+    for _ in range(random.integers(1, MOST_PIECES + 1)):
+        side = max(4, round(size * random.uniform(*PIECE_SIDES)))
         cover = _irregular_shape(side, random)
         place = _place(mask, cover, (1 - MOST_HIDDEN) * polyp, random)
         if place is None:
