@@ -23,8 +23,8 @@ from polypstream.models.sa_unet import check_size
 from polypstream.stages.findings import Rules, find_region
 
 PEAKS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
-# At most this fraction of healthy images may have a finding, unless that costs more than this much mean Dice. One missed
-# polyp of 150 images costs more.
+# At most this fraction of healthy images may have a finding, unless that costs more than this much mean Dice. A missed
+# polyp among 150 images costs more.
 MAX_FALSE_ALARMS, MAX_DICE_LOSS = 0.03, 0.005
 # The temperatures that are tried, and the bin centres of the histogram of logits.
 TEMPERATURES = np.geomspace(0.25, 16, 301)
