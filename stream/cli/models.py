@@ -90,7 +90,7 @@ def train(
         bool,
         typer.Option(
             "--freeze-encoder",
-            help="Train the attention and the decoder only. With --start shipped this is faster and forgets less",
+            help="Train the attention and the decoder only, from the weights of --start",
         ),
     ] = False,
     teacher: Annotated[
