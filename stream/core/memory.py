@@ -51,6 +51,6 @@ def give_back_free_memory() -> None:
 def _glibc() -> ctypes.CDLL | None:
     try:
         libc = ctypes.CDLL(None)
-        return libc if libc.malloc_trim and libc.mallopt else None
-    except (AttributeError, OSError, TypeError):  # another C library; Windows has no CDLL(None)
+    except (OSError, TypeError):  # Windows has no CDLL(None)
         return None
+    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None

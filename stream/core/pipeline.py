@@ -454,12 +454,12 @@ class Pipeline(Generic[T]):
         return self._delivering if outputs is self._last else nullcontext()
 
     def _run_sink(self, name: str, sink: Sink[T], input_: Channel[T]) -> None:
-        work, most = self.work[name], sink.most if isinstance(sink, GroupSink) else 1
+        work, group = self.work[name], sink if isinstance(sink, GroupSink) else None
         try:
-            while items := input_.take(most):
+            while items := input_.take(group.most if group else 1):
                 with work:
-                    if isinstance(sink, GroupSink):
-                        sink.write_group(items)
+                    if group:
+                        group.write_group(items)
                     else:
                         sink.write(items[0])
                 work.items += len(items)

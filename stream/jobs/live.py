@@ -189,12 +189,13 @@ class Live:
         self.clips: dict[str, ClipSaver] = {}
         for source in sources:
             self._admit(source, (displays or {}).get(source.name))
+        self._sinks: list[tuple[str, IsolatedSink]] = []
+        self._sinks += self._isolated(sinks)
+
         # Frames of different sources pass a stage at the same time, but only so many that other stages also have cores.
         # More would only wait, and be late.
         most = max(2, usable_cores() // 2)
         self._workers = ThreadPoolExecutor(most)
-        self._sinks: list[tuple[str, IsolatedSink]] = []
-        self._sinks += self._isolated(sinks)
 
         def by_source(name: str, stage: Stage[Frame]) -> tuple[str, Stage[Frame], int]:
             return name, ByKey(stage, _source_of, self._workers), most
@@ -259,9 +260,8 @@ class Live:
             # Streams to one server may differ only in what is not shown of their addresses.
             taken = {taken for taken, _ in (*self._sinks, *prepared)}
             names = (name if number == 1 else f"{name} ({number})" for number in count(1))
-            # The page encodes video; with two cores, one source at a time.
-            at_once = max(1, usable_cores() // 2) if isinstance(sink, Browser) else 1
-            isolated = ParallelSink(sink, at_once) if at_once > 1 else IsolatedSink(sink)
+            half = max(1, usable_cores() // 2)  # the page encodes video; the other cores are for the model
+            isolated = ParallelSink(sink, half) if isinstance(sink, Browser) else IsolatedSink(sink)
             prepared.append((next(each for each in names if each not in taken), isolated))
         return prepared
 
